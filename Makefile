@@ -1,0 +1,44 @@
+# `make demo` and `make test` work on a machine that has only Python (>= 3.10), git and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types docs bench clean
+.DELETE_ON_ERROR:
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The core installation is enough for the demo; the tests take every extra.
+$(VENV)/.core: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.all: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[all,dev]"
+	touch $(VENV)/.core $@
+
+demo: $(VENV)/.core
+	$(BIN)/python -m clipconformity demo -o demo-output
+
+test: lint types docs
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.all
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.all
+	$(BIN)/mypy
+
+docs: $(VENV)/.all
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -b doctest docs docs/_build/doctest
+
+bench: $(VENV)/.all
+	$(BIN)/python benchmarks/conformity_speed.py
+	$(BIN)/python benchmarks/kl_accuracy.py
+	$(BIN)/python benchmarks/kl_coverage.py
+
+clean:
+	rm -rf $(VENV) docs/_build demo-output

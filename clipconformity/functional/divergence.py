@@ -1,0 +1,242 @@
+"""KL divergence between conformity distributions, with its bias, bootstrap intervals and noise floor."""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional._checks import full_precision, result_dtype
+from clipconformity.functional._density import (
+    CELLS_PER_STD,
+    Grid,
+    choose_penalty,
+    fit_log_density,
+)
+
+MIN_SAMPLES = 10
+"""Fewest samples on either side for a KL: below, the two fitted variances say nothing."""
+COARSEST = 8
+"""Most cells read out as one: a quarter of the reference's standard deviation."""
+MOST_CELLS = 256
+"""Most cells read out; a set far away and narrow is read out more coarsely."""
+TAIL_FLOOR = 1e-4
+"""The smooth tail is followed down to this share of one sample's weight per cell, and held constant below."""
+OUTSIDE = 0.25
+"""A value is a lower bound when more than this share of one set lies outside the other's range."""
+
+
+class LowerBoundWarning(UserWarning):
+    """The supports barely overlap, or one set is too narrow to resolve: the KL is finite but only a lower bound."""
+
+
+class Side(NamedTuple):
+    """One side of a divergence: its histogram on the common grid and how many independent samples it is worth."""
+
+    counts: Tensor
+    """Histogram ``(CELLS + 2,)``."""
+    effective: float
+    """Number of independent samples: N over the design effect of groups."""
+
+
+class Readout(NamedTuple):
+    """How histograms are read out: settled once on the observed pair, then shared by all its resamples."""
+
+    factor: int
+    first: int
+    last: int
+    penalties: tuple[float, float]
+    biases: tuple[float, float]
+    """Expected excess of the plug-in value, from the evaluated and from the reference side."""
+    effective: tuple[float, float]
+    starts: tuple[Tensor, Tensor]
+
+
+class Divergences(NamedTuple):
+    """Plug-in divergences ``(B,)`` in nats, before the bias is taken off."""
+
+    forward: Tensor
+    reverse: Tensor
+
+
+@full_precision
+def conformity_kl(evaluated: Tensor, reference: Tensor) -> Tensor:
+    r"""KL divergence between two conformity distributions, KL(evaluated || reference), in nats.
+
+    Both arguments are vectors of conformities from :func:`conformity`: the evaluated samples against the
+    reference's mean, the reference against itself. The reverse divergence is ``conformity_kl(reference, evaluated)``
+    up to the grid, which is always anchored on the second argument.
+
+    .. math:: KL(P, Q) = \int p \log \frac{p}{q}
+
+    The densities are smooth fits to histograms whose cells are 1/32 of the reference's standard deviation, with a
+    penalty under which the smoothest density is a Gaussian; the first-order finite-sample bias, (effective
+    parameters)/2N per side, is taken off, so that sets of different size compare. Not differentiable.
+
+    Args:
+        evaluated: Conformities ``(N,)``, N >= 10.
+        reference: Conformities ``(M,)``, M >= 10.
+
+    Returns:
+        A scalar >= 0 in nats. When the supports barely overlap it is finite, and a lower bound.
+
+    Raises:
+        TypeError: If an argument is not a floating-point tensor.
+        ValueError: If an argument is two-dimensional, too short, or not finite, or the reference is constant.
+
+    Warns:
+        LowerBoundWarning: If the value is only a lower bound.
+
+    Source: B. W. Silverman, *On the estimation of a probability density function by the maximum penalized
+    likelihood method*, 1982, for the penalty; Levi and Gilboa, ICML 2025, for the quantity.
+
+    Example:
+        >>> import torch
+        >>> g = torch.Generator().manual_seed(0)
+        >>> reference = 0.56 + 0.04 * torch.randn(20_000, generator=g)
+        >>> evaluated = 0.58 + 0.04 * torch.randn(20_000, generator=g)  # true KL 0.125
+        >>> round(float(conformity_kl(evaluated, reference)), 2)
+        0.12
+    """
+    check_conformities(evaluated, "evaluated")
+    check_conformities(reference, "reference")
+    grid = anchored_grid(reference.detach())
+    sides = [Side(grid.counts(x.detach()).cpu(), float(len(x))) for x in (evaluated, reference)]
+    if is_lower_bound(*sides):
+        warn_lower_bound()
+    return corrected_kl(*sides).forward.to(evaluated.device, result_dtype(evaluated))
+
+
+def check_conformities(values: Tensor, name: str) -> None:
+    """Refuse anything but a finite floating-point vector of at least ``MIN_SAMPLES`` conformities."""
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{name}: expected a floating-point tensor of conformities, got {got}.")
+    if values.ndim != 1:
+        raise ValueError(
+            f"{name}: expected a vector of conformities, got shape {tuple(values.shape)}; "
+            "compute it from embeddings with clipconformity.functional.conformity."
+        )
+    if len(values) < MIN_SAMPLES:
+        raise ValueError(f"{name}: expected at least {MIN_SAMPLES} conformities, got {len(values)}.")
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(f"{name}: expected finite conformities, got NaN or infinite values.")
+
+
+def anchored_grid(reference: Tensor) -> Grid:
+    """Grid whose cells are 1/32 of the reference conformities' standard deviation.
+
+    Raises:
+        ValueError: If the reference's conformities do not vary beyond rounding.
+    """
+    values = reference.double()
+    std = float(values.std())
+    if std < 1e-8:
+        raise ValueError(
+            f"reference: its conformities do not vary (std {std:.1e}), so nothing can be compared with them; "
+            "check that the reference holds different samples."
+        )
+    return Grid(float(values.mean()), std / CELLS_PER_STD)
+
+
+def is_lower_bound(evaluated: Side, reference: Side) -> bool:
+    """Whether KL(evaluated || reference) is only a lower bound at these samples."""
+    used = reference.counts.nonzero().flatten()
+    inside = evaluated.counts[int(used[0]) : int(used[-1]) + 1].sum()
+    outside = 1 - float(inside / evaluated.counts.sum())
+    overflow = float((evaluated.counts[0] + evaluated.counts[-1]) / evaluated.counts.sum())
+    return outside > OUTSIDE or overflow > 0.001 or _std(evaluated.counts) < 1
+
+
+def warn_lower_bound() -> None:
+    """Say once, at the caller's line, that a value is only a lower bound."""
+    warnings.warn(
+        "the two conformity distributions barely overlap, or one is too narrow to resolve: "
+        "the KL divergence is only a lower bound.",
+        LowerBoundWarning,
+        stacklevel=4,
+    )
+
+
+def corrected_kl(evaluated: Side, reference: Side) -> Divergences:
+    """Bias-corrected divergences of one pair, cut at 0, each a scalar."""
+    readout = plan(evaluated, reference)
+    return corrected(readout, plug_in(readout, evaluated.counts[None], reference.counts[None]), squeeze=True)
+
+
+def corrected(readout: Readout, values: Divergences, squeeze: bool = False) -> Divergences:
+    """Take the bias off plug-in divergences and cut at 0."""
+    cut = [(value - sum(readout.biases)).clamp_min(0) for value in values]
+    return Divergences(*(value[0] if squeeze else value for value in cut))
+
+
+def plan(evaluated: Side, reference: Side) -> Readout:
+    """Settle cell width, window and smoothing on the observed pair."""
+    counts = [_folded(side.counts) for side in (evaluated, reference)]
+    stds = [_std(side.counts) for side in (evaluated, reference)]
+    factor = COARSEST
+    while factor > 1 and factor * 4 > min(stds):
+        factor //= 2
+    span = (counts[0] + counts[1]).nonzero().flatten()
+    while int(span[-1] - span[0]) > factor * MOST_CELLS:
+        factor *= 2
+    coarse = [_coarsened(x, factor) for x in counts]
+    used = (coarse[0] + coarse[1]).nonzero().flatten()
+    margin = int(max(stds) / factor) + 2
+    first, last = max(0, int(used[0]) - margin), min(len(coarse[0]), int(used[-1]) + 1 + margin)
+    penalties, biases, starts = [], [], []
+    for x, std, side in zip(coarse, stds, (evaluated, reference), strict=True):
+        weighed = x[first:last] * (side.effective / x.sum())
+        penalty, freedom = choose_penalty(weighed, max(std / factor, 0.5))
+        eta = fit_log_density(weighed[None], torch.tensor(penalty, dtype=torch.float64))
+        penalties.append(penalty)
+        biases.append((freedom - 1) / (2 * side.effective))
+        starts.append(eta)
+    effective = (evaluated.effective, reference.effective)
+    return Readout(
+        factor,
+        first,
+        last,
+        (penalties[0], penalties[1]),
+        (biases[0], biases[1]),
+        effective,
+        (starts[0], starts[1]),
+    )
+
+
+def plug_in(readout: Readout, evaluated: Tensor, reference: Tensor) -> Divergences:
+    """Plug-in divergences of histograms ``(B, CELLS + 2)`` under a settled read-out."""
+    logs, probabilities = [], []
+    for i, histograms in enumerate((evaluated, reference)):
+        coarse = _coarsened(_folded(histograms), readout.factor)[:, readout.first : readout.last]
+        weighed = coarse * (readout.effective[i] / coarse.sum(1, keepdim=True))
+        eta = fit_log_density(weighed, torch.tensor(readout.penalties[i], dtype=torch.float64), start=readout.starts[i])
+        eta = eta - torch.logsumexp(eta, 1, keepdim=True)
+        probabilities.append(eta.exp())
+        floor = torch.tensor(TAIL_FLOOR / readout.effective[i], dtype=torch.float64).log()
+        logs.append(eta.clamp_min(float(floor)))
+    p, q = probabilities
+    # The floor stands on the denominator's side only: a log-probability never meets -inf there.
+    forward = (p * (p.clamp_min(1e-300).log() - logs[1])).sum(1)
+    reverse = (q * (q.clamp_min(1e-300).log() - logs[0])).sum(1)
+    return Divergences(forward, reverse)
+
+
+def _folded(counts: Tensor) -> Tensor:
+    """Put the overflow counts into the outermost cells, ``(..., CELLS + 2)`` to ``(..., CELLS)``."""
+    inner = counts[..., 1:-1].clone()
+    inner[..., 0] += counts[..., 0]
+    inner[..., -1] += counts[..., -1]
+    return inner
+
+
+def _coarsened(counts: Tensor, factor: int) -> Tensor:
+    return counts.unflatten(-1, (-1, factor)).sum(-1)
+
+
+def _std(counts: Tensor) -> float:
+    cell = torch.arange(len(counts), dtype=counts.dtype, device=counts.device)
+    mean = counts @ cell / counts.sum()
+    return float((counts @ (cell - mean).square() / counts.sum()).sqrt())

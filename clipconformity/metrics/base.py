@@ -1,0 +1,255 @@
+"""Base of the metric classes: what they stream, how they synchronise, and where the encoder lives."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.exceptions import TorchMetricsUserError
+
+from clipconformity.encoders.protocol import Encoder
+from clipconformity.functional._checks import check_matrix, check_same_dim
+from clipconformity.functional.divergence import anchored_grid
+from clipconformity.moments import Groups, Layout, Moments
+from clipconformity.reference import ReferenceSet, TooFewSamplesError, check_stream
+
+EVALUATED, REAL = "", "real_"
+"""Prefixes of the two sides' states; the real one exists where no reference was given."""
+
+Sides = dict[str, Moments]
+
+
+class EmbeddingMetric(Metric):
+    """Streams raw embeddings, or what an encoder makes of images and texts.
+
+    The encoder is no part of the module tree: it is neither saved nor moved, a clone shares it, and a pickle holds
+    its spec. States are float64 whatever dtype a parent module is cast to.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    higher_is_better: bool | None = None
+
+    def __init__(
+        self,
+        reference: ReferenceSet | None = None,
+        *,
+        encoder: Encoder | None = None,
+        embed_dim: int | None = None,
+        max_samples: int = 10_000,
+        allow_normalized: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.embed_dim = _told_dimension(type(self).__name__, reference, encoder, embed_dim)
+        if reference is not None and encoder is not None and reference.encoder_id is not None:
+            reference.check_encoder(encoder.spec, getattr(encoder, "id", None))
+        self.max_samples = max_samples
+        self.allow_normalized = allow_normalized or (reference is not None and reference.normalized)
+        # Past nn.Module.__setattr__, which would register an encoder that is a module.
+        self.__dict__.update(_encoder=encoder, _encoder_spec=None, _reference=reference)
+        self._seen = 0
+        self._layouts = self._make_layouts()
+        for prefix, layout in self._layouts.items():
+            for name, value in layout.zeros().items():
+                self.add_state(prefix + name, value, dist_reduce_fx="cat" if isinstance(value, list) else "sum")
+
+    def _make_layouts(self) -> dict[str, Layout]:
+        """Say what either side accumulates: here, conformity to the reference or, without one, two row samples."""
+        reference = self.reference
+        if reference is None:
+            real = Layout(self.embed_dim, buckets=1, max_samples=self.max_samples, second_moment=True)
+            return {EVALUATED: Layout(self.embed_dim, max_samples=self.max_samples), REAL: real}
+        grid = anchored_grid(reference.conformities)
+        layout = Layout(self.embed_dim, direction=reference.unit_mean, grid=grid, max_samples=self.max_samples)
+        return {EVALUATED: layout}
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """The encoder that turns images and texts into embeddings; after unpickling, loaded by its spec."""
+        if self.__dict__["_encoder"] is None and self.__dict__["_encoder_spec"] is not None:
+            from clipconformity.encoders import load_encoder
+
+            self.__dict__["_encoder"] = load_encoder(self.__dict__["_encoder_spec"])
+        return cast("Encoder | None", self.__dict__["_encoder"])
+
+    @property
+    def reference(self) -> ReferenceSet | None:
+        """The reference given at construction."""
+        return cast("ReferenceSet | None", self.__dict__["_reference"])
+
+    @property
+    def num_samples(self) -> int:
+        """Number of evaluated samples so far, on all ranks."""
+        with self._synced():
+            return int(self._sides()[EVALUATED].total)
+
+    @property
+    def exact(self) -> bool:
+        """Whether what is not additive rests on every sample so far rather than on the row sample."""
+        with self._synced():
+            return all(float(side.total) <= self.max_samples for side in self._sides().values())
+
+    def update(self, batch: Any, *, real: bool = False, groups: Groups | None = None) -> None:
+        """Take in a batch.
+
+        Args:
+            batch: Raw embeddings ``(N, D)``, or images or texts if there is an encoder.
+            real: Whether these are rows of the reference. Where a reference was given at construction, or none is
+                needed, real rows are left out.
+            groups: One id for each row; rows of one group, such as the captions of one image, are dependent.
+
+        Raises:
+            TypeError: If the batch is neither embeddings nor something that the encoder takes.
+            ValueError: If the shape, the dimension or the groups do not fit. Bad values are reported by ``compute``.
+        """
+        embeddings = self._encode(batch)
+        prefix = REAL if real else EVALUATED
+        if prefix in self._layouts:
+            self._sides()[prefix].update(embeddings, groups, self._seen)
+            self._seen += len(embeddings)
+
+    def forward(self, batch: Any, *, real: bool = False, groups: Groups | None = None) -> Any:
+        """Accumulate the batch, and give its own value: NaN where it is too small for one, and for real rows."""
+        if self._is_synced:
+            raise TorchMetricsUserError("forward was called on a synchronised metric; call unsync first.")
+        embeddings = self._encode(batch)
+        self.update(embeddings, real=real, groups=groups)
+        sides = self._sides()  # the batch is compared with all real rows so far
+        layout = self._layouts[EVALUATED]
+        sides[EVALUATED] = Moments(layout, layout.zeros(self._sides()[EVALUATED]["count"].device))
+        with torch.no_grad():
+            if not real:
+                sides[EVALUATED].update(embeddings, groups)
+            try:
+                self._forward_cache = self._read(sides)
+            except TooFewSamplesError:
+                self._forward_cache = self._nothing(sides)
+        return self._forward_cache
+
+    def compute(self) -> Any:
+        """Read out the metric over everything so far, on all ranks.
+
+        Raises:
+            ValueError: If there are too few samples, or rows that were zero, NaN, infinite or L2-normalised.
+        """
+        return self._read(self._sides())
+
+    def _read(self, sides: Sides) -> Any:
+        """Read the value out of checked or unchecked sides."""
+        raise TypeError(f"{type(self).__name__} is a base class; use one of the metrics built on it.")
+
+    def _nothing(self, sides: Sides) -> Any:
+        """Give the value of a batch that is too small for one."""
+        return torch.tensor(float("nan"))
+
+    def _encode(self, batch: Any) -> Tensor:
+        embeddings = encode_batch(batch, self.encoder)
+        check_same_dim(embeddings, self.embed_dim, "batch", "this metric")
+        return embeddings
+
+    def _sides(self) -> Sides:
+        return {
+            prefix: Moments(layout, {name: getattr(self, prefix + name) for name in layout.names()})
+            for prefix, layout in self._layouts.items()
+        }
+
+    def _checked(self, sides: Sides, prefix: str = EVALUATED, min_samples: int = 2) -> Moments:
+        check_stream(sides[prefix], self.allow_normalized, min_samples)
+        return sides[prefix]
+
+    def _reference_of(self, sides: Sides) -> ReferenceSet | None:
+        """Give the reference from construction, else the one that the real rows make, else None."""
+        if REAL not in sides or float(sides[REAL].total + sides[REAL]["checks"][0]) == 0:
+            return self.reference
+        return ReferenceSet.from_moments(self._checked(sides, REAL), allow_normalized=self.allow_normalized)
+
+    @contextmanager
+    def _synced(self) -> Iterator[None]:
+        """Synchronise for a read-out beside ``compute``."""
+        if self._is_synced:
+            yield
+            return
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync):
+            yield
+
+    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
+        for side in self._sides().values():  # a rank without rows still sends an empty sample of the right kind
+            if side.layout.max_samples:
+                side.replace_sample(side.sample())
+        super()._sync_dist(*args, **kwargs)
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        self._seen = 0
+        super().reset()
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot one or several values of ``compute`` or ``forward``; returns ``(figure, axes)``."""
+        return self._plot(val, ax)
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> EmbeddingMetric:
+        """Do nothing: states stay float64, in which a stream of any length adds up."""
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:
+        def move(tensor: Tensor) -> Tensor:
+            device = fn(torch.empty(0, device=tensor.device)).device
+            return tensor.to("cpu" if device.type == "mps" else device)  # MPS has no float64
+
+        return super()._apply(move, exclude_state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if state["_encoder"] is not None:
+            state["_encoder_spec"] = state["_encoder"].spec
+        return state | {"_encoder": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EmbeddingMetric:
+        state = super().__getstate__()
+        shared = {name: state.pop(name) for name in ("_encoder", "_reference", "_layouts")}
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__setstate__({**copy.deepcopy(state, memo), **shared})
+        return new
+
+
+def encode_batch(batch: Any, encoder: Encoder | None) -> Tensor:
+    """Give the raw embeddings of a batch: a two-dimensional tensor is taken for embeddings and passes through.
+
+    Raises:
+        TypeError: If the batch is no such tensor and there is no encoder.
+        ValueError: If a tensor has another shape and there is no encoder.
+    """
+    if isinstance(batch, Tensor) and (batch.ndim == 2 or encoder is None):
+        return check_matrix(batch, "batch")
+    if encoder is None:
+        raise TypeError(
+            f"batch: expected raw embeddings of shape (N, D), got {type(batch).__name__}; "
+            "for images or texts construct the metric with encoder=load_encoder(...)."
+        )
+    return check_matrix(encoder(batch), "batch")
+
+
+def _told_dimension(name: str, reference: ReferenceSet | None, encoder: Encoder | None, embed_dim: int | None) -> int:
+    if reference is not None and not isinstance(reference, ReferenceSet):
+        raise TypeError(f"reference: expected a ReferenceSet, got {type(reference).__name__}.")
+    dims = {
+        "reference": None if reference is None else reference.embed_dim,
+        "encoder": None if encoder is None else encoder.embed_dim,
+        "embed_dim": embed_dim,
+    }
+    told = {source: dim for source, dim in dims.items() if dim is not None}
+    if not told:
+        raise ValueError(
+            f"{name} needs to know the dimension of the embeddings: give a reference (ReferenceSet), "
+            "an encoder, or embed_dim."
+        )
+    if len(set(told.values())) > 1:
+        raise ValueError(f"dimensions differ: {told}; encoder and reference must belong together.")
+    return next(iter(told.values()))

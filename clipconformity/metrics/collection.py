@@ -1,0 +1,74 @@
+"""A ready collection that encodes each batch once."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torchmetrics import MetricCollection
+
+from clipconformity.encoders.protocol import Encoder
+from clipconformity.metrics.base import encode_batch
+from clipconformity.metrics.distribution import Conformity, ConformityKL, EmbeddingNorm
+from clipconformity.moments import Groups
+from clipconformity.reference import ReferenceSet
+
+
+class ConformityMetrics(MetricCollection):
+    """:class:`Conformity`, :class:`ConformityKL` and :class:`EmbeddingNorm` against one reference.
+
+    A batch of images or texts is encoded once, in ``update`` and in ``forward``; the two conformity metrics share
+    their state.
+
+    Args:
+        reference: Set to compare with.
+        encoder: Turns images and texts into embeddings.
+        max_samples: Rows kept by each metric.
+        allow_normalized: Take L2-normalised embeddings.
+        prefix: Put before every key.
+        postfix: Put after every key.
+
+    Raises:
+        ValueError: If encoder and reference have different dimensions.
+
+    Example:
+        >>> import torch
+        >>> import clipconformity as cc
+        >>> g = torch.Generator().manual_seed(0)
+        >>> metrics = cc.ConformityMetrics(cc.ReferenceSet.fit(torch.randn(500, 16, generator=g) + 1))
+        >>> metrics.update(torch.randn(100, 16, generator=g) + 1)
+        >>> sorted(metrics.compute())[:2]
+        ['ConformityKL', 'centered_norm_mean']
+    """
+
+    def __init__(
+        self,
+        reference: ReferenceSet,
+        *,
+        encoder: Encoder | None = None,
+        max_samples: int = 10_000,
+        allow_normalized: bool = False,
+        prefix: str | None = None,
+        postfix: str | None = None,
+    ) -> None:
+        conformity = Conformity(reference, encoder=encoder, max_samples=max_samples, allow_normalized=allow_normalized)
+        norm = EmbeddingNorm(
+            encoder=encoder,
+            embed_dim=reference.embed_dim,
+            max_samples=max_samples,
+            allow_normalized=conformity.allow_normalized,
+        )
+        kl = ConformityKL(reference, encoder=encoder, max_samples=max_samples, allow_normalized=allow_normalized)
+        super().__init__([conformity, kl, norm], prefix=prefix, postfix=postfix)
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """The encoder that the metrics share."""
+        return cast("EmbeddingNorm", self["EmbeddingNorm"]).encoder
+
+    def update(self, batch: Any, *, real: bool = False, groups: Groups | None = None) -> None:
+        """Encode a batch once and take it into every metric; arguments as of the metrics."""
+        super().update(encode_batch(batch, self.encoder), real=real, groups=groups)
+
+    def forward(self, batch: Any, *, real: bool = False, groups: Groups | None = None) -> dict[str, Any]:
+        """Encode a batch once, accumulate it, and give its own values."""
+        return super().forward(encode_batch(batch, self.encoder), real=real, groups=groups)

@@ -1,0 +1,408 @@
+"""Reference sets: what evaluated samples are compared with, built once, saved, checked and merged."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipconformity._files import replacing
+from clipconformity.encoders.protocol import Encoder
+from clipconformity.functional import conformity
+from clipconformity.functional._checks import check_matrix, check_same_dim
+from clipconformity.functional.conformity import ConformityFit, conformity_fit, own_set_conformity
+from clipconformity.moments import Groups, Layout, Moments, Sample
+
+FORMAT = "clipconformity-reference"
+FORMAT_VERSION = "1"
+MODALITIES = ("image", "text")
+_TENSORS = ("mean", "unit_sum", "covariance", "sample_rows", "sample_keys", "sample_groups")
+
+
+class TooFewSamplesError(ValueError):
+    """There are too few samples for a read-out; more of them mend it."""
+
+
+class ReferenceSet:
+    """Statistics of a reference set of *raw* embeddings, such as MS-COCO's images under one encoder.
+
+    Counts, means, covariance and self-conformity are exact whatever the size, and merge exactly. Conformities and
+    their fit come from a row sample under the final mean: exact while the set has at most ``max_samples`` rows,
+    approximate beyond, and in both cases the same whatever the order of batches or parts.
+
+    Build one with :meth:`fit` or :meth:`load`.
+
+    Attributes:
+        count: Number of embeddings N.
+        embed_dim: Dimension D.
+        mean: Raw mean m, ``(D,)`` float64.
+        unit_mean: Mean unit vector m_u, ``(D,)`` float64.
+        covariance: Sample covariance of the raw embeddings, ``(D, D)`` float64.
+        sample: Row sample: raw embeddings ``(k, D)`` float32, their keys and groups.
+        spec: The encoder, as ``load_encoder`` takes it; None if not told.
+        encoder_id: What the encoder was: hash of its weights, preprocessing, precision, backend; None if not told.
+        modality: ``"image"``, ``"text"`` or None.
+        dataset: Free text: what the samples are.
+        normalized: Whether the embeddings were L2-normalised; then their norms mean nothing.
+        grouped: Whether rows belong to groups, such as the captions of one image.
+        max_samples: The most rows kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        count: int,
+        mean: Tensor,
+        unit_sum: Tensor,
+        covariance: Tensor,
+        sample: Sample,
+        spec: str | None = None,
+        encoder_id: dict[str, str] | None = None,
+        modality: str | None = None,
+        dataset: str | None = None,
+        normalized: bool = False,
+        grouped: bool = False,
+        max_samples: int = 10_000,
+    ) -> None:
+        if modality is not None and modality not in MODALITIES:
+            raise ValueError(f"modality: expected 'image', 'text' or None, got {modality!r}.")
+        self.count = count
+        self.mean = mean
+        self.unit_sum = unit_sum
+        self.covariance = covariance
+        self.sample = sample
+        self.spec = spec
+        self.encoder_id = encoder_id
+        self.modality = modality
+        self.dataset = dataset
+        self.normalized = normalized
+        self.grouped = grouped
+        self.max_samples = max_samples
+
+    def __repr__(self) -> str:
+        about = [f"count={self.count}", f"embed_dim={self.embed_dim}"]
+        for name in ("spec", "modality", "dataset"):
+            value = getattr(self, name)
+            if value is not None:
+                about.append(f"{name}={value!r}")
+        return f"ReferenceSet({', '.join(about)})"
+
+    @classmethod
+    def fit(
+        cls,
+        embeddings_or_batches: Tensor | np.ndarray | Iterable[Tensor | np.ndarray],
+        *,
+        spec: str | Encoder | None = None,
+        modality: str | None = None,
+        dataset: str | None = None,
+        groups: Groups | None = None,
+        max_samples: int = 10_000,
+        allow_normalized: bool = False,
+    ) -> ReferenceSet:
+        """Build a reference from raw embeddings, given at once or as batches that are read once.
+
+        Args:
+            embeddings_or_batches: ``(N, D)``, or an iterable of ``(n, D)``; before L2 normalisation.
+            spec: The encoder that made them: its spec, or itself, which also records what it was.
+            modality: ``"image"`` or ``"text"``.
+            dataset: What they are, such as ``"coco val2017"``.
+            groups: One id for each row, over all batches; rows of one group are not independent.
+            max_samples: Rows kept for what is not additive.
+            allow_normalized: Take L2-normalised rows, recorded in :attr:`normalized`.
+
+        Raises:
+            TypeError: If the embeddings are not floating-point arrays.
+            ValueError: If there are fewer than two samples, dimensions differ, a row is zero, NaN or infinite, all
+                rows are L2-normalised, or ``groups`` does not fit.
+
+        Example:
+            >>> import torch
+            >>> g = torch.Generator().manual_seed(0)
+            >>> ReferenceSet.fit((torch.randn(50, 8, generator=g) + 1 for _ in range(4)), modality="image")
+            ReferenceSet(count=200, embed_dim=8, modality='image')
+        """
+        if max_samples < 2:
+            raise ValueError(f"max_samples: expected at least 2, got {max_samples}.")
+        moments: Moments | None = None
+        seen = 0
+        for batch in _batches(embeddings_or_batches):
+            if moments is None:
+                layout = Layout(batch.shape[1], buckets=1, max_samples=max_samples, second_moment=True)
+                moments = Moments(layout)
+            check_same_dim(batch, moments.layout.dim, "a later batch", "the first")
+            part = None if groups is None else groups[seen : seen + len(batch)]
+            moments.update(batch.cpu(), part, seen)
+            seen += len(batch)
+        if moments is None:
+            raise ValueError("embeddings_or_batches: expected at least 2 samples, got an empty iterable.")
+        if groups is not None and len(groups) != seen:
+            raise ValueError(f"groups: expected one id for each of the {seen} samples, got {len(groups)}.")
+        return cls.from_moments(
+            moments, spec=spec, modality=modality, dataset=dataset, allow_normalized=allow_normalized
+        )
+
+    @classmethod
+    def from_moments(
+        cls,
+        moments: Moments,
+        *,
+        spec: str | Encoder | None = None,
+        modality: str | None = None,
+        dataset: str | None = None,
+        allow_normalized: bool = False,
+    ) -> ReferenceSet:
+        """Read a reference out of accumulated moments with a second moment and a row sample."""
+        check_stream(moments, allow_normalized)
+        count = int(moments.total)
+        return cls(
+            count=count,
+            mean=moments.mean.cpu(),
+            unit_sum=moments["unit_sum"].sum(0).cpu(),
+            covariance=moments.covariance.cpu(),
+            sample=Sample(*(part.cpu() for part in moments.good_sample())),
+            spec=spec if spec is None or isinstance(spec, str) else spec.spec,
+            encoder_id=None if spec is None or isinstance(spec, str) else spec.id,
+            modality=modality,
+            dataset=dataset,
+            normalized=is_normalized(moments),
+            grouped=bool(moments["checks"][2] > 0),
+            max_samples=moments.layout.max_samples,
+        )
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimension D of the embeddings."""
+        return len(self.mean)
+
+    @property
+    def unit_mean(self) -> Tensor:
+        """Mean of the unit vectors u = v/|v|, ``(D,)`` float64; its norm is below 1."""
+        return self.unit_sum / self.count
+
+    @property
+    def self_conformity(self) -> Tensor:
+        """Mean pairwise cosine of the set, exact, in [-1, 1]: low is varied."""
+        return own_set_conformity(self.unit_mean @ self.unit_mean, self.count)
+
+    @property
+    def self_conformity_se(self) -> Tensor:
+        """Standard error of :attr:`self_conformity`, from the row sample; groups count as one."""
+        values = self.conformities
+        clusters = torch.arange(len(values))
+        if self.grouped:
+            _, clusters = self.sample.groups.unique(return_inverse=True)
+        sums = torch.zeros(len(values), dtype=torch.float64).index_add_(0, clusters, values - values.mean())
+        return 2 * (sums.square().sum() / len(values) / self.count).sqrt()
+
+    @property
+    def exact(self) -> bool:
+        """Whether :attr:`conformities` are those of every sample, not of the row sample."""
+        return self.count <= self.max_samples
+
+    @cached_property
+    def conformities(self) -> Tensor:
+        """Conformity of the sampled rows inside the set, self excluded, ``(k,)`` float64."""
+        cosine = conformity(self.sample.rows.double(), self)
+        return own_set_conformity(cosine, self.count)
+
+    @cached_property
+    def conformity_fit(self) -> ConformityFit:
+        """Least squares between exact and estimated conformity on the row sample."""
+        return conformity_fit(self.sample.rows.double())
+
+    @property
+    def norms(self) -> Tensor:
+        """Norms of the sampled rows, ``(k,)`` float64."""
+        return torch.linalg.vector_norm(self.sample.rows.double(), dim=1)
+
+    def check_encoder(self, spec: str | None, encoder_id: dict[str, str] | None) -> list[str]:
+        """Compare an encoder with the reference's.
+
+        Args:
+            spec: Its spec, if known.
+            encoder_id: Its identity, if known; where both are known, specs may differ.
+
+        Returns:
+            What differs without mattering much, precision or backend, in words; a warning says it too.
+
+        Raises:
+            ValueError: If weights or preprocessing differ, or where only specs are known, these.
+        """
+        if encoder_id is None or self.encoder_id is None:
+            if spec is not None and self.spec is not None and spec != self.spec:
+                raise ValueError(
+                    f"the samples come from encoder {spec!r} and the reference from {self.spec!r}; "
+                    "encode both with the same one."
+                )
+            return []
+        remarks = []
+        for part in sorted(set(encoder_id) | set(self.encoder_id)):
+            mine, theirs = self.encoder_id.get(part), encoder_id.get(part)
+            if mine == theirs:
+                continue
+            message = f"{part} of the encoder: the reference ({self.spec}) has {mine}, the samples ({spec}) {theirs}"
+            if part in ("weights", "preprocessing"):
+                raise ValueError(f"{message}; encode both with the same one.")
+            warnings.warn(f"{message}; conformities may differ slightly.", stacklevel=3)
+            remarks.append(message)
+        return remarks
+
+    def merge(self, other: ReferenceSet) -> ReferenceSet:
+        """Join two references of different samples into a new one; neither changes.
+
+        Raises:
+            TypeError: If ``other`` is not a ``ReferenceSet``.
+            ValueError: If encoder, modality, dimension or normalisation differ, or both hold the same samples.
+        """
+        if not isinstance(other, ReferenceSet):
+            raise TypeError(f"other: expected a ReferenceSet, got {type(other).__name__}.")
+        if self.encoder_id is not None and other.encoder_id is not None:
+            self.check_encoder(other.spec, other.encoder_id)
+        names = ("embed_dim", "modality", "normalized", "grouped")
+        for name in names if self.encoder_id and other.encoder_id else ("spec", *names):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise ValueError(
+                    f"cannot merge references of different {name}: {mine!r} and {theirs!r}; "
+                    "build both with the same encoder and of the same kind."
+                )
+        if self.count == other.count and torch.equal(self.sample.keys, other.sample.keys):
+            raise ValueError("cannot merge a reference with itself: every sample would count twice.")
+        size = min(self.max_samples, other.max_samples)
+        both = Sample(*(torch.cat(parts) for parts in zip(self.sample, other.sample, strict=True)))
+        count = self.count + other.count
+        mean = (self.count * self.mean + other.count * other.mean) / count
+        scatter = torch.zeros_like(self.covariance)
+        for part in (self, other):
+            apart = part.mean - mean
+            scatter += (part.count - 1) * part.covariance + part.count * torch.outer(apart, apart)
+        datasets = sorted({d for part in (self, other) for d in (part.dataset or "").split(" + ") if d})
+        return ReferenceSet(
+            count=count,
+            mean=mean,
+            unit_sum=self.unit_sum + other.unit_sum,
+            covariance=scatter / (count - 1),
+            sample=both.smallest(size),
+            spec=self.spec,
+            encoder_id=self.encoder_id,
+            modality=self.modality,
+            dataset=" + ".join(datasets) or None,
+            normalized=self.normalized,
+            grouped=self.grouped,
+            max_samples=size,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Say what the reference is: the fields that its file carries as metadata."""
+        names = (
+            "count",
+            "embed_dim",
+            "spec",
+            "encoder_id",
+            "modality",
+            "dataset",
+            "normalized",
+            "grouped",
+            "max_samples",
+        )
+        return {name: getattr(self, name) for name in names}
+
+    def save(self, path: Path | str) -> None:
+        """Write a safetensors file with metadata; the file appears whole or not at all.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        from clipconformity import __version__
+
+        parts = (self.mean, self.unit_sum, self.covariance, *self.sample)
+        tensors = {name: part.contiguous() for name, part in zip(_TENSORS, parts, strict=True)}
+        about = {"format": FORMAT, "format_version": FORMAT_VERSION, "library_version": __version__}
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, about | {"reference": json.dumps(self.describe())})
+
+    @classmethod
+    def load(cls, path: Path | str) -> ReferenceSet:
+        """Read a reference written by :meth:`save`.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not a reference, is damaged, or comes from a newer format.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such reference file; build one with `clipconformity reference`.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: not a readable safetensors file ({error}).") from None
+        if metadata.get("format") != FORMAT or set(tensors) != set(_TENSORS):
+            raise ValueError(f"{path}: not a reference set; build one with `clipconformity reference`.")
+        if metadata.get("format_version") != FORMAT_VERSION:
+            raise ValueError(
+                f"{path}: reference format {metadata.get('format_version')}, this version reads "
+                f"{FORMAT_VERSION}; use a newer clipconformity."
+            )
+        return cls._checked(path, json.loads(metadata["reference"]), tensors)
+
+    @classmethod
+    def _checked(cls, path: Path, about: dict[str, Any], tensors: dict[str, Tensor]) -> ReferenceSet:
+        dim, kept = about.pop("embed_dim"), min(about["count"], about["max_samples"])
+        shapes = ((dim,), (dim,), (dim, dim), (kept, dim), (kept,), (kept,))
+        for name, shape in zip(_TENSORS, shapes, strict=True):
+            if tuple(tensors[name].shape) != shape or not bool(torch.isfinite(tensors[name]).all()):
+                raise ValueError(f"{path}: damaged: {name} is not a finite tensor of shape {shape}.")
+        parts = [tensors[name] for name in _TENSORS]
+        sample = Sample(parts[3], parts[4], parts[5])
+        return cls(mean=parts[0], unit_sum=parts[1], covariance=parts[2], sample=sample, **about)
+
+
+def _batches(source: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -> Iterable[Tensor]:
+    parts = [source] if isinstance(source, (Tensor, np.ndarray)) else source
+    for part in parts:
+        if isinstance(part, np.ndarray) and part.dtype.kind == "f":
+            yield check_matrix(torch.from_numpy(np.ascontiguousarray(part)), "embeddings_or_batches")
+        else:
+            yield check_matrix(part, "embeddings_or_batches")  # refuses what is no tensor
+
+
+def is_normalized(moments: Moments) -> bool:
+    """Whether every row has unit norm, so that the embeddings were normalised before they came here."""
+    return bool(moments["checks"][1] == moments.total)
+
+
+def check_stream(moments: Moments, allow_normalized: bool, min_samples: int = 2) -> None:
+    """Report what a stream counted without stopping: bad rows, normalised rows, too few rows.
+
+    Raises:
+        ValueError: For any of them, with the way out.
+    """
+    bad, total = int(moments["checks"][0]), int(moments.total)
+    if bad:
+        raise ValueError(
+            f"{bad} of {bad + total} embeddings were zero or held NaN or infinite values; "
+            "remove them, or look at the model that made them."
+        )
+    if total < min_samples:
+        raise TooFewSamplesError(f"expected at least {min_samples} samples, got {total}; add more.")
+    if 0 < float(moments["checks"][2]) < total:
+        raise ValueError("groups: some samples came with group ids and some without; give them for all or for none.")
+    if not allow_normalized and is_normalized(moments):
+        raise ValueError(
+            f"all {total} embeddings have norm 1: they were L2-normalised, and the norms and the geometry are lost. "
+            "Use the projection output before normalisation (get_image_features in transformers, encode_image with "
+            "normalize=False in open_clip), or pass allow_normalized=True if conformity is all that is needed."
+        )

@@ -1,0 +1,34 @@
+"""Sources of samples: embedding files, image folders, caption files, and a procedural world."""
+
+from clipconformity.datasets.captions import Captions, read_captions
+from clipconformity.datasets.embeddings import EmbeddingFile, read_embeddings, write_embeddings
+from clipconformity.datasets.images import list_images
+from clipconformity.datasets.scenes import (
+    Scene,
+    caption_is_true,
+    draw_scene,
+    generic_caption,
+    sample_scenes,
+    scene_captions,
+    scene_log_frequency,
+    specific_caption,
+    write_coco_scenes,
+)
+
+__all__ = [
+    "Captions",
+    "EmbeddingFile",
+    "Scene",
+    "caption_is_true",
+    "draw_scene",
+    "generic_caption",
+    "list_images",
+    "read_captions",
+    "read_embeddings",
+    "sample_scenes",
+    "scene_captions",
+    "scene_log_frequency",
+    "specific_caption",
+    "write_coco_scenes",
+    "write_embeddings",
+]

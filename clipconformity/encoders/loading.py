@@ -1,0 +1,70 @@
+"""From a spec to an encoder."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import torch
+
+from clipconformity.encoders.base import BaseEncoder
+
+TINY = Path(__file__).parent / "tiny_checkpoint"
+"""The embedded default: an ordinary transformers checkpoint directory."""
+KINDS = ("tiny", "open_clip:", "hf:")
+
+
+def load_encoder(
+    spec: str | Path, device: str | torch.device | None = None, *, dtype: torch.dtype = torch.float32
+) -> BaseEncoder:
+    """Load an encoder that gives raw embeddings.
+
+    Args:
+        spec: ``"tiny"``, the small CLIP that comes with the package; ``"open_clip:ViT-B-32/openai"``, a model and its
+            pretrained tag or local checkpoint, split at the first ``/``, or ``"open_clip:hf-hub:..."``;
+            ``"hf:openai/clip-vit-base-patch32"``, a transformers model; or a local directory of one.
+        device: Where to run; CUDA if present.
+        dtype: Precision of the model's arithmetic, by autocast; embeddings are float32 always.
+
+    Raises:
+        ValueError: If the spec is unknown or the model is no dual encoder.
+        FileNotFoundError: If the model cannot be found or downloaded.
+        ImportError: If the extra that it needs is not installed.
+
+    Example:
+        >>> import clipconformity as cc
+        >>> cc.load_encoder("tiny", device="cpu").encode_text(["a red circle"]).shape[0]
+        1
+    """
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name = str(spec)
+    if name.startswith("open_clip:"):
+        from clipconformity.encoders.open_clip import OpenCLIPEncoder
+
+        model = name.removeprefix("open_clip:")
+        hub = model.startswith(("hf-hub:", "local-dir:"))
+        model, _, pretrained = (model, "", "") if hub else model.partition("/")
+        if not model:
+            raise ValueError(f"{name}: expected 'open_clip:MODEL/PRETRAINED', such as 'open_clip:ViT-B-32/openai'.")
+        return OpenCLIPEncoder(model, pretrained or None, spec=name, device=where, dtype=dtype)
+    from clipconformity.encoders.transformers import TransformersEncoder
+
+    if name == "tiny":
+        return TransformersEncoder(TINY, spec=name, device=where, dtype=dtype)
+    if name.startswith("hf:"):
+        return TransformersEncoder(name.removeprefix("hf:"), spec=name, device=where, dtype=dtype)
+    if Path(name).is_dir():
+        return TransformersEncoder(Path(name), spec=name, device=where, dtype=dtype)
+    raise ValueError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    known = "'tiny', 'open_clip:MODEL/PRETRAINED', 'hf:ORGANISATION/MODEL' or a local directory"
+    message = f"encoder {name!r} is unknown: expected {known}"
+    kind, colon, rest = name.partition(":")
+    near = difflib.get_close_matches(kind + colon, KINDS, n=1, cutoff=0.5)
+    if near:
+        return f"{message}; did you mean '{near[0]}{rest}'?"
+    if "/" in name:
+        return f"{message}; did you mean 'hf:{name}'?"
+    return message + "."

@@ -1,0 +1,258 @@
+"""The command line: JSON on standard output, progress and messages on standard error."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from clipconformity import __version__
+
+if TYPE_CHECKING:
+    from clipconformity.evaluation import Source
+    from clipconformity.reference import ReferenceSet
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: What follows the program's name; by default that of the process.
+
+    Returns:
+        0, or 2 for bad input, which is told in one line on standard error.
+    """
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], dict[str, Any] | None] = options.command
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            result = command(options)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"clipconformity: error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    if result is not None:
+        json.dump(result, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    return 0
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"clipconformity: warning: {' '.join(str(message).split())}", file=sys.stderr)  # noqa: T201
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="clipconformity",
+        description="Evaluate generative models by the geometry of raw CLIP embeddings.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"clipconformity {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+
+    demo = _command(commands, "demo", "score simulated generators on the embedded default, with no download", _demo)
+    demo.add_argument(
+        "-o", "--output", type=Path, default=Path("demo-output"), metavar="DIR", help="folder to write to"
+    )
+
+    embed = _command(commands, "embed", "encode images or captions to a file of raw embeddings", _embed)
+    _add_source(embed, embeddings=False)
+    embed.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
+
+    reference = _command(commands, "reference", "build a reference set", _reference)
+    _add_source(reference)
+    reference.add_argument("--dataset", help="what the samples are, such as 'coco val2017'")
+    reference.add_argument("--max-samples", type=int, default=10_000, help="rows kept (default: 10000)")
+    reference.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
+
+    score = _command(commands, "score", "score samples against a reference", _score)
+    _add_source(score)
+    score.add_argument("--reference", type=Path, required=True, help="file of `clipconformity reference`")
+    score.add_argument("--per-sample", type=Path, metavar="FILE.csv", help="write id, conformity, norm and rank")
+    score.add_argument("--resamples", type=int, default=1000, help="bootstrap redraws (default: 1000)")
+
+    merge = _command(commands, "merge", "join references of different samples", _merge)
+    merge.add_argument("references", type=Path, nargs="+", metavar="REFERENCE", help="files to join")
+    merge.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, text: str, function: Callable[[argparse.Namespace], dict[str, Any] | None]
+) -> Parser:
+    parser: Parser = commands.add_parser(name, help=text, description=text.capitalize() + ".", allow_abbrev=False)
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _add_source(parser: Parser, *, embeddings: bool = True) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
+    source.add_argument("--captions", type=Path, metavar="FILE", help="text lines, COCO annotations or COCO results")
+    if embeddings:
+        source.add_argument(
+            "--embeddings", type=Path, nargs="+", metavar="FILE", help="raw embeddings: .safetensors, .npy, .npz, .pt"
+        )
+        parser.add_argument("--modality", choices=("image", "text"), help="what the embeddings are of")
+        parser.add_argument("--allow-normalized", action="store_true", help="take L2-normalised embeddings")
+    parser.add_argument(
+        "--encoder", metavar="SPEC", help="'tiny', 'open_clip:MODEL/PRETRAINED', 'hf:MODEL' or a folder"
+    )
+    parser.add_argument("--device", help="where to run the encoder (default: CUDA if present)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images or captions encoded at once (default: 64)")
+    parser.add_argument(
+        "--on-error", choices=("raise", "skip"), default="raise", help="what to do with unreadable images"
+    )
+
+
+def _source(options: argparse.Namespace, default_encoder: str | None = None) -> Source:
+    from clipconformity import evaluation
+    from clipconformity.datasets import list_images, read_captions
+    from clipconformity.encoders import load_encoder
+
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size: expected at least 1, got {options.batch_size}.")
+    if getattr(options, "embeddings", None):
+        return evaluation.embedding_source(options.embeddings, spec=options.encoder, modality=options.modality)
+    kind = "image" if options.images else "text"
+    if getattr(options, "modality", None) not in (None, kind):
+        raise ValueError(
+            f"--modality: {options.modality} was told, but --{'images' if options.images else 'captions'} given."
+        )
+    paths = list_images(options.images) if options.images else []
+    captions = read_captions(options.captions) if options.captions else None
+    spec = options.encoder or default_encoder
+    if spec is None:
+        raise ValueError("--encoder: say which encoder to use, such as 'tiny' or 'open_clip:ViT-B-32/openai'.")
+    encoder = load_encoder(spec, options.device)
+    if captions is not None:
+        return evaluation.caption_source(captions, encoder, batch_size=options.batch_size)
+    return evaluation.image_source(
+        paths, encoder, root=options.images, batch_size=options.batch_size, skip_errors=options.on_error == "skip"
+    )
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from clipconformity.demo import run
+
+    run(options.output)
+
+
+def _embed(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from clipconformity.datasets import write_embeddings
+    from clipconformity.moments import hash_groups
+
+    _check_output(options.output)
+    source = _source(options)
+    batches = list(source)
+    if not batches:
+        raise ValueError(f"no sample could be read: {len(source.skipped)} of {source.count} were skipped.")
+    embeddings = torch.cat([batch.embeddings.cpu() for batch in batches])
+    groups = None
+    if source.groups is not None:
+        groups = hash_groups(source.groups, len(embeddings), embeddings.device)
+    write_embeddings(
+        options.output,
+        embeddings,
+        ids=[name for batch in batches for name in batch.ids],
+        groups=groups,
+        spec=source.spec,
+        encoder_id=source.encoder_id,
+        modality=source.modality,
+    )
+    result = {"output": str(options.output), "count": len(embeddings), "embed_dim": embeddings.shape[1]}
+    return result | {"encoder": source.spec, "modality": source.modality} | _skipped(source)
+
+
+def _skipped(source: Source) -> dict[str, Any]:
+    return {"skipped": {"count": len(source.skipped), "files": source.skipped}} if source.skipped else {}
+
+
+def _reference(options: argparse.Namespace) -> dict[str, Any]:
+    from clipconformity.evaluation import build_reference
+
+    _check_output(options.output)
+    source = _source(options)
+    reference = build_reference(
+        source,
+        dataset=options.dataset,
+        max_samples=options.max_samples,
+        allow_normalized=options.allow_normalized,
+    )
+    reference.save(options.output)
+    return _described(reference, options.output) | _skipped(source)
+
+
+def _score(options: argparse.Namespace) -> dict[str, Any]:
+    from clipconformity.evaluation import score, write_per_sample
+    from clipconformity.reference import ReferenceSet
+
+    if options.per_sample is not None:
+        _check_output(options.per_sample)
+    if options.resamples < 1:
+        raise ValueError(f"--resamples: expected at least 1, got {options.resamples}.")
+    reference = ReferenceSet.load(options.reference)
+    source = _source(options, default_encoder=reference.spec)
+    result = score(source, reference, resamples=options.resamples, allow_normalized=options.allow_normalized)
+    if options.per_sample is not None:
+        write_per_sample(options.per_sample, result)
+    given = {
+        name: [str(path) for path in (value if isinstance(value, list) else [value])]
+        for name in ("images", "captions", "embeddings")
+        if (value := getattr(options, name))
+    }
+    summary = result.summary
+    return summary | {"measured": given | summary["measured"] | {"clipconformity": __version__}}
+
+
+def _merge(options: argparse.Namespace) -> dict[str, Any]:
+    from clipconformity.reference import ReferenceSet
+
+    if len(options.references) < 2:
+        raise ValueError("merge: expected at least two references.")
+    _check_output(options.output)
+    merged, *others = (ReferenceSet.load(path) for path in options.references)
+    for other in others:
+        merged = merged.merge(other)
+    merged.save(options.output)
+    return _described(merged, options.output)
+
+
+def _described(reference: ReferenceSet, path: Path) -> dict[str, Any]:
+    values = reference.conformities
+    figures = {
+        "conformity_mean": float(reference.self_conformity),
+        "conformity_std": float(values.std()),
+        "conformity_min": float(values.min()),
+        "conformity_max": float(values.max()),
+        "self_conformity_se": float(reference.self_conformity_se),
+        "conformity_fit": {name: float(x) for name, x in reference.conformity_fit._asdict().items()},
+        "norm_mean": float(reference.norms.mean()),
+        "norm_std": float(reference.norms.std()),
+        "exact": reference.exact,
+    }
+    return {"output": str(path)} | reference.describe() | figures
+
+
+def _check_output(path: Path) -> None:
+    """Refuse an output that cannot be written before any work is done."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file to write.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist.")

@@ -1,0 +1,175 @@
+"""The demo: simulated generators scored on the embedded default, through the code that real CLIP and COCO take."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clipconformity._files import replacing
+from clipconformity.datasets import (
+    Scene,
+    draw_scene,
+    generic_caption,
+    list_images,
+    read_captions,
+    sample_scenes,
+    specific_caption,
+    write_coco_scenes,
+)
+from clipconformity.encoders import BaseEncoder, load_encoder
+from clipconformity.evaluation import Score, Source, build_reference, caption_source, image_source, score
+from clipconformity.functional import conformity
+from clipconformity.reference import ReferenceSet
+
+REAL, GENERATED = 2000, 1000
+"""Number of real scenes, each with five captions, and of samples of each generator."""
+COMMON, DIVERSE = 2.0, 1.1
+"""Concentrations: the generators draw scenes with probability proportional to p ** concentration."""
+SPLIT = "val2017"
+
+
+class Run(NamedTuple):
+    """A simulated generator."""
+
+    name: str
+    title: str
+    source: Source
+    reference: ReferenceSet
+
+
+def run(output: Path) -> dict[str, Any]:
+    """Build references from real scenes, score five simulated generators, and write figures and a plot.
+
+    Args:
+        output: Folder to write ``results.json`` and ``distributions.png`` to; made if absent.
+
+    Returns:
+        What ``results.json`` holds.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    encoder = load_encoder("tiny")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        _say(f"drawing {REAL} real scenes with 5 captions each, in the layout of MS-COCO")
+        write_coco_scenes(root / "real", sample_scenes(REAL, seed=1), split=SPLIT, seed=1)
+        references = _references(root / "real", encoder)
+        scores = {}
+        for each in _runs(root, encoder, references):
+            _say(f"scoring {each.title}")
+            scores[each.name] = (each, score(each.source, each.reference, resamples=500))
+    result = _results(references, scores)
+    with replacing(output / "results.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    _plot(output / "distributions.png", references, scores)
+    sys.stdout.write(_table(references, scores, output))
+    return result
+
+
+def _say(text: str) -> None:
+    print(f"demo: {text}", file=sys.stderr)  # noqa: T201 - a command's progress
+
+
+def _references(root: Path, encoder: BaseEncoder) -> dict[str, ReferenceSet]:
+    captions = read_captions(root / "annotations" / f"captions_{SPLIT}.json")
+    sources = {"image": image_source(list_images(root / SPLIT), encoder), "text": caption_source(captions, encoder)}
+    return {name: build_reference(source, dataset="procedural scenes") for name, source in sources.items()}
+
+
+def _runs(root: Path, encoder: BaseEncoder, references: dict[str, ReferenceSet]) -> Sequence[Run]:
+    drawn = {
+        "images-common": (
+            "a generator that draws the common",
+            sample_scenes(GENERATED, seed=2, concentration=COMMON),
+        ),
+        "images-diverse": ("a diverse generator", sample_scenes(GENERATED, seed=3, concentration=DIVERSE)),
+        "images-single": (
+            "a generator that repeats one scene",
+            [_average(root / "real", encoder, references)] * GENERATED,
+        ),
+    }
+    written: dict[str, tuple[str, Callable[[Scene], str]]] = {
+        "captions-generic": ("a generic captioner", generic_caption),
+        "captions-specific": ("an over-specific captioner", specific_caption),
+    }
+    runs = []
+    for name, (title, scenes) in drawn.items():
+        folder = root / name
+        folder.mkdir()
+        for number, scene in enumerate(scenes):
+            draw_scene(scene, seed=10_000 + number).save(folder / f"{number:06d}.png")
+        runs.append(Run(name, title, image_source(list_images(folder), encoder), references["image"]))
+    told = sample_scenes(GENERATED, seed=5)
+    for name, (title, caption) in written.items():
+        file = root / f"{name}.json"
+        file.write_text(json.dumps([{"image_id": i, "caption": caption(s)} for i, s in enumerate(told)]))
+        runs.append(Run(name, title, caption_source(read_captions(file), encoder), references["text"]))
+    return runs
+
+
+def _average(root: Path, encoder: BaseEncoder, references: dict[str, ReferenceSet]) -> Scene:
+    """Find a real scene of average conformity among the first few."""
+    paths = list_images(root / SPLIT)[:200]
+    distance = conformity(encoder.encode_image(paths), references["image"]) - references["image"].self_conformity
+    return sample_scenes(REAL, seed=1)[int(distance.abs().argmin())]
+
+
+def _results(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Score]]) -> dict[str, Any]:
+    about = {
+        "image_conformity_mean": float(references["image"].conformities.mean()),
+        "text_conformity_mean": float(references["text"].conformities.mean()),
+        "image_self_conformity_mean": float(references["image"].self_conformity),
+        "text_self_conformity_mean": float(references["text"].self_conformity),
+        "image_count": references["image"].count,
+        "text_count": references["text"].count,
+        "encoder": references["image"].spec,
+    }
+    return {"reference": about, "runs": {name: result.summary for name, (_, result) in scores.items()}}
+
+
+def _plot(path: Path, references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Score]]) -> None:
+    from clipconformity import plots
+
+    panels = []
+    for modality, reference in references.items():
+        lines = {run.title: result.conformities for run, result in scores.values() if run.reference is reference}
+        panels.append((modality, reference.conformities, lines))
+    with replacing(path) as temporary:
+        plots.save(plots.conformity_panels(panels), temporary)
+
+
+def _table(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Score]], output: Path) -> str:
+    lines = [
+        "",
+        "The model is a tiny CLIP and the data are drawn scenes: stand-ins, so that this runs with no download.",
+        "Typical: conformity to the real set (higher is more common). Alike: self-conformity (lower is more varied).",
+        "KL: how far the conformity distribution is from the real one, in nats, with its 95% interval;",
+        "floor: what sampling noise alone would give.",
+        "",
+        f"{'':18} {'typical':>8} {'alike':>7} {'KL':>7} {'95% interval':>17} {'floor':>7} {'N':>6}",
+    ]
+    for modality, reference in references.items():
+        lines.append(
+            f"{'real ' + ('images' if modality == 'image' else 'captions'):18} "
+            f"{float(reference.conformities.mean()):8.3f} {float(reference.self_conformity):7.3f} "
+            f"{'':7} {'':17} {'':7} {reference.count:6d}"
+        )
+        for run, result in scores.values():
+            if run.reference is reference:
+                lines += _rows(run, result.summary)
+    lines += ["", f"Written: {output / 'results.json'} and {output / 'distributions.png'}", ""]
+    return "\n".join(lines)
+
+
+def _rows(run: Run, summary: dict[str, Any]) -> list[str]:
+    interval = f"[{summary['kl_low']:.3f}, {summary['kl_high']:.3f}]"
+    at_least = ">" if summary["kl_is_lower_bound"] else " "
+    figures = (
+        f"{run.name:18} {summary['conformity_mean']:8.3f} {summary['self_conformity_mean']:7.3f} "
+        f"{at_least}{summary['conformity_kl']:6.3f} {interval:>17} {summary['noise_floor']:7.3f} {summary['count']:6d}"
+    )
+    words = summary["verdict"]
+    return [figures, f"  {run.title}: {words['typical']}; {words['varied']}."]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -45,9 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    if result is not None:
-        json.dump(result, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+    try:
+        if result is not None:
+            sys.stdout.write(json.dumps(result, indent=2) + "\n")
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -63,6 +67,8 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"clipconformity {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+
+    _command(commands, "encoders", "list the encoders that can be loaded here", _encoders)
 
     demo = _command(commands, "demo", "score simulated generators on the embedded default, with no download", _demo)
     demo.add_argument(
@@ -114,18 +120,23 @@ def _add_source(parser: Parser, *, embeddings: bool = True) -> None:
     )
     parser.add_argument("--device", help="where to run the encoder (default: CUDA if present)")
     parser.add_argument("--batch-size", type=int, default=64, help="images or captions encoded at once (default: 64)")
+    parser.add_argument("--workers", type=int, help="processes that decode images ahead (default: by their number)")
     parser.add_argument(
         "--on-error", choices=("raise", "skip"), default="raise", help="what to do with unreadable images"
     )
 
 
 def _source(options: argparse.Namespace, default_encoder: str | None = None) -> Source:
+    from transformers.utils.logging import disable_progress_bar
+
     from clipconformity import evaluation
     from clipconformity.datasets import list_images, read_captions
     from clipconformity.encoders import load_encoder
 
-    if options.batch_size < 1:
-        raise ValueError(f"--batch-size: expected at least 1, got {options.batch_size}.")
+    for name, least in (("batch_size", 1), ("workers", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}.")
     if getattr(options, "embeddings", None):
         return evaluation.embedding_source(options.embeddings, spec=options.encoder, modality=options.modality)
     kind = "image" if options.images else "text"
@@ -138,12 +149,28 @@ def _source(options: argparse.Namespace, default_encoder: str | None = None) -> 
     spec = options.encoder or default_encoder
     if spec is None:
         raise ValueError("--encoder: say which encoder to use, such as 'tiny' or 'open_clip:ViT-B-32/openai'.")
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # transformers draws one for every checkpoint that it opens
     encoder = load_encoder(spec, options.device)
     if captions is not None:
         return evaluation.caption_source(captions, encoder, batch_size=options.batch_size)
+    workers = options.workers
+    if workers is None:  # starting processes pays off for many images alone
+        workers = min(8, os.cpu_count() or 1) if len(paths) >= 512 else 0
     return evaluation.image_source(
-        paths, encoder, root=options.images, batch_size=options.batch_size, skip_errors=options.on_error == "skip"
+        paths,
+        encoder,
+        root=options.images,
+        batch_size=options.batch_size,
+        workers=workers,
+        skip_errors=options.on_error == "skip",
     )
+
+
+def _encoders(options: argparse.Namespace) -> dict[str, Any]:
+    from clipconformity.encoders import available_encoders
+
+    return available_encoders()
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from clipconformity._files import replacing
 from clipconformity.datasets import Captions, read_embeddings
 from clipconformity.encoders import BaseEncoder
+from clipconformity.encoders.images import open_image
 from clipconformity.functional import conformity
 from clipconformity.metrics import Conformity, ConformityKL, ConformityMetrics
 from clipconformity.moments import Groups
@@ -95,12 +97,35 @@ def embedding_source(paths: Sequence[Path], *, spec: str | None = None, modality
     )
 
 
+class _ImageBatches(Dataset[tuple[dict[str, Tensor], list[str], list[tuple[str, str]]]]):
+    """Batches of files, decoded and preprocessed: inputs, names, and the files that could not be read."""
+
+    def __init__(self, paths: Sequence[Path], encoder: BaseEncoder, root: Path | None, batch_size: int) -> None:
+        self.paths, self.root, self.batch_size = paths, root, batch_size
+        self.preprocess = encoder.preprocess_images
+
+    def __len__(self) -> int:
+        return -(-len(self.paths) // self.batch_size)
+
+    def __getitem__(self, number: int) -> tuple[dict[str, Tensor], list[str], list[tuple[str, str]]]:
+        images, ids, failed = [], [], []
+        for path in self.paths[number * self.batch_size : (number + 1) * self.batch_size]:
+            name = str(path if self.root is None else path.relative_to(self.root))
+            try:
+                images.append(open_image(path))
+                ids.append(name)
+            except (OSError, ValueError) as error:
+                failed.append((name, str(error)))
+        return (self.preprocess(images) if images else {}), ids, failed
+
+
 def image_source(
     paths: Sequence[Path],
     encoder: BaseEncoder,
     *,
     root: Path | None = None,
     batch_size: int = 64,
+    workers: int = 0,
     skip_errors: bool = False,
 ) -> Source:
     """Encode image files.
@@ -110,29 +135,27 @@ def image_source(
         encoder: Turns them into embeddings.
         root: Folder that ids are relative to.
         batch_size: Images encoded at once.
+        workers: Processes that decode and resize ahead of the model; 0 does it in this one.
         skip_errors: Leave out files that cannot be read and list them in ``skipped``, instead of raising.
 
     Raises:
         ValueError: While reading, if a file is no image or truncated; names the file.
     """
-    from clipconformity.encoders.images import open_image
-
     skipped: list[dict[str, str]] = []
+    loader = DataLoader(
+        _ImageBatches(paths, encoder, root, batch_size),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=encoder.device.type == "cuda",
+    )
 
     def batches() -> Iterator[SourceBatch]:
-        for start in range(0, len(paths), batch_size):
-            images, ids = [], []
-            for path in paths[start : start + batch_size]:
-                name = str(path if root is None else path.relative_to(root))
-                try:
-                    images.append(open_image(path))
-                    ids.append(name)
-                except (OSError, ValueError) as error:
-                    if not skip_errors:
-                        raise
-                    skipped.append({"id": name, "reason": str(error)})
-            if images:
-                yield SourceBatch(encoder.encode_image(images), ids)
+        for inputs, ids, failed in loader:
+            if failed and not skip_errors:
+                raise ValueError(failed[0][1])
+            skipped.extend({"id": name, "reason": reason} for name, reason in failed)
+            if ids:
+                yield SourceBatch(encoder.project_image(inputs), ids)
 
     return Source(batches(), len(paths), encoder.spec, encoder.id, "image", skipped=skipped)
 

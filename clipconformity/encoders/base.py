@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class BaseEncoder(ABC):
         prepared = as_images(images)
         if not prepared:
             raise ValueError("images: expected at least one image, got an empty list.")
-        return self._run(self._project_image, prepared)
+        return self.project_image(self.preprocess_images(prepared))
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Encode texts; those beyond the context length are cut, with their end token kept, and counted.
@@ -125,15 +125,24 @@ class BaseEncoder(ABC):
                 )
         return self.encode_text(batch)
 
+    def project_image(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Run the image tower on what :meth:`preprocess_images` made; raw float32 ``(N, D)``."""
+        moved = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
+        return self._run(self._project_image, moved)
+
     @torch.inference_mode()
-    def _run(self, project: Any, prepared: list[Any]) -> Tensor:
+    def _run(self, project: Callable[[Any], Tensor], prepared: Any) -> Tensor:
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             embeddings = project(prepared)
         return check_matrix(embeddings.float(), "the encoder's output").clone()
 
     @abstractmethod
-    def _project_image(self, images: list[Image.Image]) -> Tensor:
-        """Preprocess and project RGB images."""
+    def preprocess_images(self, images: list[Image.Image]) -> dict[str, Tensor]:
+        """Turn RGB images into the image tower's inputs, on the CPU; worker processes call it too."""
+
+    @abstractmethod
+    def _project_image(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Project preprocessed images."""
 
     @abstractmethod
     def _project_text(self, texts: list[str]) -> Tensor:

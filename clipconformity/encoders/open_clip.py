@@ -42,9 +42,12 @@ class OpenCLIPEncoder(BaseEncoder):
             logit_scale=float(model.logit_scale.detach().exp()),
         )
 
-    def _project_image(self, images: list[Image.Image]) -> Tensor:
-        pixels = torch.stack([self.preprocess(image) for image in images]).to(self.device)
-        return self.model.encode_image(pixels, normalize=False)  # type: ignore[operator]
+    def preprocess_images(self, images: list[Image.Image]) -> dict[str, Tensor]:
+        """Turn RGB images into the image tower's inputs."""
+        return {"pixels": torch.stack([self.preprocess(image) for image in images])}
+
+    def _project_image(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self.model.encode_image(inputs["pixels"], normalize=False)  # type: ignore[operator]
 
     def _project_text(self, texts: list[str]) -> Tensor:
         tokens = self.tokenizer(texts).to(self.device)

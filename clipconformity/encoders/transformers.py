@@ -44,9 +44,12 @@ class TransformersEncoder(BaseEncoder):
         # SigLIP was trained on texts padded to their full length, without a mask.
         self._padding: bool | str = "max_length" if "siglip" in model.config.model_type else True
 
-    def _project_image(self, images: list[Image.Image]) -> Tensor:
-        pixels = self.processor(images=images, return_tensors="pt")["pixel_values"].to(self.device)
-        return _projection(self.model.get_image_features(pixel_values=pixels))  # type: ignore[operator]
+    def preprocess_images(self, images: list[Image.Image]) -> dict[str, Tensor]:
+        """Turn RGB images into the image tower's inputs."""
+        return dict(self.processor(images=images, return_tensors="pt"))
+
+    def _project_image(self, inputs: dict[str, Tensor]) -> Tensor:
+        return _projection(self.model.get_image_features(**inputs))  # type: ignore[operator]
 
     def _project_text(self, texts: list[str]) -> Tensor:
         inputs = self.tokenizer(

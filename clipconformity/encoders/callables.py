@@ -1,0 +1,66 @@
+"""Any other model: a pair of functions as an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from clipconformity.encoders.images import as_images
+from clipconformity.functional._checks import check_matrix
+
+
+class CallableEncoder:
+    """An encoder made of two functions that give *raw* embeddings.
+
+    Args:
+        encode_image: From a list of RGB images to ``(N, D)``.
+        encode_text: From a list of strings to ``(N, D)``.
+        embed_dim: Dimension D.
+        spec: A name for it; reference sets record it, and a metric's pickle needs the encoder given anew.
+        id: What must agree between two uses, such as ``{"weights": "..."}``; by default the spec.
+
+    Example:
+        >>> import torch
+        >>> encoder = CallableEncoder(
+        ...     lambda images: torch.ones(len(images), 4), lambda texts: torch.ones(len(texts), 4), 4, spec="mine"
+        ... )
+        >>> encoder(["a dog", "a cat"]).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        encode_image: Callable[[list[Image.Image]], Tensor],
+        encode_text: Callable[[list[str]], Tensor],
+        embed_dim: int,
+        *,
+        spec: str,
+        id: dict[str, str] | None = None,
+    ) -> None:
+        self._encode_image = encode_image
+        self._encode_text = encode_text
+        self.embed_dim = embed_dim
+        self.spec = spec
+        self.id = {"weights": spec} if id is None else id
+
+    def encode_image(self, images: Any) -> Tensor:
+        """Encode images, given as of :meth:`BaseEncoder.encode_image`."""
+        return self._checked(self._encode_image(as_images(images)))
+
+    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
+        """Encode a text or a list of texts."""
+        return self._checked(self._encode_text([texts] if isinstance(texts, str) else list(texts)))
+
+    def __call__(self, batch: Any) -> Tensor:
+        """Encode a batch of images, or of texts where it is a string or a list of strings."""
+        first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+        return self.encode_text(batch) if isinstance(first, str) else self.encode_image(batch)
+
+    def _checked(self, embeddings: Tensor) -> Tensor:
+        matrix = check_matrix(embeddings, "the encoder's output").float()
+        if matrix.shape[1] != self.embed_dim:
+            raise ValueError(f"{self.spec}: expected embeddings of dimension {self.embed_dim}, got {matrix.shape[1]}.")
+        return matrix

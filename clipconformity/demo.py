@@ -88,7 +88,7 @@ def _runs(root: Path, encoder: BaseEncoder, references: dict[str, ReferenceSet])
         "images-diverse": ("a diverse generator", sample_scenes(GENERATED, seed=3, concentration=DIVERSE)),
         "images-single": (
             "a generator that repeats one scene",
-            [_average(root / "real", encoder, references)] * GENERATED,
+            [_average(encoder, references["image"])] * GENERATED,
         ),
     }
     written: dict[str, tuple[str, Callable[[Scene], str]]] = {
@@ -110,11 +110,12 @@ def _runs(root: Path, encoder: BaseEncoder, references: dict[str, ReferenceSet])
     return runs
 
 
-def _average(root: Path, encoder: BaseEncoder, references: dict[str, ReferenceSet]) -> Scene:
-    """Find a real scene of average conformity among the first few."""
-    paths = list_images(root / SPLIT)[:200]
-    distance = conformity(encoder.encode_image(paths), references["image"]) - references["image"].self_conformity
-    return sample_scenes(REAL, seed=1)[int(distance.abs().argmin())]
+def _average(encoder: BaseEncoder, reference: ReferenceSet) -> Scene:
+    """Find a scene whose drawings are of average conformity."""
+    candidates, drawings = sample_scenes(REAL, seed=1)[:50], 10
+    images = [draw_scene(scene, seed=5000 + n) for scene in candidates for n in range(drawings)]
+    means = conformity(encoder.encode_image(images), reference).view(-1, drawings).mean(1)
+    return candidates[int((means - reference.self_conformity).abs().argmin())]
 
 
 def _results(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Score]]) -> dict[str, Any]:

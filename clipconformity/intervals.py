@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clipconformity.functional._density import CELLS, Grid
 from clipconformity.functional.divergence import Divergences, Side, corrected, plan, plug_in
+from clipconformity.moments import check_clusters
 from clipconformity.reference import ReferenceSet
 
 CHUNK = 50
@@ -21,6 +22,16 @@ CHUNK = 50
 def generator_or_default(generator: torch.Generator | None) -> torch.Generator:
     """Take the given generator, or a freshly seeded one so that the same data gives the same interval."""
     return torch.Generator().manual_seed(0) if generator is None else generator
+
+
+def check_resamples(resamples: int) -> None:
+    """Refuse fewer than one redraw.
+
+    Raises:
+        ValueError: If ``resamples`` is below 1.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples: expected at least 1, got {resamples}.")
 
 
 def draw_weights(resamples: int, clusters: int, generator: torch.Generator) -> Tensor:
@@ -39,14 +50,13 @@ def evaluated_side(histogram: Tensor, grouped: bool) -> Side:
 
 def reference_side(reference: ReferenceSet, grid: Grid) -> Side:
     """Side of a divergence from a reference's row sample."""
-    counts = grid.counts(reference.conformities)
+    values = reference.null_conformities
     effect = 1.0
     if reference.grouped:
-        _, cluster = reference.sample.groups.unique(return_inverse=True)
-        cell = cluster * (CELLS + 2) + grid.locate(reference.conformities)
+        cell = reference.clusters * (CELLS + 2) + grid.locate(values)
         cells, weight = cell.unique(return_counts=True)
         effect = _design_effect(cells // (CELLS + 2), cells % (CELLS + 2), weight.double())
-    return Side(counts, len(reference.conformities) / effect)
+    return Side(grid.counts(values), len(values) / effect)
 
 
 def design_effect(histogram: Tensor) -> float:
@@ -72,6 +82,7 @@ def _design_effect(cluster: Tensor, cell: Tensor, weight: Tensor) -> float:
 def redraw_evaluated(histogram: Tensor, resamples: int, generator: torch.Generator) -> Tensor:
     """Histograms ``(resamples, CELLS + 2)`` of redrawn buckets."""
     used = histogram[histogram.sum(1) > 0]
+    check_clusters(len(used))
     return draw_weights(resamples, len(used), generator) @ used
 
 
@@ -91,9 +102,9 @@ def redraw_reference(
     units = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     sample_mean = units.mean(0)
     shrink = (len(units) / reference.count) ** 0.5  # the mean rests on all rows, not on the sampled ones alone
-    clusters = torch.arange(len(units))
-    if reference.grouped:
-        _, clusters = reference.sample.groups.unique(return_inverse=True)
+    clusters = reference.clusters
+    check_clusters(int(clusters.max()) + 1)
+    within, size_of = reference.within_groups
     cosine = units.double() @ reference.unit_mean
     histograms = []
     for start in range(0, resamples, CHUNK):
@@ -102,7 +113,7 @@ def redraw_reference(
         drawn = (weight.float() @ units) / weight.sum(1, keepdim=True).float()
         delta = (drawn - sample_mean) * shrink  # (b, D)
         moved = cosine + (delta @ units.T).double()
-        own = (reference.count * moved - weight) / (reference.count - weight)  # its copies excluded
+        own = (reference.count * moved - weight * within) / (reference.count - weight * size_of)  # its group excluded
         value = own - (delta.double() @ evaluated_mean)[:, None]
         cell = grid.locate(value) + (CELLS + 2) * torch.arange(size)[:, None]
         flat = torch.bincount(cell.flatten(), weight.flatten(), minlength=size * (CELLS + 2))
@@ -124,14 +135,22 @@ def basic_interval(
     values = plug_in(readout, *redrawn).forward
     levels = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     below, above = values.quantile(levels)
-    low = 2 * point[0] - above
-    high = torch.maximum(2 * point[0] - below, above - 2 * sum(readout.biases))
+    value = point[0] - sum(readout.biases)
+    low = torch.minimum(2 * point[0] - above, value)
+    high = torch.maximum(torch.maximum(2 * point[0] - below, above - 2 * sum(readout.biases)), value)
     return low.clamp_min(0), high.clamp_min(0)
 
 
 def null_divergences(evaluated: Side, reference: Side, resamples: int, generator: torch.Generator) -> Divergences:
-    """Bias-corrected divergences when both sides are drawn from the reference, each at its own effective size."""
-    share = reference.counts / reference.counts.sum()
+    """Bias-corrected divergences when both sides are drawn from the reference, each at its own effective size.
+
+    Both are drawn from the reference's smooth density: its histogram's own noise, taken for structure, would make the
+    floor of a large evaluated set too high.
+    """
+    fitted = plan(reference, reference)
+    share = torch.zeros_like(reference.counts)
+    window = slice(1 + fitted.first * fitted.factor, 1 + fitted.last * fitted.factor)
+    share[window] = fitted.starts[0][0].softmax(0).repeat_interleave(fitted.factor) / fitted.factor
     sides = [Side(share * side.effective, side.effective) for side in (evaluated, reference)]
     readout = plan(*sides)
     drawn = [torch.poisson(side.counts.expand(resamples, -1).contiguous(), generator=generator) for side in sides]

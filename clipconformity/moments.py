@@ -67,7 +67,7 @@ class Layout:
         }
         if self.direction is not None:
             state["square_sum"] = zero()  # C^2
-            state["histogram"] = zero(self.buckets, CELLS + 2)
+            state["conformity_counts"] = zero(self.buckets, CELLS + 2)
         if self.second_moment:
             state["second_moment"] = zero(self.dim, self.dim)
         if self.max_samples:
@@ -77,7 +77,7 @@ class Layout:
     def names(self) -> list[str]:
         """Names of the state's parts."""
         names = ["count", "checks", "raw_sum", "unit_sum", "norm_sums"]
-        names += ["square_sum", "histogram"] if self.direction is not None else []
+        names += ["square_sum", "conformity_counts"] if self.direction is not None else []
         names += ["second_moment"] if self.second_moment else []
         return names + (["sample_rows", "sample_keys", "sample_groups"] if self.max_samples else [])
 
@@ -188,7 +188,7 @@ class Moments:
             conformity = units @ self.layout.direction.to(units)
             self["square_sum"].add_(conformity.square().sum())
             cell = bucket * (CELLS + 2) + self.layout.grid.locate(conformity)
-            self["histogram"].view(-1).index_add_(0, cell, weight)
+            self["conformity_counts"].view(-1).index_add_(0, cell, weight)
             sampled = torch.stack([conformity, norms], 1)
         if self.layout.second_moment:
             self["second_moment"].add_(second_moment(values))
@@ -304,6 +304,19 @@ def second_moment(values: Tensor) -> Tensor:
     return gram + len(values) * torch.outer(center, center) + cross + cross.T
 
 
+def check_clusters(count: int) -> None:
+    """Refuse to tell an uncertainty from one group.
+
+    Raises:
+        ValueError: If there are fewer than two.
+    """
+    if count < 2:
+        raise ValueError(
+            "groups: all samples belong to one group, so neither standard error nor interval can be given; "
+            "give ids that differ between independent samples."
+        )
+
+
 def jackknife_error(left_out: Tensor, count: Tensor) -> Tensor:
     """Standard error of a scalar from its values with one bucket left out each.
 
@@ -316,11 +329,7 @@ def jackknife_error(left_out: Tensor, count: Tensor) -> Tensor:
     """
     values = left_out[count > 0]
     used = len(values)
-    if used < 2:
-        raise ValueError(
-            "groups: all samples belong to one group, so no standard error can be given; "
-            "give ids that differ between independent samples."
-        )
+    check_clusters(used)
     return ((used - 1) / used * (values - values.mean()).square().sum()).sqrt()
 
 

@@ -14,20 +14,17 @@ import torch
 from torch import Tensor
 
 from clipconformity._files import replacing
+from clipconformity.checks import check_stream, is_normalized
 from clipconformity.encoders.protocol import Encoder
 from clipconformity.functional import conformity
 from clipconformity.functional._checks import check_matrix, check_same_dim
-from clipconformity.functional.conformity import ConformityFit, conformity_fit, own_set_conformity
-from clipconformity.moments import Groups, Layout, Moments, Sample
+from clipconformity.functional.conformity import ConformityFit, estimated_conformity, fit_lines, own_set_conformity
+from clipconformity.moments import Groups, Layout, Moments, Sample, check_clusters
 
 FORMAT = "clipconformity-reference"
 FORMAT_VERSION = "1"
 MODALITIES = ("image", "text")
 _TENSORS = ("mean", "unit_sum", "covariance", "sample_rows", "sample_keys", "sample_groups")
-
-
-class TooFewSamplesError(ValueError):
-    """There are too few samples for a read-out; more of them mend it."""
 
 
 class ReferenceSet:
@@ -195,10 +192,8 @@ class ReferenceSet:
     def self_conformity_se(self) -> Tensor:
         """Standard error of :attr:`self_conformity`, from the row sample; groups count as one."""
         values = self.conformities
-        clusters = torch.arange(len(values))
-        if self.grouped:
-            _, clusters = self.sample.groups.unique(return_inverse=True)
-        sums = torch.zeros(len(values), dtype=torch.float64).index_add_(0, clusters, values - values.mean())
+        check_clusters(int(self.clusters.max()) + 1)
+        sums = torch.zeros(len(values), dtype=torch.float64).index_add_(0, self.clusters, values - values.mean())
         return 2 * (sums.square().sum() / len(values) / self.count).sqrt()
 
     @property
@@ -213,9 +208,42 @@ class ReferenceSet:
         return own_set_conformity(cosine, self.count)
 
     @cached_property
+    def clusters(self) -> Tensor:
+        """Number of each sampled row's group, ``(k,)``; without groups every row is its own."""
+        if not self.grouped:
+            return torch.arange(len(self.sample.keys))
+        return self.sample.groups.unique(return_inverse=True)[1]
+
+    @cached_property
+    def within_groups(self) -> tuple[Tensor, Tensor]:
+        """For each sampled row, its summed cosine to its own group, itself included, and the group's size, ``(k,)``."""
+        rows = self.sample.rows.double()
+        units = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        sums = torch.zeros(len(rows), self.embed_dim, dtype=torch.float64).index_add_(0, self.clusters, units)
+        sizes = torch.bincount(self.clusters)
+        return (units * sums[self.clusters]).sum(1), sizes[self.clusters].double()
+
+    @cached_property
+    def null_conformities(self) -> Tensor:
+        """What :attr:`conformities` would be of samples from elsewhere: the own group is excluded, ``(k,)`` float64.
+
+        This is the Q of the divergence. A caption is nearer to the other captions of its image than to those of others,
+        and an evaluated sample has no such companions in the reference. Without groups it equals :attr:`conformities`.
+        """
+        if not self.grouped:
+            return self.conformities
+        cosine, size = self.within_groups
+        return (self.count * conformity(self.sample.rows.double(), self) - cosine) / (self.count - size)
+
+    @property
+    def null_mean(self) -> Tensor:
+        """Mean of :attr:`null_conformities`; without groups the exact :attr:`self_conformity`."""
+        return self.self_conformity + (self.null_conformities - self.conformities).mean()
+
+    @cached_property
     def conformity_fit(self) -> ConformityFit:
         """Least squares between exact and estimated conformity on the row sample."""
-        return conformity_fit(self.sample.rows.double())
+        return fit_lines(self.conformities, estimated_conformity(self.sample.rows.double(), self.mean))
 
     @property
     def norms(self) -> Tensor:
@@ -356,7 +384,10 @@ class ReferenceSet:
                 f"{path}: reference format {metadata.get('format_version')}, this version reads "
                 f"{FORMAT_VERSION}; use a newer clipconformity."
             )
-        return cls._checked(path, json.loads(metadata["reference"]), tensors)
+        try:
+            return cls._checked(path, json.loads(metadata["reference"]), tensors)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: damaged: its metadata cannot be read ({error}).") from None
 
     @classmethod
     def _checked(cls, path: Path, about: dict[str, Any], tensors: dict[str, Tensor]) -> ReferenceSet:
@@ -374,35 +405,6 @@ def _batches(source: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -> Ite
     parts = [source] if isinstance(source, (Tensor, np.ndarray)) else source
     for part in parts:
         if isinstance(part, np.ndarray) and part.dtype.kind == "f":
-            yield check_matrix(torch.from_numpy(np.ascontiguousarray(part)), "embeddings_or_batches")
+            yield check_matrix(torch.tensor(part), "embeddings_or_batches")
         else:
             yield check_matrix(part, "embeddings_or_batches")  # refuses what is no tensor
-
-
-def is_normalized(moments: Moments) -> bool:
-    """Whether every row has unit norm, so that the embeddings were normalised before they came here."""
-    return bool(moments["checks"][1] == moments.total)
-
-
-def check_stream(moments: Moments, allow_normalized: bool, min_samples: int = 2) -> None:
-    """Report what a stream counted without stopping: bad rows, normalised rows, too few rows.
-
-    Raises:
-        ValueError: For any of them, with the way out.
-    """
-    bad, total = int(moments["checks"][0]), int(moments.total)
-    if bad:
-        raise ValueError(
-            f"{bad} of {bad + total} embeddings were zero or held NaN or infinite values; "
-            "remove them, or look at the model that made them."
-        )
-    if total < min_samples:
-        raise TooFewSamplesError(f"expected at least {min_samples} samples, got {total}; add more.")
-    if 0 < float(moments["checks"][2]) < total:
-        raise ValueError("groups: some samples came with group ids and some without; give them for all or for none.")
-    if not allow_normalized and is_normalized(moments):
-        raise ValueError(
-            f"all {total} embeddings have norm 1: they were L2-normalised, and the norms and the geometry are lost. "
-            "Use the projection output before normalisation (get_image_features in transformers, encode_image with "
-            "normalize=False in open_clip), or pass allow_normalized=True if conformity is all that is needed."
-        )

@@ -15,6 +15,8 @@ R = TypeVar("R")
 
 BLOCK_BYTES = 4 * 2**20
 """Rows are worked through in blocks of about this size, so that a block stays in the processor's cache."""
+BLOCK_ROWS = 8192
+"""The most rows of a block: a float32 sum over more loses digits."""
 
 
 def check_matrix(embeddings: object, name: str = "embeddings", min_rows: int = 1) -> Tensor:
@@ -66,9 +68,8 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        devices = {"cpu", *(a.device.type for a in args if isinstance(a, Tensor))}
         with contextlib.ExitStack() as stack:
-            for device in devices:
+            for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
                 stack.enter_context(torch.autocast(device, enabled=False))
             return function(*args, **kwargs)
 
@@ -90,7 +91,7 @@ def working(embeddings: Tensor) -> Tensor:
 
 def blocks(embeddings: Tensor) -> list[Tensor]:
     """Split ``(N, D)`` into row blocks that fit the cache."""
-    rows = max(1, BLOCK_BYTES // (embeddings.shape[1] * embeddings.element_size()))
+    rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (embeddings.shape[1] * embeddings.element_size())))
     return list(embeddings.split(rows))
 
 

@@ -54,20 +54,22 @@ class NormStatistics(NamedTuple):
     """Pearson correlation of |v| with the conformity inside the own set, in [-1, 1]."""
 
 
-def row_norms(embeddings: Tensor) -> Tensor:
-    """Norm of every row, shape ``(N,)``, without a copy of the whole tensor in another precision."""
-    return torch.cat([torch.linalg.vector_norm(block, dim=1) for block in blocks(embeddings)])
-
-
-def unit_sum(embeddings: Tensor, norms: Tensor) -> Tensor:
-    """Sum of v/|v| over the rows in float64, shape ``(D,)``."""
+def norms_and_unit_sum(embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """Norm of every row ``(N,)``, and the sum of v/|v| in float64, ``(D,)``, reading the rows once."""
     total = torch.zeros(embeddings.shape[1], dtype=torch.float64, device=embeddings.device)
-    start = 0
+    norms = []
     for block in blocks(embeddings):
-        inverse = norms[start : start + len(block)].reciprocal()
-        total += (inverse @ block).double()  # float32 inside a block of the cache's size, float64 between blocks
-        start += len(block)
-    return total
+        norm = torch.linalg.vector_norm(block, dim=1)
+        total += _weighted_sum(norm.reciprocal(), block)
+        norms.append(norm)
+    return torch.cat(norms), total
+
+
+def _weighted_sum(weights: Tensor, rows: Tensor) -> Tensor:
+    """Return weights @ rows in float64: 32 rows are added in the rows' precision, which rounds little, then 64 bits."""
+    whole = len(rows) // 32 * 32
+    parts = torch.bmm(weights[:whole].view(-1, 1, 32), rows[:whole].view(-1, 32, rows.shape[1]))
+    return parts.sum((0, 1), dtype=torch.float64) + weights[whole:].double() @ rows[whole:].double()
 
 
 def cosines(embeddings: Tensor, norms: Tensor, direction: Tensor) -> Tensor:
@@ -77,8 +79,8 @@ def cosines(embeddings: Tensor, norms: Tensor, direction: Tensor) -> Tensor:
 
 
 def own_set_conformity(cosine_to_mean: Tensor, count: int | Tensor) -> Tensor:
-    """Take the sample itself (cosine 1) out of its mean cosine: ``(N c - 1) / (N - 1)``."""
-    return (count * cosine_to_mean - 1) / (count - 1)
+    """Take the sample itself (cosine 1) out of its mean cosine: ``(N c - 1) / (N - 1)``, not above 1 by rounding."""
+    return ((count * cosine_to_mean - 1) / (count - 1)).clamp(-1, 1)
 
 
 @full_precision
@@ -112,15 +114,15 @@ def conformity(embeddings: Tensor, reference: Tensor | HasUnitMean | None = None
     """
     raw = check_matrix(embeddings, min_rows=2 if reference is None else 1)
     values = working(raw)
-    norms = row_norms(values)
+    norms, total = norms_and_unit_sum(values)
     check_norms(norms)
     if reference is None:
-        mean = unit_sum(values, norms) / len(values)
+        mean = total / len(values)
         result = own_set_conformity(cosines(values, norms, mean).double(), len(values))
     else:
         mean = reference_unit_mean(reference)
         check_same_dim(values, len(mean), "embeddings", "reference")
-        result = cosines(values, norms, mean)
+        result = cosines(values, norms, mean).clamp(-1, 1)
     return result.to(raw.device, result_dtype(raw))
 
 
@@ -133,9 +135,9 @@ def reference_unit_mean(reference: Tensor | HasUnitMean) -> Tensor:
             )
         return reference.unit_mean
     values = working(check_matrix(reference, "reference"))
-    norms = row_norms(values)
+    norms, total = norms_and_unit_sum(values)
     check_norms(norms, "reference")
-    return unit_sum(values, norms) / len(values)
+    return total / len(values)
 
 
 @full_precision
@@ -163,9 +165,9 @@ def self_conformity(embeddings: Tensor) -> Tensor:
     """
     raw = check_matrix(embeddings, min_rows=2)
     values = working(raw)
-    norms = row_norms(values)
+    norms, total = norms_and_unit_sum(values)
     check_norms(norms)
-    mean = unit_sum(values, norms) / len(values)
+    mean = total / len(values)
     return own_set_conformity(mean @ mean, len(values)).to(raw.device, result_dtype(raw))
 
 
@@ -195,7 +197,7 @@ def estimated_conformity(embeddings: Tensor, mean: Tensor | None = None) -> Tens
     """
     raw = check_matrix(embeddings)
     values = working(raw)
-    norms = row_norms(values)
+    norms, _ = norms_and_unit_sum(values)
     check_norms(norms)
     center = values.mean(0, dtype=torch.float64) if mean is None else mean.detach().double().to(values.device)
     if center.shape != values.shape[1:]:
@@ -203,7 +205,7 @@ def estimated_conformity(embeddings: Tensor, mean: Tensor | None = None) -> Tens
     length = torch.linalg.vector_norm(center)
     if not bool(torch.isfinite(length) & (length > 0)):
         raise ValueError("mean: expected a finite, non-zero vector; the direction of a zero mean is undefined.")
-    return cosines(values, norms, center / length).to(raw.device, result_dtype(raw))
+    return cosines(values, norms, center / length).clamp(-1, 1).to(raw.device, result_dtype(raw))
 
 
 def conformity_fit(embeddings: Tensor) -> ConformityFit:
@@ -228,8 +230,16 @@ def conformity_fit(embeddings: Tensor) -> ConformityFit:
         (True, True)
     """
     check_matrix(embeddings, min_rows=3)
-    exact = conformity(embeddings).double()
-    estimate = estimated_conformity(embeddings).double()
+    fit = fit_lines(conformity(embeddings).double(), estimated_conformity(embeddings).double())
+    return ConformityFit(*(field.to(result_dtype(embeddings)) for field in fit))
+
+
+def fit_lines(exact: Tensor, estimate: Tensor) -> ConformityFit:
+    """Least squares both ways between two vectors of conformities in float64.
+
+    Raises:
+        ValueError: If either does not vary.
+    """
     dx, dy = estimate - estimate.mean(), exact - exact.mean()
     if not bool((dx.abs().max() > 1e-7) & (dy.abs().max() > 1e-7)):
         raise ValueError("embeddings: all samples have the same conformity, so no line can be fitted.")
@@ -242,7 +252,7 @@ def conformity_fit(embeddings: Tensor) -> ConformityFit:
         estimate.mean() - inverse * exact.mean(),
         pearson(dx, dy),
     )
-    return ConformityFit(*(field.to(result_dtype(embeddings)) for field in fields))
+    return ConformityFit(*fields)
 
 
 def pearson(x: Tensor, y: Tensor) -> Tensor:
@@ -288,11 +298,11 @@ def norm_statistics(embeddings: Tensor, levels: tuple[float, ...] = (0.05, 0.25,
     if not all(0 <= level <= 1 for level in levels):
         raise ValueError(f"levels: expected quantile levels in [0, 1], got {levels}.")
     values = working(raw)
-    norms = row_norms(values)
+    norms, total = norms_and_unit_sum(values)
     check_norms(norms)
     mean = values.mean(0, dtype=torch.float64).to(values.dtype)
     centered = torch.cat([torch.linalg.vector_norm(block - mean, dim=1) for block in blocks(values)])
-    unit_mean = unit_sum(values, norms) / len(values)
+    unit_mean = total / len(values)
     correlation = pearson(norms, cosines(values, norms, unit_mean))
 
     def summary(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,11 +12,12 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
+from clipconformity.checks import check_stream
 from clipconformity.encoders.protocol import Encoder
-from clipconformity.functional._checks import check_matrix, check_same_dim
+from clipconformity.functional._checks import check_matrix, check_same_dim, full_precision
 from clipconformity.functional.divergence import anchored_grid
 from clipconformity.moments import Groups, Layout, Moments
-from clipconformity.reference import ReferenceSet, TooFewSamplesError, check_stream
+from clipconformity.reference import ReferenceSet
 
 EVALUATED, REAL = "", "real_"
 """Prefixes of the two sides' states; the real one exists where no reference was given."""
@@ -49,6 +50,8 @@ class EmbeddingMetric(Metric):
         self.embed_dim = _told_dimension(type(self).__name__, reference, encoder, embed_dim)
         if reference is not None and encoder is not None and reference.encoder_id is not None:
             reference.check_encoder(encoder.spec, getattr(encoder, "id", None))
+        if max_samples < 2:
+            raise ValueError(f"max_samples: expected at least 2, got {max_samples}.")
         self.max_samples = max_samples
         self.allow_normalized = allow_normalized or (reference is not None and reference.normalized)
         # Past nn.Module.__setattr__, which would register an encoder that is a module.
@@ -114,6 +117,7 @@ class EmbeddingMetric(Metric):
             self._sides()[prefix].update(embeddings, groups, self._seen)
             self._seen += len(embeddings)
 
+    @full_precision
     def forward(self, batch: Any, *, real: bool = False, groups: Groups | None = None) -> Any:
         """Accumulate the batch, and give its own value: NaN where it is too small for one, and for real rows."""
         if self._is_synced:
@@ -128,10 +132,11 @@ class EmbeddingMetric(Metric):
                 sides[EVALUATED].update(embeddings, groups)
             try:
                 self._forward_cache = self._read(sides)
-            except TooFewSamplesError:
+            except ValueError:  # only compute raises for what the values are
                 self._forward_cache = self._nothing(sides)
         return self._forward_cache
 
+    @full_precision
     def compute(self) -> Any:
         """Read out the metric over everything so far, on all ranks.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clipconformity import intervals
+from clipconformity.functional._checks import full_precision
 from clipconformity.functional._density import Grid
 from clipconformity.functional.conformity import own_set_conformity, pearson, quantiles
 from clipconformity.functional.divergence import (
@@ -86,7 +87,7 @@ class Conformity(EmbeddingMetric):
         result |= {"self_conformity_mean": own, "self_conformity_se": own_error}
         if reference is not None:
             spread = reference.conformities.std().to(own)
-            result["typicality_shift"] = (mean - reference.self_conformity.to(own)) / spread
+            result["typicality_shift"] = (mean - reference.null_mean.to(own)) / spread
             result["spread_ratio"] = std / spread
         return {name: value.float() for name, value in result.items()}
 
@@ -97,6 +98,7 @@ class Conformity(EmbeddingMetric):
             names += ["typicality_shift", "spread_ratio"]
         return {name: torch.tensor(float("nan")) for name in names}
 
+    @full_precision
     def histogram(self) -> tuple[Tensor, Tensor]:
         """Histogram of the conformities in cells of a quarter of the reference's standard deviation.
 
@@ -114,7 +116,7 @@ class Conformity(EmbeddingMetric):
                 counts = grid.counts(values)
             else:
                 grid = anchored_grid(reference.conformities)
-                counts = moments.towards(reference.unit_mean, grid)["histogram"].sum(0)
+                counts = moments.towards(reference.unit_mean, grid)["conformity_counts"].sum(0)
         return trimmed(counts, grid)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
@@ -199,7 +201,7 @@ class ConformityKL(EmbeddingMetric):
         if len(reference.conformities) < MIN_SAMPLES:
             raise ValueError(f"reference: expected at least {MIN_SAMPLES} samples, got {reference.count}.")
         grid = anchored_grid(reference.conformities)
-        buckets = moments.towards(reference.unit_mean, grid)["histogram"].cpu()
+        buckets = moments.towards(reference.unit_mean, grid)["conformity_counts"].cpu()
         return Standing(
             intervals.evaluated_side(buckets, moments.grouped),
             intervals.reference_side(reference, grid),
@@ -222,10 +224,12 @@ class ConformityKL(EmbeddingMetric):
         standing = self._synced_standing()
         return is_lower_bound(standing.evaluated, standing.reference)
 
+    @full_precision
     def reverse(self) -> Tensor:
         """KL(Q || P) in nats: large where the evaluated samples leave out what the reference has."""
         return self._divergences(self._synced_standing()).reverse.float()
 
+    @full_precision
     def interval(
         self, confidence: float = 0.95, *, resamples: int = 1000, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -241,6 +245,7 @@ class ConformityKL(EmbeddingMetric):
         """
         if not 0 < confidence < 1:
             raise ValueError(f"confidence: expected a share between 0 and 1, got {confidence}.")
+        intervals.check_resamples(resamples)
         standing = self._synced_standing()
         source = intervals.generator_or_default(generator)
         evaluated = intervals.redraw_evaluated(standing.buckets, resamples, source)
@@ -248,6 +253,7 @@ class ConformityKL(EmbeddingMetric):
         low, high = intervals.basic_interval(standing.evaluated, standing.reference, (evaluated, reference), confidence)
         return low.float(), high.float()
 
+    @full_precision
     def noise_floor(
         self, quantile: float = 0.95, *, resamples: int = 1000, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -260,6 +266,7 @@ class ConformityKL(EmbeddingMetric):
         """
         if not 0 < quantile < 1:
             raise ValueError(f"quantile: expected a level between 0 and 1, got {quantile}.")
+        intervals.check_resamples(resamples)
         standing = self._synced_standing()
         source = intervals.generator_or_default(generator)
         values = intervals.null_divergences(standing.evaluated, standing.reference, resamples, source)

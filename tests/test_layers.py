@@ -1,0 +1,219 @@
+"""Imports point one way, and stay lazy where they should."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "clipconformity"
+
+# Bottom to top; parts on one line do not import each other.
+LAYERS = [
+    ["_files", "functional", "encoders.protocol"],  # the protocol is a type, and what it types sits lower
+    ["moments"],
+    ["checks"],
+    ["reference"],
+    ["intervals"],
+    ["plots", "properties"],
+    ["encoders", "datasets"],
+    ["metrics"],
+    ["evaluation"],
+    ["report", "demo"],
+    ["cli"],
+    ["__main__"],
+]
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+
+
+def part_of(module: str) -> str:
+    """The part that a module of the package belongs to."""
+    return module if module in LEVEL else module.split(".")[0]
+
+
+def imported(source: str, module: str) -> Iterator[str]:
+    """Parts of the package that a module imports, at its top or inside a function; ``""`` is the package itself."""
+    base = module.split(".")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            stem = ["clipconformity", *base[: len(base) - node.level]] if node.level else []
+            origin = ".".join([*stem, *([node.module] if node.module else [])])
+            if origin != "clipconformity":
+                names = [origin]
+            elif {alias.name for alias in node.names} == {"__version__"}:
+                continue
+            else:
+                names = [f"clipconformity.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, _, rest = name.partition(".")
+            if package == "clipconformity":
+                yield part_of(rest)
+
+
+def violations(files: dict[str, str]) -> list[str]:
+    """Imports against the direction; ``files`` maps a module such as ``metrics.base`` to its source."""
+    found = []
+    for module, source in files.items():
+        part = part_of(module)
+        if part == "__init__":
+            continue
+        if part not in LEVEL:
+            found.append(f"{module} has no layer")
+            continue
+        for other in imported(source, module):
+            if other != part and LEVEL.get(other, len(LAYERS)) >= LEVEL[part]:
+                found.append(f"{module} imports {other or 'the package itself'}")
+    return found
+
+
+def package_files() -> dict[str, str]:
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path.read_text(encoding="utf-8")
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
+def test_imports_point_one_way():
+    files = package_files()
+    assert {"functional.conformity", "metrics.base", "cli"} <= set(files)
+    assert violations(files) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("functional.x", "from clipconformity.moments import Moments"),
+        ("moments", "import clipconformity.reference"),
+        ("reference", "def f():\n    from clipconformity import intervals"),
+        ("reference", "from clipconformity import ReferenceSet"),
+        ("metrics.x", "import clipconformity"),
+        ("metrics.x", "from ..evaluation import score"),
+        ("moments", "from .metrics import Conformity"),
+        ("datasets.x", "from clipconformity.encoders import Encoder"),
+        ("evaluation", "if TYPE_CHECKING:\n    from clipconformity.cli import main"),
+        ("novelty", ""),
+    ],
+)
+def test_the_check_finds_an_import_against_the_direction(module, source):
+    assert len(violations({module: source})) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("metrics.x", "from clipconformity.functional import conformity\nfrom clipconformity import intervals"),
+        ("metrics.x", "from .base import EmbeddingMetric\nfrom ..moments import Moments"),
+        ("reference", "from clipconformity.encoders.protocol import Encoder"),
+        ("cli", "from clipconformity import evaluation"),
+        ("reference", "from clipconformity import __version__\nimport torch"),
+    ],
+)
+def test_the_check_lets_an_import_in_the_direction_pass(module, source):
+    assert violations({module: source}) == []
+
+
+def test_pure_functions_need_torch_alone():
+    allowed = {*sys.stdlib_module_names, "torch", "clipconformity"}
+    for module, source in package_files().items():
+        if not module.startswith("functional"):
+            continue
+        for node in ast.walk(ast.parse(source)):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            assert {name.split(".")[0] for name in names} <= allowed, module
+
+
+# --- lazy imports ----------------------------------------------------------------------------------------------------
+
+HEAVY = ["open_clip", "transformers", "diffusers", "matplotlib", "torchmetrics", "torchvision"]
+
+
+def python(code: str) -> str:
+    """Run code in a fresh interpreter; its standard output."""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def loaded_after(code: str) -> list[str]:
+    return python(f"{code}\nimport sys\nprint(*(name for name in {HEAVY} if name in sys.modules))").split()
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert loaded_after("import clipconformity") == []
+
+
+def test_pure_functions_and_references_load_nothing_heavy(tmp_path):
+    code = (
+        "import torch, clipconformity as cc\n"
+        "rows = torch.randn(50, 4) + 1\n"
+        f"cc.ReferenceSet.fit(rows).save({str(tmp_path / 'r.safetensors')!r})\n"
+        f"reference = cc.ReferenceSet.load({str(tmp_path / 'r.safetensors')!r})\n"
+        "cc.functional.conformity_kl(cc.functional.conformity(rows, reference), reference.conformities)"
+    )
+    assert loaded_after(code) == []
+
+
+def test_the_help_of_the_command_loads_nothing_heavy():
+    code = (
+        "import contextlib, io\nfrom clipconformity.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "    main(['score', '--help'])"
+    )
+    assert loaded_after(code) == []
+
+
+def test_that_test_can_fail():
+    assert loaded_after("import matplotlib, clipconformity") == ["matplotlib"]
+
+
+WATCH = """
+import builtins, sys
+wanted, real = [], builtins.__import__
+def watch(name, scope=None, *rest, **named):
+    origin = (scope or {}).get("__name__", "")
+    if origin.startswith("clipconformity") and name.split(".")[0] in ("open_clip", "transformers", "diffusers"):
+        wanted.append(f"{origin} imports {name}")
+    return real(name, scope, *rest, **named)
+builtins.__import__ = watch
+"""
+
+
+def test_the_path_of_embeddings_imports_neither_open_clip_nor_transformers(tmp_path):
+    """The library's own imports are watched: torchmetrics brings in transformers by itself."""
+    code = WATCH + (
+        "import contextlib, io, numpy as np\n"
+        f"folder = {str(tmp_path)!r}\n"
+        "random = np.random.default_rng(0)\n"
+        "np.save(folder + '/e.npy', random.normal(size=(60, 4)).astype('f4') + 1)\n"
+        "from clipconformity.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()):\n"
+        "    assert main(['reference', '--embeddings', folder + '/e.npy', '-o', folder + '/r.safetensors']) == 0\n"
+        "    assert main(['score', '--embeddings', folder + '/e.npy', '--reference', folder + '/r.safetensors',\n"
+        "                 '--resamples', '5']) == 0\n"
+        "print(*wanted, sep='\\n')"
+    )
+    assert python(code).strip() == ""
+
+
+def test_public_names_are_there():
+    import clipconformity
+
+    assert set(clipconformity.__all__) <= set(dir(clipconformity))
+    assert all(getattr(clipconformity, name) is not None for name in clipconformity.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    import clipconformity
+
+    with pytest.raises(AttributeError, match="no attribute 'conformty'"):
+        _ = clipconformity.conformty

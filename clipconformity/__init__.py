@@ -11,27 +11,43 @@ from clipconformity.reference import ReferenceSet
 
 if TYPE_CHECKING:
     from clipconformity.encoders import Encoder, load_encoder
-    from clipconformity.metrics import Conformity, ConformityKL, ConformityMetrics, EmbeddingNorm
+    from clipconformity.metrics import (
+        Conformity,
+        ConformityKL,
+        ConformityMetrics,
+        EllipsoidGeometry,
+        EmbeddingNorm,
+        FrechetDistance,
+        GaussianLikelihood,
+        ModalityGap,
+    )
 
 __version__ = "0.1.0"
 
 # Loaded when first used: torchmetrics itself imports transformers, torchvision and matplotlib.
-_LAZY = {
-    "Conformity": "metrics",
-    "ConformityKL": "metrics",
-    "ConformityMetrics": "metrics",
-    "EmbeddingNorm": "metrics",
-    "Encoder": "encoders",
-    "load_encoder": "encoders",
-}
+_METRICS = (
+    "Conformity",
+    "ConformityKL",
+    "ConformityMetrics",
+    "EllipsoidGeometry",
+    "EmbeddingNorm",
+    "FrechetDistance",
+    "GaussianLikelihood",
+    "ModalityGap",
+)
+_LAZY = dict.fromkeys(_METRICS, "metrics") | {"Encoder": "encoders", "load_encoder": "encoders"}
 
 __all__ = [
     "Conformity",
     "ConformityKL",
     "ConformityMetrics",
+    "EllipsoidGeometry",
     "EmbeddingNorm",
     "Encoder",
+    "FrechetDistance",
+    "GaussianLikelihood",
     "LowerBoundWarning",
+    "ModalityGap",
     "ReferenceSet",
     "functional",
     "load_encoder",

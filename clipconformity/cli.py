@@ -91,6 +91,13 @@ def _parser() -> Parser:
     score.add_argument("--per-sample", type=Path, metavar="FILE.csv", help="write id, conformity, norm and rank")
     score.add_argument("--resamples", type=int, default=1000, help="bootstrap redraws (default: 1000)")
 
+    geometry = _command(commands, "geometry", "measure the six geometric properties of embeddings", _geometry)
+    geometry.add_argument("--image-embeddings", type=Path, metavar="FILE", help="raw image embeddings")
+    geometry.add_argument("--text-embeddings", type=Path, metavar="FILE", help="raw text embeddings, in pairs or not")
+    geometry.add_argument("--logit-scale", type=float, default=100.0, help="the model's scale (default: 100)")
+    geometry.add_argument("--unpaired", action="store_true", help="equal lengths are no pairs: leave out the loss")
+    geometry.add_argument("--allow-normalized", action="store_true", help="take L2-normalised embeddings")
+
     merge = _command(commands, "merge", "join references of different samples", _merge)
     merge.add_argument("references", type=Path, nargs="+", metavar="REFERENCE", help="files to join")
     merge.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
@@ -246,6 +253,32 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
     }
     summary = result.summary
     return summary | {"measured": given | summary["measured"] | {"clipconformity": __version__}}
+
+
+def _geometry(options: argparse.Namespace) -> dict[str, Any]:
+    from clipconformity import properties
+    from clipconformity.checks import refuse_normalized
+    from clipconformity.datasets import read_embeddings
+
+    paths = {"image": options.image_embeddings, "text": options.text_embeddings}
+    rows = {}
+    for modality, path in paths.items():
+        if path is None:
+            continue
+        file = read_embeddings(path)
+        if file.modality not in (None, modality):
+            raise ValueError(f"{path}: holds {file.modality} embeddings, but was given as {modality}.")
+        if not options.allow_normalized:
+            refuse_normalized(file.embeddings, str(path))
+        rows[modality] = file.embeddings.float()
+    paired = len(rows) == 2 and len(rows["image"]) == len(rows["text"]) and not options.unpaired
+    found = properties.six_properties(**rows, paired=paired, logit_scale=options.logit_scale)
+    print(properties.table(found), file=sys.stderr)  # noqa: T201
+    result: dict[str, Any] = {"properties": properties.as_json(found)}
+    if len(rows) == 2:
+        result["gap"] = properties.gap_figures(rows["image"], rows["text"], paired=paired)
+    measured = {f"{name}_embeddings": str(path) for name, path in paths.items() if path is not None}
+    return result | {"measured": measured | {"clipconformity": __version__}}
 
 
 def _merge(options: argparse.Namespace) -> dict[str, Any]:

@@ -9,16 +9,59 @@ from clipconformity.functional.conformity import (
     norm_statistics,
     self_conformity,
 )
+from clipconformity.functional.contrastive import alignment, nt_xent, shift, uniformity
 from clipconformity.functional.divergence import LowerBoundWarning, conformity_kl
+from clipconformity.functional.geometry import (
+    Ellipsoid,
+    ModalityGapResult,
+    ThinShell,
+    Tilt,
+    ellipsoid,
+    modality_gap,
+    offset,
+    thin_shell,
+    tilt,
+)
+from clipconformity.functional.interpolation import slerp, vslerp
+from clipconformity.functional.likelihood import frechet_distance, log_likelihood, whiten
+from clipconformity.functional.ranks import RankCorrelation, rank_correlation
+from clipconformity.functional.separability import LinearSeparability, linear_separability
+from clipconformity.functional.sweep import ShiftGrid, ShiftSweep, shift_grid, shift_sweep
 
 __all__ = [
     "ConformityFit",
+    "Ellipsoid",
+    "LinearSeparability",
     "LowerBoundWarning",
+    "ModalityGapResult",
     "NormStatistics",
+    "RankCorrelation",
+    "ShiftGrid",
+    "ShiftSweep",
+    "ThinShell",
+    "Tilt",
+    "alignment",
     "conformity",
     "conformity_fit",
     "conformity_kl",
+    "ellipsoid",
     "estimated_conformity",
+    "frechet_distance",
+    "linear_separability",
+    "log_likelihood",
+    "modality_gap",
     "norm_statistics",
+    "nt_xent",
+    "offset",
+    "rank_correlation",
     "self_conformity",
+    "shift",
+    "shift_grid",
+    "shift_sweep",
+    "slerp",
+    "thin_shell",
+    "tilt",
+    "uniformity",
+    "vslerp",
+    "whiten",
 ]

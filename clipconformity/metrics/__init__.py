@@ -2,5 +2,16 @@
 
 from clipconformity.metrics.collection import ConformityMetrics
 from clipconformity.metrics.distribution import Conformity, ConformityKL, EmbeddingNorm
+from clipconformity.metrics.gaussian import FrechetDistance, GaussianLikelihood
+from clipconformity.metrics.geometry import EllipsoidGeometry, ModalityGap
 
-__all__ = ["Conformity", "ConformityKL", "ConformityMetrics", "EmbeddingNorm"]
+__all__ = [
+    "Conformity",
+    "ConformityKL",
+    "ConformityMetrics",
+    "EllipsoidGeometry",
+    "EmbeddingNorm",
+    "FrechetDistance",
+    "GaussianLikelihood",
+    "ModalityGap",
+]

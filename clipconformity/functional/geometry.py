@@ -1,0 +1,295 @@
+"""The geometry of one modality, and the gap between two: thin shell, ellipsoid, tilt, offset."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional._checks import blocks, check_same_dim, full_precision, result_dtype
+from clipconformity.functional._rows import (
+    check_pairs,
+    check_rows,
+    check_spread,
+    covariance_of,
+    mean_of,
+    permuted_columns,
+    seeded,
+    units,
+)
+
+
+class ThinShell(NamedTuple):
+    """How thin the shell is that holds the centred embeddings."""
+
+    mu: Tensor
+    """Mean of the centred norms |v - m|."""
+    variance: Tensor
+    """Variance of the centred norms, with N - 1."""
+    mu_squared: Tensor
+    """mu^2; the paper gives 57.57 for MS-COCO images under ViT-B/32."""
+    ratio: Tensor
+    """mu^2 / variance: large is thin; infinite for a perfect shell, of variance zero."""
+
+
+class Ellipsoid(NamedTuple):
+    """How unequal the axes of a set are."""
+
+    variances: Tensor
+    """Variance of each dimension, ``(D,)``."""
+    spectrum: Tensor
+    """Eigenvalues of the sample covariance, ``(D,)``, descending, not below 0."""
+    rank: int
+    """Numerical rank of the covariance, at most N - 1."""
+    condition: Tensor | None
+    """Largest over smallest eigenvalue; None where the rank is below D, since the smallest is then 0."""
+    participation_ratio: Tensor
+    """(sum l)^2 / sum l^2, in [1, D]: D for a sphere, 1 for a line."""
+    permuted_participation_ratio: Tensor
+    """The same with every column permuted on its own: what unequal variances and N alone leave."""
+
+
+class Tilt(NamedTuple):
+    """How far the axes of a set are from those of the coordinates."""
+
+    off_diagonal_ratio: Tensor
+    """Sum of the absolute off-diagonal covariances over the trace; 0 without tilt."""
+    diagonally_dominant: Tensor
+    """Share of dimensions whose variance exceeds the sum of their absolute covariances, in [0, 1]."""
+    mean_abs_correlation: Tensor
+    """Mean absolute correlation of two different dimensions, in [0, 1]; constant dimensions are left out."""
+    permuted_off_diagonal_ratio: Tensor
+    """``off_diagonal_ratio`` with every column permuted on its own, at the same N."""
+    permuted_diagonally_dominant: Tensor
+    """``diagonally_dominant`` with every column permuted on its own, at the same N."""
+    permuted_mean_abs_correlation: Tensor
+    """``mean_abs_correlation`` with every column permuted on its own, at the same N."""
+
+
+class ModalityGapResult(NamedTuple):
+    """The distance between the modalities."""
+
+    gap: Tensor
+    """|m_u(image) - m_u(text)|, between the means of unit embeddings, in [0, 2] (Liang et al. 2022)."""
+    raw_gap: Tensor
+    """|m(image) - m(text)|, between the raw means."""
+    matched_cosine: Tensor | None
+    """Mean cosine of the pairs, in [-1, 1]: CLIPScore's quantity, unscaled; None with ``paired=False``."""
+
+
+@full_precision
+def thin_shell(embeddings: Tensor) -> ThinShell:
+    r"""Thin shell of raw embeddings: their distances from their mean hardly vary.
+
+    .. math:: \mu = \mathrm{mean}\,|v - m|, \quad \mu^2 / \mathrm{var}\,|v - m|
+
+    Args:
+        embeddings: Raw embeddings ``(N, D)``, N >= 3 (two are always at the same distance from their mean).
+
+    Returns:
+        A :class:`ThinShell` of scalars; mu is in the units of the embeddings.
+
+    Raises:
+        TypeError: If the embeddings are not floating-point tensors.
+        ValueError: If there are fewer than three, all are equal, or a row is zero, NaN or infinite.
+
+    Source: Levi and Gilboa, *The Double-Ellipsoid Geometry of CLIP*, ICML 2025.
+
+    Example:
+        >>> import torch
+        >>> shell = thin_shell(5 + torch.randn(1000, 400, generator=torch.Generator().manual_seed(0)))
+        >>> round(float(shell.mu)), bool(shell.ratio > 500)
+        (20, True)
+    """
+    values = check_rows(embeddings, min_rows=3)
+    mean = mean_of(values)
+    distances = torch.cat([torch.linalg.vector_norm(block.double() - mean, dim=1) for block in blocks(values)])
+    check_spread(distances.square().sum() / (len(values) - 1), mean, embeddings.dtype)
+    mu, variance = distances.mean(), distances.var()
+    fields = (mu, variance, mu.square(), mu.square() / variance)
+    return ThinShell(*(field.to(embeddings.device, result_dtype(embeddings)) for field in fields))
+
+
+@full_precision
+def ellipsoid(embeddings: Tensor, *, generator: torch.Generator | None = None) -> Ellipsoid:
+    r"""Ellipsoid of raw embeddings: variances and covariance spectrum with a long tail.
+
+    .. math:: \mathrm{PR} = \left(\sum_i \lambda_i\right)^2 / \sum_i \lambda_i^2
+
+    with :math:`\lambda` the eigenvalues of the sample covariance (N - 1). At N samples the rank is at most N - 1, and
+    the participation ratio falls with N: read it beside its value on the same data with every column permuted.
+
+    Args:
+        embeddings: Raw embeddings ``(N, D)``, N >= 3.
+        generator: Source of the permutations; by default freshly seeded, so that equal data give equal results.
+
+    Returns:
+        An :class:`Ellipsoid`; variances in the squared units of the embeddings.
+
+    Raises:
+        TypeError: If the embeddings are not floating-point tensors.
+        ValueError: If there are fewer than three, all are equal, or a row is zero, NaN or infinite.
+
+    Source: Levi and Gilboa, ICML 2025.
+
+    Example:
+        >>> import torch
+        >>> rows = torch.tensor([[5.0, 1.0], [-5.0, 1.0], [0.0, 2.0], [0.0, 0.0]]) + 10
+        >>> result = ellipsoid(rows)
+        >>> result.condition, result.participation_ratio
+        (tensor(25.), tensor(1.0799))
+    """
+    values = check_rows(embeddings, min_rows=3)
+    mean, covariance = covariance_of(values)
+    check_spread(covariance.trace(), mean, embeddings.dtype)
+    spectrum = torch.linalg.eigvalsh(covariance).flip(0).clamp_min(0)
+    rank = min(int((spectrum > numerical_zero(spectrum)).sum()), len(values) - 1)
+    _, permuted = covariance_of(permuted_columns(values, seeded(generator)))
+
+    def given(field: Tensor) -> Tensor:
+        return field.to(embeddings.device, result_dtype(embeddings))
+
+    return Ellipsoid(
+        given(covariance.diagonal()),
+        given(spectrum),
+        rank,
+        given(spectrum[0] / spectrum[-1]) if rank == len(spectrum) else None,
+        given(participation_ratio(covariance)),
+        given(participation_ratio(permuted)),
+    )
+
+
+def numerical_zero(spectrum: Tensor) -> float:
+    """Eigenvalue below which a float64 covariance says nothing: D eps of the largest."""
+    return float(spectrum.max()) * len(spectrum) * torch.finfo(torch.float64).eps
+
+
+def participation_ratio(covariance: Tensor) -> Tensor:
+    """(sum l)^2 / sum l^2 over the eigenvalues, without computing them: trace^2 / squared Frobenius norm."""
+    scaled = covariance / covariance.trace()
+    return scaled.square().sum().reciprocal()
+
+
+@full_precision
+def tilt(embeddings: Tensor, *, generator: torch.Generator | None = None) -> Tilt:
+    r"""Tilt of raw embeddings: covariances between dimensions, against their variances.
+
+    .. math:: \sum_{i \ne j} |\Sigma_{ij}| / \mathrm{tr}\,\Sigma
+
+    All three figures are above their true values at finite N, since chance correlations count with their absolute
+    value. Each therefore comes with its value on the same data with every column permuted on its own, which has
+    the same variances and no correlation but by chance.
+
+    Args:
+        embeddings: Raw embeddings ``(N, D)``, N >= 3, D >= 2.
+        generator: Source of the permutations; by default freshly seeded, so that equal data give equal results.
+
+    Returns:
+        A :class:`Tilt` of scalars without units.
+
+    Raises:
+        TypeError: If the embeddings are not floating-point tensors.
+        ValueError: If there are fewer than three or they have one dimension, all are equal, or a row is zero, NaN or
+            infinite.
+
+    Source: Levi and Gilboa, ICML 2025.
+
+    Example:
+        >>> import torch
+        >>> rows = torch.tensor([[2.0, 2.0], [-2.0, -2.0], [1.0, -1.0], [-1.0, 1.0]]) + 5
+        >>> result = tilt(rows)
+        >>> result.off_diagonal_ratio, result.diagonally_dominant, result.mean_abs_correlation
+        (tensor(0.6000), tensor(1.), tensor(0.6000))
+    """
+    values = check_rows(embeddings, min_rows=3)
+    if values.shape[1] < 2:
+        raise ValueError("embeddings: expected at least 2 dimensions, got 1; a tilt lies between dimensions.")
+    mean, covariance = covariance_of(values)
+    check_spread(covariance.trace(), mean, embeddings.dtype)
+    _, permuted = covariance_of(permuted_columns(values, seeded(generator)))
+    fields = (*tilt_figures(covariance), *tilt_figures(permuted))
+    return Tilt(*(field.to(embeddings.device, result_dtype(embeddings)) for field in fields))
+
+
+def tilt_figures(covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Off-diagonal ratio, share of diagonally dominant rows and mean absolute correlation of a covariance."""
+    variances = covariance.diagonal()
+    off = covariance.abs() - covariance.abs().diagonal().diag()
+    dominant = (variances > off.sum(1)).double().mean()
+    varied = variances > numerical_zero(variances)
+    scale = torch.where(varied, variances, 1.0).rsqrt() * varied
+    pairs = varied.sum() * (varied.sum() - 1)
+    correlation = (off * torch.outer(scale, scale)).sum() / pairs.clamp_min(1)
+    return off.sum() / variances.sum(), dominant, correlation
+
+
+@full_precision
+def offset(embeddings: Tensor) -> Tensor:
+    r"""Offset of raw embeddings from the origin, in units of their spread.
+
+    .. math:: |m| / \sqrt{\mathrm{tr}\,\Sigma}
+
+    with :math:`\Sigma` the sample covariance (N - 1). The paper: 0.94 for images, 1.03 for text. A set whose true mean
+    is at the origin has about :math:`1/\sqrt{N}`.
+
+    Args:
+        embeddings: Raw embeddings ``(N, D)``, N >= 2.
+
+    Returns:
+        A scalar >= 0 without units.
+
+    Raises:
+        TypeError: If the embeddings are not floating-point tensors.
+        ValueError: If there are fewer than two, all are equal, or a row is zero, NaN or infinite.
+
+    Source: Levi and Gilboa, ICML 2025.
+
+    Example:
+        >>> import torch
+        >>> offset(torch.tensor([[4.0, 0.0], [2.0, 0.0]]))
+        tensor(2.1213)
+    """
+    values = check_rows(embeddings, min_rows=2)
+    mean = mean_of(values)
+    total = torch.stack([(block.double() - mean).square().sum() for block in blocks(values)]).sum() / (len(values) - 1)
+    check_spread(total, mean, embeddings.dtype)
+    return (torch.linalg.vector_norm(mean) / total.sqrt()).to(embeddings.device, result_dtype(embeddings))
+
+
+@full_precision
+def modality_gap(image: Tensor, text: Tensor, *, paired: bool = True) -> ModalityGapResult:
+    r"""Gap between the modalities: the distance of their means, for unit and for raw embeddings.
+
+    .. math:: |m_u(\mathrm{image}) - m_u(\mathrm{text})|, \quad |m(\mathrm{image}) - m(\mathrm{text})|
+
+    Args:
+        image: Raw image embeddings ``(N, D)``.
+        text: Raw text embeddings ``(N, D)``, row i belonging to row i of ``image``.
+        paired: False takes sets that are not in pairs, ``(N, D)`` and ``(M, D)``, and gives no matched cosine.
+
+    Returns:
+        A :class:`ModalityGapResult`.
+
+    Raises:
+        TypeError: If an argument is not a floating-point tensor.
+        ValueError: If dimensions differ, lengths differ while ``paired``, or a row is zero, NaN or infinite.
+
+    Source: Liang et al., *Mind the Gap*, NeurIPS 2022; Hessel et al., *CLIPScore*, EMNLP 2021.
+
+    Example:
+        >>> import torch
+        >>> modality_gap(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
+        ModalityGapResult(gap=tensor(1.4142), raw_gap=tensor(2.2361), matched_cosine=tensor(0.))
+    """
+    if paired:
+        values, other = check_pairs(image, text, advice=" For sets that are not in pairs give paired=False.")
+    else:
+        values, other = check_rows(image, "image"), check_rows(text, "text")
+        check_same_dim(values, other.shape[1], "image", "text")
+    u, w = units(values), units(other)
+    dtype = torch.promote_types(result_dtype(image), result_dtype(text))
+    fields = [torch.linalg.vector_norm(mean_of(a) - mean_of(b)) for a, b in ((u, w), (values, other))]
+    gap, raw_gap = (field.to(image.device, dtype) for field in fields)
+    matched = (u * w).sum(1).mean(dtype=torch.float64).to(image.device, dtype) if paired else None
+    return ModalityGapResult(gap, raw_gap, matched)

@@ -1,0 +1,273 @@
+"""The six geometric properties of a CLIP-like model's latent space, each with its interval, null and verdict."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional import (
+    ellipsoid,
+    linear_separability,
+    modality_gap,
+    offset,
+    shift_sweep,
+    thin_shell,
+    tilt,
+)
+from clipconformity.functional._rows import check_rows
+from clipconformity.functional.geometry import participation_ratio, tilt_figures
+
+GROUPS = 32
+"""Parts of the data that are left out in turn for an interval."""
+STUDENT = 2.04
+"""97.5% quantile of Student's t with 31 degrees of freedom."""
+ALPHAS = (-1.0, -0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5, 1.0)
+FEWEST = 20
+"""Fewest samples for a verdict."""
+
+HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell at this N"
+
+
+class Property(NamedTuple):
+    """One property of one set or pair of sets."""
+
+    name: str
+    modality: str
+    """``"image"``, ``"text"`` or ``"both"``."""
+    quantity: str
+    """What ``value`` is."""
+    value: float
+    low: float
+    high: float
+    """Ends of the 95% interval."""
+    null: float | None
+    """The value without the property at the same N: columns permuted on their own, or the mean at the origin."""
+    paper: float | None
+    """The published figure for MS-COCO under ViT-B/32."""
+    threshold: str
+    """When the property is said to hold."""
+    verdict: str
+    samples: int
+
+
+class _Left(NamedTuple):
+    """Moments of the data with one part left out."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+def six_properties(
+    image: Tensor | None = None, text: Tensor | None = None, *, paired: bool | None = None, logit_scale: float = 100.0
+) -> list[Property]:
+    """Measure the six properties: thin shell, ellipsoid, tilt, offset, separability, and the place of the lowest loss.
+
+    A property holds, or does not, when the whole 95% interval lies on one side of its threshold; otherwise the verdict
+    is "cannot tell at this N". Intervals of the first four leave out each of 32 parts of the data in turn (jackknife);
+    that of the separability is Wilson's; those of the loss are of ``shift_sweep``.
+
+    Args:
+        image: Raw image embeddings ``(N, D)``.
+        text: Raw text embeddings ``(M, D)``.
+        paired: Whether row i of one belongs to row i of the other; by default, whether lengths agree. The loss needs
+            pairs.
+        logit_scale: The model's factor on cosines, for the loss.
+
+    Returns:
+        Four properties for each modality given, and two more for both.
+
+    Raises:
+        TypeError: If an argument is not a floating-point tensor.
+        ValueError: If neither is given, dimensions differ, there are too few samples, or rows are bad.
+
+    Source: Levi and Gilboa, *The Double-Ellipsoid Geometry of CLIP*, ICML 2025.
+    """
+    given = {name: rows for name, rows in (("image", image), ("text", text)) if rows is not None}
+    if not given:
+        raise ValueError("expected image embeddings, text embeddings or both, got neither.")
+    properties = [found for name, rows in given.items() for found in _of_one(rows, name)]
+    if image is not None and text is not None:
+        properties.append(_separability(image, text))
+        if len(image) == len(text) if paired is None else paired:
+            properties.append(_lowest_loss(image, text, logit_scale))
+    return properties
+
+
+def gap_figures(image: Tensor, text: Tensor, *, paired: bool) -> dict[str, float]:
+    """Modality gap of two sets as plain numbers; see :func:`clipconformity.functional.modality_gap`."""
+    found = modality_gap(image, text, paired=paired)
+    return {name: float(value) for name, value in found._asdict().items() if value is not None}
+
+
+def _of_one(rows: Tensor, modality: str) -> list[Property]:
+    values = check_rows(rows, modality, min_rows=FEWEST).double()
+    count, dim = values.shape
+    if dim < 2:
+        raise ValueError(f"{modality}: expected at least 2 dimensions, got {dim}.")
+    shell, shape, slant, away = thin_shell(rows), ellipsoid(rows), tilt(rows), offset(rows)
+    parts = _left_out(values)
+    sphere = dim * count / (count + dim)  # expected of a round Gaussian at this N
+    permuted = float(slant.permuted_off_diagonal_ratio)
+    return [
+        _judged(
+            "thin shell", modality, "mu^2 / variance of centred norms", float(shell.ratio),
+            _shell_spread(values), at_least=100.0, threshold=">= 100, a thickness of at most a tenth",
+            paper=57.57 / 0.19 if modality == "image" else None, count=count,
+        ),
+        _judged(
+            "ellipsoid", modality, "participation ratio of the spectrum", float(shape.participation_ratio),
+            _spread([float(participation_ratio(left.covariance)) for left in parts]), at_most=sphere / 2,
+            threshold=f"<= {sphere / 2:.4g}, half of a round Gaussian's at this N",
+            null=float(shape.permuted_participation_ratio), count=count,
+        ),
+        _judged(
+            "tilt", modality, "sum of |off-diagonal| over trace", float(slant.off_diagonal_ratio),
+            _spread([float(tilt_figures(left.covariance)[0]) for left in parts]), at_least=2 * permuted,
+            threshold=f">= {2 * permuted:.4g}, twice that with permuted columns", null=permuted, count=count,
+        ),
+        _judged(
+            "offset", modality, "|m| / sqrt(trace)", float(away), _spread([_offset(left) for left in parts]),
+            at_least=0.5, threshold=">= 0.5", null=1 / math.sqrt(count),
+            paper={"image": 0.94, "text": 1.03}[modality], count=count,
+        ),
+    ]  # fmt: skip
+
+
+def _judged(
+    name: str,
+    modality: str,
+    quantity: str,
+    value: float,
+    error: float,
+    *,
+    threshold: str,
+    count: int,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    null: float | None = None,
+    paper: float | None = None,
+) -> Property:
+    low, high = value - STUDENT * error, value + STUDENT * error
+    above, below = (low >= at_least, high < at_least) if at_least is not None else (high <= at_most, low > at_most)  # type: ignore[operator]
+    verdict = HOLDS if above else FAILS if below else UNKNOWN
+    return Property(name, modality, quantity, value, low, high, null, paper, threshold, verdict, count)
+
+
+def _parts(count: int) -> Tensor:
+    """Part of each row, at random but the same for the same N."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return order % min(GROUPS, count)
+
+
+def _left_out(values: Tensor) -> list[_Left]:
+    """Mean and covariance without each part, from the moments of the parts about the overall mean."""
+    center = values.mean(0)
+    centered = values - center
+    part = _parts(len(values))
+    total = centered.T @ centered
+    result = []
+    for number in range(int(part.max()) + 1):
+        rows = centered[part == number]
+        count = len(values) - len(rows)
+        mean = -rows.sum(0) / count
+        covariance = (total - rows.T @ rows - count * torch.outer(mean, mean)) / (count - 1)
+        result.append(_Left(center + mean, covariance))
+    return result
+
+
+def _spread(left_out: list[float]) -> float:
+    """Standard error of a figure by the jackknife."""
+    values = torch.tensor(left_out, dtype=torch.float64)
+    return float(((len(values) - 1) / len(values) * (values - values.mean()).square().sum()).sqrt())
+
+
+def _shell_spread(values: Tensor) -> float:
+    part = _parts(len(values))
+    found = []
+    for number in range(int(part.max()) + 1):
+        rows = values[part != number]
+        distances = torch.linalg.vector_norm(rows - rows.mean(0), dim=1)
+        found.append(float(distances.mean().square() / distances.var()))
+    return _spread(found)
+
+
+def _offset(left: _Left) -> float:
+    return float(torch.linalg.vector_norm(left.mean) / left.covariance.trace().sqrt())
+
+
+def _separability(image: Tensor, text: Tensor) -> Property:
+    found = linear_separability(image, text, k=2)
+    count = len(image) + len(text)
+    value = float(found.held_out_accuracy)
+    low, high = _wilson(value, count)
+    dims = " and ".join(str(int(d)) for d in found.dimensions)
+    return Property(
+        name="linear separability",
+        modality="both",
+        quantity=f"held-out balanced accuracy on 2 dimensions ({dims}, from 0)",
+        value=value,
+        low=low,
+        high=high,
+        null=0.5,
+        paper=1.0,
+        threshold=">= 0.99",
+        verdict=HOLDS if low >= 0.99 else FAILS if high < 0.99 else UNKNOWN,
+        samples=count,
+    )
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share."""
+    z2 = 1.96**2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = 1.96 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _lowest_loss(image: Tensor, text: Tensor, logit_scale: float) -> Property:
+    """Where the loss is lowest: alpha 0 unless the paired intervals of the difference from it say otherwise."""
+    sweep = shift_sweep(image, text, ALPHAS, logit_scale)
+    alphas, low, high = sweep.alphas, sweep.loss_difference_low, sweep.loss_difference_high
+    apart = alphas.abs() >= 0.25 - 1e-9
+    if bool((low[apart] > 0).all()):
+        verdict = HOLDS
+    elif bool((high[apart] < 0).any()):
+        verdict = FAILS
+    else:
+        verdict = UNKNOWN
+    lowest = alphas[sweep.loss.argmin()]
+    possible = alphas[(low <= 0) | (alphas == 0)]  # not told apart from alpha 0
+    return Property(
+        name="loss at alpha 0",
+        modality="both",
+        quantity=f"alpha of the lowest NT-Xent (logit scale {logit_scale:.4g}, all pairs in a batch)",
+        value=float(lowest),
+        low=float(possible.min()),
+        high=float(possible.max()),
+        null=None,
+        paper=0.0,
+        threshold="the loss at |alpha| >= 0.25 exceeds that at 0",
+        verdict=verdict,
+        samples=len(image),
+    )
+
+
+def table(properties: list[Property]) -> str:
+    """Lay properties out as text."""
+    lines = [f"{'property':20} {'of':6} {'value':>9} {'95% interval':>21} {'null':>8} {'paper':>7} {'N':>7}  verdict"]
+    for p in properties:
+        interval = f"[{p.low:.4g}, {p.high:.4g}]"
+        null, paper = (f"{x:.4g}" if x is not None else "" for x in (p.null, p.paper))
+        lines.append(
+            f"{p.name:20} {p.modality:6} {p.value:9.4g} {interval:>21} {null:>8} {paper:>7} {p.samples:7d}  "
+            f"{p.verdict} ({p.quantity}; {p.threshold})"
+        )
+    return "\n".join(lines)
+
+
+def as_json(properties: list[Property]) -> list[dict[str, Any]]:
+    """Give properties as plain data."""
+    return [p._asdict() for p in properties]

@@ -1,0 +1,206 @@
+"""Whitening, log-likelihood and the Frechet distance, against torch.distributions, scipy and torchmetrics."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers import double, ellipsoid_rows
+from scipy import linalg
+from torch.distributions import MultivariateNormal
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+import clipconformity as cc
+from clipconformity.functional.likelihood import frechet_distance, log_likelihood, whiten
+
+
+@pytest.fixture
+def gaussian(generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows (50, 8) with a mean and covariance fitted on others, float64."""
+    rows = ellipsoid_rows(500, 8, generator).double()
+    return rows[:50], rows[50:].mean(0), torch.cov(rows[50:].T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_log_likelihood_equals_the_multivariate_normal(gaussian, dtype):
+    rows, mean, covariance = (x.to(dtype) for x in gaussian)
+    value = log_likelihood(rows, mean, covariance)
+    assert value.dtype == dtype
+    expected = MultivariateNormal(mean.double(), covariance.double()).log_prob(rows.double())
+    torch.testing.assert_close(value.double(), expected, rtol=1e-6 if dtype == torch.float32 else 1e-12, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_log_likelihood_of_scaled_rows_differs_by_the_volume(gaussian, scale):
+    rows, mean, covariance = gaussian
+    value = log_likelihood(rows * scale, mean * scale, covariance * scale**2)
+    torch.testing.assert_close(value, log_likelihood(rows, mean, covariance) - 8 * math.log(scale))
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 0.1, 1.0])
+def test_shrinkage_moves_the_covariance_towards_a_sphere(gaussian, shrinkage):
+    rows, mean, covariance = gaussian
+    shrunk = (1 - shrinkage) * covariance + shrinkage * covariance.trace() / 8 * torch.eye(8)
+    torch.testing.assert_close(
+        log_likelihood(rows, mean, covariance, shrinkage), MultivariateNormal(mean, shrunk).log_prob(rows)
+    )
+    inverse = np.linalg.inv(linalg.sqrtm(double(shrunk)))
+    np.testing.assert_allclose(whiten(rows, mean, covariance, shrinkage), double(rows - mean) @ inverse, atol=1e-10)
+
+
+def test_whitened_rows_of_the_fitted_set_have_unit_covariance(generator):
+    rows = ellipsoid_rows(300, 20, generator)
+    white = whiten(rows, rows.double().mean(0), torch.cov(rows.double().T))
+    assert white.dtype == torch.float32
+    np.testing.assert_allclose(np.cov(double(white).T), np.eye(20), atol=1e-5)
+    np.testing.assert_allclose(double(white).mean(0), np.zeros(20), atol=1e-6)
+
+
+def test_squared_whitened_norm_is_the_mahalanobis_distance(gaussian):
+    rows, mean, covariance = gaussian
+    centered = rows - mean
+    expected = (centered @ torch.linalg.inv(covariance) * centered).sum(1)
+    torch.testing.assert_close(whiten(rows, mean, covariance).square().sum(1), expected)
+
+
+def test_likelihood_is_differentiable_in_the_embeddings(gaussian):
+    rows, mean, covariance = gaussian
+    rows = rows[:3].requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: log_likelihood(x, mean, covariance, 0.2), (rows,))
+    assert torch.autograd.gradcheck(lambda x: whiten(x, mean, covariance, 0.2), (rows,))
+
+
+def test_the_fitted_set_overfits_its_likelihood_on_real_embeddings(images):
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    fitted, held_out = images[order[:900]].double(), images[order[900:]]
+    mean, covariance = fitted.mean(0), torch.cov(fitted.T)
+    inside, outside = (log_likelihood(x, mean, covariance).mean() for x in (fitted, held_out))
+    assert 400 < inside < 450
+    assert outside < inside - 400
+    assert log_likelihood(held_out, mean, covariance, 0.05).mean() > outside + 200
+
+
+@pytest.mark.parametrize("function", [whiten, log_likelihood])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [2, 20, 64])
+def test_a_singular_covariance_is_refused_and_shrinkage_mends_it(function, dtype, count, generator):
+    rows = ellipsoid_rows(count, 64, generator).double()
+    covariance = torch.cov(rows.T).to(dtype)
+    with pytest.raises(ValueError, match=r"covariance: singular at shrinkage=0\.0: .* of 64 .*raise shrinkage"):
+        function(rows, rows.mean(0), covariance)
+    assert bool(torch.isfinite(function(rows, rows.mean(0), covariance, 0.1)).all())
+
+
+@pytest.mark.parametrize("function", [whiten, log_likelihood])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"shrinkage": 1.1}, ValueError, "shrinkage: expected a number from 0 to 1, got 1.1"),
+        ({"shrinkage": math.nan}, ValueError, "shrinkage: expected a number from 0 to 1, got nan"),
+        ({"covariance": torch.zeros(8, 8)}, ValueError, "singular"),
+        ({"covariance": torch.zeros(8, 8), "shrinkage": 1.0}, ValueError, "singular"),
+        ({"covariance": -torch.eye(8)}, ValueError, "singular"),
+        ({"covariance": torch.eye(7)}, ValueError, r"got \(8,\) and \(7, 7\)"),
+        ({"covariance": torch.full((8, 8), math.nan)}, ValueError, "expected finite"),
+        ({"covariance": torch.eye(8) + torch.ones(8, 8).triu(1)}, ValueError, "symmetric"),
+        ({"mean": torch.full((8,), math.inf)}, ValueError, "expected finite"),
+        ({"mean": [0.0] * 8}, TypeError, "mean: expected a floating-point tensor, got list"),
+        ({"embeddings": torch.ones(3, 7)}, ValueError, "embeddings has dimension 7 and mean has dimension 8"),
+        ({"embeddings": torch.zeros(3, 8)}, ValueError, "embeddings: 3 of 3 rows are zero"),
+        ({"embeddings": torch.full((3, 8), math.nan)}, ValueError, "embeddings: 3 of 3 rows"),
+    ],
+)
+def test_bad_input_is_refused(function, change, error, message):
+    good = {"embeddings": torch.ones(3, 8), "mean": torch.zeros(8), "covariance": torch.eye(8)}
+    with pytest.raises(error, match=message):
+        function(**{**good, **change})
+
+
+class PassThrough(torch.nn.Module):
+    """Features that came as flattened images are given on unchanged."""
+
+    num_features = 24
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)
+
+
+@pytest.mark.parametrize("counts", [(400, 300), (20, 15)])
+def test_frechet_distance_equals_torchmetrics_on_the_same_features(counts, generator):
+    first = ellipsoid_rows(counts[0], 24, generator)
+    second = ellipsoid_rows(counts[1], 24, generator, offset=0.4)
+    metric = FrechetInceptionDistance(feature=PassThrough(), normalize=True).set_dtype(torch.float64)
+    metric.update(first.double().view(-1, 3, 2, 4), real=False)
+    metric.update(second.double().view(-1, 3, 2, 4), real=True)
+    assert float(frechet_distance(first, second)) == pytest.approx(float(metric.compute()), rel=1e-5)
+
+
+def test_frechet_distance_equals_scipy(generator):
+    first, second = ellipsoid_rows(200, 16, generator), ellipsoid_rows(90, 16, generator, offset=-0.2)
+    means = [double(x).mean(0) for x in (first, second)]
+    s1, s2 = (np.cov(double(x).T) for x in (first, second))
+    expected = ((means[0] - means[1]) ** 2).sum() + np.trace(s1 + s2 - 2 * linalg.sqrtm(s1 @ s2).real)
+    assert float(frechet_distance(first.double(), second.double())) == pytest.approx(expected, rel=1e-10)
+
+
+def test_frechet_distance_of_commuting_covariances_has_its_closed_form():
+    corners = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
+    spread, other = torch.tensor([2.0, 0.5]).double(), torch.tensor([1.0, 3.0]).double()
+    first, second = corners * spread + 9, corners * other + torch.tensor([6.0, 13.0])
+    expected = 25 + 4 / 3 * float((spread - other).square().sum())
+    assert float(frechet_distance(first, second)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_frechet_distance_is_symmetric_and_scales_with_the_square(generator):
+    first, second = ellipsoid_rows(30, 40, generator).double(), ellipsoid_rows(25, 40, generator, offset=0.4).double()
+    value = float(frechet_distance(first, second))
+    assert float(frechet_distance(second, first)) == pytest.approx(value, rel=1e-10)
+    assert float(frechet_distance(first * 1e8, second * 1e8)) == pytest.approx(value * 1e16, rel=1e-10)
+
+
+def test_frechet_distance_of_a_set_to_itself_is_zero_where_the_covariance_is_singular(generator):
+    rows = ellipsoid_rows(50, 300, generator).double()
+    spread = float(rows.var(0).sum())
+    assert 0 <= float(frechet_distance(rows, rows)) < 1e-12 * spread
+    moved = frechet_distance(rows + 1e-4, rows)
+    assert float(moved) == pytest.approx(300 * 1e-8, rel=1e-4)
+
+
+def test_frechet_distance_of_sets_in_orthogonal_planes_is_the_sum_of_their_spreads(generator):
+    turned = torch.linalg.qr(torch.randn(200, 200, generator=generator, dtype=torch.float64)).Q
+    first = ellipsoid_rows(60, 5, generator).double() @ turned[:5]
+    second = ellipsoid_rows(60, 5, generator).double() @ turned[5:10]
+    expected = float((first.mean(0) - second.mean(0)).square().sum() + first.var(0).sum() + second.var(0).sum())
+    assert float(frechet_distance(first, second)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_reference_set_stands_for_its_embeddings(generator):
+    rows, reference = ellipsoid_rows(60, 12, generator), ellipsoid_rows(200, 12, generator, offset=0.5)
+    expected = float(frechet_distance(rows, reference))
+    assert float(frechet_distance(rows, cc.ReferenceSet.fit(reference))) == pytest.approx(expected, rel=1e-5)
+    moments = SimpleNamespace(count=200, mean=reference.double().mean(0), covariance=torch.cov(reference.double().T))
+    assert float(frechet_distance(rows, moments)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "reference", "error", "message"),
+    [
+        (torch.ones(1, 3), torch.ones(4, 3), ValueError, "embeddings: expected at least 2 samples, got 1"),
+        (torch.ones(4, 3), torch.ones(1, 3), ValueError, "reference: expected at least 2 samples, got 1"),
+        (torch.ones(4, 3), torch.ones(4, 2), ValueError, "embeddings has dimension 3 and reference has dimension 2"),
+        (torch.ones(4, 3), torch.full((4, 3), math.nan), ValueError, "reference: 4 of 4 rows"),
+        (torch.ones(4, 3), [1.0], TypeError, "reference: expected embeddings of shape .* got list"),
+        (
+            torch.ones(4, 3),
+            SimpleNamespace(count=1, mean=torch.ones(3), covariance=torch.eye(3)),
+            ValueError,
+            "reference: expected at least 2 samples, got 1",
+        ),
+    ],
+)
+def test_sets_without_a_frechet_distance_are_refused(embeddings, reference, error, message):
+    with pytest.raises(error, match=message):
+        frechet_distance(embeddings, reference)

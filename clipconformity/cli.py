@@ -134,11 +134,9 @@ def _add_source(parser: Parser, *, embeddings: bool = True) -> None:
 
 
 def _source(options: argparse.Namespace, default_encoder: str | None = None) -> Source:
-    from transformers.utils.logging import disable_progress_bar
-
     from clipconformity import evaluation
     from clipconformity.datasets import list_images, read_captions
-    from clipconformity.encoders import load_encoder
+    from clipconformity.encoders import hide_progress_bars, load_encoder
 
     for name, least in (("batch_size", 1), ("workers", 0)):
         value = getattr(options, name)
@@ -157,7 +155,7 @@ def _source(options: argparse.Namespace, default_encoder: str | None = None) -> 
     if spec is None:
         raise ValueError("--encoder: say which encoder to use, such as 'tiny' or 'open_clip:ViT-B-32/openai'.")
     if not sys.stderr.isatty():
-        disable_progress_bar()  # transformers draws one for every checkpoint that it opens
+        hide_progress_bars()
     encoder = load_encoder(spec, options.device)
     if captions is not None:
         return evaluation.caption_source(captions, encoder, batch_size=options.batch_size)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from clipconformity.functional import (
+    LowerBoundWarning,
     ellipsoid,
     linear_separability,
     modality_gap,
@@ -229,7 +231,9 @@ def _wilson(share: float, count: int) -> tuple[float, float]:
 
 def _lowest_loss(image: Tensor, text: Tensor, logit_scale: float) -> Property:
     """Where the loss is lowest: alpha 0 unless the paired intervals of the difference from it say otherwise."""
-    sweep = shift_sweep(image, text, ALPHAS, logit_scale)
+    with warnings.catch_warnings():  # of the sweep's divergence, which is not read here
+        warnings.simplefilter("ignore", LowerBoundWarning)
+        sweep = shift_sweep(image, text, ALPHAS, logit_scale)
     alphas, low, high = sweep.alphas, sweep.loss_difference_low, sweep.loss_difference_high
     apart = alphas.abs() >= 0.25 - 1e-9
     if bool((low[apart] > 0).all()):

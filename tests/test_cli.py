@@ -221,20 +221,24 @@ def test_normalized_embeddings_are_taken_with_leave(folder, capsys):
     assert result["conformity_mean"] == pytest.approx(brute_conformity(EVALUATED, REFERENCE).mean(), rel=1e-6)
 
 
+def program(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "clipconformity", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+
+
 def test_the_program_runs_as_a_module(folder):
-    command = [sys.executable, "-m", "clipconformity", "score", "--embeddings", "evaluated.npy"]
-    done = subprocess.run(
-        [*command, "--reference", "r.safetensors"], capture_output=True, text=True, cwd=folder, check=False
-    )
+    done = program(folder, "score", "--embeddings", "evaluated.npy", "--reference", "r.safetensors")
     assert done.returncode == 0
     assert json.loads(done.stdout)["count"] == 120
-    failed = subprocess.run(
-        [*command, "--reference", "none.safetensors"], capture_output=True, text=True, cwd=folder, check=False
-    )
-    assert failed.returncode == 2
-    assert failed.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_the_program_fails_with_one_line_and_no_traceback(folder):
+    failed = program(folder, "merge", "r.safetensors", "none.safetensors", "-o", "new.safetensors")
+    assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.count("\n") == 1
     assert "none.safetensors: no such reference file" in failed.stderr
+    assert not (folder / "new.safetensors").exists()
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------

@@ -13,10 +13,12 @@ from torch.nn.functional import cross_entropy, normalize
 
 from clipconformity.functional import conformity, conformity_kl
 from clipconformity.functional.contrastive import alignment, nt_xent, shift, uniformity
-from clipconformity.functional.divergence import LowerBoundWarning
+from clipconformity.functional.divergence import LowerBoundWarning, plug_in
 from clipconformity.functional.sweep import (
     _bootstrap,
+    _compare,
     _Pairs,
+    _redrawn,
     _redrawn_conformities,
     _rescaled,
     _subsampled_losses,
@@ -228,6 +230,21 @@ def test_redrawn_conformities_equal_those_of_the_redrawn_rows(alpha, generator):
             others = cosine[position][(chosen != row).numpy()].mean()
             # a row's copies are left out: N - w others, as in the bootstrap of a reference
             assert float(values[row]) == pytest.approx(others, abs=1e-10)
+
+
+def test_redrawn_divergences_are_those_of_the_redrawn_pairs(generator):
+    pairs, alpha = correlated(40, generator), 0.8
+    shifted = pairs.shifted(alpha, alpha)
+    compared = _compare(*(conformity(x) for x in shifted))
+    draws = _bootstrap(pairs, 4, generator)
+    histograms: list[list[torch.Tensor]] = [[], []]
+    for chosen in draws.chosen:
+        others = (chosen[:, None] != chosen).double().numpy()
+        for side, rows in zip(histograms, pairs, strict=True):
+            u = unit(double(shift(rows[chosen], alpha)))
+            side.append(compared.grid.counts(torch.from_numpy((u @ u.T * others).sum(1) / others.sum(1))))
+    expected = plug_in(compared.readout, *(torch.stack(side) for side in histograms)).forward
+    torch.testing.assert_close(_redrawn(shifted, alpha, compared, draws), expected, rtol=0, atol=1e-6)
 
 
 def test_grid_holds_the_sweep_on_its_diagonal(pairs):

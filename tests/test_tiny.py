@@ -72,7 +72,8 @@ def test_long_texts_are_cut_and_counted_and_keep_their_end_token():
     with_end = encoder.tokenizer([long], truncation=True, max_length=encoder.context_length)["input_ids"][0]
     assert len(with_end) == encoder.context_length
     assert with_end[-1] == encoder.tokenizer.eos_token_id
-    encoder.encode_text([long, "a red circle"])
+    with pytest.warns(UserWarning, match="a text of 42 tokens is cut to the context length of 16"):
+        encoder.encode_text([long, "a red circle"])
     assert encoder.truncated == 1
 
 

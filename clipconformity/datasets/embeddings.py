@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +64,7 @@ def read_embeddings(path: Path | str) -> EmbeddingFile:
         raise ValueError(f"{path}: expected a file ending in {', '.join(SUFFIXES)}.")
     try:
         arrays, about = _READERS[path.suffix](path)
-    except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file makes its reader fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path}: cannot be read as {path.suffix} without unpickling ({reason[:120]}); "
@@ -138,16 +137,19 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def _from_npy(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    return {KEY: _tensor(np.load(path, allow_pickle=False))}, {}
+    with path.open("rb") as file:
+        return {KEY: _tensor(np.load(file, allow_pickle=False))}, {}
 
 
 def _from_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: _tensor(file[name]) for name in file.files}, {}
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return {name: _tensor(arrays[name]) for name in arrays.files}, {}
 
 
 def _from_pt(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():  # torch warns of pickle protocols that it may not know; it then fails or does not
+        warnings.simplefilter("ignore")
+        content = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, Tensor):
         return {KEY: content}, {}
     if isinstance(content, dict) and any(isinstance(value, Tensor) for value in content.values()):

@@ -14,6 +14,13 @@ TINY = Path(__file__).parent / "tiny_checkpoint"
 KINDS = ("tiny", "open_clip:", "hf:")
 
 
+def hide_progress_bars() -> None:
+    """Keep transformers from drawing a progress bar for every checkpoint that it opens, in the whole process."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
 def load_encoder(
     spec: str | Path, device: str | torch.device | None = None, *, dtype: torch.dtype = torch.float32
 ) -> BaseEncoder:
@@ -24,10 +31,11 @@ def load_encoder(
             pretrained tag or local checkpoint, split at the first ``/``, or ``"open_clip:hf-hub:..."``;
             ``"hf:openai/clip-vit-base-patch32"``, a transformers model; or a local directory of one.
         device: Where to run; CUDA if present.
-        dtype: Precision of the model's arithmetic, by autocast; embeddings are float32 always.
+        dtype: Precision of the model's arithmetic: float32, or bfloat16 or float16 by autocast; embeddings are
+            float32 always.
 
     Raises:
-        ValueError: If the spec is unknown or the model is no dual encoder.
+        ValueError: If the spec or the dtype is unknown, no weights are named, or the model is no dual encoder.
         FileNotFoundError: If the model cannot be found or downloaded.
         ImportError: If the extra that it needs is not installed.
 
@@ -36,6 +44,8 @@ def load_encoder(
         >>> cc.load_encoder("tiny", device="cpu").encode_text(["a red circle"]).shape[0]
         1
     """
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype: expected torch.float32, torch.bfloat16 or torch.float16, got {dtype}.")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name = str(spec)
     if name.startswith("open_clip:"):

@@ -68,7 +68,7 @@ def fit_log_density(counts: Tensor, penalty: Tensor, start: Tensor | None = None
 
 
 def _climb(
-    counts: Tensor, eta: Tensor, rough: Tensor, factor: Tensor | None = None, tolerance: float = 1e-7
+    counts: Tensor, eta: Tensor, rough: Tensor, factor: Tensor | None = None, tolerance: float = 1e-9
 ) -> tuple[Tensor, Tensor]:
     """Newton steps until none gains ``tolerance`` in log-likelihood; says which rows have not got there."""
     eta = eta.clone()

@@ -1,0 +1,120 @@
+"""The six properties: their intervals, their verdicts, and the command."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import ellipsoid_rows
+
+from clipconformity.cli import main
+from clipconformity.datasets import write_embeddings
+from clipconformity.properties import FAILS, HOLDS, UNKNOWN, six_properties
+
+
+def by_name(properties):
+    return {(p.name, p.modality): p for p in properties}
+
+
+def test_a_round_cloud_at_the_origin_has_none_of_the_four(generator):
+    found = by_name(six_properties(torch.randn(800, 20, generator=generator)))
+    assert {name for name, _ in found} == {"thin shell", "ellipsoid", "tilt", "offset"}
+    assert all(p.verdict == FAILS for p in found.values())
+    assert found["offset", "image"].null == pytest.approx(1 / math.sqrt(800))
+
+
+def test_a_tilted_ellipsoid_away_from_the_origin_has_all(generator):
+    turn = torch.linalg.qr(torch.randn(300, 300, generator=generator))[0]
+    rows = torch.randn(1500, 300, generator=generator) * torch.logspace(0.5, -0.5, 300) @ turn
+    rows = 30 * rows / rows.norm(dim=1, keepdim=True) + 3
+    found = by_name(six_properties(image=rows))
+    assert found["thin shell", "image"].verdict == HOLDS
+    assert found["offset", "image"].verdict == HOLDS
+    assert found["tilt", "image"].verdict == HOLDS
+    assert found["ellipsoid", "image"].verdict == HOLDS
+
+
+@pytest.mark.parametrize("name", ["thin shell", "offset"])
+def test_intervals_cover_repeated_draws(name):
+    truth = by_name(six_properties(ellipsoid_rows(40_000, 10, torch.Generator().manual_seed(0))))[name, "image"].value
+    covered = 0
+    for seed in range(1, 61):
+        p = by_name(six_properties(ellipsoid_rows(500, 10, torch.Generator().manual_seed(seed))))[name, "image"]
+        covered += p.low <= truth <= p.high
+    assert covered >= 50  # 95% nominal: below 50 of 60 in one of 10,000 cases
+
+
+def test_an_interval_that_straddles_its_threshold_cannot_tell():
+    rows = ellipsoid_rows(60, 8, torch.Generator().manual_seed(0), offset=0.3)
+    undecided = [p for p in six_properties(rows) if p.verdict == UNKNOWN]
+    assert undecided
+    for p in undecided:
+        threshold = float(p.threshold.split()[1].rstrip(","))
+        assert p.low < threshold < p.high
+
+
+def test_pairs_add_separability_and_the_loss(generator):
+    image, text = (ellipsoid_rows(120, 8, generator, offset=sign * 2.0) for sign in (1, -1))
+    found = by_name(six_properties(image, text, logit_scale=10.0))
+    assert found["linear separability", "both"].value == 1.0
+    assert ("loss at alpha 0", "both") in found
+    assert ("loss at alpha 0", "both") not in by_name(six_properties(image, text, paired=False))
+
+
+def test_the_real_embeddings_are_separable_on_known_dimensions(images, lvis):
+    p = by_name(six_properties(images, lvis.float()))["linear separability", "both"]
+    assert p.value == 1.0
+    assert p.verdict == HOLDS
+    dims = {int(word) for word in p.quantity.replace(",", " ").replace("(", " ").split() if word.isdigit()}
+    assert dims - {2, 0} <= {92, 133, 312}
+
+
+def test_the_real_pairs_have_their_lowest_loss_at_zero(data_dir):
+    pairs = torch.from_numpy(np.load(data_dir / "vitb16-coco-pairs-500-unit.npy"))
+    p = by_name(six_properties(pairs[0], pairs[1]))["loss at alpha 0", "both"]
+    assert p.value == 0.0
+    assert p.verdict == HOLDS
+
+
+def test_the_command_prints_a_table_and_json(tmp_path, capsys, generator):
+    for name, sign in (("image", 1), ("text", -1)):
+        write_embeddings(tmp_path / f"{name}.safetensors", ellipsoid_rows(80, 8, generator, sign * 2.0), modality=name)
+    files = ["--image-embeddings", str(tmp_path / "image.safetensors")]
+    assert main(["geometry", *files, "--text-embeddings", str(tmp_path / "text.safetensors")]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert len(result["properties"]) == 10
+    assert all(math.isfinite(p["value"]) and p["low"] <= p["high"] for p in result["properties"])
+    assert set(result["gap"]) == {"gap", "raw_gap", "matched_cosine"}
+    assert "verdict" in err
+    assert main(["geometry", *files]) == 0
+    assert len(json.loads(capsys.readouterr().out)["properties"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (torch.ones(50, 4), "norm"),
+        (torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), "at least 20 samples, got 5"),
+        (torch.full((50, 4), float("nan")), "NaN"),
+        (
+            torch.nn.functional.normalize(torch.randn(50, 4, generator=torch.Generator().manual_seed(0))),
+            "L2-normalised",
+        ),
+    ],
+)
+def test_bad_embeddings_are_refused_in_one_line(tmp_path, capsys, rows, message):
+    write_embeddings(tmp_path / "a.safetensors", rows)
+    assert main(["geometry", "--image-embeddings", str(tmp_path / "a.safetensors")]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_file_of_another_modality_and_no_file_are_refused(tmp_path, capsys, generator):
+    write_embeddings(tmp_path / "a.safetensors", ellipsoid_rows(80, 8, generator), modality="text")
+    assert main(["geometry", "--image-embeddings", str(tmp_path / "a.safetensors")]) == 2
+    assert "holds text embeddings" in capsys.readouterr().err
+    assert main(["geometry"]) == 2
+    assert "got neither" in capsys.readouterr().err

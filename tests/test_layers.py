@@ -23,7 +23,7 @@ LAYERS = [
     ["encoders", "datasets"],
     ["metrics"],
     ["evaluation"],
-    ["report", "demo"],
+    ["report", "demo", "generation"],
     ["cli"],
     ["__main__"],
 ]

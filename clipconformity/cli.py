@@ -209,11 +209,7 @@ def _embed(options: argparse.Namespace) -> dict[str, Any]:
         modality=source.modality,
     )
     result = {"output": str(options.output), "count": len(embeddings), "embed_dim": embeddings.shape[1]}
-    return result | {"encoder": source.spec, "modality": source.modality} | _skipped(source)
-
-
-def _skipped(source: Source) -> dict[str, Any]:
-    return {"skipped": {"count": len(source.skipped), "files": source.skipped}} if source.skipped else {}
+    return result | {"encoder": source.spec, "modality": source.modality} | source.remarks
 
 
 def _reference(options: argparse.Namespace) -> dict[str, Any]:
@@ -228,7 +224,7 @@ def _reference(options: argparse.Namespace) -> dict[str, Any]:
         allow_normalized=options.allow_normalized,
     )
     reference.save(options.output)
-    return _described(reference, options.output) | _skipped(source)
+    return _described(reference, options.output) | source.remarks
 
 
 def _score(options: argparse.Namespace) -> dict[str, Any]:

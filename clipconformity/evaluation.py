@@ -46,6 +46,7 @@ class Source:
         modality: ``"image"`` or ``"text"``, if known.
         groups: Group ids of all samples, or None.
         skipped: What was left out and why, filled as the stream is read.
+        encoder: The encoder at work, if any.
     """
 
     batches: Iterator[SourceBatch]
@@ -55,6 +56,17 @@ class Source:
     modality: str | None = None
     groups: Groups | None = None
     skipped: list[dict[str, str]] = field(default_factory=list)
+    encoder: BaseEncoder | None = None
+
+    @property
+    def remarks(self) -> dict[str, Any]:
+        """What was left out or cut, once the stream is read; empty where nothing was."""
+        found: dict[str, Any] = {}
+        if self.skipped:
+            found["skipped"] = {"count": len(self.skipped), "files": self.skipped}
+        if self.encoder is not None and self.encoder.truncated:
+            found["truncated"] = self.encoder.truncated
+        return found
 
     def __iter__(self) -> Iterator[SourceBatch]:
         """Read the stream, with rate and time left on standard error where that is a terminal."""
@@ -169,7 +181,8 @@ def caption_source(captions: Captions, encoder: BaseEncoder, *, batch_size: int 
             groups: Any = None if captions.groups is None else captions.groups[rows]
             yield SourceBatch(encoder.encode_text(captions.texts[rows]), captions.ids[rows], groups)
 
-    return Source(batches(), len(captions.texts), encoder.spec, encoder.id, "text", captions.groups)
+    total = len(captions.texts)
+    return Source(batches(), total, encoder.spec, encoder.id, "text", captions.groups, encoder=encoder)
 
 
 def build_reference(
@@ -242,9 +255,7 @@ def score(source: Source, reference: ReferenceSet, *, resamples: int = 1000, all
         raise ValueError(f"no sample could be read: {len(source.skipped)} of {source.count} were skipped.")
     summary = summarize(metrics, reference, resamples=resamples)
     summary["measured"] = {"encoder": source.spec or reference.spec, "modality": source.modality, "remarks": remarks}
-    if source.skipped:
-        summary["skipped"] = {"count": len(source.skipped), "files": source.skipped}
-    return Score(summary, ids, torch.cat(conformities), torch.cat(norms))
+    return Score(summary | source.remarks, ids, torch.cat(conformities), torch.cat(norms))
 
 
 def check_modality(modality: str | None, reference: ReferenceSet) -> None:

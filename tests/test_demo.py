@@ -154,3 +154,19 @@ def test_a_reference_of_another_encoder_is_refused(scenes, tmp_path, capsys):
     code, _, err = run(capsys, "score", "--images", scenes / "val2017", "--reference", reference, "--encoder", changed)
     assert code == 2
     assert "weights of the encoder" in err
+
+
+def test_truncated_captions_are_counted_in_the_json(tmp_path, capsys):
+    (tmp_path / "long.txt").write_text("a red circle\n" * 20 + "red " * 40 + "circle\n")
+    arguments = (
+        "reference",
+        "--captions",
+        tmp_path / "long.txt",
+        "--encoder",
+        "tiny",
+        "-o",
+        tmp_path / "r.safetensors",
+    )
+    code, told, err = run(capsys, *arguments)
+    assert (code, told["truncated"]) == (0, 1)
+    assert "is cut to the context length" in err

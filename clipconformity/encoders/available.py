@@ -47,7 +47,7 @@ def _open_clip_models() -> dict[str, Any]:
         vision = config.get("vision_cfg", {})
         models.append(
             {
-                "spec": f"open_clip:{name}",
+                "spec": f"open_clip:{name}/PRETRAINED",
                 "embed_dim": config.get("embed_dim"),
                 "resolution": vision.get("image_size", 224),
                 "pretrained": tags,

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.encoders.images import as_images
+from clipconformity.encoders.inputs import is_text, listed_images, listed_texts
 from clipconformity.functional._checks import check_matrix
+
+Preprocess = Callable[[list[Image.Image]], dict[str, Tensor]]
 
 
 class BaseEncoder(ABC):
@@ -26,7 +28,7 @@ class BaseEncoder(ABC):
         dtype: Precision of the model's arithmetic; below float32 by autocast.
         context_length: Most tokens of a text, its start and end tokens included.
         logit_scale: The trained scale of cosines in the contrastive loss.
-        truncated: Number of texts cut to the context length so far.
+        truncated: Number of texts cut to the context length so far; the first one is warned of.
     """
 
     def __init__(
@@ -57,13 +59,9 @@ class BaseEncoder(ABC):
 
     @cached_property
     def id(self) -> dict[str, str]:
-        """Hash of the weights, preprocessing, precision and backend."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(f"{name}{tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        """Hash of the weights, preprocessing, precision and backend; the same wherever the model was loaded from."""
         precision = str(self.dtype).removeprefix("torch.")
-        return {"weights": digest.hexdigest(), "precision": precision} | self._preprocessing()
+        return {"weights": _weights_hash(self.model), "precision": precision} | self._preprocessing()
 
     def encode_image(self, images: Any) -> Tensor:
         """Encode images.
@@ -79,10 +77,7 @@ class BaseEncoder(ABC):
             TypeError: If they are no images.
             ValueError: If a shape or range does not fit, the list is empty, or a file cannot be read.
         """
-        prepared = as_images(images)
-        if not prepared:
-            raise ValueError("images: expected at least one image, got an empty list.")
-        return self.project_image(self.preprocess_images(prepared))
+        return self.project_image(self.preprocess_images(listed_images(images)))
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Encode texts; those beyond the context length are cut, with their end token kept, and counted.
@@ -97,15 +92,7 @@ class BaseEncoder(ABC):
             TypeError: If they are no strings.
             ValueError: If the list is empty, or a text is empty.
         """
-        listed = [texts] if isinstance(texts, str) else list(texts)
-        if not listed:
-            raise ValueError("texts: expected at least one text, got an empty list.")
-        for text in listed:
-            if not isinstance(text, str):
-                raise TypeError(f"texts: expected strings, got {type(text).__name__}.")
-            if not text.strip():
-                raise ValueError("texts: expected words, got an empty text; leave out what has no caption.")
-        return self._run(self._project_text, listed)
+        return self._run(self._project_text, listed_texts(texts))
 
     def __call__(self, batch: Any) -> Tensor:
         """Encode a batch of images, or of texts where it is a string or a list of strings.
@@ -114,31 +101,35 @@ class BaseEncoder(ABC):
             TypeError: If the batch is neither.
             ValueError: If a string names an existing file: images are given as ``pathlib.Path``.
         """
-        first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-        if not isinstance(first, str):
-            return self.encode_image(batch)
-        for text in [batch] if isinstance(batch, str) else batch:
-            if isinstance(text, str) and len(text) < 256 and Path(text).is_file():
-                raise ValueError(
-                    f"texts: {text!r} is an existing file; give pathlib.Path for an image, or call encode_text if it "
-                    "is a caption."
-                )
-        return self.encode_text(batch)
+        return self.encode_text(batch) if is_text(batch) else self.encode_image(batch)
 
     def project_image(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Run the image tower on what :meth:`preprocess_images` made; raw float32 ``(N, D)``."""
+        """Run the image tower on what :attr:`preprocess_images` made; raw float32 ``(N, D)``."""
         moved = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
         return self._run(self._project_image, moved)
 
-    @torch.inference_mode()
     def _run(self, project: Callable[[Any], Tensor], prepared: Any) -> Tensor:
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        autocast = torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+        with torch.inference_mode(), autocast:
             embeddings = project(prepared)
-        return check_matrix(embeddings.float(), "the encoder's output").clone()
+        # A copy made out here is an ordinary tensor: an inference tensor could not be changed in place.
+        return check_matrix(embeddings, "the encoder's output").to(torch.float32, copy=True)
 
+    def _count_cut(self, lengths: Sequence[int]) -> None:
+        """Count the texts whose number of tokens is beyond the context length, and warn of the first ones."""
+        cut = [length for length in lengths if length > self.context_length]
+        if cut and not self.truncated:
+            warnings.warn(
+                f"{self.spec}: a text of {cut[0]} tokens is cut to the context length of {self.context_length}, its "
+                "end token kept. This is said once; encoder.truncated counts such texts.",
+                stacklevel=5,
+            )
+        self.truncated += len(cut)
+
+    @property
     @abstractmethod
-    def preprocess_images(self, images: list[Image.Image]) -> dict[str, Tensor]:
-        """Turn RGB images into the image tower's inputs, on the CPU; worker processes call it too."""
+    def preprocess_images(self) -> Preprocess:
+        """Turns RGB images into the image tower's inputs, on the CPU; worker processes get it without the model."""
 
     @abstractmethod
     def _project_image(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -151,3 +142,25 @@ class BaseEncoder(ABC):
     @abstractmethod
     def _preprocessing(self) -> dict[str, str]:
         """Describe preprocessing and backend for the identity."""
+
+
+def unreachable(spec: str, reason: str) -> FileNotFoundError:
+    """Make the error for a model that is neither here nor could be downloaded."""
+    return FileNotFoundError(
+        f"{spec}: could not be loaded ({reason}). Check the name and the connection, or download the model "
+        "elsewhere and give its directory or checkpoint; HF_HUB_OFFLINE=1 uses local files only."
+    )
+
+
+def _weights_hash(model: torch.nn.Module) -> str:
+    """Hash weights and activation; without names, which differ between versions of the libraries."""
+    parts = []
+    for value in model.state_dict().values():
+        if value.is_floating_point():  # the others are counters and positions
+            digest = hashlib.blake2b(str(tuple(value.shape)).encode(), digest_size=16)
+            digest.update(value.detach().float().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            parts.append(digest.digest())
+    # The same weights under another activation are another model: OpenAI's need QuickGELU.
+    names = {type(module).__name__.removesuffix("Activation") for module in model.modules()}
+    parts += [name.encode() for name in sorted(names) if "gelu" in name.lower()]
+    return hashlib.blake2b(b"".join(sorted(parts)), digest_size=16).hexdigest()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.encoders.images import as_images
+from clipconformity.encoders.inputs import is_text, listed_images, listed_texts
 from clipconformity.functional._checks import check_matrix
 
 
@@ -46,21 +47,26 @@ class CallableEncoder:
         self.spec = spec
         self.id = {"weights": spec} if id is None else id
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.spec!r})"
+
     def encode_image(self, images: Any) -> Tensor:
         """Encode images, given as of :meth:`BaseEncoder.encode_image`."""
-        return self._checked(self._encode_image(as_images(images)))
+        return self._checked(self._encode_image, listed_images(images))
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Encode a text or a list of texts."""
-        return self._checked(self._encode_text([texts] if isinstance(texts, str) else list(texts)))
+        return self._checked(self._encode_text, listed_texts(texts))
 
     def __call__(self, batch: Any) -> Tensor:
         """Encode a batch of images, or of texts where it is a string or a list of strings."""
-        first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-        return self.encode_text(batch) if isinstance(first, str) else self.encode_image(batch)
+        return self.encode_text(batch) if is_text(batch) else self.encode_image(batch)
 
-    def _checked(self, embeddings: Tensor) -> Tensor:
-        matrix = check_matrix(embeddings, "the encoder's output").float()
-        if matrix.shape[1] != self.embed_dim:
-            raise ValueError(f"{self.spec}: expected embeddings of dimension {self.embed_dim}, got {matrix.shape[1]}.")
+    def _checked(self, function: Callable[[list[Any]], Tensor], items: list[Any]) -> Tensor:
+        with torch.no_grad():
+            matrix = check_matrix(function(items), f"{self.spec}: the encoder's output").float()
+        if matrix.shape != (len(items), self.embed_dim):
+            raise ValueError(
+                f"{self.spec}: expected embeddings of shape {(len(items), self.embed_dim)}, got {tuple(matrix.shape)}."
+            )
         return matrix

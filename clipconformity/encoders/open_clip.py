@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.encoders.base import BaseEncoder
+from clipconformity.encoders.base import BaseEncoder, Preprocess, unreachable
+
+SELF_CONTAINED = ("hf-hub:", "local-dir:")
+"""Names that bring their own weights."""
 
 
 class OpenCLIPEncoder(BaseEncoder):
@@ -19,20 +25,15 @@ class OpenCLIPEncoder(BaseEncoder):
     def __init__(
         self, name: str, pretrained: str | None, *, spec: str, device: torch.device, dtype: torch.dtype
     ) -> None:
+        open_clip = _imported(spec)
+        options: dict[str, Any] = {}
+        if not name.startswith(SELF_CONTAINED):
+            options = _weights_of(open_clip, name, pretrained, spec)
         try:
-            import open_clip
-        except ImportError as error:
-            raise ImportError(
-                f"{spec}: open_clip is not installed; install it with `pip install 'clipconformity[open_clip]'`."
-            ) from error
-        if pretrained is not None and pretrained.startswith(("/", ".", "~")):
-            pretrained = str(Path(pretrained).expanduser())
-        try:
-            model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained)
+            model, self.preprocess = open_clip.create_model_from_pretrained(name, **options)
             self.tokenizer = open_clip.get_tokenizer(name)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{spec}: open_clip could not load it ({' '.join(str(error).split())[:300]}).") from error
-        self.preprocess = preprocess
+        except Exception as error:  # whatever the library raises is told in one line
+            raise _explained(spec, error) from error
         super().__init__(
             model,
             spec=spec,
@@ -42,24 +43,89 @@ class OpenCLIPEncoder(BaseEncoder):
             logit_scale=float(model.logit_scale.detach().exp()),
         )
 
-    def preprocess_images(self, images: list[Image.Image]) -> dict[str, Tensor]:
-        """Turn RGB images into the image tower's inputs."""
-        return {"pixels": torch.stack([self.preprocess(image) for image in images])}
+    @property
+    def preprocess_images(self) -> Preprocess:
+        """Turns RGB images into the image tower's inputs."""
+        return partial(_stacked, self.preprocess)
 
     def _project_image(self, inputs: dict[str, Tensor]) -> Tensor:
         return self.model.encode_image(inputs["pixels"], normalize=False)  # type: ignore[operator]
 
     def _project_text(self, texts: list[str]) -> Tensor:
-        tokens = self.tokenizer(texts).to(self.device)
-        self.truncated += sum(self._token_count(text) > self.context_length for text in texts)
-        return self.model.encode_text(tokens, normalize=False)  # type: ignore[operator]
+        tokens = self.tokenizer(texts)
+        self._count_cut([self._token_count(texts[row]) for row in self._full_rows(tokens)])
+        return self.model.encode_text(tokens.to(self.device), normalize=False)  # type: ignore[operator]
+
+    def _full_rows(self, tokens: Tensor) -> list[int]:
+        """Find the texts that fill the context, padding apart; only these can have been cut."""
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        padding = 0 if inner is None else inner.pad_token_id
+        full = tokens[:, -1] != padding
+        if inner is not None and padding == inner.eos_token_id:
+            full = torch.ones_like(full)
+        return full.nonzero().flatten().tolist()
 
     def _token_count(self, text: str) -> int:
-        if len(text) + 2 <= self.context_length:  # a token has at least one character
-            return 0
         inner: Any = getattr(self.tokenizer, "tokenizer", None)
-        return len(inner(text)["input_ids"]) if inner is not None else len(self.tokenizer.encode(text)) + 2
+        if inner is None:
+            return len(self.tokenizer.encode(text)) + 2
+        clean = getattr(self.tokenizer, "clean_fn", str)
+        return len(inner(clean(text), truncation=False, verbose=False)["input_ids"])
 
     def _preprocessing(self) -> dict[str, str]:
         steps = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", " ".join(str(self.preprocess).split()))
         return {"preprocessing": steps, "backend": "pil"}
+
+
+def _stacked(preprocess: Callable[[Image.Image], Tensor], images: list[Image.Image]) -> dict[str, Tensor]:
+    return {"pixels": torch.stack([preprocess(image) for image in images])}
+
+
+def _imported(spec: str) -> Any:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ImportError(
+            f"{spec}: open_clip cannot be imported ({error}); "
+            "install it with `pip install 'clipconformity[open_clip]'`."
+        ) from error
+    return open_clip
+
+
+def _weights_of(open_clip: Any, name: str, pretrained: str | None, spec: str) -> dict[str, Any]:
+    """Settle where a built-in architecture gets its weights from; without any, open_clip would draw random ones.
+
+    Raises:
+        FileNotFoundError: If the checkpoint is not there.
+        ValueError: If the architecture or the tag is unknown, or none is told.
+    """
+    if open_clip.get_model_config(name) is None:
+        raise ValueError(f"{spec}: open_clip knows no model {name!r}; {_near(name, open_clip.list_models())}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is None:
+        raise ValueError(
+            f"{spec}: without weights the model is random; name them as 'open_clip:{name}/TAG' or "
+            f"'open_clip:{name}//path/to/checkpoint'. The tags are: {', '.join(tags) or 'none'}."
+        )
+    path = Path(pretrained).expanduser()
+    if path.is_file():
+        return {"pretrained": str(path)}
+    if pretrained not in tags:
+        if path.suffix or path.is_absolute():
+            raise FileNotFoundError(f"{spec}: {path}: no such checkpoint file.")
+        raise ValueError(f"{spec}: open_clip has no weights {pretrained!r} for {name}; {_near(pretrained, tags)}")
+    # From version 3 on open_clip warns of weights that were trained with QuickGELU and runs them with GELU.
+    quick = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
+    return {"pretrained": pretrained, "force_quick_gelu": quick}
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(repr(one) for one in near)}?" if near else f"there are {', '.join(known)}."
+
+
+def _explained(spec: str, error: Exception) -> Exception:
+    reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+    if isinstance(error, OSError) or "download" in reason:
+        return unreachable(spec, reason)
+    return ValueError(f"{spec}: open_clip could not load it ({reason}).")

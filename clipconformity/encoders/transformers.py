@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.encoders.base import BaseEncoder
+from clipconformity.encoders.base import BaseEncoder, Preprocess, unreachable
 
 LONGEST = 100_000
 """Tokenizers without a limit of their own report a huge one."""
+STEPS = ("do_", "image_mean", "image_std", "size", "crop", "res", "include_top", "patch_size", "max_num_patches")
+"""Beginnings of the image processor's settings that decide on pixels."""
 
 
 class TransformersEncoder(BaseEncoder):
@@ -26,13 +30,12 @@ class TransformersEncoder(BaseEncoder):
         import transformers
 
         try:
-            model = transformers.AutoModel.from_pretrained(location).float()
+            model = _load_towers(transformers, location, spec)
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(location)
-            self.processor = transformers.AutoImageProcessor.from_pretrained(location, **_pil_backend(transformers))
-        except (OSError, ValueError, KeyError, ImportError) as error:
+            backend = _pil_backend(transformers.__version__)
+            self.processor = transformers.AutoImageProcessor.from_pretrained(location, **backend)
+        except Exception as error:  # whatever the library raises is told in one line
             raise _explained(spec, error) from error
-        if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
-            raise ValueError(f"{spec}: {type(model).__name__} has no image and text tower; expected a CLIP-like model.")
         super().__init__(
             model,
             spec=spec,
@@ -42,30 +45,59 @@ class TransformersEncoder(BaseEncoder):
             logit_scale=_logit_scale(model),
         )
         # SigLIP was trained on texts padded to their full length, without a mask.
-        self._padding: bool | str = "max_length" if "siglip" in model.config.model_type else True
+        self._unmasked = "siglip" in model.config.model_type
 
-    def preprocess_images(self, images: list[Image.Image]) -> dict[str, Tensor]:
-        """Turn RGB images into the image tower's inputs."""
-        return dict(self.processor(images=images, return_tensors="pt"))
+    @property
+    def preprocess_images(self) -> Preprocess:
+        """Turns RGB images into the image tower's inputs."""
+        return partial(_processed, self.processor)
 
     def _project_image(self, inputs: dict[str, Tensor]) -> Tensor:
         return _projection(self.model.get_image_features(**inputs))  # type: ignore[operator]
 
     def _project_text(self, texts: list[str]) -> Tensor:
         inputs = self.tokenizer(
-            texts, padding=self._padding, truncation=True, max_length=self.context_length, return_tensors="pt"
-        ).to(self.device)
-        long = [text for text in texts if len(text) + 2 > self.context_length]  # a token has at least one character
-        if long:
-            lengths = self.tokenizer(long, truncation=False, verbose=False)["input_ids"]
-            self.truncated += sum(len(ids) > self.context_length for ids in lengths)
-        return _projection(self.model.get_text_features(**inputs))  # type: ignore[operator]
+            texts,
+            padding="max_length" if self._unmasked else True,
+            truncation=True,
+            max_length=self.context_length,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        full = (inputs["attention_mask"].sum(1) >= self.context_length).nonzero().flatten().tolist()
+        if full:
+            whole = self.tokenizer([texts[row] for row in full], truncation=False, verbose=False)["input_ids"]
+            self._count_cut([len(tokens) for tokens in whole])
+        if self._unmasked:
+            del inputs["attention_mask"]
+        return _projection(self.model.get_text_features(**inputs.to(self.device)))  # type: ignore[operator]
 
     def _preprocessing(self) -> dict[str, str]:
         settings = self.processor.to_dict()
-        kept = {k: v for k, v in settings.items() if k.startswith(("do_", "image_", "size", "crop", "res", "rescale"))}
-        kept.pop("image_processor_type", None)
-        return {"preprocessing": json.dumps(kept, sort_keys=True, default=str), "backend": "pil"}
+        # Versions differ in whether they name a step that is not done; images come as RGB always.
+        done = {name: value for name, value in settings.items() if value is not None and value is not False}
+        kept = {name: value for name, value in done.items() if name.startswith(STEPS)}
+        kept.pop("do_convert_rgb", None)
+        return {"preprocessing": json.dumps(kept, sort_keys=True, default=str), "backend": _backend(self.processor)}
+
+
+def _load_towers(transformers: Any, location: str | Path, spec: str) -> Any:
+    """Load a model with two towers, all of whose weights the checkpoint has."""
+    model, told = transformers.AutoModel.from_pretrained(location, output_loading_info=True)
+    if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
+        raise ValueError(f"{type(model).__name__} has no image and text tower; expected a CLIP-like model")
+    # ALIGN's text pooler takes no part in the embedding.
+    missing = sorted(name for name in told["missing_keys"] if not name.startswith("text_model.pooler"))
+    if missing:
+        raise ValueError(
+            f"the checkpoint lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}, which "
+            "would be random; expected one of both towers and their projections"
+        )
+    return model.float()
+
+
+def _processed(processor: Any, images: list[Image.Image]) -> dict[str, Tensor]:
+    return dict(processor(images=images, return_tensors="pt"))
 
 
 def _projection(output: Any) -> Tensor:
@@ -73,14 +105,26 @@ def _projection(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def _pil_backend(transformers: Any) -> dict[str, Any]:
+def _pil_backend(version: str) -> dict[str, Any]:
     """Ask for CLIP's own preprocessing, with PIL: with and without torchvision the same pixels come out."""
-    return {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
+    major, minor = (int(part) for part in re.findall(r"\d+", version)[:2])
+    return {"backend": "pil"} if (major, minor) >= (5, 4) else {"use_fast": False}
+
+
+def _backend(processor: Any) -> str:
+    """Say what the image processor runs on, which may be another than asked for where a model has but one."""
+    told = getattr(processor, "backend", None)
+    if isinstance(told, str):
+        return told
+    return "torchvision" if type(processor).__name__.endswith("Fast") else "pil"
 
 
 def _context_length(config: Any, tokenizer: Any) -> int:
-    limits = [getattr(config.text_config, "max_position_embeddings", None), tokenizer.model_max_length]
-    known = [int(limit) for limit in limits if limit is not None and limit < LONGEST]
+    text = config.text_config
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions is not None and "altclip" in config.model_type:
+        positions -= text.pad_token_id + 1  # as in RoBERTa, positions are counted from behind the padding token
+    known = [int(limit) for limit in (positions, tokenizer.model_max_length) if limit is not None and limit < LONGEST]
     if not known:
         raise ValueError("the model's context length is not told by its config nor its tokenizer.")
     return min(known)
@@ -94,9 +138,4 @@ def _logit_scale(model: Any) -> float:
 
 def _explained(spec: str, error: Exception) -> Exception:
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, OSError):
-        return FileNotFoundError(
-            f"{spec}: could not be loaded ({first}). Check the name and the connection, or download the model "
-            "elsewhere and give its directory; HF_HUB_OFFLINE=1 uses local files only."
-        )
-    return ValueError(f"{spec}: could not be loaded ({first}).")
+    return unreachable(spec, first) if isinstance(error, OSError) else ValueError(f"{spec}: {first.rstrip('.')}.")

@@ -57,6 +57,7 @@ class EmbeddingMetric(Metric):
         # Past nn.Module.__setattr__, which would register an encoder that is a module.
         self.__dict__.update(_encoder=encoder, _encoder_spec=None, _reference=reference)
         self._seen = 0
+        self._modality: str | None = None
         self._layouts = self._make_layouts()
         for prefix, layout in self._layouts.items():
             for name, value in layout.zeros().items():
@@ -154,8 +155,10 @@ class EmbeddingMetric(Metric):
         return torch.tensor(float("nan"))
 
     def _encode(self, batch: Any) -> Tensor:
+        modality = check_batch_modality(batch, self._modality, self.reference)
         embeddings = encode_batch(batch, self.encoder)
         check_same_dim(embeddings, self.embed_dim, "batch", "this metric")
+        self._modality = modality
         return embeddings
 
     def _sides(self) -> Sides:
@@ -192,6 +195,7 @@ class EmbeddingMetric(Metric):
     def reset(self) -> None:
         """Forget all samples."""
         self._seen = 0
+        self._modality = None
         super().reset()
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
@@ -222,6 +226,26 @@ class EmbeddingMetric(Metric):
         memo[id(self)] = new
         new.__setstate__({**copy.deepcopy(state, memo), **shared})
         return new
+
+
+def check_batch_modality(batch: Any, fixed: str | None, reference: ReferenceSet | None) -> str | None:
+    """Give the modality that a metric has after a batch: the first images or texts fix it, embeddings have none.
+
+    Raises:
+        ValueError: If it is another than that of the batches before, or than the reference's.
+    """
+    if isinstance(batch, Tensor) and batch.ndim == 2:
+        return fixed
+    first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+    modality = "text" if isinstance(first, str) else "image"
+    declared = None if reference is None else reference.modality
+    for other, whose in ((fixed, "the batches before were"), (declared, "the reference is")):
+        if other not in (None, modality):
+            raise ValueError(
+                f"batch: this is {modality} and {whose} {other}; images and texts lie in different places, so give "
+                "each a metric and a reference of its own."
+            )
+    return modality
 
 
 def encode_batch(batch: Any, encoder: Encoder | None) -> Tensor:

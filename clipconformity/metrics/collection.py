@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from torch import Tensor
 from torchmetrics import MetricCollection
 
 from clipconformity.encoders.protocol import Encoder
-from clipconformity.metrics.base import encode_batch
+from clipconformity.metrics.base import check_batch_modality, encode_batch
 from clipconformity.metrics.distribution import Conformity, ConformityKL, EmbeddingNorm
 from clipconformity.moments import Groups
 from clipconformity.reference import ReferenceSet
@@ -59,16 +60,33 @@ class ConformityMetrics(MetricCollection):
         )
         kl = ConformityKL(reference, encoder=encoder, max_samples=max_samples, allow_normalized=allow_normalized)
         super().__init__([conformity, kl, norm], prefix=prefix, postfix=postfix)
+        self._modality: str | None = None
 
     @property
     def encoder(self) -> Encoder | None:
         """The encoder that the metrics share."""
-        return cast("EmbeddingNorm", self["EmbeddingNorm"]).encoder
+        return self._conformity.encoder
+
+    @property
+    def _conformity(self) -> Conformity:
+        """The first metric, without the copy of the shared states that indexing makes."""
+        return cast("Conformity", self._modules["Conformity"])
 
     def update(self, batch: Any, *, real: bool = False, groups: Groups | None = None) -> None:
         """Encode a batch once and take it into every metric; arguments as of the metrics."""
-        super().update(encode_batch(batch, self.encoder), real=real, groups=groups)
+        super().update(self._encode(batch), real=real, groups=groups)
 
     def forward(self, batch: Any, *, real: bool = False, groups: Groups | None = None) -> dict[str, Any]:
         """Encode a batch once, accumulate it, and give its own values."""
-        return super().forward(encode_batch(batch, self.encoder), real=real, groups=groups)
+        return super().forward(self._encode(batch), real=real, groups=groups)
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        self._modality = None
+        super().reset()
+
+    def _encode(self, batch: Any) -> Tensor:
+        modality = check_batch_modality(batch, self._modality, self._conformity.reference)
+        embeddings = encode_batch(batch, self.encoder)
+        self._modality = modality
+        return embeddings

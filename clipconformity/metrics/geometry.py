@@ -10,10 +10,10 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from clipconformity.encoders.protocol import Encoder
 from clipconformity.functional import conformity_kl, shift_sweep
-from clipconformity.functional._checks import full_precision
+from clipconformity.functional._checks import check_same_dim, full_precision
 from clipconformity.functional._rows import covariance_of, permuted_columns, seeded
 from clipconformity.functional.geometry import participation_ratio, tilt_figures
-from clipconformity.metrics.base import EVALUATED, EmbeddingMetric, Sides
+from clipconformity.metrics.base import EVALUATED, EmbeddingMetric, Sides, encode_batch
 from clipconformity.metrics.distribution import own_set_values
 from clipconformity.moments import Layout, Moments, jackknife_error, mix, row_keys
 
@@ -206,7 +206,9 @@ class ModalityGap(EmbeddingMetric):
         return value
 
     def _encoded(self, images: Any, texts: Any) -> tuple[Tensor, Tensor]:
-        pair = self._encode(images), self._encode(texts)
+        pair = encode_batch(images, self.encoder), encode_batch(texts, self.encoder)
+        for rows in pair:
+            check_same_dim(rows, self.embed_dim, "batch", "this metric")
         if len(pair[0]) != len(pair[1]):
             raise ValueError(
                 f"images and texts: expected pairs, got {len(pair[0])} images and {len(pair[1])} texts; "

@@ -39,6 +39,7 @@ bench: $(VENV)/.all
 	$(BIN)/python benchmarks/conformity_speed.py
 	$(BIN)/python benchmarks/kl_accuracy.py
 	$(BIN)/python benchmarks/kl_coverage.py
+	$(BIN)/python benchmarks/encoder_throughput.py
 
 clean:
 	rm -rf $(VENV) docs/_build demo-output

@@ -179,6 +179,9 @@ def _encoders(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _demo(options: argparse.Namespace) -> None:
+    from clipconformity.encoders import hide_progress_bars
+
+    hide_progress_bars()
     from clipconformity.demo import run
 
     run(options.output)
@@ -223,8 +226,9 @@ def _reference(options: argparse.Namespace) -> dict[str, Any]:
         max_samples=options.max_samples,
         allow_normalized=options.allow_normalized,
     )
+    described = _described(reference, options.output)  # may refuse, and then nothing is written
     reference.save(options.output)
-    return _described(reference, options.output) | source.remarks
+    return described | source.remarks
 
 
 def _score(options: argparse.Namespace) -> dict[str, Any]:
@@ -264,6 +268,12 @@ def _geometry(options: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"{path}: holds {file.modality} embeddings, but was given as {modality}.")
         if not options.allow_normalized:
             refuse_normalized(file.embeddings, str(path))
+        if file.groups is not None and len(file.groups.unique()) < len(file.groups):
+            warnings.warn(
+                f"{path}: rows of one group count as independent here, so the intervals are too narrow; give one row "
+                "of each group.",
+                stacklevel=2,
+            )
         rows[modality] = file.embeddings.float()
     paired = len(rows) == 2 and len(rows["image"]) == len(rows["text"]) and not options.unpaired
     found = properties.six_properties(**rows, paired=paired, logit_scale=options.logit_scale)
@@ -284,8 +294,9 @@ def _merge(options: argparse.Namespace) -> dict[str, Any]:
     merged, *others = (ReferenceSet.load(path) for path in options.references)
     for other in others:
         merged = merged.merge(other)
+    described = _described(merged, options.output)
     merged.save(options.output)
-    return _described(merged, options.output)
+    return described
 
 
 def _described(reference: ReferenceSet, path: Path) -> dict[str, Any]:
@@ -310,3 +321,5 @@ def _check_output(path: Path) -> None:
         raise IsADirectoryError(f"{path} is a folder; name a file to write.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist.")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"cannot write {path}: the folder {path.parent} is not writable.")

@@ -27,6 +27,7 @@ UNIT_TOLERANCE = 5e-3
 CHUNK = 4096
 """Rows worked through at once."""
 NO_KEY = torch.iinfo(torch.int64).max
+SAMPLE = ("sample_rows", "sample_keys", "sample_groups", "sample_copies")
 Groups: TypeAlias = "Sequence[int] | Sequence[str] | Tensor | np.ndarray"
 State: TypeAlias = "dict[str, Tensor | list[Tensor]]"
 
@@ -71,7 +72,7 @@ class Layout:
         if self.second_moment:
             state["second_moment"] = zero(self.dim, self.dim)
         if self.max_samples:
-            state.update(sample_rows=[], sample_keys=[], sample_groups=[])
+            state.update({name: [] for name in SAMPLE})
         return state
 
     def names(self) -> list[str]:
@@ -79,20 +80,36 @@ class Layout:
         names = ["count", "checks", "raw_sum", "unit_sum", "norm_sums"]
         names += ["square_sum", "conformity_counts"] if self.direction is not None else []
         names += ["second_moment"] if self.second_moment else []
-        return names + (["sample_rows", "sample_keys", "sample_groups"] if self.max_samples else [])
+        return names + (list(SAMPLE) if self.max_samples else [])
 
 
 class Sample(NamedTuple):
-    """Rows of smallest hash."""
+    """Different rows of smallest hash, and how often each came: a key that is kept has been kept from its first row."""
 
     rows: Tensor
     keys: Tensor
     groups: Tensor
+    copies: Tensor
 
     def smallest(self, size: int) -> Sample:
-        """Keep the ``size`` rows of smallest key, in the order of their keys; bad rows have none."""
-        order = self.keys.sort(stable=True).indices[:size]
-        return Sample(self.rows[order], self.keys[order], self.groups[order])
+        """Keep the ``size`` different rows of smallest key, in the order of their keys; bad rows have none."""
+        order = self.keys.sort(stable=True).indices
+        keys, which = self.keys[order].unique_consecutive(return_inverse=True)
+        copies = torch.zeros_like(keys).index_add_(0, which, self.copies[order])
+        first = order[torch.searchsorted(self.keys[order], keys)][:size]
+        return Sample(self.rows[first], self.keys[first], self.groups[first], copies[:size])
+
+    def expanded(self, size: int) -> Sample:
+        """Repeat each row as often as it came; where that gives more than ``size`` rows, in proportion."""
+        total = int(self.copies.sum())
+        if total <= size:
+            times = self.copies
+        else:
+            bounds = (self.copies.cumsum(0).double() * (size / total) + 0.5).floor().long()
+            times = bounds.diff(prepend=bounds.new_zeros(1))
+        parts = (part.repeat_interleave(times, 0) for part in (self.rows, self.keys, self.groups))
+        rows, keys, groups = parts
+        return Sample(rows, keys, groups, torch.ones_like(keys))
 
 
 def hash_groups(groups: Groups, count: int, device: torch.device) -> Tensor:
@@ -124,7 +141,7 @@ def mix(x: Tensor, salt: int) -> Tensor:
 def row_keys(values: Tensor, groups: Tensor | None) -> Tensor:
     """Give every row a seeded hash in [0, 2^63): of its group first, then of its content, so groups stay whole.
 
-    Without groups it is the content's alone: equal rows have equal keys, and stay or go together.
+    Without groups it is the content's alone: equal rows have equal keys, and are kept once with their number.
     """
     generator = torch.Generator().manual_seed(0)
     span = torch.iinfo(torch.int64)
@@ -199,7 +216,7 @@ class Moments:
         keys = torch.where(good, row_keys(values, groups), NO_KEY)
         ids = keys if groups is None else groups
         rows = sampled.double() if self.layout.direction is not None else sampled.float()
-        for name, value in (("sample_rows", rows), ("sample_keys", keys), ("sample_groups", ids)):
+        for name, value in zip(SAMPLE, (rows, keys, ids, torch.ones_like(keys)), strict=True):
             self._list(name).append(value)
         if sum(len(keys) for keys in self._list("sample_keys")) >= 2 * self.layout.max_samples:
             self.replace_sample(self.sample())
@@ -212,25 +229,29 @@ class Moments:
 
     def replace_sample(self, sample: Sample) -> None:
         """Hold this sample instead of the chunks that it was read from."""
-        for name, value in zip(("sample_rows", "sample_keys", "sample_groups"), sample, strict=True):
+        for name, value in zip(SAMPLE, sample, strict=True):
             self._list(name)[:] = [value]
 
     def sample(self) -> Sample:
-        """Read the row sample: ``max_samples`` rows of smallest key among those held."""
+        """Read the row sample: ``max_samples`` different rows of smallest key among those held."""
         width = 2 if self.layout.direction is not None else self.layout.dim
         device = self["count"].device
         empty = torch.empty(0, dtype=torch.int64, device=device)
         kind = torch.float32 if self.layout.direction is None else torch.float64
         none = torch.empty(0, width, dtype=kind, device=device)
         rows = torch.cat([none, *self._list("sample_rows")])
-        keys, groups = (torch.cat([empty, *self._list(name)]) for name in ("sample_keys", "sample_groups"))
-        return Sample(rows, keys, groups).smallest(self.layout.max_samples)
+        keys, groups, copies = (torch.cat([empty, *self._list(name)]) for name in SAMPLE[1:])
+        return Sample(rows, keys, groups, copies).smallest(self.layout.max_samples)
 
-    def good_sample(self) -> Sample:
-        """Read the row sample without rows that were bad; this waits for the device."""
+    def sketch(self) -> Sample:
+        """Read the different rows of smallest key, without rows that were bad; this waits for the device."""
         sample = self.sample()
         good = sample.keys != NO_KEY
         return Sample(*(part[good] for part in sample))
+
+    def good_sample(self) -> Sample:
+        """Read the row sample as rows: every row while there are at most ``max_samples``, else so many of them."""
+        return self.sketch().expanded(self.layout.max_samples)
 
     def merge(self, other: Moments) -> Moments:
         """Add two streams into a new one."""

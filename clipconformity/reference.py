@@ -19,12 +19,12 @@ from clipconformity.encoders.protocol import Encoder
 from clipconformity.functional import conformity
 from clipconformity.functional._checks import check_matrix, check_same_dim
 from clipconformity.functional.conformity import ConformityFit, estimated_conformity, fit_lines, own_set_conformity
-from clipconformity.moments import Groups, Layout, Moments, Sample, check_clusters
+from clipconformity.moments import SAMPLE, Groups, Layout, Moments, Sample, check_clusters
 
 FORMAT = "clipconformity-reference"
 FORMAT_VERSION = "1"
 MODALITIES = ("image", "text")
-_TENSORS = ("mean", "unit_sum", "covariance", "sample_rows", "sample_keys", "sample_groups")
+_TENSORS = ("mean", "unit_sum", "covariance", *SAMPLE)
 
 
 class ReferenceSet:
@@ -42,7 +42,7 @@ class ReferenceSet:
         mean: Raw mean m, ``(D,)`` float64.
         unit_mean: Mean unit vector m_u, ``(D,)`` float64.
         covariance: Sample covariance of the raw embeddings, ``(D, D)`` float64.
-        sample: Row sample: raw embeddings ``(k, D)`` float32, their keys and groups.
+        sketch: Different rows of smallest hash ``(d, D)`` float32, their keys and groups, and how often each came.
         spec: The encoder, as ``load_encoder`` takes it; None if not told.
         encoder_id: What the encoder was: hash of its weights, preprocessing, precision, backend; None if not told.
         modality: ``"image"``, ``"text"`` or None.
@@ -59,7 +59,7 @@ class ReferenceSet:
         mean: Tensor,
         unit_sum: Tensor,
         covariance: Tensor,
-        sample: Sample,
+        sketch: Sample,
         spec: str | None = None,
         encoder_id: dict[str, str] | None = None,
         modality: str | None = None,
@@ -74,7 +74,7 @@ class ReferenceSet:
         self.mean = mean
         self.unit_sum = unit_sum
         self.covariance = covariance
-        self.sample = sample
+        self.sketch = sketch
         self.spec = spec
         self.encoder_id = encoder_id
         self.modality = modality
@@ -163,7 +163,7 @@ class ReferenceSet:
             mean=moments.mean.cpu(),
             unit_sum=moments["unit_sum"].sum(0).cpu(),
             covariance=moments.covariance.cpu(),
-            sample=Sample(*(part.cpu() for part in moments.good_sample())),
+            sketch=Sample(*(part.cpu() for part in moments.sketch())),
             spec=spec if spec is None or isinstance(spec, str) else spec.spec,
             encoder_id=None if spec is None or isinstance(spec, str) else spec.id,
             modality=modality,
@@ -195,6 +195,11 @@ class ReferenceSet:
         check_clusters(int(self.clusters.max()) + 1)
         sums = torch.zeros(len(values), dtype=torch.float64).index_add_(0, self.clusters, values - values.mean())
         return 2 * (sums.square().sum() / len(values) / self.count).sqrt()
+
+    @cached_property
+    def sample(self) -> Sample:
+        """Row sample: raw embeddings ``(k, D)``, k = min(N, ``max_samples``), their keys and groups."""
+        return self.sketch.expanded(self.max_samples)
 
     @property
     def exact(self) -> bool:
@@ -301,10 +306,10 @@ class ReferenceSet:
                     f"cannot merge references of different {name}: {mine!r} and {theirs!r}; "
                     "build both with the same encoder and of the same kind."
                 )
-        if self.count == other.count and torch.equal(self.sample.keys, other.sample.keys):
+        if self.count == other.count and torch.equal(self.sketch.keys, other.sketch.keys):
             raise ValueError("cannot merge a reference with itself: every sample would count twice.")
         size = min(self.max_samples, other.max_samples)
-        both = Sample(*(torch.cat(parts) for parts in zip(self.sample, other.sample, strict=True)))
+        both = Sample(*(torch.cat(parts) for parts in zip(self.sketch, other.sketch, strict=True)))
         count = self.count + other.count
         mean = (self.count * self.mean + other.count * other.mean) / count
         scatter = torch.zeros_like(self.covariance)
@@ -317,7 +322,7 @@ class ReferenceSet:
             mean=mean,
             unit_sum=self.unit_sum + other.unit_sum,
             covariance=scatter / (count - 1),
-            sample=both.smallest(size),
+            sketch=both.smallest(size),
             spec=self.spec,
             encoder_id=self.encoder_id,
             modality=self.modality,
@@ -352,7 +357,7 @@ class ReferenceSet:
 
         from clipconformity import __version__
 
-        parts = (self.mean, self.unit_sum, self.covariance, *self.sample)
+        parts = (self.mean, self.unit_sum, self.covariance, *self.sketch)
         tensors = {name: part.contiguous() for name, part in zip(_TENSORS, parts, strict=True)}
         about = {"format": FORMAT, "format_version": FORMAT_VERSION, "library_version": __version__}
         with replacing(path) as temporary:
@@ -391,14 +396,33 @@ class ReferenceSet:
 
     @classmethod
     def _checked(cls, path: Path, about: dict[str, Any], tensors: dict[str, Tensor]) -> ReferenceSet:
-        dim, kept = about.pop("embed_dim"), min(about["count"], about["max_samples"])
-        shapes = ((dim,), (dim,), (dim, dim), (kept, dim), (kept,), (kept,))
+        _check_fields(about)
+        dim, kept = about.pop("embed_dim"), len(tensors["sample_keys"])
+        if not 0 < kept <= min(about["count"], about["max_samples"]):
+            raise ValueError(f"{path}: damaged: holds {kept} sampled rows of {about['count']}.")
+        shapes = ((dim,), (dim,), (dim, dim), (kept, dim), (kept,), (kept,), (kept,))
         for name, shape in zip(_TENSORS, shapes, strict=True):
             if tuple(tensors[name].shape) != shape or not bool(torch.isfinite(tensors[name]).all()):
                 raise ValueError(f"{path}: damaged: {name} is not a finite tensor of shape {shape}.")
         parts = [tensors[name] for name in _TENSORS]
-        sample = Sample(parts[3], parts[4], parts[5])
-        return cls(mean=parts[0], unit_sum=parts[1], covariance=parts[2], sample=sample, **about)
+        return cls(mean=parts[0], unit_sum=parts[1], covariance=parts[2], sketch=Sample(*parts[3:]), **about)
+
+
+def _check_fields(about: Any) -> None:
+    """Refuse metadata of other types than :meth:`ReferenceSet.describe` gives.
+
+    Raises:
+        TypeError: If a field is of another type.
+    """
+    text, whole = (str, type(None)), (int,)
+    kinds: dict[str, tuple[type, ...]] = {"count": whole, "embed_dim": whole, "max_samples": whole}
+    kinds |= {"spec": text, "modality": text, "dataset": text, "encoder_id": (dict, type(None))}
+    kinds |= {"normalized": (bool,), "grouped": (bool,)}
+    if not isinstance(about, dict) or set(about) != set(kinds):
+        raise TypeError(f"expected the fields {sorted(kinds)}")
+    for name, kind in kinds.items():
+        if not isinstance(about[name], kind):
+            raise TypeError(f"{name} is {about[name]!r}")
 
 
 def _batches(source: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -> Iterable[Tensor]:

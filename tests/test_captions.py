@@ -43,6 +43,7 @@ def test_a_list_of_strings_is_read(tmp_path):
         ("a.json", [{"image_id": 1, "caption": " "}], "entry 0 .*expected a caption in words"),
         ("a.json", [], "holds no captions"),
         ("a.json", "3", "expected a list of captions"),
+        ("a.json", "[" * 100_000, "broken JSON: nested too deeply"),
         ("a.txt", "\n \n", "holds no captions"),
     ],
 )

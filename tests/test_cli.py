@@ -541,3 +541,13 @@ def test_help_and_version_are_no_errors(capsys):
         with pytest.raises(SystemExit, match="0"):
             main(arguments)
         assert capsys.readouterr().err == ""
+
+
+def test_a_reference_that_is_refused_late_is_not_written(tmp_path, capsys):
+    """All rows equal: the statistics exist and the line cannot be fitted."""
+    row = torch.linspace(1, 2, 8)
+    write_embeddings(tmp_path / "same.safetensors", row.repeat(50, 1))
+    output = tmp_path / "r.safetensors"
+    assert main(["reference", "--embeddings", str(tmp_path / "same.safetensors"), "-o", str(output)]) == 2
+    assert "no line can be fitted" in capsys.readouterr().err
+    assert not output.exists()

@@ -248,3 +248,17 @@ def test_a_folder_is_refused(tmp_path):
     (tmp_path / "e.npy").mkdir()
     with pytest.raises((FileNotFoundError, ValueError), match=r"e\.npy"):
         read_embeddings(tmp_path / "e.npy")
+
+
+def test_a_sparse_tensor_is_refused(tmp_path):
+    torch.save(torch.eye(8).to_sparse(), tmp_path / "e.pt")
+    with pytest.raises(ValueError, match=r"e\.pt: expected a dense array"):
+        read_embeddings(tmp_path / "e.pt")
+
+
+@pytest.mark.parametrize("about", ["null", "[]", '{"ids": 3}', '{"spec": [1]}'])
+def test_metadata_of_other_types_is_refused(tmp_path, about):
+    path = tmp_path / "e.safetensors"
+    save_file({"embeddings": torch.ones(3, 2)}, path, {"format": "clipconformity-embeddings", "about": about})
+    with pytest.raises(ValueError, match=r"e\.safetensors: .*metadata is damaged"):
+        read_embeddings(path)

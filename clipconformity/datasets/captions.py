@@ -55,6 +55,8 @@ def _from_json(path: Path, text: str) -> Captions:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: broken JSON at line {error.lineno}: {error.msg}.") from None
+    except RecursionError:
+        raise ValueError(f"{path}: broken JSON: nested too deeply to be captions.") from None
     if isinstance(content, dict):
         if not isinstance(content.get("annotations"), list):
             raise ValueError(

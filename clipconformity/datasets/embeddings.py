@@ -71,6 +71,8 @@ def read_embeddings(path: Path | str) -> EmbeddingFile:
             "save plain arrays or tensors."
         ) from None
     value = _choose(path, arrays)
+    if value.layout != torch.strided:
+        raise ValueError(f"{path}: expected a dense array, got {value.layout}; save it with to_dense().")
     if value.ndim > 2:
         value = value.reshape([len(value), *(n for n in value.shape[1:] if n != 1)])
     embeddings = check_matrix(value, str(path))
@@ -127,6 +129,9 @@ def _from_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if metadata.get("format") == "clipconformity-reference":
         raise ValueError("it is a reference set, not embeddings")
     about = json.loads(metadata["about"]) if metadata.get("format") == FORMAT else {}
+    kinds = {"ids": list, "spec": str, "encoder_id": dict, "modality": str}
+    if not isinstance(about, dict) or any(not isinstance(about.get(k), (t, type(None))) for k, t in kinds.items()):
+        raise ValueError("its metadata is damaged")
     return arrays, about
 
 

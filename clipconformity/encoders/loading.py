@@ -46,7 +46,7 @@ def load_encoder(
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype: expected torch.float32, torch.bfloat16 or torch.float16, got {dtype}.")
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name = str(spec)
     if name.startswith("open_clip:"):
         from clipconformity.encoders.open_clip import OpenCLIPEncoder
@@ -66,6 +66,19 @@ def load_encoder(
     if Path(name).is_dir():
         return TransformersEncoder(Path(name), spec=name, device=where, dtype=dtype)
     raise ValueError(_unknown(name))
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    """Give a device after a first allocation on it.
+
+    Raises:
+        ValueError: If it cannot be used here.
+    """
+    try:
+        return torch.empty(1, device=device).cpu().new_empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0][:150]
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); try 'cpu'.") from None
 
 
 def _unknown(name: str) -> str:

@@ -73,7 +73,10 @@ def conformity_kl(evaluated: Tensor, reference: Tensor) -> Tensor:
 
     The densities are smooth fits to histograms whose cells are 1/32 of the reference's standard deviation, with a
     penalty under which the smoothest density is a Gaussian; the first-order finite-sample bias, (effective
-    parameters)/2N per side, is taken off, so that sets of different size compare. Not differentiable.
+    parameters)/2N per side, is taken off, so that sets of different size compare. That holds for smooth densities: what
+    a set repeats at a point, or ends at a sharp edge, is smoothed over, and the value is then too low (a fifth of the
+    samples in a spike of 0.03 standard deviations: 0.11 of 0.23 nats at 20,000 samples). Repetition is what
+    :func:`self_conformity` sees. Not differentiable.
 
     Args:
         evaluated: Conformities ``(N,)``, N >= 10.

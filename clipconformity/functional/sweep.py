@@ -361,8 +361,8 @@ def _kl_interval(compared: list[_Compared], drawn: Tensor, confidence: float) ->
     point = torch.cat([c.plain.forward for c in compared])
     bias = torch.tensor([sum(c.readout.biases) for c in compared], dtype=torch.float64)
     below, above = drawn.quantile(_levels(confidence), dim=1)
-    high = torch.maximum(2 * point - below, above - 2 * bias)
-    return (2 * point - above).clamp_min(0), high.clamp_min(0)
+    high = torch.maximum(torch.maximum(2 * point - below, above - 2 * bias), point - bias)
+    return torch.minimum(2 * point - above, point - bias).clamp_min(0), high.clamp_min(0)
 
 
 def _kl_difference(compared: list[_Compared], drawn: Tensor, confidence: float) -> tuple[Tensor, Tensor]:

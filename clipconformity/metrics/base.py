@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -56,9 +57,11 @@ class EmbeddingMetric(Metric):
         self.allow_normalized = allow_normalized or (reference is not None and reference.normalized)
         # Past nn.Module.__setattr__, which would register an encoder that is a module.
         self.__dict__.update(_encoder=encoder, _encoder_spec=None, _reference=reference)
-        self._seen = 0
+        self._seen: dict[str, int] = {}
         self._modality: str | None = None
         self._layouts = self._make_layouts()
+        # A collection shares the state of metrics whose states look equal: this one tells apart what is accumulated.
+        self.add_state("layout_key", torch.tensor(self._layout_key(), dtype=torch.float64), dist_reduce_fx="max")
         for prefix, layout in self._layouts.items():
             for name, value in layout.zeros().items():
                 self.add_state(prefix + name, value, dist_reduce_fx="cat" if isinstance(value, list) else "sum")
@@ -72,6 +75,14 @@ class EmbeddingMetric(Metric):
         grid = anchored_grid(reference.conformities)
         layout = Layout(self.embed_dim, direction=reference.unit_mean, grid=grid, max_samples=self.max_samples)
         return {EVALUATED: layout}
+
+    def _layout_key(self) -> int:
+        digest = hashlib.blake2b(repr(self._layouts.keys()).encode(), digest_size=3)
+        for layout in self._layouts.values():
+            digest.update(repr((layout.dim, layout.max_samples, layout.second_moment, layout.grid)).encode())
+            if layout.direction is not None:
+                digest.update(layout.direction.numpy().tobytes())
+        return int.from_bytes(digest.digest(), "big")
 
     @property
     def encoder(self) -> Encoder | None:
@@ -115,8 +126,9 @@ class EmbeddingMetric(Metric):
         embeddings = self._encode(batch)
         prefix = REAL if real else EVALUATED
         if prefix in self._layouts:
-            self._sides()[prefix].update(embeddings, groups, self._seen)
-            self._seen += len(embeddings)
+            seen = self._seen.get(prefix, 0)
+            self._sides()[prefix].update(embeddings, groups, seen)
+            self._seen[prefix] = seen + len(embeddings)
 
     @full_precision
     def forward(self, batch: Any, *, real: bool = False, groups: Groups | None = None) -> Any:
@@ -194,7 +206,7 @@ class EmbeddingMetric(Metric):
 
     def reset(self) -> None:
         """Forget all samples."""
-        self._seen = 0
+        self._seen = {}
         self._modality = None
         super().reset()
 
@@ -279,6 +291,9 @@ def _told_dimension(name: str, reference: ReferenceSet | None, encoder: Encoder 
             f"{name} needs to know the dimension of the embeddings: give a reference (ReferenceSet), "
             "an encoder, or embed_dim."
         )
+    for source, dim in told.items():
+        if not isinstance(dim, int) or dim < 1:
+            raise ValueError(f"{source}: expected a dimension of at least 1, got {dim!r}.")
     if len(set(told.values())) > 1:
         raise ValueError(f"dimensions differ: {told}; encoder and reference must belong together.")
     return next(iter(told.values()))

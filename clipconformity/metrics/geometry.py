@@ -184,8 +184,8 @@ class ModalityGap(EmbeddingMetric):
         """
         self.matched_sum: Tensor
         pair = self._encoded(images, texts)
-        self.matched_sum.add_(_take_in(pair, self._sides(), self._seen).to(self.matched_sum))
-        self._seen += len(pair[0])
+        self.matched_sum.add_(_take_in(pair, self._sides(), self._seen.get(IMAGE, 0)).to(self.matched_sum))
+        self._seen[IMAGE] = self._seen.get(IMAGE, 0) + len(pair[0])
 
     @full_precision
     def forward(self, images: Any, texts: Any) -> dict[str, Tensor]:  # type: ignore[override]

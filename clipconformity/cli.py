@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,7 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from clipconformity import __version__
 
 if TYPE_CHECKING:
-    from clipconformity.evaluation import Source
+    from torch import Tensor
+
+    from clipconformity.evaluation import Score, Source
+    from clipconformity.properties import Property
     from clipconformity.reference import ReferenceSet
 
 
@@ -36,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, or 2 for bad input, which is told in one line on standard error.
     """
     options = _parser().parse_args(arguments)
+    options.line = shlex.join(["clipconformity", *(sys.argv[1:] if arguments is None else arguments)])
     command: Callable[[argparse.Namespace], dict[str, Any] | None] = options.command
     try:
         with warnings.catch_warnings():
@@ -80,7 +85,7 @@ def _parser() -> Parser:
     embed.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
 
     reference = _command(commands, "reference", "build a reference set", _reference)
-    _add_source(reference)
+    _add_source(reference, coco=True)
     reference.add_argument("--dataset", help="what the samples are, such as 'coco val2017'")
     reference.add_argument("--max-samples", type=int, default=10_000, help="rows kept (default: 10000)")
     reference.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
@@ -89,6 +94,7 @@ def _parser() -> Parser:
     _add_source(score)
     score.add_argument("--reference", type=Path, required=True, help="file of `clipconformity reference`")
     score.add_argument("--per-sample", type=Path, metavar="FILE.csv", help="write id, conformity, norm and rank")
+    score.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots and a gallery")
     score.add_argument("--resamples", type=int, default=1000, help="bootstrap redraws (default: 1000)")
 
     geometry = _command(commands, "geometry", "measure the six geometric properties of embeddings", _geometry)
@@ -97,6 +103,7 @@ def _parser() -> Parser:
     geometry.add_argument("--logit-scale", type=float, default=100.0, help="the model's scale (default: 100)")
     geometry.add_argument("--unpaired", action="store_true", help="equal lengths are no pairs: leave out the loss")
     geometry.add_argument("--allow-normalized", action="store_true", help="take L2-normalised embeddings")
+    geometry.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots")
 
     merge = _command(commands, "merge", "join references of different samples", _merge)
     merge.add_argument("references", type=Path, nargs="+", metavar="REFERENCE", help="files to join")
@@ -112,7 +119,7 @@ def _command(
     return parser
 
 
-def _add_source(parser: Parser, *, embeddings: bool = True) -> None:
+def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
     source.add_argument("--captions", type=Path, metavar="FILE", help="text lines, COCO annotations or COCO results")
@@ -122,6 +129,12 @@ def _add_source(parser: Parser, *, embeddings: bool = True) -> None:
         )
         parser.add_argument("--modality", choices=("image", "text"), help="what the embeddings are of")
         parser.add_argument("--allow-normalized", action="store_true", help="take L2-normalised embeddings")
+    if coco:
+        source.add_argument("--coco", type=Path, metavar="ROOT", help="folder of MS-COCO: images and captions at once")
+        parser.add_argument("--split", default="val2017", help="split of --coco (default: val2017)")
+        parser.add_argument("--karpathy", type=Path, metavar="FILE", help="Karpathy split file; --split is one of its")
+        parser.add_argument("--per-image", default="1", metavar="K", help="captions of an image, or 'all' (default: 1)")
+        parser.add_argument("--seed", type=int, default=0, help="of the choice of captions (default: 0)")
     parser.add_argument(
         "--encoder", metavar="SPEC", help="'tiny', 'open_clip:MODEL/PRETRAINED', 'hf:MODEL' or a folder"
     )
@@ -218,6 +231,8 @@ def _embed(options: argparse.Namespace) -> dict[str, Any]:
 def _reference(options: argparse.Namespace) -> dict[str, Any]:
     from clipconformity.evaluation import build_reference
 
+    if options.coco is not None:
+        return _coco_references(options)
     _check_output(options.output)
     source = _source(options)
     reference = build_reference(
@@ -231,12 +246,72 @@ def _reference(options: argparse.Namespace) -> dict[str, Any]:
     return described | source.remarks
 
 
+def _coco_references(options: argparse.Namespace) -> dict[str, Any]:
+    """Build ``NAME-image`` and ``NAME-text`` from one reading of MS-COCO, with the chosen captions beside them."""
+    from clipconformity import evaluation
+    from clipconformity.datasets import read_coco
+    from clipconformity.encoders import hide_progress_bars, load_encoder
+
+    if options.encoder is None:
+        raise ValueError("--encoder: say which encoder to use, such as 'tiny' or 'open_clip:ViT-B-32/openai'.")
+    if options.modality is not None:
+        raise ValueError("--modality: --coco builds the references of both; leave it out.")
+    if options.per_image != "all" and not options.per_image.isdecimal():
+        raise ValueError(f"--per-image: expected a number or 'all', got {options.per_image!r}.")
+    for name, least in (("batch_size", 1), ("workers", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}.")
+    suffix = options.output.suffix or ".safetensors"
+    paths = {name: options.output.with_name(f"{options.output.stem}-{name}{suffix}") for name in ("image", "text")}
+    chosen = options.output.with_name(f"{options.output.stem}-captions.json")
+    for path in (*paths.values(), chosen):
+        _check_output(path)
+    coco = read_coco(
+        options.coco,
+        options.split,
+        per_image=None if options.per_image == "all" else int(options.per_image),
+        seed=options.seed,
+        karpathy=options.karpathy,
+        on_missing=options.on_error,
+    )
+    if not sys.stderr.isatty():
+        hide_progress_bars()
+    encoder = load_encoder(options.encoder, options.device)
+    workers = options.workers
+    if workers is None:  # starting processes pays off for many images alone
+        workers = min(8, os.cpu_count() or 1) if len(coco.image_paths) >= 512 else 0
+    sources = {
+        "image": evaluation.image_source(
+            coco.image_paths,
+            encoder,
+            root=options.coco,
+            batch_size=options.batch_size,
+            workers=workers,
+            skip_errors=options.on_error == "skip",
+        ),
+        "text": evaluation.caption_source(coco.captions, encoder, batch_size=options.batch_size),
+    }
+    result: dict[str, Any] = {}
+    for name, source in sources.items():
+        reference = evaluation.build_reference(
+            source, dataset=options.dataset or coco.name, max_samples=options.max_samples
+        )
+        described = _described(reference, paths[name])  # may refuse, and then nothing is written
+        reference.save(paths[name])
+        result[name] = described | source.remarks
+    coco.save_captions(chosen)
+    missing = {"missing": {"count": len(coco.missing), "files": [str(path) for path in coco.missing]}}
+    return result | {"captions": str(chosen), "coco": coco.describe()} | (missing if coco.missing else {})
+
+
 def _score(options: argparse.Namespace) -> dict[str, Any]:
     from clipconformity.evaluation import score, write_per_sample
     from clipconformity.reference import ReferenceSet
 
-    if options.per_sample is not None:
-        _check_output(options.per_sample)
+    for output in (options.per_sample, options.report):
+        if output is not None:
+            _check_output(output)
     if options.resamples < 1:
         raise ValueError(f"--resamples: expected at least 1, got {options.resamples}.")
     reference = ReferenceSet.load(options.reference)
@@ -244,6 +319,8 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
     result = score(source, reference, resamples=options.resamples, allow_normalized=options.allow_normalized)
     if options.per_sample is not None:
         write_per_sample(options.per_sample, result)
+    if options.report is not None:
+        _report(options, result, reference)
     given = {
         name: [str(path) for path in (value if isinstance(value, list) else [value])]
         for name in ("images", "captions", "embeddings")
@@ -253,11 +330,24 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
     return summary | {"measured": given | summary["measured"] | {"clipconformity": __version__}}
 
 
+def _report(options: argparse.Namespace, result: Score, reference: ReferenceSet) -> None:
+    from clipconformity.datasets import read_captions
+    from clipconformity.report import Run, write_report
+
+    images = {name: options.images / name for name in result.ids} if options.images else None
+    captions = read_captions(options.captions).texts if options.captions else None
+    given = options.images or options.captions or options.embeddings[0]
+    run = Run(given.name or str(given), result, reference, images, captions)
+    write_report(options.report, [run], command=options.line)
+
+
 def _geometry(options: argparse.Namespace) -> dict[str, Any]:
     from clipconformity import properties
     from clipconformity.checks import refuse_normalized
     from clipconformity.datasets import read_embeddings
 
+    if options.report is not None:
+        _check_output(options.report)
     paths = {"image": options.image_embeddings, "text": options.text_embeddings}
     rows = {}
     for modality, path in paths.items():
@@ -282,7 +372,37 @@ def _geometry(options: argparse.Namespace) -> dict[str, Any]:
     if len(rows) == 2:
         result["gap"] = properties.gap_figures(rows["image"], rows["text"], paired=paired)
     measured = {f"{name}_embeddings": str(path) for name, path in paths.items() if path is not None}
+    if options.report is not None:
+        _geometry_report(options, found, rows, paired, result.get("gap"), measured)
     return result | {"measured": measured | {"clipconformity": __version__}}
+
+
+def _geometry_report(
+    options: argparse.Namespace,
+    found: list[Property],
+    rows: dict[str, Tensor],
+    paired: bool,
+    gap: dict[str, float] | None,
+    measured: dict[str, str],
+) -> None:
+    from clipconformity import properties
+    from clipconformity.functional import shift_sweep
+    from clipconformity.report import write_geometry_report
+
+    image, text = rows.get("image"), rows.get("text")
+    sweep = None
+    if paired and image is not None and text is not None:
+        sweep = shift_sweep(image, text, properties.ALPHAS, options.logit_scale)
+    write_geometry_report(
+        options.report,
+        found,
+        image=image,
+        text=text,
+        sweep=sweep,
+        gap=gap,
+        measured=measured,
+        command=options.line,
+    )
 
 
 def _merge(options: argparse.Namespace) -> dict[str, Any]:

@@ -39,13 +39,15 @@ class Run(NamedTuple):
     title: str
     source: Source
     reference: ReferenceSet
+    images: list[Path]
+    captions: list[str] | None = None
 
 
 def run(output: Path) -> dict[str, Any]:
-    """Build references from real scenes, score five simulated generators, and write figures and a plot.
+    """Build references from real scenes, score five simulated generators, and write figures, a plot and a report.
 
     Args:
-        output: Folder to write ``results.json`` and ``distributions.png`` to; made if absent.
+        output: Folder to write ``results.json``, ``distributions.png`` and ``report.html`` to; made if absent.
 
     Returns:
         What ``results.json`` holds.
@@ -61,6 +63,8 @@ def run(output: Path) -> dict[str, Any]:
         for each in _runs(root, encoder, references):
             _say(f"scoring {each.title}")
             scores[each.name] = (each, score(each.source, each.reference, resamples=500))
+        _say("writing the report")
+        _report(output / "report.html", scores)
     result = _results(references, scores)
     with replacing(output / "results.json") as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -101,12 +105,19 @@ def _runs(root: Path, encoder: BaseEncoder, references: dict[str, ReferenceSet])
         folder.mkdir()
         for number, scene in enumerate(scenes):
             draw_scene(scene, seed=10_000 + number).save(folder / f"{number:06d}.png")
-        runs.append(Run(name, title, image_source(list_images(folder), encoder), references["image"]))
+        paths = list_images(folder)
+        runs.append(Run(name, title, image_source(paths, encoder, root=folder), references["image"], paths))
     told = sample_scenes(GENERATED, seed=5)
+    (root / "told").mkdir()
+    shown = [root / "told" / f"{number:06d}.png" for number in range(len(told))]
+    for number, (path, scene) in enumerate(zip(shown, told, strict=True)):
+        draw_scene(scene, seed=20_000 + number).save(path)
     for name, (title, caption) in written.items():
         file = root / f"{name}.json"
         file.write_text(json.dumps([{"image_id": i, "caption": caption(s)} for i, s in enumerate(told)]))
-        runs.append(Run(name, title, caption_source(read_captions(file), encoder), references["text"]))
+        captions = read_captions(file)
+        source = caption_source(captions, encoder)
+        runs.append(Run(name, title, source, references["text"], shown, captions.texts))
     return runs
 
 
@@ -142,6 +153,17 @@ def _plot(path: Path, references: dict[str, ReferenceSet], scores: dict[str, tup
         plots.save(plots.conformity_panels(panels), temporary)
 
 
+def _report(path: Path, scores: dict[str, tuple[Run, Score]]) -> None:
+    from clipconformity import report
+
+    runs = [
+        report.Run(run.title.capitalize(), result, run.reference, run.images, run.captions)
+        for run, result in scores.values()
+    ]
+    note = "Simulated generators on drawn scenes, scored by a tiny CLIP: stand-ins, so that this needs no download."
+    report.write_report(path, runs, command="clipconformity demo", title="Five simulated generators", note=note)
+
+
 def _table(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Score]], output: Path) -> str:
     lines = [
         "",
@@ -161,7 +183,8 @@ def _table(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Sco
         for run, result in scores.values():
             if run.reference is reference:
                 lines += _rows(run, result.summary)
-    lines += ["", f"Written: {output / 'results.json'} and {output / 'distributions.png'}", ""]
+    written = ", ".join(str(output / name) for name in ("report.html", "results.json", "distributions.png"))
+    lines += ["", f"Written: {written}", ""]
     return "\n".join(lines)
 
 

@@ -23,7 +23,8 @@ LAYERS = [
     ["encoders", "datasets"],
     ["metrics"],
     ["evaluation"],
-    ["report", "demo", "generation"],
+    ["report"],
+    ["captioning", "demo", "generation"],
     ["cli"],
     ["__main__"],
 ]

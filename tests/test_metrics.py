@@ -853,9 +853,9 @@ def test_the_plot_of_several_kls_shows_them_in_order(rows, reference):
     assert list(ax.lines[0].get_ydata()) == pytest.approx([float(v) for v in values])
 
 
-def test_the_plot_of_norms_shows_every_value(rows):
+def test_the_plot_of_given_norm_values_shows_every_value(rows):
     metric = fed(cc.EmbeddingNorm(embed_dim=DIM), rows)
-    _, ax = metric.plot()
+    _, ax = metric.plot(metric.compute())
     drawn = {line.get_label(): float(line.get_ydata()[0]) for line in ax.lines}
     for name, value in numbers(metric.compute()).items():
         assert drawn[name] == pytest.approx(value)

@@ -1,6 +1,7 @@
 """Sources of samples: embedding files, image folders, caption files, and a procedural world."""
 
 from clipconformity.datasets.captions import Captions, read_captions
+from clipconformity.datasets.coco import Coco, read_coco
 from clipconformity.datasets.embeddings import EmbeddingFile, read_embeddings, write_embeddings
 from clipconformity.datasets.images import list_images
 from clipconformity.datasets.scenes import (
@@ -17,6 +18,7 @@ from clipconformity.datasets.scenes import (
 
 __all__ = [
     "Captions",
+    "Coco",
     "EmbeddingFile",
     "Scene",
     "caption_is_true",
@@ -24,6 +26,7 @@ __all__ = [
     "generic_caption",
     "list_images",
     "read_captions",
+    "read_coco",
     "read_embeddings",
     "sample_scenes",
     "scene_captions",

@@ -240,6 +240,28 @@ class EmbeddingMetric(Metric):
         return new
 
 
+class SetMetric(EmbeddingMetric):
+    """A metric of the evaluated set alone, which is compared with no reference: real rows are left out."""
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder | None = None,
+        embed_dim: int | None = None,
+        max_samples: int = 10_000,
+        allow_normalized: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            None,
+            encoder=encoder,
+            embed_dim=embed_dim,
+            max_samples=max_samples,
+            allow_normalized=allow_normalized,
+            **kwargs,
+        )
+
+
 def check_batch_modality(batch: Any, fixed: str | None, reference: ReferenceSet | None) -> str | None:
     """Give the modality that a metric has after a batch: the first images or texts fix it, embeddings have none.
 

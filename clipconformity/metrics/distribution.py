@@ -21,7 +21,7 @@ from clipconformity.functional.divergence import (
     is_lower_bound,
     warn_lower_bound,
 )
-from clipconformity.metrics.base import EVALUATED, EmbeddingMetric, Sides
+from clipconformity.metrics.base import EVALUATED, EmbeddingMetric, SetMetric, Sides
 from clipconformity.moments import Layout, Moments, mean_error, self_conformity_error
 from clipconformity.reference import ReferenceSet
 
@@ -272,8 +272,23 @@ class ConformityKL(EmbeddingMetric):
         values = intervals.null_divergences(standing.evaluated, standing.reference, resamples, source)
         return values.forward.quantile(quantile).float()
 
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot the value with its interval and noise floor, or ``val``, one or several values over steps.
 
-class EmbeddingNorm(EmbeddingMetric):
+        Returns:
+            ``(figure, axes)``.
+        """
+        from clipconformity import plots
+
+        if val is not None:
+            return plots.series(values_of(val), ax=ax)
+        low, high = (float(end) for end in self.interval())
+        standing = self._synced_standing()
+        modality, floor = standing.against.modality, float(self.noise_floor())
+        return plots.series([float(self.compute())], [low], [high], floor=floor, modality=modality, ax=ax)
+
+
+class EmbeddingNorm(SetMetric):
     r"""Norms of streamed raw embeddings, as they are, :math:`|v|`, and centred on their mean, :math:`|v - m|`.
 
     Args:
@@ -301,24 +316,6 @@ class EmbeddingNorm(EmbeddingMetric):
     """
 
     plot_lower_bound = 0.0
-
-    def __init__(
-        self,
-        *,
-        encoder: Any = None,
-        embed_dim: int | None = None,
-        max_samples: int = 10_000,
-        allow_normalized: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            None,
-            encoder=encoder,
-            embed_dim=embed_dim,
-            max_samples=max_samples,
-            allow_normalized=allow_normalized,
-            **kwargs,
-        )
 
     def _make_layouts(self) -> dict[str, Layout]:
         return {EVALUATED: Layout(self.embed_dim, max_samples=self.max_samples)}
@@ -348,6 +345,25 @@ class EmbeddingNorm(EmbeddingMetric):
         names += ["norm_conformity_correlation"]
         names += [f"{kind}norm_{q}" for q in LEVELS for kind in ("", "centered_")]
         return {name: torch.tensor(float("nan")) for name in names}
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot the norms as they are and centred, or ``val``: values of ``compute``; gives ``(figure, axes)``."""
+        if val is not None:
+            return self._plot(val, ax)
+        from clipconformity import plots
+
+        with self._synced():
+            moments = self._checked(self._sides())
+            rows = moments.good_sample().rows.double()
+            centered = torch.linalg.vector_norm(rows - moments.mean, dim=1)
+        return plots.norm_histogram(torch.linalg.vector_norm(rows, dim=1), centered, ax=ax)
+
+
+def values_of(val: Any) -> list[Any]:
+    """Give one or several values as a list."""
+    if isinstance(val, Tensor):
+        return list(val.reshape(-1))
+    return list(val) if isinstance(val, list | tuple) else [val]
 
 
 def own_set_values(moments: Moments) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from clipconformity.functional import log_likelihood
 from clipconformity.functional.likelihood import check_gaussian, gaussian_distance
 from clipconformity.metrics.base import EVALUATED, REAL, EmbeddingMetric, Sides
+from clipconformity.metrics.distribution import values_of
 from clipconformity.moments import Layout
 from clipconformity.reference import ReferenceSet
 
@@ -78,6 +80,17 @@ class FrechetDistance(_AgainstGaussian):
         other = (reference.mean.to(moments.mean), reference.covariance.to(moments.mean))
         return gaussian_distance(moments.mean, moments.covariance, *other).float()
 
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot the value, or ``val``: one or several values over steps; gives ``(figure, axes)``."""
+        from clipconformity import plots
+
+        with self._synced():
+            reference = self._reference_of(self._sides())
+        values = values_of(self.compute() if val is None else val)
+        modality = None if reference is None else reference.modality
+        quantity = "Frechet distance (squared units of the embedding)"
+        return plots.series(values, quantity=quantity, modality=modality, ax=ax)
+
 
 class GaussianLikelihood(_AgainstGaussian):
     r"""Log-likelihood of streamed raw embeddings under the Gaussian of a reference, beside its own held-out one.
@@ -144,6 +157,31 @@ class GaussianLikelihood(_AgainstGaussian):
     def _nothing(self, sides: Sides) -> dict[str, Tensor]:
         names = ("log_likelihood_mean", "log_likelihood_std", "whitened_norm_mean", "reference_log_likelihood")
         return {name: torch.tensor(float("nan")) for name in (*names, "log_likelihood_shift", "likelihood_shrinkage")}
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot the samples' log-likelihoods over the reference's held-out ones, or ``val``: values of ``compute``.
+
+        Returns:
+            ``(figure, axes)``.
+        """
+        if val is not None:
+            return self._plot(val, ax)
+        from clipconformity import plots
+
+        with self._synced():
+            sides = self._sides()
+            rows = self._checked(sides).good_sample().rows.double().cpu()
+            reference = self._needed_reference(sides)
+        shrinkage = oas_shrinkage(reference.covariance, reference.count)
+        values = log_likelihood(rows, reference.mean, reference.covariance, shrinkage)
+        return plots.distributions(
+            {"evaluated": values},
+            held_out_likelihoods(reference),
+            quantity="log-likelihood under the reference's Gaussian (nats)",
+            modality=reference.modality,
+            reference_label="reference, held out",
+            ax=ax,
+        )
 
 
 def oas_shrinkage(covariance: Tensor, count: int) -> float:

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
-from clipconformity.encoders.protocol import Encoder
 from clipconformity.functional import conformity_kl, shift_sweep
 from clipconformity.functional._checks import check_same_dim, full_precision
 from clipconformity.functional._rows import covariance_of, permuted_columns, seeded
 from clipconformity.functional.geometry import participation_ratio, tilt_figures
-from clipconformity.metrics.base import EVALUATED, EmbeddingMetric, Sides, encode_batch
+from clipconformity.metrics.base import EVALUATED, SetMetric, Sides, encode_batch
 from clipconformity.metrics.distribution import own_set_values
 from clipconformity.moments import Layout, Moments, jackknife_error, mix, row_keys
 
@@ -22,7 +21,7 @@ IMAGE, TEXT = "image_", "text_"
 TILT = ("off_diagonal_ratio", "diagonally_dominant", "mean_abs_correlation")
 
 
-class EllipsoidGeometry(EmbeddingMetric):
+class EllipsoidGeometry(SetMetric):
     r"""Geometry of one modality's raw embeddings: thin shell, ellipsoid, tilt, offset.
 
     Args:
@@ -61,24 +60,6 @@ class EllipsoidGeometry(EmbeddingMetric):
 
     min_samples = 3
 
-    def __init__(
-        self,
-        *,
-        encoder: Encoder | None = None,
-        embed_dim: int | None = None,
-        max_samples: int = 10_000,
-        allow_normalized: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            None,
-            encoder=encoder,
-            embed_dim=embed_dim,
-            max_samples=max_samples,
-            allow_normalized=allow_normalized,
-            **kwargs,
-        )
-
     def _make_layouts(self) -> dict[str, Layout]:
         return {EVALUATED: Layout(self.embed_dim, max_samples=self.max_samples, second_moment=True)}
 
@@ -115,8 +96,16 @@ class EllipsoidGeometry(EmbeddingMetric):
         with self._synced():
             return torch.linalg.eigvalsh(self._checked(self._sides()).covariance).flip(0).clamp_min(0)
 
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot the covariance spectrum, or ``val``: values of ``compute``; gives ``(figure, axes)``."""
+        if val is not None:
+            return self._plot(val, ax)
+        from clipconformity import plots
 
-class ModalityGap(EmbeddingMetric):
+        return plots.covariance_spectrum({None: self.spectrum()}, ax=ax)
+
+
+class ModalityGap(SetMetric):
     r"""Gap between the modalities of streamed pairs of raw embeddings.
 
     ``update(images, texts)`` takes pairs: row i of one belongs to row i of the other.
@@ -149,23 +138,8 @@ class ModalityGap(EmbeddingMetric):
 
     plot_lower_bound = 0.0
 
-    def __init__(
-        self,
-        *,
-        encoder: Encoder | None = None,
-        embed_dim: int | None = None,
-        max_samples: int = 10_000,
-        allow_normalized: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            None,
-            encoder=encoder,
-            embed_dim=embed_dim,
-            max_samples=max_samples,
-            allow_normalized=allow_normalized,
-            **kwargs,
-        )
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.add_state("matched_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def _make_layouts(self) -> dict[str, Layout]:
@@ -248,6 +222,21 @@ class ModalityGap(EmbeddingMetric):
             image.rows, text.rows, [0.0], confidence=confidence, resamples=resamples, generator=generator
         )
         return sweep.kl_low[0], sweep.kl_high[0]
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Sketch both modalities along the gap between their means, or plot ``val``: values of ``compute``.
+
+        Returns:
+            ``(figure, axes)``.
+        """
+        if val is not None:
+            return self._plot(val, ax)
+        from clipconformity import plots
+
+        with self._synced():
+            sides = self._sides()
+            image, text = (self._checked(sides, prefix).good_sample().rows for prefix in (IMAGE, TEXT))
+        return plots.shells(image, text, ax=ax)
 
 
 def _take_in(pair: tuple[Tensor, Tensor], sides: Sides, seen: int) -> Tensor:

@@ -1,0 +1,420 @@
+"""Image to text: captioners into COCO results files, and the human references as their yardstick."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipconformity._files import replacing
+from clipconformity.datasets import Captions
+from clipconformity.encoders.images import open_image
+from clipconformity.metrics import ConformityMetrics
+from clipconformity.reference import ReferenceSet
+
+ImageId = int | str
+_COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
+
+
+class TransformersCaptioner:
+    """A captioner of transformers as a function from images to strings.
+
+    For BLIP, GIT and LLaVA-like models, ``processor`` is the model's own. A vision-encoder-decoder has an image
+    processor and a tokenizer apart: give both. Captions do not depend on the batch size as long as nothing is sampled.
+
+    Args:
+        model: A model with ``generate``.
+        processor: From images, and a prompt, to the model's inputs; it decodes too unless a tokenizer is given.
+        tokenizer: What decodes, where the processor does not.
+        prompt: Text that the caption goes on from, or the instruction of a LLaVA-like model with its image token. What
+            comes back of it is cut off.
+        options: Further arguments of ``generate``, such as ``{"num_beams": 3}``.
+        max_new_tokens: Most tokens of a caption.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        tokenizer: Any = None,
+        prompt: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        max_new_tokens: int = 40,
+    ) -> None:
+        self.model, self.processor, self.prompt = model, processor, prompt
+        self.tokenizer = processor if tokenizer is None else tokenizer
+        self.options = {"max_new_tokens": max_new_tokens} | dict(options or {})
+
+    def __call__(self, images: list[Image.Image]) -> list[str]:
+        """Caption images."""
+        text = {} if self.prompt is None else {"text": [self.prompt] * len(images)}
+        inputs = self.processor(images=images, return_tensors="pt", **text)
+        moved = {name: self._moved(value) for name, value in inputs.items()}
+        with torch.inference_mode():
+            tokens = self.model.generate(**moved, **self.options)
+        given = moved.get("input_ids")
+        if given is not None and tokens.shape[1] >= given.shape[1] and torch.equal(tokens[:, : given.shape[1]], given):
+            tokens = tokens[:, given.shape[1] :]  # decoder-only models give the prompt back
+        texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [self._without_prompt(text.strip()) for text in texts]
+
+    def _moved(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
+
+    def _without_prompt(self, text: str) -> str:
+        start = (self.prompt or "").strip()
+        return text[len(start) :].strip() if start and text.lower().startswith(start.lower()) else text
+
+
+@dataclass
+class Captioned:
+    """What a run made of its share.
+
+    Attributes:
+        path: The COCO results file.
+        captions: What it holds.
+        generated: Images captioned by this call.
+        reused: Captions found from an earlier call.
+        empty: Images that got no words; they are not in the file.
+    """
+
+    path: Path
+    captions: Captions
+    generated: int = 0
+    reused: int = 0
+    empty: list[ImageId] = field(default_factory=list)
+
+
+def coco_image_id(path: Path | str) -> ImageId:
+    """Image id of a file: the number in a name of MS-COCO, else the name without suffix.
+
+    Example:
+        >>> coco_image_id("COCO_val2014_000000391895.jpg"), coco_image_id("000000000139.jpg"), coco_image_id("dog.png")
+        (391895, 139, 'dog')
+    """
+    stem = Path(path).stem
+    match = _COCO_NAME.fullmatch(stem)
+    return int(match[1]) if match else stem
+
+
+def caption_images(
+    captioner: Callable[[list[Image.Image]], Sequence[str]],
+    paths: Sequence[Path],
+    output: Path | str,
+    *,
+    image_ids: Sequence[ImageId] | None = None,
+    batch_size: int = 8,
+    rank: int = 0,
+    world: int = 1,
+    on_empty: Literal["raise", "skip"] = "raise",
+    progress: bool | None = None,
+) -> Captioned:
+    """Caption images into a COCO results file, or what is still missing there.
+
+    Captions are kept in a file of JSON lines beside the output as they come, and the results file is written once all
+    are there. A second call takes up the lines and captions the rest; after that it takes up the results file.
+
+    Args:
+        captioner: From a list of RGB images to as many strings: a :class:`TransformersCaptioner` or any function.
+        paths: The image files.
+        output: Results file to write (.json). With ``world`` above 1, each process writes its own, with its number in
+            the name; :func:`merge_results` joins them.
+        image_ids: Ids of the images; by default from their names, as of :func:`coco_image_id`.
+        batch_size: Images captioned at once.
+        rank: Number of this process.
+        world: Number of processes; each takes every ``world``-th image.
+        on_empty: Whether a caption without words is an error, or left out of the results and counted.
+        progress: Whether to draw a bar on standard error; by default where that is a terminal.
+
+    Raises:
+        ValueError: If there is no image, ids come twice, a number does not fit, the captioner returns another number
+            of captions, a caption is empty, or the file holds captions of other images.
+        TypeError: If a caption is no string.
+    """
+    from tqdm import tqdm
+
+    ids = [coco_image_id(path) for path in paths] if image_ids is None else list(image_ids)
+    _check_run(paths, ids, batch_size, rank, world, on_empty)
+    share = list(zip(ids, paths, strict=True))[rank::world]
+    target = Path(output) if world == 1 else rank_path(output, rank, world)
+    partial = target.with_name(target.name + ".partial.jsonl")
+    done = _resumed(target, partial, [name for name, _ in share])
+    todo = [(name, path) for name, path in share if name not in done]
+    disable = None if progress is None else not progress
+    with (
+        partial.open("a", encoding="utf-8") as lines,
+        tqdm(total=len(share), initial=len(share) - len(todo), unit="image", file=sys.stderr, disable=disable) as bar,
+    ):
+        for start in range(0, len(todo), batch_size):
+            batch = todo[start : start + batch_size]
+            texts = _checked_texts(captioner([open_image(path) for _, path in batch]), len(batch))
+            for (name, _), text in zip(batch, texts, strict=True):
+                done[name] = text
+                lines.write(_line(name, text))
+            lines.flush()
+            bar.update(len(batch))
+    empty = [name for name, _ in share if not done[name]]
+    if empty and on_empty == "raise":
+        raise ValueError(
+            f"{len(empty)} of {len(share)} captions are empty; the first images are {_first(empty)}. "
+            "Leave them out with on_empty='skip'."
+        )
+    kept = [name for name, _ in share if done[name]]
+    captions = Captions([done[name] for name in kept], [str(name) for name in kept])
+    write_results(target, kept, captions.texts)
+    if not empty:  # else it goes on to say which were empty
+        partial.unlink()
+    return Captioned(target, captions, len(todo), len(share) - len(todo), empty)
+
+
+def rank_path(output: Path | str, rank: int, world: int) -> Path:
+    """Results file of one process.
+
+    Example:
+        >>> rank_path("out.json", 1, 2).name
+        'out-1-of-2.json'
+    """
+    path = Path(output)
+    return path.with_name(f"{path.stem}-{rank}-of-{world}{path.suffix}")
+
+
+def write_results(path: Path | str, image_ids: Sequence[ImageId], captions: Sequence[str]) -> None:
+    """Write COCO results, ``[{"image_id": 1, "caption": "a dog"}]``.
+
+    Raises:
+        ValueError: If the lengths differ, an id comes twice, or a caption is empty.
+        OSError: If the file cannot be written.
+    """
+    if len(image_ids) != len(captions):
+        raise ValueError(f"expected one caption for each image, got {len(captions)} for {len(image_ids)}.")
+    _refuse_duplicates("image_ids", image_ids)
+    if any(not caption.strip() for caption in captions):
+        raise ValueError("captions: expected words, got an empty caption.")
+    entries = [{"image_id": name, "caption": text} for name, text in zip(image_ids, captions, strict=True)]
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+
+
+def read_results(
+    path: Path | str,
+    image_ids: Sequence[ImageId] | None = None,
+    *,
+    on_missing: Literal["raise", "skip"] = "raise",
+) -> Captions:
+    """Read COCO results: one caption an image.
+
+    Args:
+        path: The file; published ones often hold further keys, which are passed over.
+        image_ids: The images that were to be captioned, in order; the captions come back in that order.
+        on_missing: Whether images without a caption are an error or left out.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is broken, an image comes twice, or is not among ``image_ids``, or one of these is missing;
+            counts them and names the first.
+    """
+    path = Path(path)
+    entries = _entries(path)
+    names = [name for name, _ in entries]
+    _refuse_duplicates(str(path), names)
+    texts = dict(entries)
+    if image_ids is not None:
+        wanted = set(image_ids)
+        unknown = [name for name in names if name not in wanted]
+        if unknown:
+            raise ValueError(
+                f"{path}: {len(unknown)} of {len(names)} image ids are unknown: {_first(unknown)}; "
+                "is this a results file of another split?"
+            )
+        missing = [name for name in image_ids if name not in texts]
+        if missing and on_missing == "raise":
+            raise ValueError(f"{path}: {len(missing)} of {len(wanted)} images have no caption: {_first(missing)}.")
+        names = [name for name in image_ids if name in texts]
+    return Captions([texts[name] for name in names], [str(name) for name in names])
+
+
+def merge_results(paths: Sequence[Path | str], output: Path | str) -> Captions:
+    """Join the results of several processes, in the order of the images; ids that come twice are refused.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        ValueError: If one is broken, or an image comes twice.
+    """
+    parts = [_entries(Path(path)) for path in paths]
+    longest = max((len(part) for part in parts), default=0)
+    entries = [part[place] for place in range(longest) for part in parts if place < len(part)]
+    write_results(output, [name for name, _ in entries], [text for _, text in entries])
+    return read_results(output)
+
+
+class HumanSpread(NamedTuple):
+    """How far one human caption an image lies from the others: what a captioner can be measured by.
+
+    Each field has a value for every fold ``(K,)``, float64.
+    """
+
+    conformity_kl: Tensor
+    """KL of the left-out captions' conformity from the others', nats."""
+    typicality_shift: Tensor
+    """Difference of the mean conformities over the others' standard deviation."""
+    spread_ratio: Tensor
+    """Ratio of the standard deviations of conformity."""
+    self_conformity: Tensor
+    """Self-conformity of the left-out captions."""
+
+
+def human_spread(
+    embeddings: Tensor,
+    groups: Sequence[ImageId] | Tensor,
+    *,
+    folds: int | None = None,
+    seed: int = 0,
+    allow_normalized: bool = False,
+) -> HumanSpread:
+    """Score one human caption of every image against the other captions of the same images.
+
+    The captions of each image are put in a seeded order. Fold k leaves out the k-th of every image, as if it were a
+    captioner's, and takes the rest as the reference. Differences among the folds, and their distance from 0, are what
+    people among themselves give: a captioner within them is as typical as a person. Score it in the same way, against
+    the same images; its reference has one caption an image more, which moves the figures by far less.
+
+    Args:
+        embeddings: Raw embeddings of all human captions, ``(N, D)``.
+        groups: The image of each, ``(N,)``.
+        folds: How many captions to leave out in turn; by default all that every image has.
+        seed: Of the order.
+        allow_normalized: Take L2-normalised embeddings.
+
+    Raises:
+        ValueError: If shapes do not fit, or an image has fewer than two captions, or fewer than ``folds``.
+
+    Example:
+        >>> import torch
+        >>> g = torch.Generator().manual_seed(0)
+        >>> captions = 3 + torch.randn(100, 1, 8, generator=g) + torch.randn(100, 5, 8, generator=g)
+        >>> spread = human_spread(captions.view(500, 8), torch.arange(100).repeat_interleave(5))
+        >>> len(spread.conformity_kl), bool(spread.typicality_shift.abs().max() < 0.5)
+        (5, True)
+    """
+    names = groups.tolist() if isinstance(groups, Tensor) else list(groups)
+    if embeddings.ndim != 2 or len(embeddings) != len(names):
+        raise ValueError(f"expected embeddings (N, D) and N groups, got {tuple(embeddings.shape)} and {len(names)}.")
+    rows: dict[ImageId, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    least = min((len(own) for own in rows.values()), default=0)
+    count = least if folds is None else folds
+    if least < 2 or not 1 <= count <= least:
+        raise ValueError(
+            f"human_spread: needs two captions of every image or more, and at least {count} for {count} folds; "
+            f"one image has {least}."
+        )
+    draw = np.random.default_rng(seed)
+    orders = [[own[place] for place in draw.permutation(len(own)).tolist()] for own in rows.values()]
+    places = {name: number for number, name in enumerate(rows)}
+    image = torch.tensor([places[name] for name in names])
+    found = []
+    for fold in range(count):
+        left = torch.tensor([own[fold] for own in orders])
+        others = torch.tensor([row for own in orders for place, row in enumerate(own) if place != fold])
+        reference = ReferenceSet.fit(
+            embeddings[others], groups=image[others], modality="text", allow_normalized=allow_normalized
+        )
+        metrics = ConformityMetrics(reference, allow_normalized=allow_normalized)
+        metrics.update(embeddings[left])
+        values = metrics.compute()
+        keys = ("ConformityKL", "typicality_shift", "spread_ratio", "self_conformity_mean")
+        found.append([float(values[key]) for key in keys])
+    return HumanSpread(*torch.tensor(found, dtype=torch.float64).T)
+
+
+def _check_run(
+    paths: Sequence[Path], ids: Sequence[ImageId], batch_size: int, rank: int, world: int, on_empty: str
+) -> None:
+    for name, value, least in (("batch_size", batch_size, 1), ("rank", rank, 0), ("world", world, rank + 1)):
+        if value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}.")
+    if on_empty not in ("raise", "skip"):
+        raise ValueError(f"on_empty: expected 'raise' or 'skip', got {on_empty!r}.")
+    if not paths:
+        raise ValueError("paths: expected at least one image, got none.")
+    if len(ids) != len(paths):
+        raise ValueError(f"image_ids: expected one for each of the {len(paths)} images, got {len(ids)}.")
+    _refuse_duplicates("image_ids", ids)
+
+
+def _checked_texts(texts: Sequence[str], count: int) -> list[str]:
+    if isinstance(texts, str) or len(texts) != count:
+        got = "a string" if isinstance(texts, str) else f"{len(texts)} captions"
+        raise ValueError(f"the captioner returned {got} for {count} images; expected a list with one for each.")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"the captioner returned {type(text).__name__}; expected strings.")
+    return [" ".join(text.split()) for text in texts]
+
+
+def _resumed(target: Path, partial: Path, ids: list[ImageId]) -> dict[ImageId, str]:
+    """Collect captions of an earlier call; a line cut off by the interruption is dropped from the file."""
+    done = dict(_entries(target)) if target.is_file() else {}
+    if partial.is_file():
+        for line in partial.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            done[entry["image_id"]] = entry["caption"]
+    wanted = set(ids)
+    foreign = [name for name in done if name not in wanted]
+    if foreign:
+        raise ValueError(
+            f"{target}: an earlier call captioned {len(foreign)} other images: {_first(foreign)}; name another file."
+        )
+    with replacing(partial) as temporary:
+        temporary.write_text("".join(_line(name, text) for name, text in done.items()), encoding="utf-8")
+    return done
+
+
+def _entries(path: Path) -> list[tuple[ImageId, str]]:
+    """Read image ids and captions of a results file; ids keep their type."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such results file.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: broken JSON at line {error.lineno}: {error.msg}.") from None
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"{path}: expected COCO results, a list of entries with image_id and caption.")
+    entries = []
+    for number, entry in enumerate(content):
+        name, text = (entry.get("image_id"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(name, (int, str)) or not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{path}: entry {number}: expected image_id and a caption in words, got {entry!r:.80}.")
+        entries.append((name, text.strip()))
+    return entries
+
+
+def _refuse_duplicates(where: str, ids: Sequence[ImageId]) -> None:
+    seen: set[ImageId] = set()
+    twice = list(dict.fromkeys(name for name in ids if name in seen or seen.add(name)))  # type: ignore[func-returns-value]
+    if twice:
+        raise ValueError(f"{where}: {len(twice)} image ids come twice: {_first(twice)}; give one caption an image.")
+
+
+def _first(ids: Sequence[ImageId]) -> str:
+    return ", ".join(map(str, ids[:3])) + (", ..." if len(ids) > 3 else "")
+
+
+def _line(name: ImageId, text: str) -> str:
+    return json.dumps({"image_id": name, "caption": text}, ensure_ascii=False) + "\n"

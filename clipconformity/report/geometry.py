@@ -1,0 +1,190 @@
+"""The report of the six geometric properties."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipconformity import plots
+from clipconformity.functional import ShiftSweep, linear_separability
+from clipconformity.properties import FAILS, HOLDS, Property
+from clipconformity.report.figures import figure
+from clipconformity.report.page import Section, between, code, facts, number, table, versions, write_page
+
+
+def write_geometry_report(
+    path: Path | str,
+    properties: Sequence[Property],
+    *,
+    image: Tensor | None = None,
+    text: Tensor | None = None,
+    sweep: ShiftSweep | None = None,
+    gap: Mapping[str, float] | None = None,
+    measured: Mapping[str, Any] | None = None,
+    command: str | None = None,
+    title: str = "Geometry report",
+) -> None:
+    """Write the geometric properties as one HTML file that opens offline and asks for nothing off itself.
+
+    Args:
+        path: File to write.
+        properties: Of :func:`clipconformity.properties.six_properties`.
+        image: The raw image embeddings ``(N, D)`` that they are of, for the plots.
+        text: The raw text embeddings ``(M, D)``.
+        sweep: Loss and KL over the shift, of :func:`clipconformity.functional.shift_sweep`.
+        gap: Figures of the gap between the modalities, of :func:`clipconformity.properties.gap_figures`.
+        measured: What was measured, such as the files, by name.
+        command: The command that measured it.
+        title: Heading of the page.
+
+    Raises:
+        ValueError: If there are no properties.
+        OSError: If the file cannot be written.
+    """
+    if not properties:
+        raise ValueError("properties: expected at least one, got none.")
+    rows = {name: x for name, x in (("image", image), ("text", text)) if x is not None}
+    drawn = _plots(rows, sweep)
+    sections = [
+        Section("verdict", "Verdict", _verdict(properties)),
+        Section("properties", "Properties", _table(properties, gap)),
+        *([Section("plots", "Plots", f'<div class="plots">{drawn}</div>')] if drawn else []),
+        Section("measured", "What was measured with what", _measured(properties, rows, measured, command)),
+    ]
+    note = "Which geometric properties of CLIP's latent space hold for these embeddings?"
+    write_page(path, title, note, sections)
+
+
+def _verdict(properties: Sequence[Property]) -> str:
+    words = {HOLDS: "Hold", FAILS: "Do not hold"}
+    found: dict[str, list[str]] = {"Hold": [], "Do not hold": [], "Cannot tell at this N": []}
+    for each in properties:
+        of = "" if each.modality == "both" else f" ({each.modality})"
+        found[words.get(each.verdict, "Cannot tell at this N")].append(each.name + of)
+    counts = f"{len(found['Hold'])} of {len(properties)} hold."
+    told = {name: ", ".join(names) + "." for name, names in found.items() if names}
+    return f'<article class="verdict"><h3>{counts}</h3>{facts(told)}</article>'
+
+
+def _table(properties: Sequence[Property], gap: Mapping[str, float] | None) -> str:
+    head = ["property", "of", "verdict", "value", "95% interval", "holds if", "without it", "paper", "N", "quantity"]
+    rows = [
+        [
+            p.name, p.modality, p.verdict, number(p.value), between(p.low, p.high), p.threshold,
+            "" if p.null is None else number(p.null), "" if p.paper is None else number(p.paper),
+            str(p.samples), p.quantity,
+        ]
+        for p in properties
+    ]  # fmt: skip
+    result = table("The properties, with 95% intervals", head, rows)
+    if gap:
+        names = {"gap": "modality gap", "raw_gap": "gap of the raw means", "matched_cosine": "cosine of matched pairs"}
+        figures = [[names.get(name, name.replace("_", " ")), number(value)] for name, value in gap.items()]
+        result += table("The gap between the modalities", ["quantity", "value"], figures)
+    return result
+
+
+def _plots(rows: Mapping[str, Tensor], sweep: ShiftSweep | None) -> str:
+    parts = _single(rows) if rows else []
+    if len(rows) == 2:
+        parts += _both(rows["image"], rows["text"])
+    if sweep is not None:
+        parts += _sweep(sweep)
+    return "".join(parts)
+
+
+def _single(rows: Mapping[str, Tensor]) -> list[str]:
+    covariances = {name: torch.cov(x.double().cpu().T) for name, x in rows.items()}
+    spectra: dict[str | None, Tensor] = {
+        name: torch.linalg.eigvalsh(matrix).clamp_min(0) for name, matrix in covariances.items()
+    }
+    ends = "; ".join(
+        f"{name}: largest {number(float(x.max()))}, median {number(float(x.median()))}" for name, x in spectra.items()
+    )
+    parts = [
+        figure(
+            "spectrum",
+            lambda ax: plots.covariance_spectrum(spectra, ax=ax),
+            alt=f"Eigenvalues of the covariance over their rank, on a logarithmic scale. {ends}.",
+            caption="Ellipsoid: the covariance spectrum. A sphere would be flat and its participation ratio the "
+            "number of dimensions; the dots mark it.",
+        )
+    ]
+    for name, matrix in covariances.items():
+        parts.append(
+            figure(
+                f"tilt-{name}",
+                lambda ax, matrix=matrix: plots.tilt_heat_map(matrix, ax=ax),  # type: ignore[misc]
+                alt=f"Absolute correlations between the dimensions of largest variance of the {name} embeddings.",
+                caption=f"Tilt of the {name} ellipsoid: correlations of its dimensions of largest variance. "
+                "Without tilt all would be dark.",
+                size=(5.0, 4.0),
+            )
+        )
+    return parts
+
+
+def _both(image: Tensor, text: Tensor) -> list[str]:
+    best = linear_separability(image, text, k=2)
+    dimensions = [int(d) for d in best.dimensions]
+    accuracy = number(100 * float(best.held_out_accuracy))
+    return [
+        figure(
+            "separability",
+            lambda ax: plots.separability_scatter(image, text, dimensions, ax=ax),
+            alt=f"Images and texts in dimensions {dimensions[0]} and {dimensions[1]}, counted from 0; "
+            f"the best two tell them apart with a held-out balanced accuracy of {accuracy}%.",
+            caption=f"Separability: the two dimensions that tell the modalities apart best ({accuracy}% held out).",
+        ),
+        figure(
+            "shells",
+            lambda ax: plots.shells(image, text, ax=ax),
+            alt="Sketch of the image and the text embeddings along the gap between their means and their leading "
+            "direction; crosses mark the means and a plus the origin.",
+            caption="The two shells, off the origin and apart. A shell is hollow in all its dimensions; seen along "
+            "two of them it looks filled.",
+            size=(5.0, 3.8),
+        ),
+    ]
+
+
+def _sweep(sweep: ShiftSweep) -> list[str]:
+    curves = {
+        "loss": (f"NT-Xent of {sweep.pairs} pairs (nats)", sweep.loss, sweep.loss_low, sweep.loss_high),
+        "kl": ("KL of conformity, image || text (nats)", sweep.kl, sweep.kl_low, sweep.kl_high),
+    }
+    bounds = ", ".join(number(float(alpha)) for alpha in sweep.alphas[sweep.kl_lower_bound])
+    remarks = {"kl": f" At alpha {bounds} it is only a lower bound." if bounds else ""}
+    parts = []
+    for key, (quantity, values, low, high) in curves.items():
+        lowest = number(float(sweep.alphas[values.argmin()]))
+        parts.append(
+            figure(
+                f"sweep-{key}",
+                lambda ax, q=quantity, v=(values, low, high): plots.over_alpha(  # type: ignore[misc]
+                    sweep.alphas, *v, quantity=q, ax=ax
+                ),
+                alt=f"{quantity} over alpha, lowest at alpha {lowest} with {number(float(values.min()))}.",
+                caption=f"{quantity} as each modality is shifted along its own mean; lowest at alpha {lowest}."
+                + remarks.get(key, ""),
+            )
+        )
+    return parts
+
+
+def _measured(
+    properties: Sequence[Property],
+    rows: Mapping[str, Tensor],
+    measured: Mapping[str, Any] | None,
+    command: str | None,
+) -> str:
+    told: dict[str, str] = {"Command": code(command)} if command else {}
+    told |= {name.replace("_", " ").capitalize(): str(value) for name, value in (measured or {}).items()}
+    told |= {f"Samples of {name}": f"{len(x)}, {x.shape[1]} dimensions" for name, x in rows.items()}
+    if not rows:
+        told["Samples"] = str(max(p.samples for p in properties))
+    return facts(told | {"Versions": versions()})

@@ -1,0 +1,282 @@
+"""The report of scored runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from clipconformity import plots
+from clipconformity.evaluation import Score
+from clipconformity.reference import ReferenceSet
+from clipconformity.report.figures import figure, label
+from clipconformity.report.gallery import cards, extremes
+from clipconformity.report.page import Section, between, code, facts, number, table, versions, write_page
+
+THUMBNAILS = 48
+"""Most samples in the galleries of a report, all runs together."""
+MOST_EACH = 12
+"""Most samples at either end of a run's gallery."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A scored run, with what its samples look like where that is known.
+
+    Attributes:
+        name: What the run is called in the report.
+        score: Of :func:`clipconformity.evaluation.score`.
+        reference: What it was scored against; runs with the same object share a plot.
+        images: Image files, by id or in the order of ``score.ids``.
+        captions: Captions, likewise. Where both are given they stand beside each other.
+
+    Raises:
+        ValueError: If a sequence has another length than the score.
+    """
+
+    name: str
+    score: Score
+    reference: ReferenceSet
+    images: Mapping[str, Path] | Sequence[Path] | None = None
+    captions: Mapping[str, str] | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in (("images", self.images), ("captions", self.captions)):
+            if values is not None and not isinstance(values, Mapping) and len(values) != len(self.score.ids):
+                raise ValueError(
+                    f"{name}: expected one for each of the {len(self.score.ids)} samples, got {len(values)}; "
+                    "give a dict by id where some are left out."
+                )
+
+
+def write_report(
+    path: Path | str,
+    runs: Sequence[Run],
+    *,
+    command: str | None = None,
+    title: str = "Conformity report",
+    note: str = "Are the samples as typical and as varied as the reference?",
+    thumbnails: int = THUMBNAILS,
+) -> None:
+    """Write scored runs as one HTML file that opens offline and asks for nothing off itself.
+
+    The verdict stands first, in words; then the plots, a gallery of the most and the least typical samples, the
+    figures, and what was measured with what. The file stays under 3 MB with 48 thumbnails and does not grow with the
+    number of samples.
+
+    Args:
+        path: File to write.
+        runs: One or more scored runs, such as checkpoints or models.
+        command: The command that measured them, to be told in the report.
+        title: Heading of the page.
+        note: One line under the heading.
+        thumbnails: Most samples in the galleries, all runs together.
+
+    Raises:
+        ValueError: If there is no run, two have the same name, or ``thumbnails`` is negative.
+        OSError: If the file cannot be written.
+    """
+    names = [run.name for run in runs]
+    if not runs:
+        raise ValueError("runs: expected at least one, got none.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"runs: expected different names, got {names}.")
+    if thumbnails < 0:
+        raise ValueError(f"thumbnails: expected at least 0, got {thumbnails}.")
+    sections = [
+        Section("verdict", "Verdict", _verdicts(runs)),
+        Section("distributions", "Distributions", _plots(runs)),
+        Section("gallery", "Most and least typical samples", _galleries(runs, thumbnails)),
+        Section("figures", "Figures", _table(runs)),
+        Section("measured", "What was measured with what", _measured(runs, command)),
+    ]
+    write_page(path, title, note, sections if thumbnails else [s for s in sections if s.key != "gallery"])
+
+
+def _verdicts(runs: Sequence[Run]) -> str:
+    return '<div class="verdicts">' + "".join(_verdict(run) for run in runs) + "</div>"
+
+
+def _verdict(run: Run) -> str:
+    summary = run.score.summary
+    answers = facts({
+        "Typical?": _sentence(summary["verdict"]["typical"]),
+        "Varied?": _sentence(summary["verdict"]["varied"]),
+        "Beyond the noise floor?": _beyond(summary),
+    })  # fmt: skip
+    return f'<article class="verdict"><h3>{escape(run.name)}</h3>{answers}</article>'
+
+
+def _sentence(words: str) -> str:
+    words = words.removeprefix("typicality: ").removeprefix("variety: ")
+    return words[:1].upper() + words[1:] + "."
+
+
+def _beyond(summary: Mapping[str, Any]) -> str:
+    low, high, floor = summary["kl_low"], summary["kl_high"], summary["noise_floor"]
+    least = "at least " if summary["kl_is_lower_bound"] else ""
+    told = f"the KL of conformity is {least}{number(summary['conformity_kl'])} nats ({between(low, high)})"
+    if low > floor:
+        return f"Yes: {told}, above the noise floor of {number(floor)}."
+    if high <= floor:
+        return f"No: {told}, within the noise floor of {number(floor)}."
+    return f"Cannot tell: {told}, and the noise floor is {number(floor)}."
+
+
+def _by_reference(runs: Sequence[Run]) -> list[tuple[ReferenceSet, list[Run]]]:
+    groups: dict[int, tuple[ReferenceSet, list[Run]]] = {}
+    for run in runs:
+        groups.setdefault(id(run.reference), (run.reference, []))[1].append(run)
+    return list(groups.values())
+
+
+def _plots(runs: Sequence[Run]) -> str:
+    groups = _by_reference(runs)
+    return "".join(_plots_of(f"plot{n}", *group) for n, group in enumerate(groups))
+
+
+def _plots_of(key: str, reference: ReferenceSet, runs: Sequence[Run]) -> str:
+    kind = reference.modality
+    of = f" of {kind}s" if kind else ""
+    summaries = [run.score.summary for run in runs]
+    means = "; ".join(
+        f"{run.name}: mean {number(s['conformity_mean'])}, std {number(s['conformity_std'])}"
+        for run, s in zip(runs, summaries, strict=True)
+    )
+    own = f"reference: mean {number(float(reference.conformities.mean()))}, "
+    own += f"std {number(float(reference.conformities.std()))}"
+    kls = "; ".join(
+        f"{run.name}: {number(s['conformity_kl'])} ({between(s['kl_low'], s['kl_high'])})"
+        for run, s in zip(runs, summaries, strict=True)
+    )
+    floor = max(s["noise_floor"] for s in summaries)
+    norms = "; ".join(f"{run.name}: mean {number(float(run.score.norms.mean()))}" for run in runs)
+    size = (5.0, 3.4 + 0.18 * max(0, len(runs) - 2))
+    drawn = [
+        figure(
+            f"{key}-conformity",
+            lambda ax: plots.distributions(
+                {label(run.name): run.score.conformities for run in runs},
+                reference.conformities, modality=kind, ax=ax,
+            ),
+            alt=f"Conformity distribution{of}. {own}; {means}.",
+            caption=f"Conformity{of}: to the right is typical, to the left rare.",
+            size=size,
+        ),
+        figure(
+            f"{key}-kl",
+            lambda ax: plots.series(
+                [s["conformity_kl"] for s in summaries],
+                [s["kl_low"] for s in summaries],
+                [s["kl_high"] for s in summaries],
+                names=[label(run.name, 16) for run in runs], floor=floor, modality=kind, ax=ax,
+            ),
+            alt=f"KL of conformity with 95% intervals, in nats. {kls}. Noise floor {number(floor)}.",
+            caption="How far the conformity distribution is from the reference's, with 95% intervals."
+            + (" The noise floor is the highest of the runs'." if len(runs) > 1 else ""),
+            size=(5.0, max(2.2, 1.2 + 0.55 * len(runs))),
+        ),
+        figure(
+            f"{key}-norm",
+            lambda ax: plots.distributions(
+                {label(run.name): run.score.norms for run in runs},
+                reference.norms, quantity="norm of the raw embedding (its units)", modality=kind, ax=ax,
+            ),
+            alt=f"Norms of the raw embeddings{of}. Reference: mean {number(float(reference.norms.mean()))}; {norms}.",
+            caption=f"Norms of the raw embeddings{of}.",
+            size=size,
+        ),
+    ]  # fmt: skip
+    heading = f"<h3>Against the reference{of}</h3>"
+    return f'{heading}<div class="plots">{"".join(drawn)}</div>'
+
+
+def _galleries(runs: Sequence[Run], thumbnails: int) -> str:
+    each = max(1, min(MOST_EACH, thumbnails // (2 * len(runs))))
+    parts, left = [], thumbnails
+    for run in runs:
+        chosen = extremes(run.score, min(each, left // 2))
+        left -= len(chosen.most) + len(chosen.least)
+        if chosen.most:
+            ends = "".join(
+                f"<div><h4>{words}</h4>{cards(run.score, rows, run.images, run.captions)}</div>"
+                for words, rows in (("Most typical", chosen.most), ("Least typical", chosen.least))
+            )
+            parts.append(f'<h3>{escape(run.name)}</h3><div class="ends">{ends}</div>')
+    return "".join(parts) or "<p>There are too few samples, or too many runs, for a gallery.</p>"
+
+
+def _table(runs: Sequence[Run]) -> str:
+    head = [
+        "run", "N", "conformity", "self-conformity", "KL (nats)", "95% interval", "noise floor",
+        "reverse KL (nats)", "typicality shift (std)", "spread ratio", "norm",
+    ]  # fmt: skip
+    rows: list[list[str]] = []
+    for reference, members in _by_reference(runs):
+        own, error = float(reference.self_conformity), float(reference.self_conformity_se)
+        norm = number(float(reference.norms.mean()))
+        count = str(reference.count)
+        rows.append([_called(reference), count, number(own), _estimate(own, error), *[""] * 6, norm])
+        rows += [_row(run) for run in members]
+    return (
+        "<p>Conformity says how typical samples are, higher being more common; self-conformity how alike they are, "
+        "lower being more varied. Brackets hold 95% intervals.</p>" + table("Figures of every run", head, rows)
+    )
+
+
+def _called(reference: ReferenceSet) -> str:
+    parts = [part for part in (reference.dataset, reference.modality) if part]
+    return "reference" + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _estimate(value: float, error: float) -> str:
+    return f"{number(value)} ({between(value - 1.96 * error, value + 1.96 * error)})"
+
+
+def _row(run: Run) -> list[str]:
+    s = run.score.summary
+    least = "at least " if s["kl_is_lower_bound"] else ""
+    return [
+        run.name,
+        str(s["count"]),
+        _estimate(s["conformity_mean"], s["conformity_se"]),
+        _estimate(s["self_conformity_mean"], s["self_conformity_se"]),
+        least + number(s["conformity_kl"]),
+        between(s["kl_low"], s["kl_high"]),
+        number(s["noise_floor"]),
+        number(s["reverse_kl"]),
+        number(s["typicality_shift"]),
+        number(s["spread_ratio"]),
+        number(s["norm_mean"]),
+    ]
+
+
+def _measured(runs: Sequence[Run], command: str | None) -> str:
+    parts = [facts({"Command": code(command)})] if command else []
+    for reference, members in _by_reference(runs):
+        about = reference.describe()
+        told = {
+            "Reference": _called(reference),
+            "Samples of the reference": f"{about['count']}, {about['embed_dim']} dimensions",
+            "Encoder": str(about["spec"] or "not told"),
+            "Embeddings": "L2-normalised" if about["normalized"] else "raw",
+        }
+        told |= {f"Encoder's {name}": str(value) for name, value in (about["encoder_id"] or {}).items()}
+        told["Runs"] = "; ".join(f"{run.name}, N = {run.score.summary['count']}" for run in members)
+        for run in members:
+            told |= _remarks(run)
+        parts.append(facts(told))
+    return "".join([*parts, facts({"Versions": versions()})])
+
+
+def _remarks(run: Run) -> dict[str, str]:
+    summary, told = run.score.summary, {}
+    if remarks := summary.get("measured", {}).get("remarks"):
+        told[f"Remarks on {run.name}"] = " ".join(str(remark) for remark in remarks)
+    if skipped := summary.get("skipped"):
+        told[f"Left out of {run.name}"] = f"{skipped['count']} that could not be read"
+    if not summary.get("exact", True):
+        told[f"Precision of {run.name}"] = "quantiles and intervals rest on a row sample"
+    return told

@@ -1,0 +1,149 @@
+"""What the examples share: arguments, references of MS-COCO, a table and a picture of scores."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import _smoke
+
+from clipconformity.datasets import Coco, read_coco
+from clipconformity.encoders import BaseEncoder, load_encoder
+from clipconformity.evaluation import Score, build_reference, caption_source, image_source, score
+from clipconformity.reference import ReferenceSet
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY = "#767676"
+
+
+def parser(description: str | None, name: str) -> argparse.ArgumentParser:
+    """Arguments of every example."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made.add_argument("--smoke", action="store_true", help="run offline with small random models on drawn scenes")
+    made.add_argument("--coco", type=Path, help="folder of MS-COCO")
+    made.add_argument("--split", default="val2017", help="split of MS-COCO")
+    made.add_argument("--encoder", default="open_clip:ViT-B-32/openai", help="what measures")
+    made.add_argument("--limit", type=int, default=5000, help="most images or prompts")
+    made.add_argument("--batch-size", type=int, default=8, help="images made at once")
+    made.add_argument("--seed", type=int, default=0, help="of the run")
+    made.add_argument("-o", "--output", type=Path, default=Path("example-output") / name, help="folder to write to")
+    return made
+
+
+def parse(made: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the arguments; in smoke mode, put in the small stand-ins."""
+    options = made.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    options.resamples = 1000
+    if options.smoke:
+        warnings.filterwarnings("ignore")  # random models, and classes that diffusers calls deprecated
+        options.coco, options.encoder = _smoke.coco(options.output / "coco"), "tiny"
+        options.limit, options.resamples = min(options.limit, 24), 100
+    elif options.coco is None:
+        made.error("give --coco, the folder of MS-COCO, or --smoke")
+    return options
+
+
+def processes() -> tuple[int, int]:
+    """Number of this process and of all, as torchrun tells them."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def coco_and_encoder(options: argparse.Namespace, per_image: int | None = 1) -> tuple[Coco, BaseEncoder]:
+    """Read MS-COCO and load what measures."""
+    coco = read_coco(options.coco, options.split, per_image=per_image, seed=options.seed)
+    return coco, load_encoder(options.encoder)
+
+
+def image_reference(coco: Coco, encoder: BaseEncoder) -> ReferenceSet:
+    """Build the reference of the split's images."""
+    return build_reference(image_source(coco.image_paths, encoder), dataset=coco.name)
+
+
+def text_reference(coco: Coco, encoder: BaseEncoder) -> ReferenceSet:
+    """Build the reference of the chosen captions."""
+    return build_reference(caption_source(coco.captions, encoder), dataset=coco.name)
+
+
+def score_images(paths: Sequence[Path], encoder: BaseEncoder, reference: ReferenceSet, resamples: int) -> Score:
+    """Score image files."""
+    return score(image_source(list(paths), encoder), reference, resamples=resamples)
+
+
+def report(output: Path, reference: ReferenceSet, scores: dict[str, Score], **more: Any) -> None:
+    """Print a table, and write ``results.json`` and ``comparison.png``."""
+    summaries = {name: one.summary for name, one in scores.items()}
+    print(table(reference, summaries))
+    content = {"reference": reference.describe(), "runs": summaries} | more
+    (output / "results.json").write_text(json.dumps(content, indent=2, default=float) + "\n", encoding="utf-8")
+    picture(output / "comparison.png", reference, summaries, more.get("human"))
+    print(f"Written: {output / 'results.json'} and {output / 'comparison.png'}")
+
+
+def table(reference: ReferenceSet, summaries: dict[str, dict[str, Any]]) -> str:
+    """Draw the paper's table: typical, alike, KL with its interval."""
+    wide = max(12, *(len(name) for name in summaries))
+    lines = [
+        "typical: conformity to the reference (higher is more common); alike: self-conformity (lower is more varied);",
+        "KL in nats with its 95% interval; floor: what sampling noise alone would give",
+        f"{'':{wide}} {'typical':>8} {'alike':>7} {'KL':>7} {'95% interval':>17} {'floor':>7} {'N':>6}",
+        f"{'reference':{wide}} {float(reference.conformities.mean()):8.3f} {float(reference.self_conformity):7.3f} "
+        f"{'':7} {'':17} {'':7} {reference.count:6d}",
+    ]
+    for name, s in summaries.items():
+        interval = f"[{s['kl_low']:.3f}, {s['kl_high']:.3f}]"
+        lines.append(
+            f"{name:{wide}} {s['conformity_mean']:8.3f} {s['self_conformity_mean']:7.3f} {s['conformity_kl']:7.3f} "
+            f"{interval:>17} {s['noise_floor']:7.3f} {s['count']:6d}"
+        )
+        lines.append(f"{'':{wide}} {s['verdict']['typical']}; {s['verdict']['varied']}")
+    return "\n".join(lines)
+
+
+def picture(
+    path: Path, reference: ReferenceSet, summaries: dict[str, dict[str, Any]], human: dict[str, Any] | None = None
+) -> None:
+    """Draw KL with intervals, and typicality against variety."""
+    import matplotlib.pyplot as plt
+
+    height = 2.2 + 0.4 * len(summaries)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, max(4.0, height)), layout="constrained")
+    for place, (name, s) in enumerate(summaries.items()):
+        color = COLORS[place % len(COLORS)]
+        left.plot([s["kl_low"], s["kl_high"]], [place, place], color=color, linewidth=2)
+        left.plot(s["conformity_kl"], place, "o", color=color)
+        left.plot(s["noise_floor"], place, "|", color=GREY, markersize=14)
+        error = 1.96 * s["self_conformity_se"]
+        right.errorbar(s["self_conformity_mean"], s["conformity_mean"], xerr=error, fmt="o", color=color, label=name)
+    right.plot(
+        float(reference.self_conformity), float(reference.conformities.mean()), "D", color="black", label="reference"
+    )
+    if human is not None:
+        left.axvspan(0, max(human["conformity_kl"]), color=GREY, alpha=0.25, label="people")
+        right.axvspan(min(human["self_conformity"]), max(human["self_conformity"]), color=GREY, alpha=0.25)
+        left.legend(frameon=False, fontsize="small", loc="lower right")
+    left.set_yticks(range(len(summaries)), list(summaries))
+    left.set_ylim(len(summaries) - 0.5, -0.5)
+    left.set_xlim(left=0)
+    left.set_xlabel("conformity KL (nats), 95% interval; grey: noise floor")
+    right.set_xlabel("self-conformity (lower: more varied), 95% interval")
+    right.set_ylabel("conformity to the reference")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
+    for ax in (left, right):
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def named(text: str) -> tuple[str, Path]:
+    """Read ``NAME=PATH``."""
+    name, equals, path = text.partition("=")
+    if not equals or not name or not path:
+        raise argparse.ArgumentTypeError(f"expected NAME=PATH, got {text!r}")
+    return name, Path(path)

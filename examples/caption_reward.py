@@ -1,0 +1,70 @@
+"""Published caption files beside the human references: where machines are generic, and where super-human.
+
+Give the COCO results files of several captioners, such as those that CLIP-Caption-Reward publishes for its rewards.
+The yardstick is what people give among themselves: one caption of every image against the others. A captioner above
+it is more typical than people (generic); one below it is less typical (more specific than people are).
+"""
+
+from __future__ import annotations
+
+import _shared
+import torch
+
+from clipconformity.captioning import human_spread, read_results, write_results
+from clipconformity.datasets import generic_caption, sample_scenes, specific_caption
+from clipconformity.evaluation import caption_source, score
+
+
+def drawn(options) -> list:
+    """Write results files of a generic and of an over-specific captioner for the drawn scenes."""
+    scenes = sample_scenes(60, seed=0)
+    found = []
+    for name, caption in (("generic", generic_caption), ("specific", specific_caption)):
+        path = options.output / f"{name}.json"
+        write_results(path, list(range(1, 61)), [caption(scene) for scene in scenes])
+        found.append((name, path))
+    return found
+
+
+def word(shift: float, low: float, high: float) -> str:
+    """Place a captioner beside people."""
+    if low <= shift <= high:
+        return "within the spread of people"
+    if shift > high:
+        return "more typical than people: generic"
+    return "less typical than people: more specific than they are"
+
+
+def main() -> None:
+    made = _shared.parser(__doc__, "caption_reward")
+    made.add_argument("--results", type=_shared.named, nargs="+", metavar="NAME=FILE", help="COCO results files")
+    made.add_argument("--karpathy", help="split file, where the results are of its test split (with --split test)")
+    options = _shared.parse(made)
+    if options.smoke:
+        options.results = drawn(options)
+    elif not options.results:
+        made.error("give --results, one NAME=FILE for each captioner")
+    from clipconformity.datasets import read_coco
+    from clipconformity.encoders import load_encoder
+
+    coco = read_coco(options.coco, options.split, per_image=None, seed=options.seed, karpathy=options.karpathy)
+    encoder = load_encoder(options.encoder)
+    batches = list(caption_source(coco.captions, encoder))
+    everything = torch.cat([batch.embeddings.cpu() for batch in batches])
+    human = human_spread(everything, coco.captions.groups or [], seed=options.seed)
+    reference = _shared.text_reference(coco, encoder)
+    low, high = float(human.typicality_shift.min()), float(human.typicality_shift.max())
+    scores, words = {}, {}
+    for name, path in options.results:
+        captions = read_results(path, coco.image_ids, on_missing="skip")
+        scores[name] = score(caption_source(captions, encoder), reference, resamples=options.resamples)
+        words[name] = word(scores[name].summary["typicality_shift"], low, high)
+    people = {name: values.tolist() for name, values in human._asdict().items()}
+    _shared.report(options.output, reference, scores, human=people, beside_people=words)
+    print(f"people, one caption against the others: typicality shift {low:+.2f} to {high:+.2f}")
+    for name, text in words.items():
+        print(f"{name}: typicality shift {scores[name].summary['typicality_shift']:+.2f}, {text}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Karlo unCLIP on captions of MS-COCO: generate, measure, compare with the real images.
+
+Several processes share the work with ``torchrun --nproc-per-node N examples/unclip.py ... --generate-only``; the run
+without that flag finds the images and measures. Stopped in the middle, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import _shared
+import _smoke
+
+import clipconformity as cc
+from clipconformity.generation import generate_images
+
+
+def main() -> None:
+    made = _shared.parser(__doc__, "unclip")
+    made.add_argument("--model", default="kakaobrain/karlo-v1-alpha", help="checkpoint of UnCLIPPipeline")
+    made.add_argument("--device", default="cuda", help="where to generate")
+    made.add_argument("--generate-only", action="store_true", help="leave measuring to a later call")
+    options = _shared.parse(made)
+    coco, encoder = _shared.coco_and_encoder(options)
+    if options.smoke:
+        pipeline, steps = _smoke.unclip(), 2
+    else:
+        import torch
+        from diffusers import UnCLIPPipeline
+
+        pipeline, steps = UnCLIPPipeline.from_pretrained(options.model, torch_dtype=torch.float16), None
+        pipeline = pipeline.to(options.device)
+    rank, world = _shared.processes()
+    names = ("prior_num_inference_steps", "decoder_num_inference_steps", "super_res_num_inference_steps")
+    reference = _shared.image_reference(coco, encoder)
+    running = cc.Conformity(reference, encoder=encoder)
+    result = generate_images(
+        pipeline,
+        coco.captions.texts[: options.limit],
+        options.output / "images",
+        seed=options.seed,
+        batch_size=options.batch_size,
+        options={name: steps for name in names if steps},
+        rank=rank,
+        world=world,
+        on_images=running.update,
+    )
+    print(f"{result.generated} images generated, {result.reused} found, {len(result.black)} black")
+    print(f"running score of this process: conformity {float(running.compute()['conformity_mean']):.3f}")
+    if not options.generate_only:
+        measured = _shared.score_images(result.paths, encoder, reference, options.resamples)
+        _shared.report(options.output, reference, {"unCLIP": measured})
+
+
+if __name__ == "__main__":
+    main()

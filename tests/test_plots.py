@@ -1,0 +1,258 @@
+"""Plots show what they were given: the data in the artists, not pixels."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from helpers import ellipsoid_rows
+from matplotlib.colors import to_hex
+
+import clipconformity as cc
+from clipconformity import plots
+from clipconformity.functional import ShiftSweep
+
+mpl.use("Agg")
+DIM = 6
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    import matplotlib.pyplot as plt
+
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def image(generator):
+    return ellipsoid_rows(300, DIM, generator)
+
+
+@pytest.fixture
+def text(generator):
+    return ellipsoid_rows(200, DIM, generator, offset=-1.0)
+
+
+def fed(metric, *batch):
+    metric.update(*batch)
+    return metric
+
+
+def densities(ax) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return {patch.get_label(): tuple(np.asarray(x) for x in patch.get_data()[:2]) for patch in ax.patches}
+
+
+def expected(values: torch.Tensor, edges: np.ndarray) -> np.ndarray:
+    return np.histogram(values.double().numpy(), edges)[0] / len(values) / np.diff(edges)
+
+
+def points(ax) -> dict[str, np.ndarray]:
+    return {each.get_label(): np.asarray(each.get_offsets()) for each in ax.collections}
+
+
+def line(ax, number: int = 0) -> tuple[list[float], list[float]]:
+    return tuple([float(v) for v in part] for part in ax.lines[number].get_data())
+
+
+def test_runs_lie_over_the_reference_in_common_cells(generator):
+    first, second, reference = (torch.randn(n, generator=generator) for n in (50, 80, 100))
+    _, ax = plots.distributions({"a": first, "b": second}, reference)
+    drawn = densities(ax)
+    assert list(drawn) == ["reference", "a", "b"]
+    for values, (density, edges) in zip((reference, first, second), drawn.values(), strict=True):
+        assert density == pytest.approx(expected(values, edges))
+        assert (density * np.diff(edges)).sum() == pytest.approx(1)
+
+
+def test_equal_values_still_have_a_cell():
+    _, ax = plots.distributions({"a": torch.full((5,), 0.5)})
+    density, edges = densities(ax)["a"]
+    assert (density * np.diff(edges)).sum() == pytest.approx(1)
+
+
+def test_no_run_beside_another_has_the_colour_of_a_modality(generator):
+    values = torch.randn(50, generator=generator)
+    _, ax = plots.distributions({str(n): values + n for n in range(8)}, modality="image")
+    looks = [(to_hex(p.get_edgecolor()).upper(), p.get_linestyle()) for p in ax.patches]
+    assert not {plots.COLORS["image"], plots.COLORS["text"]} & {color for color, _ in looks}
+    assert len(set(looks)) == 8
+    _, ax = plots.distributions({"only": values}, modality="image")
+    assert to_hex(ax.patches[0].get_edgecolor()).upper() == plots.COLORS["image"]
+
+
+def test_a_modality_keeps_its_colour(image, text):
+    _, ax = plots.shells(image, text)
+    found = {each.get_label(): to_hex(each.get_facecolor()[0]).upper() for each in ax.collections}
+    assert found == {name: plots.COLORS[name] for name in ("image", "text")}
+    _, ax = plots.covariance_spectrum({"image": torch.ones(3), "text": torch.ones(3)})
+    assert [ax.lines[n].get_color() for n in (0, 2)] == [plots.COLORS["image"], plots.COLORS["text"]]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_series_shows_values_intervals_and_floor(named):
+    values, low, high = [0.3, 0.1, 0.2], [0.2, 0.05, 0.2], [0.5, 0.2, 0.4]
+    where = {"names": ["a", "b", "c"]} if named else {"steps": [0, 10, 50]}
+    _, ax = plots.series(values, low, high, floor=0.07, **where)
+    x, y = line(ax)
+    assert (x if named else y) == pytest.approx(values)
+    assert (y if named else x) == pytest.approx([0, 1, 2] if named else [0, 10, 50])
+    bars = ax.containers[0].lines[2][0].get_segments()
+    ends = np.asarray(bars)[:, :, 0 if named else 1]
+    assert ends == pytest.approx(np.asarray([low, high]).T)
+    floor = next(each for each in ax.lines if each.get_label() == "noise floor")
+    assert {float(v) for v in (floor.get_xdata() if named else floor.get_ydata())} == {0.07}
+    assert "nats" in (ax.get_xlabel() if named else ax.get_ylabel())
+
+
+def test_names_stand_from_top_to_bottom():
+    _, ax = plots.series([1.0, 2.0], names=["first", "second"])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]
+
+
+def test_the_spectrum_falls_and_marks_its_participation_ratio():
+    _, ax = plots.covariance_spectrum({"image": torch.tensor([1.0, 4.0, 0.0, 1.0])})
+    assert line(ax) == ([1, 2, 3], [4, 1, 1])
+    assert line(ax, 1)[0] == pytest.approx([36 / 18])
+    assert ax.get_yscale() == "log"
+
+
+def test_the_heat_map_shows_correlations_of_the_largest_variances(image):
+    covariance = torch.cov(image.T.double())
+    _, ax = plots.tilt_heat_map(covariance, size=4)
+    shown = np.ma.filled(ax.images[0].get_array(), np.nan)
+    order = np.argsort(-np.diag(covariance.numpy()))[:4]
+    correlation = np.abs(np.corrcoef(image.double().numpy().T))[np.ix_(order, order)]
+    assert np.isnan(np.diag(shown)).all()
+    off = ~np.eye(4, dtype=bool)
+    assert shown[off] == pytest.approx(correlation[off])
+
+
+def test_the_separability_scatter_shows_the_two_dimensions(image, text):
+    _, ax = plots.separability_scatter(image, text, [4, 1])
+    drawn = points(ax)
+    assert drawn["image"] == pytest.approx(image[:, [4, 1]].numpy())
+    assert drawn["text"] == pytest.approx(text[:, [4, 1]].numpy())
+    assert "dimension 4" in ax.get_xlabel()
+    assert "dimension 1" in ax.get_ylabel()
+
+
+def test_a_scatter_does_not_grow_with_the_rows(generator):
+    many = ellipsoid_rows(3000, DIM, generator)
+    _, ax = plots.separability_scatter(many, many, [0, 1])
+    assert [len(rows) for rows in points(ax).values()] == [plots.POINTS] * 2
+
+
+def test_the_projection_keeps_the_gap_and_the_origin(image, text):
+    rows, means = plots.project(image, text)
+    gap = float((image.double().mean(0) - text.double().mean(0)).norm())
+    assert float(means.text[0, 0] - means.image[0, 0]) == pytest.approx(gap)
+    assert float(means.text[0, 1]) == pytest.approx(float(means.image[0, 1]))  # the second axis is at a right angle
+    assert rows.image.mean(0).tolist() == pytest.approx(means.image[0].tolist())
+    _, doubled = plots.project(2 * image, 2 * text)
+    assert doubled.image.abs().tolist()[0] == pytest.approx((2 * means.image).abs().tolist()[0])
+
+
+def test_the_second_axis_is_the_leading_direction(generator):
+    spread = torch.tensor([0.1, 0.1, 3.0, 0.1])
+    image, text = (torch.randn(400, 4, generator=generator) * spread + torch.tensor([s, 0, 0, 0]) for s in (5.0, -5.0))
+    rows, _ = plots.project(image, text)
+    assert float(rows.image[:, 1].std()) == pytest.approx(3.0, rel=0.1)
+
+
+def test_the_shells_show_the_means_and_the_origin(image, text):
+    _, ax = plots.shells(image, text)
+    rows, means = plots.project(image, text)
+    assert points(ax)["image"] == pytest.approx(rows.image.numpy())
+    marks = [line(ax, n) for n in (1, 3, 4)]
+    assert np.asarray(marks)[:, :, 0] == pytest.approx(torch.cat([*means, torch.zeros(1, 2)]).numpy())
+
+
+def test_the_sweep_shows_loss_and_divergence_in_the_order_of_alpha():
+    vector = torch.tensor([1.0, 0.0, -1.0])
+    sweep = ShiftSweep(vector, *(vector + n for n in range(12)), vector > 5, 77)
+    figure = plots.shift_panels(sweep)
+    left, right = figure.axes
+    assert line(left) == ([-1, 0, 1], sweep.loss.flip(0).tolist())
+    assert line(right) == ([-1, 0, 1], sweep.kl.flip(0).tolist())
+    assert "77 pairs" in left.get_ylabel()
+    assert "nats" in right.get_ylabel()
+    band = left.collections[0].get_paths()[0].vertices
+    assert {float(v) for v in band[:, 1]} >= {float(v) for v in (*sweep.loss_low, *sweep.loss_high)}
+
+
+def test_every_metric_draws_on_given_axes_and_on_its_own(image, text):
+    import matplotlib.pyplot as plt
+
+    reference = cc.ReferenceSet.fit(image[:150] + 0.3, modality="image")
+    metrics = [
+        fed(cc.Conformity(reference), image),
+        fed(cc.ConformityKL(reference), image),
+        fed(cc.EmbeddingNorm(embed_dim=DIM), image),
+        fed(cc.EllipsoidGeometry(embed_dim=DIM), image),
+        fed(cc.ModalityGap(embed_dim=DIM), image[:200], text),
+        fed(cc.GaussianLikelihood(reference), image),
+        fed(cc.FrechetDistance(reference), image),
+    ]
+    for metric in metrics:
+        figure, ax = plt.subplots()
+        assert metric.plot(ax=ax) == (figure, ax)
+        assert ax.get_ylabel()
+        figure, ax = metric.plot()
+        assert ax.figure is figure
+        _, ax = metric.plot([metric.compute(), metric.compute()])
+        assert ax.lines
+        plt.close("all")
+
+
+def test_the_kl_has_its_interval_and_its_floor(image):
+    metric = fed(cc.ConformityKL(cc.ReferenceSet.fit(image[:150])), image[150:] + 0.3)
+    _, ax = metric.plot()
+    assert line(ax)[1] == pytest.approx([float(metric.compute())])
+    ends = np.asarray(ax.containers[0].lines[2][0].get_segments())[0, :, 1]
+    assert ends == pytest.approx([float(end) for end in metric.interval()], rel=1e-5)
+    assert ax.lines[-1].get_ydata()[0] == pytest.approx(float(metric.noise_floor()))
+
+
+def test_the_norms_are_shown_as_they_are_and_centred(image):
+    _, ax = fed(cc.EmbeddingNorm(embed_dim=DIM), image).plot()
+    drawn = densities(ax)
+    for values, (density, edges) in zip((image, image - image.mean(0)), drawn.values(), strict=True):
+        cell = np.abs(density - expected(values.norm(dim=1), edges)).sum() * np.diff(edges)[0]
+        assert cell <= 4 / len(image)
+    assert len(drawn) == 2
+
+
+def test_the_geometry_shows_the_spectrum(image):
+    _, ax = fed(cc.EllipsoidGeometry(embed_dim=DIM), image).plot()
+    assert line(ax)[1] == pytest.approx(sorted(np.linalg.eigvalsh(np.cov(image.numpy().T)), reverse=True), rel=1e-4)
+
+
+def test_the_likelihoods_lie_over_the_held_out_ones(image, text):
+    metric = fed(cc.GaussianLikelihood(cc.ReferenceSet.fit(text)), image)
+    _, ax = metric.plot()
+    drawn = densities(ax)
+    assert list(drawn) == ["reference, held out", "evaluated"]
+    density, edges = drawn["evaluated"]
+    middle = (density * np.diff(edges) * (edges[1:] + edges[:-1]) / 2).sum()
+    assert middle == pytest.approx(float(metric.compute()["log_likelihood_mean"]), abs=float(np.diff(edges)[0]))
+
+
+def test_the_frechet_distance_is_shown(image, text):
+    metric = fed(cc.FrechetDistance(cc.ReferenceSet.fit(text)), image)
+    _, ax = metric.plot()
+    assert line(ax)[1] == pytest.approx([float(metric.compute())])
+
+
+def test_the_gap_shows_as_many_pairs_as_were_given(image, text):
+    _, ax = fed(cc.ModalityGap(embed_dim=DIM), image[:200], text).plot()
+    assert {name: len(rows) for name, rows in points(ax).items()} == {"image": 200, "text": 200}
+
+
+def test_drawing_in_a_colour_ends_with_its_context():
+    before = mpl.rcParams["text.color"]
+    with plots.drawing_in("#010203"):
+        assert mpl.rcParams["text.color"] == "#010203"
+    assert mpl.rcParams["text.color"] == before

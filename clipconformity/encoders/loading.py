@@ -76,7 +76,7 @@ def _usable(device: str | torch.device) -> torch.device:
     """
     try:
         return torch.empty(1, device=device).cpu().new_empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0][:150]
         raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); try 'cpu'.") from None
 

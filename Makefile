@@ -22,7 +22,7 @@ demo: $(VENV)/.core
 	$(BIN)/python -m clipconformity demo -o demo-output
 
 test: lint types docs
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 lint: $(VENV)/.all
 	$(BIN)/ruff check .

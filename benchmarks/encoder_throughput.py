@@ -192,13 +192,18 @@ def main() -> int:
         encoder.id  # noqa: B018  (the hash is kept)
         bare, scored = Bare(encoder), ForCLIPScore(encoder)
         bare.run(paths[: options.batch_size], *loop)  # warm
-        for _ in range(options.repeats):
-            took, inside = seconds(lambda: ours(encoder, reference, paths, *loop))
-            times["clipconformity"].append(took)
-            shares.append(inside / took)
-            times["bare loop"].append(seconds(lambda: bare.run(paths, *loop))[0])
-            times["CLIPScore"].append(seconds(lambda: clip_score(scored, paths, *loop))[0])
-            ratios.append(times["bare loop"][-1] / took)
+        loops: list[tuple[str, Callable[[], Any]]] = [
+            ("clipconformity", lambda: ours(encoder, reference, paths, *loop)),
+            ("bare loop", lambda: bare.run(paths, *loop)),
+            ("CLIPScore", lambda: clip_score(scored, paths, *loop)),
+        ]
+        for number in range(options.repeats):
+            for name, function in loops[number % 3 :] + loops[: number % 3]:  # none always runs first
+                took, inside = seconds(function)
+                times[name].append(took)
+                if name == "clipconformity":
+                    shares.append(inside / took)
+            ratios.append(times["bare loop"][-1] / times["clipconformity"][-1])
 
     print(
         f"CLIP {options.size}, {options.count} JPEG files of {options.pixels} pixels, batches of {options.batch_size}, "

@@ -35,8 +35,8 @@ class TransformersCaptioner:
         model: A model with ``generate``.
         processor: From images, and a prompt, to the model's inputs; it decodes too unless a tokenizer is given.
         tokenizer: What decodes, where the processor does not.
-        prompt: Text that the caption goes on from, or the instruction of a LLaVA-like model with its image token. What
-            comes back of it is cut off.
+        prompt: Text that the caption goes on from, or the instruction of a LLaVA-like model, which is put into the
+            processor's chat template unless it has the image token already. What comes back of it is cut off.
         options: Further arguments of ``generate``, such as ``{"num_beams": 3}``.
         max_new_tokens: Most tokens of a caption.
     """
@@ -51,13 +51,16 @@ class TransformersCaptioner:
         options: Mapping[str, Any] | None = None,
         max_new_tokens: int = 40,
     ) -> None:
-        self.model, self.processor, self.prompt = model, processor, prompt
+        self.model, self.processor = model, processor
+        self.prompt = None if prompt is None else _templated(processor, prompt)
         self.tokenizer = processor if tokenizer is None else tokenizer
         self.options = {"max_new_tokens": max_new_tokens} | dict(options or {})
 
     def __call__(self, images: list[Image.Image]) -> list[str]:
         """Caption images."""
-        text = {} if self.prompt is None else {"text": [self.prompt] * len(images)}
+        text: dict[str, Any] = {}
+        if self.prompt is not None:  # padded where images of many sizes take different numbers of tokens
+            text = {"text": [self.prompt] * len(images), "padding": True}
         inputs = self.processor(images=images, return_tensors="pt", **text)
         moved = {name: self._moved(value) for name, value in inputs.items()}
         with torch.inference_mode():
@@ -76,6 +79,19 @@ class TransformersCaptioner:
     def _without_prompt(self, text: str) -> str:
         start = (self.prompt or "").strip()
         return text[len(start) :].strip() if start and text.lower().startswith(start.lower()) else text
+
+
+def _templated(processor: Any, prompt: str) -> str:
+    """Put an instruction into the chat template of a LLaVA-like model; what has none takes the text as it is."""
+    words = getattr(processor, "tokenizer", None)
+    if words is not None:
+        words.padding_side = "left"  # the caption begins where the prompt ends
+    token = getattr(processor, "image_token", None)
+    if getattr(processor, "chat_template", None) is None or token is None or str(token) in prompt:
+        return prompt
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    made: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return made
 
 
 @dataclass

@@ -101,7 +101,7 @@ def generate_images(
         seed: Of the run, at least 0.
         batch_size: Images made at once.
         images_per_prompt: Images made for each prompt.
-        options: Further arguments of the pipeline, such as ``{"guidance_scale": 7.5}``.
+        options: Further arguments of the pipeline or function, such as ``{"guidance_scale": 7.5}``; part of the run.
         rank: Number of this process.
         world: Number of processes; each takes every ``world``-th image.
         on_black: Whether images that are black throughout stay among the results. With ``"exclude"`` they are renamed
@@ -113,9 +113,9 @@ def generate_images(
         The images of this process.
 
     Raises:
-        TypeError: If a prompt is no string, or ``options`` are given for a function.
-        ValueError: If there is no prompt, one is empty, a number does not fit, the folder holds images of another run,
-            or the generator returns another number of images.
+        TypeError: If a prompt is no string.
+        ValueError: If there is no prompt, one is empty, a number does not fit, the generator returns another number of
+            images, or the folder holds images of another run: other prompts, seeds, options, weights or scheduler.
     """
     for name, value, least in (
         ("seed", seed, 0),
@@ -309,9 +309,7 @@ def _adapted(
     if _is_pipeline(generator):
         takes = str(_parameters(generator)["generator"].annotation)
         return _pipeline_call(generator, options), "list" in takes.lower()
-    if options:
-        raise TypeError(f"options: {sorted(options)} are for pipelines; bind them to the function instead.")
-    return (lambda prompts, seeds: _images_of(generator(prompts, seeds))), True
+    return (lambda prompts, seeds: _images_of(generator(prompts, seeds, **options))), True
 
 
 def _is_pipeline(generator: Callable[..., Any]) -> bool:
@@ -347,10 +345,32 @@ def _images_of(result: Any) -> list[Image.Image]:
 
 def _settings(generator: Callable[..., Any], options: Mapping[str, Any]) -> str:
     """Describe pipeline and options in a line that is the same in every process; of tensors, by their content."""
-    if not _is_pipeline(generator):
-        return "function"
+    kind = f"{type(generator).__name__} {_fingerprint(generator)}" if _is_pipeline(generator) else "function"
     given = {key: _plain(value) for key, value in sorted(options.items())}
-    return f"{type(generator).__name__} {json.dumps(given, ensure_ascii=False)}"
+    return f"{kind} {json.dumps(given, ensure_ascii=False)}"
+
+
+def _fingerprint(pipeline: Any) -> str:
+    """Tell one checkpoint, adapter or scheduler from another, by the ends of each weight and the scheduler's config."""
+    parts = []
+    for name, part in getattr(pipeline, "components", {}).items():
+        if isinstance(part, torch.nn.Module):
+            parts += [
+                f"{name} {_ends(value)}" for value in part.state_dict().values() if isinstance(value, torch.Tensor)
+            ]
+        elif name.endswith("scheduler"):
+            config = {key: value for key, value in part.config.items() if not key.startswith("_")}
+            parts.append(f"{name} {type(part).__name__} {json.dumps(config, sort_keys=True, default=str)}")
+    return hashlib.blake2b("\n".join(sorted(parts)).encode(), digest_size=8).hexdigest()
+
+
+def _ends(value: torch.Tensor) -> str:
+    """Shape and a few values of a weight; of one that is offloaded to nowhere, the shape."""
+    flat = value.detach().flatten()
+    if flat.device.type == "meta":
+        return str(tuple(value.shape))
+    some = torch.cat([flat[:256], flat[-256:]]).double().cpu()
+    return f"{tuple(value.shape)} {hashlib.blake2b(some.numpy().tobytes(), digest_size=8).hexdigest()}"
 
 
 def _plain(value: Any) -> Any:

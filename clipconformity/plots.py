@@ -351,9 +351,9 @@ def project(image: Tensor, text: Tensor) -> tuple[Projection, Projection]:
     apart = means[1] - means[0]
     gap = torch.linalg.vector_norm(apart)
     axis = apart / gap if float(gap) > 0 else torch.nn.functional.one_hot(torch.tensor(0), len(apart)).double()
-    scatter = sum(((rows - mean).T @ (rows - mean)) / len(rows) for rows, mean in zip(sides, means, strict=True))
+    spreads = [((rows - mean).T @ (rows - mean)) / len(rows) for rows, mean in zip(sides, means, strict=True)]
     away = torch.eye(len(axis), dtype=torch.float64) - torch.outer(axis, axis)
-    leading = torch.linalg.eigh(away @ scatter @ away).eigenvectors[:, -1]
+    leading = torch.linalg.eigh(away @ (spreads[0] + spreads[1]) @ away).eigenvectors[:, -1]
     leading = leading * leading[leading.abs().argmax()].sign()  # an eigenvector's sign is by chance
     basis = torch.stack([axis, leading], 1)  # (D, 2)
     return Projection(*(rows @ basis for rows in sides)), Projection(*(mean[None] @ basis for mean in means))

@@ -6,15 +6,17 @@ import argparse
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import _smoke
+import torch
 
 from clipconformity.datasets import Coco, read_coco
 from clipconformity.encoders import BaseEncoder, load_encoder
 from clipconformity.evaluation import Score, build_reference, caption_source, image_source, score
+from clipconformity.functional.divergence import MIN_SAMPLES
 from clipconformity.reference import ReferenceSet
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -31,6 +33,8 @@ def parser(description: str | None, name: str) -> argparse.ArgumentParser:
     made.add_argument("--encoder", default="open_clip:ViT-B-32/openai", help="what measures")
     made.add_argument("--limit", type=int, default=5000, help="most images or prompts")
     made.add_argument("--batch-size", type=int, default=8, help="images made at once")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    made.add_argument("--device", default=device, help="where the models run")
     made.add_argument("--seed", type=int, default=0, help="of the run")
     made.add_argument("-o", "--output", type=Path, default=Path("example-output") / name, help="folder to write to")
     return made
@@ -39,15 +43,25 @@ def parser(description: str | None, name: str) -> argparse.ArgumentParser:
 def parse(made: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the arguments; in smoke mode, put in the small stand-ins."""
     options = made.parse_args(arguments)
+    if options.limit < MIN_SAMPLES:
+        made.error(f"--limit: expected at least {MIN_SAMPLES}, got {options.limit}; fewer cannot be measured")
     options.output.mkdir(parents=True, exist_ok=True)
     options.resamples = 1000
     if options.smoke:
         warnings.filterwarnings("ignore")  # random models, and classes that diffusers calls deprecated
-        options.coco, options.encoder = _smoke.coco(options.output / "coco"), "tiny"
+        options.coco, options.encoder, options.device = _smoke.coco(options.output / "coco"), "tiny", "cpu"
         options.limit, options.resamples = min(options.limit, 24), 100
     elif options.coco is None:
         made.error("give --coco, the folder of MS-COCO, or --smoke")
     return options
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script, and say in one line what was given wrong."""
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def processes() -> tuple[int, int]:
@@ -55,10 +69,21 @@ def processes() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def half(device: str) -> torch.dtype:
+    """Half precision, or single on a CPU, which has no fast arithmetic for less."""
+    return torch.float32 if torch.device(device).type == "cpu" else torch.float16
+
+
+def load_pipeline(kind: Any, model: str, device: str) -> Any:
+    """Load a diffusers pipeline, in half precision where that is fast, without a bar for every image."""
+    _smoke.unclip_module()
+    return _smoke.quiet(kind.from_pretrained(model).to(device, half(device)))
+
+
 def coco_and_encoder(options: argparse.Namespace, per_image: int | None = 1) -> tuple[Coco, BaseEncoder]:
     """Read MS-COCO and load what measures."""
     coco = read_coco(options.coco, options.split, per_image=per_image, seed=options.seed)
-    return coco, load_encoder(options.encoder)
+    return coco, load_encoder(options.encoder, options.device)
 
 
 def image_reference(coco: Coco, encoder: BaseEncoder) -> ReferenceSet:

@@ -5,6 +5,7 @@ The weights are random: the pictures are noise and the figures say nothing of an
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ def _text_encoder(projection: bool):
 
 def stable_diffusion(seed: int = 0):
     """A ``StableDiffusionPipeline`` of 32 x 32 images."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
@@ -67,16 +68,9 @@ def stable_diffusion(seed: int = 0):
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=DIM,
     )
-    vae = AutoencoderKL(
-        block_out_channels=(32, 64),
-        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
-        latent_channels=4,
-        sample_size=32,
-    )
     return quiet(
         StableDiffusionPipeline(
-            vae=vae.eval(),
+            vae=_autoencoder().eval(),
             text_encoder=_text_encoder(projection=False),
             tokenizer=tokenizer(),
             unet=unet.eval(),
@@ -90,14 +84,63 @@ def stable_diffusion(seed: int = 0):
     )
 
 
+def stable_diffusion_xl(seed: int = 0):
+    """A ``StableDiffusionXLPipeline`` of 32 x 32 images, with both of its text encoders."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        sample_size=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        transformer_layers_per_block=(1, 2),
+        projection_class_embeddings_input_dim=6 * 8 + DIM,
+        cross_attention_dim=2 * DIM,
+    )
+    return quiet(
+        StableDiffusionXLPipeline(
+            vae=_autoencoder().eval(),
+            text_encoder=_text_encoder(projection=False),
+            text_encoder_2=_text_encoder(projection=True),
+            tokenizer=tokenizer(),
+            tokenizer_2=tokenizer(),
+            unet=unet.eval(),
+            scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1),
+            add_watermarker=False,
+        )
+    )
+
+
+def _autoencoder():
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        latent_channels=4,
+        sample_size=32,
+    )
+
+
+def unclip_module():
+    """The module of unCLIP's parts, put back to where published checkpoints name it: diffusers 0.36 has moved it."""
+    from diffusers import pipelines
+
+    if not hasattr(pipelines, "unclip"):
+        pipelines.unclip = import_module("diffusers.pipelines.deprecated.unclip")
+    return pipelines.unclip
+
+
 def _unclip_parts(embedding_dim: int) -> dict:
     from diffusers import UNet2DConditionModel, UNet2DModel
     from diffusers.schedulers import UnCLIPScheduler
-
-    try:
-        from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
-    except ImportError:  # where it was before diffusers 0.36
-        from diffusers.pipelines.unclip.text_proj import UnCLIPTextProjModel
 
     up_and_down = {
         "layers_per_block": 1,
@@ -127,9 +170,9 @@ def _unclip_parts(embedding_dim: int) -> dict:
     return {
         "text_encoder": _text_encoder(projection=True),
         "tokenizer": tokenizer(),
-        "text_proj": UnCLIPTextProjModel(
-            clip_embeddings_dim=embedding_dim, time_embed_dim=16 * 4, cross_attention_dim=100
-        ).eval(),
+        "text_proj": unclip_module()
+        .UnCLIPTextProjModel(clip_embeddings_dim=embedding_dim, time_embed_dim=16 * 4, cross_attention_dim=100)
+        .eval(),
         "decoder": decoder.eval(),
         "super_res_first": UNet2DModel(**up_and_down).eval(),
         "super_res_last": UNet2DModel(**up_and_down).eval(),
@@ -272,6 +315,39 @@ def vision_encoder_decoder(seed: int = 0):
         config.decoder_start_token_id = words.bos_token_id
         config.eos_token_id, config.pad_token_id = words.eos_token_id, words.pad_token_id
     return model, ViTImageProcessor(size={"height": 32, "width": 32}), words
+
+
+def llava(seed: int = 0):
+    """A ``LlavaForConditionalGeneration`` of a CLIP and a Llama, with its processor and a chat template."""
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    torch.manual_seed(seed)
+    words = tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    ids = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
+    size = {"hidden_size": DIM, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = LlamaConfig(vocab_size=len(words), num_key_value_heads=4, max_position_embeddings=64, **size, **ids)
+    vision = CLIPVisionConfig(image_size=32, patch_size=8, **size)
+    token = words.convert_tokens_to_ids("<image>")
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=token, image_seq_length=16)
+    processor = LlavaProcessor(
+        _image_processor(),
+        words,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=(
+            "{% for m in messages %}{% for c in m['content'] %}"
+            "{{ '<image>' if c['type'] == 'image' else ' ' + c['text'] }}{% endfor %}{% endfor %}"
+        ),
+    )
+    return LlavaForConditionalGeneration(config).eval(), processor, None
 
 
 def unclip_image_variation(seed: int = 0):

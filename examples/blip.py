@@ -9,12 +9,15 @@ from clipconformity.captioning import TransformersCaptioner, caption_images, mer
 from clipconformity.datasets import Captions
 from clipconformity.evaluation import caption_source, score
 
+INSTRUCTION = "Describe the image in one short sentence."
+
 
 def build(options):
-    """Load a captioner of any of the three kinds."""
+    """Load a captioner of any of the kinds."""
+    prompt = options.prompt or (INSTRUCTION if options.kind == "llava" else None)
     if options.smoke:
         model, processor, words = getattr(_smoke, options.kind)()
-        return TransformersCaptioner(model, processor, tokenizer=words, max_new_tokens=8)
+        return TransformersCaptioner(model, processor, tokenizer=words, prompt=prompt, max_new_tokens=8)
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
     words = None
@@ -31,10 +34,8 @@ def build(options):
         else:
             from transformers import AutoModelForImageTextToText as Model
         processor = AutoProcessor.from_pretrained(options.model)
-    model = Model.from_pretrained(options.model).to(options.device).eval()
-    return TransformersCaptioner(
-        model, processor, tokenizer=words, prompt=options.prompt, options={"num_beams": options.beams}
-    )
+    model = Model.from_pretrained(options.model).to(options.device, _shared.half(options.device)).eval()
+    return TransformersCaptioner(model, processor, tokenizer=words, prompt=prompt, options={"num_beams": options.beams})
 
 
 def main() -> None:
@@ -43,9 +44,8 @@ def main() -> None:
     made.add_argument(
         "--kind", choices=("blip", "git", "vision_encoder_decoder", "llava"), default="blip", help="class"
     )
-    made.add_argument("--prompt", help="text to go on from; a LLaVA-like model needs one with its image token")
+    made.add_argument("--prompt", help="text to go on from, or a LLaVA-like model's instruction")
     made.add_argument("--beams", type=int, default=3, help="beams of the search")
-    made.add_argument("--device", default="cuda", help="where to caption")
     options = _shared.parse(made)
     coco, encoder = _shared.coco_and_encoder(options, per_image=None)
     paths, ids = coco.image_paths[: options.limit], coco.image_ids[: options.limit]
@@ -75,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _shared.run(main)

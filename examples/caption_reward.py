@@ -48,7 +48,7 @@ def main() -> None:
     from clipconformity.encoders import load_encoder
 
     coco = read_coco(options.coco, options.split, per_image=None, seed=options.seed, karpathy=options.karpathy)
-    encoder = load_encoder(options.encoder)
+    encoder = load_encoder(options.encoder, options.device)
     batches = list(caption_source(coco.captions, encoder))
     everything = torch.cat([batch.embeddings.cpu() for batch in batches])
     human = human_spread(everything, coco.captions.groups or [], seed=options.seed)
@@ -67,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _shared.run(main)

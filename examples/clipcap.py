@@ -144,7 +144,9 @@ class ClipCap(nn.Module):
             eos_token_id=stop,
             pad_token_id=stop,
         )
-        return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        # The stop is a full stop, an ordinary token: what pads a short caption behind it is cut off.
+        rows = [row[: row.index(stop) + 1] if stop in row else row for row in tokens.tolist()]
+        return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
 def build(options, clip_dim: int):
@@ -162,11 +164,11 @@ def build(options, clip_dim: int):
             torch.save(model.state_dict(), options.mapper_weights)
         model.load(options.mapper_weights)
         return model.eval(), words, words.eos_token_id
-    from transformers import GPT2LMHeadModel, GPT2Tokenizer
+    from transformers import AutoTokenizer, GPT2LMHeadModel
 
-    words = GPT2Tokenizer.from_pretrained("gpt2")
+    words = AutoTokenizer.from_pretrained(options.gpt2)
     length = options.prefix_length or (10 if options.mapper == "mlp" else 40)
-    model = ClipCap(GPT2LMHeadModel.from_pretrained("gpt2"), options.mapper, clip_dim, length)
+    model = ClipCap(GPT2LMHeadModel.from_pretrained(options.gpt2), options.mapper, clip_dim, length)
     model.load(options.mapper_weights)
     return model.eval().to(options.device), words, words.encode(".")[0]
 
@@ -176,12 +178,12 @@ def main() -> None:
     made.add_argument("--mapper", choices=("mlp", "transformer"), default="mlp", help="kind of mapper")
     made.add_argument("--mapper-weights", type=Path, help="published file, such as coco_weights.pt")
     made.add_argument("--clip", default="open_clip:ViT-B-32/openai", help="CLIP of the mapper: RN50x4 for transformer")
+    made.add_argument("--gpt2", default="gpt2", help="checkpoint of GPT-2")
     made.add_argument("--prefix-length", type=int, help="by default 10 for the MLP and 40 for the transformer")
     made.add_argument("--beams", type=int, nargs="+", default=[1, 5], help="1 is greedy")
-    made.add_argument("--device", default="cuda", help="where to caption")
     options = _shared.parse(made)
     if options.smoke:
-        options.clip, options.device = "tiny", "cpu"
+        options.clip = "tiny"
     elif options.mapper_weights is None:
         made.error("give --mapper-weights, the published file")
     coco, encoder = _shared.coco_and_encoder(options, per_image=None)
@@ -214,4 +216,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _shared.run(main)

@@ -36,7 +36,7 @@ def main() -> None:
         made.error("give --images, one NAME=DIR for each generator")
     if options.reference:
         reference = ReferenceSet.load(options.reference)
-        encoder = load_encoder(reference.spec or options.encoder)
+        encoder = load_encoder(reference.spec or options.encoder, options.device)
     else:
         coco, encoder = _shared.coco_and_encoder(options)
         reference = _shared.image_reference(coco, encoder)
@@ -48,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _shared.run(main)

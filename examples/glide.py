@@ -30,7 +30,7 @@ def glide(device: str, guidance: float, steps: int) -> Callable[[list[str], list
         ) from error
 
     def load(name: str, settings: dict[str, Any], respacing: str) -> tuple[Any, Any, dict[str, Any]]:
-        settings |= {"use_fp16": device != "cpu", "timestep_respacing": respacing}
+        settings |= {"use_fp16": _shared.half(device) == torch.float16, "timestep_respacing": respacing}
         model, diffusion = create_model_and_diffusion(**settings)
         model.load_state_dict(load_checkpoint(name, torch.device(device)))
         model = model.eval().to(device)
@@ -101,8 +101,11 @@ def main() -> None:
     made.add_argument("--samples", type=Path, help="folder of samples, instead of drawing them with glide_text2im")
     made.add_argument("--guidance", type=float, default=3.0, help="guidance scale")
     made.add_argument("--steps", type=int, default=100, help="denoising steps of the base model")
-    made.add_argument("--device", default="cuda", help="where to generate")
     options = _shared.parse(made)
+    if not 2 <= options.steps <= 1000:
+        made.error(f"--steps: expected 2 to 1000, got {options.steps}")
+    if not (options.smoke or options.samples):
+        call = glide(options.device, options.guidance, options.steps)  # first, for it may not be installed
     coco, encoder = _shared.coco_and_encoder(options)
     reference = _shared.image_reference(coco, encoder)
     if options.smoke:
@@ -110,12 +113,12 @@ def main() -> None:
     if options.samples:
         paths = list_images(options.samples)[: options.limit]
     else:
-        call = glide(options.device, options.guidance, options.steps)
         prompts = coco.captions.texts[: options.limit]
-        paths = generate_images(call, prompts, options.output / "images", seed=options.seed, batch_size=1).paths
+        folder = options.output / f"images-{options.steps}-steps-guidance-{options.guidance:g}"
+        paths = generate_images(call, prompts, folder, seed=options.seed, batch_size=1).paths
     scores = {"Glide": _shared.score_images(paths, encoder, reference, options.resamples)}
     _shared.report(options.output, reference, scores)
 
 
 if __name__ == "__main__":
-    main()
+    _shared.run(main)

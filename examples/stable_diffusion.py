@@ -45,19 +45,18 @@ def main() -> None:
     made.add_argument("--model", default="stable-diffusion-v1-5/stable-diffusion-v1-5", help="any text-to-image model")
     made.add_argument("--guidance", type=float, nargs="+", default=[1.5, 3.0, 5.0, 7.5, 12.0], help="scales to try")
     made.add_argument("--steps", type=int, default=30, help="denoising steps")
-    made.add_argument("--device", default="cuda", help="where to generate")
     made.add_argument("--keep-black", action="store_true", help="count images that a safety checker blacked out")
     made.add_argument("--generate-only", action="store_true", help="leave measuring to a later call")
     options = _shared.parse(made)
     coco, encoder = _shared.coco_and_encoder(options)
     if options.smoke:
-        pipeline, options.steps, options.guidance = _smoke.stable_diffusion(), 2, options.guidance[:3]
+        xl = "xl" in options.model.lower()
+        pipeline = _smoke.stable_diffusion_xl() if xl else _smoke.stable_diffusion()
+        options.steps, options.guidance = 2, options.guidance[:3]
     else:
-        import torch
         from diffusers import DiffusionPipeline
 
-        pipeline = DiffusionPipeline.from_pretrained(options.model, torch_dtype=torch.float16).to(options.device)
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = _shared.load_pipeline(DiffusionPipeline, options.model, options.device)
     rank, world = _shared.processes()
     reference = _shared.image_reference(coco, encoder)
     scores: dict[float, Score] = {}
@@ -84,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _shared.run(main)

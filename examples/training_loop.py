@@ -63,8 +63,7 @@ def plain(model, scheduler, loader, metrics, encoder, options) -> list[dict[str,
             total += float(loss.detach())
         model.eval()
         figures = evaluate(model, scheduler, metrics, encoder, options)
-        history.append({"epoch": epoch, "loss": total / len(loader)} | figures)
-        print(", ".join(f"{name} {value:.4g}" for name, value in history[-1].items()))
+        note(history, epoch, {"loss": total / len(loader)} | figures)
     return history
 
 
@@ -80,31 +79,43 @@ def with_lightning(model, scheduler, loader, metrics, encoder, options) -> list[
         def __init__(self) -> None:
             super().__init__()
             self.model, self.metrics = model, metrics
+            self.losses: list[Tensor] = []
 
         def training_step(self, batch, _) -> Tensor:
             loss = loss_of(self.model, scheduler, batch[0])
-            self.log("loss", loss, on_epoch=True, on_step=False)
+            self.losses.append(loss.detach())
             return loss
 
         def on_train_epoch_end(self) -> None:
             self.model.eval()
-            figures = evaluate(self.model, scheduler, self.metrics, encoder, options)
+            figures = {"loss": float(torch.stack(self.losses).mean())}
+            figures |= evaluate(self.model, scheduler, self.metrics, encoder, options)
             self.model.train()
+            self.losses.clear()
             self.log_dict(figures)
-            history.append({"epoch": self.current_epoch} | figures)
+            note(history, self.current_epoch, figures)
 
         def configure_optimizers(self):
             return torch.optim.AdamW(self.model.parameters(), lr=1e-3)
 
     trainer = lightning.Trainer(
         max_epochs=options.epochs,
+        accelerator=options.device,
+        devices=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
+        enable_model_summary=False,
         default_root_dir=options.output,
     )
     trainer.fit(Module(), loader)
     return history
+
+
+def note(history: list[dict[str, Any]], epoch: int, figures: dict[str, float]) -> None:
+    """Keep and print an epoch's figures."""
+    history.append({"epoch": epoch} | figures)
+    print(", ".join(f"{name} {value:.4g}" for name, value in history[-1].items()))
 
 
 def draw(path, history: list[dict[str, Any]]) -> None:
@@ -130,13 +141,12 @@ def main() -> None:
     made.add_argument("--epochs", type=int, default=20, help="epochs")
     made.add_argument("--samples", type=int, default=1000, help="samples for the metrics")
     made.add_argument("--steps", type=int, default=100, help="denoising steps of a sample")
-    made.add_argument("--device", default="cuda", help="where to train")
     made.add_argument("--lightning", action="store_true", help="train with Lightning")
     options = _shared.parse(made)
     torch.manual_seed(options.seed)
     width = (64, 128, 128)
     if options.smoke:
-        options.epochs, options.samples, options.steps, options.device, width = 3, 80, 4, "cpu", (32, 32)
+        options.epochs, options.samples, options.steps, width = 3, 80, 4, (32, 32)
         options.batch_size = 16
     coco, encoder = _shared.coco_and_encoder(options)
     reference = _shared.image_reference(coco, encoder)
@@ -160,4 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _shared.run(main)

@@ -16,18 +16,15 @@ from clipconformity.generation import generate_images
 def main() -> None:
     made = _shared.parser(__doc__, "unclip")
     made.add_argument("--model", default="kakaobrain/karlo-v1-alpha", help="checkpoint of UnCLIPPipeline")
-    made.add_argument("--device", default="cuda", help="where to generate")
     made.add_argument("--generate-only", action="store_true", help="leave measuring to a later call")
     options = _shared.parse(made)
     coco, encoder = _shared.coco_and_encoder(options)
     if options.smoke:
         pipeline, steps = _smoke.unclip(), 2
     else:
-        import torch
         from diffusers import UnCLIPPipeline
 
-        pipeline, steps = UnCLIPPipeline.from_pretrained(options.model, torch_dtype=torch.float16), None
-        pipeline = pipeline.to(options.device)
+        pipeline, steps = _shared.load_pipeline(UnCLIPPipeline, options.model, options.device), None
     rank, world = _shared.processes()
     names = ("prior_num_inference_steps", "decoder_num_inference_steps", "super_res_num_inference_steps")
     reference = _shared.image_reference(coco, encoder)
@@ -51,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _shared.run(main)

@@ -59,7 +59,6 @@ def main() -> None:
     made.add_argument("--alphas", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="rows")
     made.add_argument("--positions", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0], help="columns: t")
     made.add_argument("--edit", action="store_true", help=f"small steps, t of {', '.join(map(str, EDIT))}")
-    made.add_argument("--device", default="cuda", help="where to generate")
     options = _shared.parse(made)
     positions = list(EDIT) if options.edit else options.positions
     steps: dict[str, int] = {}
@@ -69,8 +68,7 @@ def main() -> None:
     else:
         from diffusers import UnCLIPImageVariationPipeline
 
-        pipeline = UnCLIPImageVariationPipeline.from_pretrained(options.model, torch_dtype=torch.float16)
-        pipeline = pipeline.to(options.device)
+        pipeline = _shared.load_pipeline(UnCLIPImageVariationPipeline, options.model, options.device)
     coco = read_coco(options.coco, options.split, seed=options.seed)
     paths = coco.image_paths[: options.limit]
     rows = torch.cat(
@@ -101,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _shared.run(main)

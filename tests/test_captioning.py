@@ -161,6 +161,10 @@ def test_results_of_two_processes_that_overlap_are_refused(tmp_path):
 # --- real classes of transformers, from small random configurations --------------------------------------------------
 
 
+KINDS = ("blip", "git", "vision_encoder_decoder", "llava")
+PROMPTED = {"llava": "describe the scene"}  # a LLaVA-like model cannot do without
+
+
 @pytest.fixture(scope="module")
 def captioners():
     import sys
@@ -172,15 +176,17 @@ def captioners():
             warnings.simplefilter("ignore")  # of third parties at import
             import _smoke
 
-            yield {name: getattr(_smoke, name) for name in ("blip", "git", "vision_encoder_decoder")}
+            yield {name: getattr(_smoke, name) for name in KINDS}
     finally:
         sys.path.pop(0)
 
 
-@pytest.mark.parametrize("name", ["blip", "git", "vision_encoder_decoder"])
+@pytest.mark.parametrize("name", KINDS)
 def test_real_captioners_give_the_same_captions_in_any_batch(captioners, paths, tmp_path, name):
     model, processor, tokenizer = captioners[name]()
-    captioner = TransformersCaptioner(model, processor, tokenizer=tokenizer, max_new_tokens=6)
+    captioner = TransformersCaptioner(
+        model, processor, tokenizer=tokenizer, prompt=PROMPTED.get(name), max_new_tokens=6
+    )
     one = caption_images(captioner, paths, tmp_path / "1.json", batch_size=1)
     four = caption_images(captioner, paths, tmp_path / "4.json", batch_size=4)
     assert one.captions == four.captions
@@ -196,6 +202,23 @@ def test_a_prompt_is_not_part_of_the_caption(captioners, paths, name):
     texts = captioner([Image.open(path).convert("RGB") for path in paths[:2]])
     assert len(texts) == 2
     assert not any(text.startswith("a picture of") for text in texts)
+
+
+@pytest.mark.parametrize("prompt", ["describe the scene", "<image> a red circle"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_llava_caption_is_what_comes_after_the_prompt(captioners, paths, prompt, beams):
+    model, processor, _ = captioners["llava"]()
+    options = {"num_beams": beams, "do_sample": False}
+    captioner = TransformersCaptioner(model, processor, prompt=prompt, max_new_tokens=6, options=options)
+    text = prompt if "<image>" in prompt else f"<image> {prompt}"  # what its chat template makes of it
+    assert captioner.prompt == text
+    images = [Image.open(path).convert("RGB") for path in paths[:4]]
+    found = captioner(images)
+    for image, caption in zip(images, found, strict=True):  # by hand: the model's tokens behind those of the prompt
+        inputs = processor(images=image, text=text, return_tensors="pt")
+        tokens = model.generate(**inputs, max_new_tokens=6, **options)[0, inputs["input_ids"].shape[1] :]
+        assert caption == processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    assert len(set(found)) > 1  # it looks at the image
 
 
 # --- the human yardstick ---------------------------------------------------------------------------------------------

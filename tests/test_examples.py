@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from clipconformity.captioning import read_results
-from clipconformity.datasets import list_images
+from clipconformity.datasets import list_images, sample_scenes, write_coco_scenes
 from clipconformity.generation import read_manifest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -92,7 +94,14 @@ def test_stable_diffusion_scores_every_guidance_scale(tmp_path):
     assert list(runs) == ["guidance 1.5", "guidance 7.5"]
 
 
-@pytest.mark.parametrize("kind", ["blip", "vision_encoder_decoder"])
+def test_sdxl_runs_as_stable_diffusion_does(tmp_path):
+    smoke("stable_diffusion", tmp_path, "--model", "stabilityai/stable-diffusion-xl-base-1.0", "--guidance", 1.5)
+    written(tmp_path, "stable_diffusion")
+    about = read_manifest(tmp_path / "guidance-1.5")[0]["settings"]
+    assert about.startswith("StableDiffusionXLPipeline")
+
+
+@pytest.mark.parametrize("kind", ["blip", "vision_encoder_decoder", "llava"])
 def test_a_captioner_writes_coco_results(kind, tmp_path):
     smoke("blip", tmp_path, "--kind", kind)
     written(tmp_path, "blip")
@@ -118,6 +127,27 @@ def test_the_training_loop_logs_both_metrics_every_epoch(tmp_path):
     assert history[-1]["loss"] < history[0]["loss"]
 
 
+def test_lightning_trains_and_logs_the_same(tmp_path):
+    pytest.importorskip("lightning")
+    smoke("training_loop", tmp_path / "plain")
+    smoke("training_loop", tmp_path / "lightning", "--lightning")
+    plain, trained = (
+        json.loads((tmp_path / name / "history.json").read_text(encoding="utf-8")) for name in ("plain", "lightning")
+    )
+    assert trained == [pytest.approx(row, rel=1e-4) for row in plain]
+
+
+def test_vslerp_edits_with_small_steps(tmp_path):
+    smoke("vslerp_unclip", tmp_path, "--edit", "--alphas", 0, 1)
+    written(tmp_path, "vslerp_unclip")
+    content = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert content["positions"] == [0.0, 0.1, 0.2, 0.3]
+    assert [row["alpha"] for row in content["rows"]] == [0, 1]
+    # Every row begins at the first image, whatever turns about.
+    assert content["rows"][0]["conformity"][0] == pytest.approx(content["rows"][1]["conformity"][0], abs=1e-6)
+    assert content["rows"][0]["conformity"][3] != pytest.approx(content["rows"][1]["conformity"][3], abs=1e-6)
+
+
 @pytest.mark.parametrize("mapper", ["mlp", "transformer"])
 def test_clipcap_captions_greedily_and_with_beams(mapper, tmp_path):
     smoke("clipcap", tmp_path, "--mapper", mapper)
@@ -131,6 +161,163 @@ def test_clipcap_refuses_other_weights(tmp_path):
     done = run("clipcap", *arguments, check=False)
     assert done.returncode == 1
     assert "other weights than expected; missing" in done.stderr
+
+
+# --- the same scripts on saved checkpoints, as they load those of the hub ---------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def examples():
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of third parties at import
+            import _smoke
+            import clipcap
+
+            yield _smoke, clipcap
+    finally:
+        sys.path.remove(str(EXAMPLES))
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    root = tmp_path_factory.mktemp("coco")
+    write_coco_scenes(root, sample_scenes(60, seed=0), seed=0)
+    return root
+
+
+def loaded(name, coco, output, *more):
+    arguments = ("--coco", coco, "--encoder", "tiny", "--device", "cpu", "--limit", 12, "-o", output)
+    return run(name, *arguments, *more).stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "more"),
+    [
+        ("unclip", "unclip", ()),
+        ("stable_diffusion", "stable_diffusion", ("--guidance", 2, "--steps", 2)),
+        ("stable_diffusion", "stable_diffusion_xl", ("--guidance", 2, "--steps", 2)),
+        ("vslerp_unclip", "unclip_image_variation", ("--positions", 0, 1, "--alphas", 0)),
+    ],
+)
+def test_a_saved_pipeline_is_loaded_and_run(examples, coco, tmp_path, name, model, more):
+    pytest.importorskip("diffusers")
+    getattr(examples[0], model)().save_pretrained(tmp_path / "model")
+    index = tmp_path / "model" / "model_index.json"
+    about = json.loads(index.read_text(encoding="utf-8"))
+    if "text_proj" in about:  # as the published checkpoints have it, from before diffusers moved the class
+        about["text_proj"][0] = "unclip"
+        index.write_text(json.dumps(about), encoding="utf-8")
+    loaded(name, coco, tmp_path, "--model", tmp_path / "model", *more)
+    written(tmp_path, name)
+
+
+@pytest.mark.parametrize("kind", ["blip", "git", "vision_encoder_decoder", "llava"])
+def test_a_saved_captioner_is_loaded_and_run(examples, coco, tmp_path, kind):
+    for part in getattr(examples[0], kind)():
+        if part is not None:
+            part.save_pretrained(tmp_path / "model")
+    loaded("blip", coco, tmp_path, "--model", tmp_path / "model", "--kind", kind)
+    written(tmp_path, "blip")
+
+
+def byte_level_gpt2(examples, folder):
+    """Save GPT-2 with its own kind of tokenizer, of single bytes: each is a token."""
+    from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
+
+    signs = [chr(code) for code in range(256) if chr(code).isprintable() and code not in (32, 160, 173)]
+    signs += [chr(256 + number) for number in range(256 - len(signs))]  # as GPT-2 writes the other bytes
+    words = {sign: number for number, sign in enumerate([*signs, "<|endoftext|>"])}
+    GPT2Tokenizer(vocab=words, merges=[]).save_pretrained(folder)
+    torch.manual_seed(3)
+    ends = {"bos_token_id": 256, "eos_token_id": 256, "tie_word_embeddings": False}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=257, n_positions=96, n_embd=32, n_layer=2, n_head=4, **ends))
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("mapper", ["mlp", "transformer"])
+def test_published_clipcap_files_are_loaded_and_run(examples, coco, tmp_path, mapper):
+    model = byte_level_gpt2(examples, tmp_path / "gpt2")
+    whole = examples[1].ClipCap(model, mapper, clip_dim=64, prefix_length=4)
+    weights = dict(whole.state_dict())
+    for number in range(2):  # the published files hold the masks of an older GPT-2
+        weights[f"gpt.transformer.h.{number}.attn.bias"] = torch.ones(1, 1, 96, 96, dtype=torch.uint8)
+        weights[f"gpt.transformer.h.{number}.attn.masked_bias"] = torch.tensor(-1e4)
+    torch.save(weights, tmp_path / "weights.pt")
+    arguments = ("--gpt2", tmp_path / "gpt2", "--mapper", mapper, "--mapper-weights", tmp_path / "weights.pt")
+    loaded("clipcap", coco, tmp_path, *arguments, "--clip", "tiny", "--prefix-length", 4, "--beams", 1)
+    assert read_results(tmp_path / f"{mapper}-greedy.json").texts
+
+
+def test_clipcap_has_the_layout_of_its_published_files(examples):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    def shapes(mapper):
+        gpt = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_positions=8, n_embd=16, n_layer=1, n_head=2))
+        model = examples[1].ClipCap(gpt, mapper, clip_dim=5, prefix_length=4)
+        return {
+            name.removeprefix("clip_project."): tuple(value.shape)
+            for name, value in model.state_dict().items()
+            if not name.startswith("gpt.")
+        }
+
+    # As the authors' code names and shapes them, for an embedding of 5, a GPT-2 of width 16 and a prefix of 4.
+    assert shapes("mlp") == {
+        "model.0.weight": (32, 5),
+        "model.0.bias": (32,),
+        "model.2.weight": (64, 32),
+        "model.2.bias": (64,),
+    }
+    layer = {
+        "norm1.weight": (16,),
+        "norm1.bias": (16,),
+        "attn.to_queries.weight": (16, 16),
+        "attn.to_keys_values.weight": (32, 16),
+        "attn.project.weight": (16, 16),
+        "attn.project.bias": (16,),
+        "norm2.weight": (16,),
+        "norm2.bias": (16,),
+        "mlp.fc1.weight": (32, 16),
+        "mlp.fc1.bias": (32,),
+        "mlp.fc2.weight": (16, 32),
+        "mlp.fc2.bias": (16,),
+    }
+    layers = {f"transformer.layers.{n}.{name}": shape for n in range(8) for name, shape in layer.items()}
+    ends = {"linear.weight": (64, 5), "linear.bias": (64,), "prefix_const": (4, 16)}
+    assert shapes("transformer") == layers | ends
+
+
+@pytest.mark.parametrize("mapper", ["mlp", "transformer"])
+def test_clipcap_goes_on_greedily_to_the_first_full_stop(examples, tmp_path, mapper):
+    from transformers import AutoTokenizer
+
+    gpt = byte_level_gpt2(examples, tmp_path)
+    model = examples[1].ClipCap(gpt.eval(), mapper, clip_dim=6, prefix_length=4, layers=2).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    embeddings = 3 * torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+
+    def by_hand(embedding, stop):
+        given, found = model.clip_project(embedding[None]).view(1, 4, -1), []
+        while len(found) < 12 and (not found or found[-1] != stop):
+            found.append(int(gpt(inputs_embeds=given).logits[0, -1].argmax()))
+            given = torch.cat([given, gpt.transformer.wte(torch.tensor([[found[-1]]]))], dim=1)
+        return found
+
+    with torch.no_grad():
+        for weight in model.clip_project.parameters():
+            weight.mul_(4)  # so that embeddings make a difference
+        endless = [by_hand(embedding, None) for embedding in embeddings]
+        firsts = {token: {row.index(token) if token in row else 12 for row in endless} for token in range(256)}
+        stop = max(firsts, key=lambda token: len(firsts[token]))  # an ordinary token, come to at different places
+        wanted = [by_hand(embedding, stop) for embedding in embeddings]
+    assert len({len(tokens) for tokens in wanted}) > 1
+    found = model.caption(embeddings, tokenizer, stop, beams=1, max_new_tokens=12)
+    assert found == [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in wanted]
+    together = model.caption(embeddings, tokenizer, stop, beams=3, max_new_tokens=12)
+    alone = [model.caption(one[None], tokenizer, stop, beams=3, max_new_tokens=12)[0] for one in embeddings]
+    assert together == alone
 
 
 def test_help_and_a_missing_dataset_are_told():

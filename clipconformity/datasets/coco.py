@@ -126,7 +126,7 @@ def read_coco(
         first = ", ".join(str(path) for path in missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
         raise FileNotFoundError(
             f"{root}: {len(missing)} of {len(images)} images of {split} are missing: {first}. "
-            "Complete the download, or leave them out with on_missing='skip'."
+            "Complete the download, or leave them out: on_missing='skip', or --on-error skip on the command line."
         )
     texts: list[str] = []
     ids: list[str] = []

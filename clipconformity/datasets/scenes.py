@@ -321,7 +321,8 @@ def write_coco_scenes(
     for number, scene in enumerate(scenes, start=1):
         draw_seed, caption_seed = np.random.SeedSequence([seed, number]).generate_state(2).tolist()
         image, name = draw_scene(scene, seed=draw_seed), f"{number:012d}.png"
-        image.save(root / split / name)
+        with replacing(root / split / name) as temporary:
+            image.save(temporary)
         entry = {"id": number, "file_name": name, "height": image.height, "width": image.width}
         images.append({**entry, "log_frequency": scene_log_frequency(scene)})
         for caption in scene_captions(scene, count=captions_per_image, seed=caption_seed):

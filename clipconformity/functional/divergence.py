@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipconformity.functional._checks import full_precision, result_dtype
+from clipconformity.functional._checks import full_precision, one_thread, result_dtype
 from clipconformity.functional._density import (
     CELLS_PER_STD,
     Grid,
@@ -163,6 +163,7 @@ def warn_lower_bound() -> None:
     )
 
 
+@one_thread
 def corrected_kl(evaluated: Side, reference: Side) -> Divergences:
     """Bias-corrected divergences of one pair, cut at 0, each a scalar."""
     readout = plan(evaluated, reference)

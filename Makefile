@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types docs bench clean
+.PHONY: demo test test-transformers4 lint types docs bench clean
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -23,6 +23,13 @@ demo: $(VENV)/.core
 
 test: lint types docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+
+# Transformers 4 beside the environment's 5, for what depends on it.
+test-transformers4: $(VENV)/.all
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(VENV)/transformers4 "transformers>=4.57,<5" "huggingface_hub<1" "tokenizers<0.23"
+	PYTHONPATH=$(VENV)/transformers4 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 \
+		tests/test_encoders.py tests/test_encoders_transformers.py tests/test_tiny.py tests/test_captioning.py
 
 lint: $(VENV)/.all
 	$(BIN)/ruff check .

@@ -23,11 +23,14 @@ def coco(root: Path, images: int = 60) -> Path:
     return root
 
 
-def tokenizer():
+def tokenizer(kind: type | None = None):
     """The tokenizer of the tiny CLIP: small, and on disk."""
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast.from_pretrained(TINY)
+    words = PreTrainedTokenizerFast.from_pretrained(TINY)
+    if kind is None:
+        return words
+    return kind(tokenizer_object=words.backend_tokenizer, **words.special_tokens_map)
 
 
 def quiet(pipeline):
@@ -223,10 +226,16 @@ def _image_processor():
 
 def blip(seed: int = 0):
     """A ``BlipForConditionalGeneration`` with its processor; the third is None, since the processor decodes."""
-    from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+    from transformers import (
+        BertTokenizerFast,
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipImageProcessor,
+        BlipProcessor,
+    )
 
     torch.manual_seed(seed)
-    words = tokenizer()
+    words = tokenizer(BertTokenizerFast)  # transformers 4 takes no other
     text = {
         "vocab_size": len(words),
         "hidden_size": DIM,

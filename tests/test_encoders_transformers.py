@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tokenizers import Tokenizer, models, processors
+from tokenizers import Tokenizer, models, normalizers, processors
 from torch.nn.functional import linear, normalize
 from transformers import AutoModel, PreTrainedTokenizerFast
 
@@ -44,7 +44,7 @@ FAMILIES = {
     "CLIP": (CLIP_TEXT, VISION, "CLIPImageProcessor", CROP),
     "MetaClip2": (CLIP_TEXT, VISION, "CLIPImageProcessor", CROP),
     "AltCLIP": (CLIP_TEXT | {"project_dim": 28, "max_position_embeddings": 17}, VISION, "CLIPImageProcessor", CROP),
-    "ChineseCLIP": (TEXT, VISION, "ChineseCLIPImageProcessor", CROP),
+    "ChineseCLIP": (TEXT, VISION, "ChineseCLIPImageProcessor", {"size": SIZE, "crop_size": SIZE}),
     "Align": (TEXT, EFFICIENT_NET, "EfficientNetImageProcessor", CROP | {"size": SIZE, "include_top": False}),
     "Siglip": (CLIP_TEXT, VISION, "SiglipImageProcessor", {"size": SIZE}),
     "Siglip2": (
@@ -74,6 +74,7 @@ def letter_tokenizer():
     """Letters as tokens, in the form of Gemma's tokenizer, which SigLIP 2 builds anew from vocabulary and merges."""
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *"abcdefghijklmnopqrstuvwxyz"]
     inner = Tokenizer(models.BPE({piece: n for n, piece in enumerate(pieces)}, [], unk_token="<unk>"))
+    inner.normalizer = normalizers.Replace(" ", "▁")
     inner.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
     names = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk")}
     return PreTrainedTokenizerFast(
@@ -139,7 +140,7 @@ def tokens_by_hand(family, texts):
 
 @torch.no_grad()
 def projections_by_hand(family, model, pixels, ids, mask):
-    vision = model.vision_model(**pixels)
+    vision = model.vision_model(*pixels.values())  # transformers 4 and 5 name the mask otherwise
     if family.startswith("Siglip"):  # the heads are parts of the towers, and texts have no mask
         return vision.pooler_output, model.text_model(input_ids=ids).pooler_output
     text = model.text_model(input_ids=ids, attention_mask=mask)

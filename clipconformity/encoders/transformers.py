@@ -70,7 +70,10 @@ class TransformersEncoder(BaseEncoder):
             self._count_cut([len(tokens) for tokens in whole])
         if self._unmasked:
             del inputs["attention_mask"]
-        return _projection(self.model.get_text_features(**inputs.to(self.device)))  # type: ignore[operator]
+        inputs = inputs.to(self.device)
+        if self.model.config.model_type == "chinese_clip":  # whose get_text_features fails in transformers 4.57
+            return self.model.text_projection(self.model.text_model(**inputs).last_hidden_state[:, 0])  # type: ignore[operator]
+        return _projection(self.model.get_text_features(**inputs))  # type: ignore[operator]
 
     def _preprocessing(self) -> dict[str, str]:
         settings = self.processor.to_dict()
@@ -97,7 +100,8 @@ def _load_towers(transformers: Any, location: str | Path, spec: str) -> Any:
 
 
 def _processed(processor: Any, images: list[Image.Image]) -> dict[str, Tensor]:
-    return dict(processor(images=images, return_tensors="pt"))
+    # Told, since transformers 4 guesses from the shape where the channels are, and errs on an image one pixel high.
+    return dict(processor(images=images, return_tensors="pt", input_data_format="channels_last"))
 
 
 def _projection(output: Any) -> Tensor:
@@ -138,4 +142,5 @@ def _logit_scale(model: Any) -> float:
 
 def _explained(spec: str, error: Exception) -> Exception:
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return unreachable(spec, first) if isinstance(error, OSError) else ValueError(f"{spec}: {first.rstrip('.')}.")
+    absent = isinstance(error, OSError) or type(error).__name__ == "HFValidationError"  # no name of a model
+    return unreachable(spec, first.rstrip(".")) if absent else ValueError(f"{spec}: {first.rstrip('.')}.")

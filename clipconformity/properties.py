@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clipconformity.functional import (
     LowerBoundWarning,
+    ShiftSweep,
     ellipsoid,
     linear_separability,
     modality_gap,
@@ -63,7 +64,12 @@ class _Left(NamedTuple):
 
 
 def six_properties(
-    image: Tensor | None = None, text: Tensor | None = None, *, paired: bool | None = None, logit_scale: float = 100.0
+    image: Tensor | None = None,
+    text: Tensor | None = None,
+    *,
+    paired: bool | None = None,
+    logit_scale: float = 100.0,
+    sweep: ShiftSweep | None = None,
 ) -> list[Property]:
     """Measure the six properties: thin shell, ellipsoid, tilt, offset, separability, and the place of the lowest loss.
 
@@ -77,6 +83,7 @@ def six_properties(
         paired: Whether row i of one belongs to row i of the other; by default, whether lengths agree. The loss needs
             pairs.
         logit_scale: The model's factor on cosines, for the loss.
+        sweep: What :func:`loss_sweep` found, where that is there already.
 
     Returns:
         Four properties for each modality given, and two more for both.
@@ -94,8 +101,15 @@ def six_properties(
     if image is not None and text is not None:
         properties.append(_separability(image, text))
         if len(image) == len(text) if paired is None else paired:
-            properties.append(_lowest_loss(image, text, logit_scale))
+            properties.append(_lowest_loss(sweep or loss_sweep(image, text, logit_scale), logit_scale, len(image)))
     return properties
+
+
+def loss_sweep(image: Tensor, text: Tensor, logit_scale: float = 100.0) -> ShiftSweep:
+    """Sweep the loss over the shifts that the last property looks at; where the divergence is a bound, it says so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LowerBoundWarning)
+        return shift_sweep(image, text, ALPHAS, logit_scale)
 
 
 def gap_figures(image: Tensor, text: Tensor, *, paired: bool) -> dict[str, float]:
@@ -229,11 +243,8 @@ def _wilson(share: float, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _lowest_loss(image: Tensor, text: Tensor, logit_scale: float) -> Property:
+def _lowest_loss(sweep: ShiftSweep, logit_scale: float, count: int) -> Property:
     """Where the loss is lowest: alpha 0 unless the paired intervals of the difference from it say otherwise."""
-    with warnings.catch_warnings():  # of the sweep's divergence, which is not read here
-        warnings.simplefilter("ignore", LowerBoundWarning)
-        sweep = shift_sweep(image, text, ALPHAS, logit_scale)
     alphas, low, high = sweep.alphas, sweep.loss_difference_low, sweep.loss_difference_high
     apart = alphas.abs() >= 0.25 - 1e-9
     if bool((low[apart] > 0).all()):
@@ -255,7 +266,7 @@ def _lowest_loss(image: Tensor, text: Tensor, logit_scale: float) -> Property:
         paper=0.0,
         threshold="the loss at |alpha| >= 0.25 exceeds that at 0",
         verdict=verdict,
-        samples=len(image),
+        samples=count,
     )
 
 

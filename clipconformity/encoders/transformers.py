@@ -44,8 +44,9 @@ class TransformersEncoder(BaseEncoder):
             context_length=_context_length(model.config, self.tokenizer),
             logit_scale=_logit_scale(model),
         )
+        self._family: str = model.config.model_type
         # SigLIP was trained on texts padded to their full length, without a mask.
-        self._unmasked = "siglip" in model.config.model_type
+        self._unmasked = "siglip" in self._family
 
     @property
     def preprocess_images(self) -> Preprocess:
@@ -71,7 +72,7 @@ class TransformersEncoder(BaseEncoder):
         if self._unmasked:
             del inputs["attention_mask"]
         inputs = inputs.to(self.device)
-        if self.model.config.model_type == "chinese_clip":  # whose get_text_features fails in transformers 4.57
+        if self._family == "chinese_clip":  # whose get_text_features fails in transformers 4.57
             return self.model.text_projection(self.model.text_model(**inputs).last_hidden_state[:, 0])  # type: ignore[operator]
         return _projection(self.model.get_text_features(**inputs))  # type: ignore[operator]
 

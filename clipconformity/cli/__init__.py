@@ -1,0 +1,146 @@
+"""The command line: JSON on standard output, progress and messages on standard error."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from clipconformity import __version__
+from clipconformity.cli import commands
+
+__all__ = ["main"]
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: What follows the program's name; by default that of the process.
+
+    Returns:
+        0, or 2 for bad input, which is told in one line on standard error.
+    """
+    options = _parser().parse_args(arguments)
+    options.line = shlex.join(["clipconformity", *(sys.argv[1:] if arguments is None else arguments)])
+    command: Callable[[argparse.Namespace], dict[str, Any] | None] = options.command
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            result = command(options)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"clipconformity: error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    try:
+        if result is not None:
+            sys.stdout.write(json.dumps(result, indent=2) + "\n")
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"clipconformity: warning: {' '.join(str(message).split())}", file=sys.stderr)  # noqa: T201
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="clipconformity",
+        description="Evaluate generative models by the geometry of raw CLIP embeddings.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"clipconformity {__version__}")
+    known = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+
+    _command(known, "encoders", "list the encoders that can be loaded here", commands.list_encoders)
+
+    demo = _command(
+        known, "demo", "score simulated generators on the embedded default, with no download", commands.run_demo
+    )
+    demo.add_argument(
+        "-o", "--output", type=Path, default=Path("demo-output"), metavar="DIR", help="folder to write to"
+    )
+
+    embed = _command(known, "embed", "encode images or captions to a file of raw embeddings", commands.embed)
+    _add_source(embed, embeddings=False)
+    embed.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
+
+    reference = _command(known, "reference", "build a reference set", commands.make_reference)
+    _add_source(reference, coco=True)
+    reference.add_argument("--dataset", help="what the samples are, such as 'coco val2017'")
+    reference.add_argument("--max-samples", type=int, default=10_000, help="rows kept (default: 10000)")
+    reference.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
+
+    score = _command(known, "score", "score samples against a reference", commands.score_samples)
+    _add_source(score)
+    score.add_argument("--reference", type=Path, required=True, help="file of `clipconformity reference`")
+    score.add_argument("--per-sample", type=Path, metavar="FILE.csv", help="write id, conformity, norm and rank")
+    score.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots and a gallery")
+    score.add_argument("--resamples", type=int, default=1000, help="bootstrap redraws (default: 1000)")
+
+    geometry = _command(
+        known, "geometry", "measure the six geometric properties of embeddings", commands.measure_geometry
+    )
+    geometry.add_argument("--image-embeddings", type=Path, metavar="FILE", help="raw image embeddings")
+    geometry.add_argument("--text-embeddings", type=Path, metavar="FILE", help="raw text embeddings, in pairs or not")
+    geometry.add_argument("--logit-scale", type=float, default=100.0, help="the model's scale (default: 100)")
+    geometry.add_argument("--unpaired", action="store_true", help="equal lengths are no pairs: leave out the loss")
+    geometry.add_argument("--allow-normalized", action="store_true", help="take L2-normalised embeddings")
+    geometry.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots")
+
+    merge = _command(known, "merge", "join references of different samples", commands.merge_references)
+    merge.add_argument("references", type=Path, nargs="+", metavar="REFERENCE", help="files to join")
+    merge.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
+    return parser
+
+
+def _command(
+    known: Any, name: str, text: str, function: Callable[[argparse.Namespace], dict[str, Any] | None]
+) -> Parser:
+    parser: Parser = known.add_parser(name, help=text, description=text.capitalize() + ".", allow_abbrev=False)
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
+    source.add_argument("--captions", type=Path, metavar="FILE", help="text lines, COCO annotations or COCO results")
+    if embeddings:
+        source.add_argument(
+            "--embeddings", type=Path, nargs="+", metavar="FILE", help="raw embeddings: .safetensors, .npy, .npz, .pt"
+        )
+        parser.add_argument("--modality", choices=("image", "text"), help="what the embeddings are of")
+        parser.add_argument("--allow-normalized", action="store_true", help="take L2-normalised embeddings")
+    if coco:
+        source.add_argument("--coco", type=Path, metavar="ROOT", help="folder of MS-COCO: images and captions at once")
+        parser.add_argument("--split", default="val2017", help="split of --coco (default: val2017)")
+        parser.add_argument("--karpathy", type=Path, metavar="FILE", help="Karpathy split file; --split is one of its")
+        parser.add_argument("--per-image", default="1", metavar="K", help="captions of an image, or 'all' (default: 1)")
+        parser.add_argument("--seed", type=int, default=0, help="of the choice of captions (default: 0)")
+    parser.add_argument(
+        "--encoder", metavar="SPEC", help="'tiny', 'open_clip:MODEL/PRETRAINED', 'hf:MODEL' or a folder"
+    )
+    parser.add_argument("--device", help="where to run the encoder (default: CUDA if present)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images or captions encoded at once (default: 64)")
+    parser.add_argument("--workers", type=int, help="processes that decode images ahead (default: by their number)")
+    parser.add_argument(
+        "--on-error", choices=("raise", "skip"), default="raise", help="what to do with unreadable images"
+    )

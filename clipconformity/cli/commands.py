@@ -1,0 +1,236 @@
+"""What each command does: from its options to what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipconformity import __version__
+from clipconformity.cli.sources import open_coco, open_source
+
+if TYPE_CHECKING:
+    from clipconformity.evaluation import Score
+    from clipconformity.reference import ReferenceSet
+
+
+def list_encoders(options: argparse.Namespace) -> dict[str, Any]:
+    """List the encoders that can be loaded here."""
+    from clipconformity.encoders import available_encoders
+
+    return available_encoders()
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    """Score simulated generators on the embedded default."""
+    from clipconformity.encoders import hide_progress_bars
+
+    hide_progress_bars()
+    from clipconformity.demo import run
+
+    run(options.output)
+
+
+def embed(options: argparse.Namespace) -> dict[str, Any]:
+    """Encode images or captions to a file of raw embeddings."""
+    import torch
+
+    from clipconformity.datasets import write_embeddings
+    from clipconformity.moments import hash_groups
+
+    _check_output(options.output)
+    source = open_source(options)
+    batches = list(source)
+    if not batches:
+        raise ValueError(f"no sample could be read: {len(source.skipped)} of {source.count} were skipped.")
+    embeddings = torch.cat([batch.embeddings.cpu() for batch in batches])
+    groups = None
+    if source.groups is not None:
+        groups = hash_groups(source.groups, len(embeddings), embeddings.device)
+    write_embeddings(
+        options.output,
+        embeddings,
+        ids=[name for batch in batches for name in batch.ids],
+        groups=groups,
+        spec=source.spec,
+        encoder_id=source.encoder_id,
+        modality=source.modality,
+    )
+    result = {"output": str(options.output), "count": len(embeddings), "embed_dim": embeddings.shape[1]}
+    return result | {"encoder": source.spec, "modality": source.modality} | source.remarks
+
+
+def make_reference(options: argparse.Namespace) -> dict[str, Any]:
+    """Build a reference set."""
+    from clipconformity.evaluation import build_reference
+
+    if options.coco is not None:
+        return _coco_references(options)
+    _check_output(options.output)
+    source = open_source(options)
+    reference = build_reference(
+        source,
+        dataset=options.dataset,
+        max_samples=options.max_samples,
+        allow_normalized=options.allow_normalized,
+    )
+    described = _described(reference, options.output)  # may refuse, and then nothing is written
+    reference.save(options.output)
+    return described | source.remarks
+
+
+def _coco_references(options: argparse.Namespace) -> dict[str, Any]:
+    """Build ``NAME-image`` and ``NAME-text`` from one reading of MS-COCO, with the chosen captions beside them."""
+    from clipconformity.evaluation import build_reference
+
+    suffix = options.output.suffix or ".safetensors"
+    paths = {name: options.output.with_name(f"{options.output.stem}-{name}{suffix}") for name in ("image", "text")}
+    chosen = options.output.with_name(f"{options.output.stem}-captions.json")
+    for path in (*paths.values(), chosen):
+        _check_output(path)
+    found = open_coco(options)
+    coco, sources = found.coco, {"image": found.image, "text": found.text}
+    references = {
+        name: build_reference(source, dataset=options.dataset or coco.name, max_samples=options.max_samples)
+        for name, source in sources.items()
+    }
+    result: dict[str, Any] = {  # may refuse, and then nothing is written
+        name: _described(reference, paths[name]) | sources[name].remarks for name, reference in references.items()
+    }
+    for name, reference in references.items():
+        reference.save(paths[name])
+    coco.save_captions(chosen)
+    missing = {"missing": {"count": len(coco.missing), "files": [str(path) for path in coco.missing]}}
+    return result | {"captions": str(chosen), "coco": coco.describe()} | (missing if coco.missing else {})
+
+
+def score_samples(options: argparse.Namespace) -> dict[str, Any]:
+    """Score samples against a reference."""
+    from clipconformity.evaluation import score, write_per_sample
+    from clipconformity.reference import ReferenceSet
+
+    for output in (options.per_sample, options.report):
+        if output is not None:
+            _check_output(output)
+    if options.resamples < 1:
+        raise ValueError(f"--resamples: expected at least 1, got {options.resamples}.")
+    reference = ReferenceSet.load(options.reference)
+    source = open_source(options, default_encoder=reference.spec)
+    result = score(source, reference, resamples=options.resamples, allow_normalized=options.allow_normalized)
+    if options.per_sample is not None:
+        write_per_sample(options.per_sample, result)
+    if options.report is not None:
+        _report(options, result, reference)
+    given = {
+        name: [str(path) for path in (value if isinstance(value, list) else [value])]
+        for name in ("images", "captions", "embeddings")
+        if (value := getattr(options, name))
+    }
+    summary = result.summary
+    return summary | {"measured": given | summary["measured"] | {"clipconformity": __version__}}
+
+
+def _report(options: argparse.Namespace, result: Score, reference: ReferenceSet) -> None:
+    from clipconformity.datasets import read_captions
+    from clipconformity.report import Run, write_report
+
+    images = {name: options.images / name for name in result.ids} if options.images else None
+    captions = read_captions(options.captions).texts if options.captions else None
+    given = options.images or options.captions or options.embeddings[0]
+    run = Run(given.name or str(given), result, reference, images, captions)
+    write_report(options.report, [run], command=options.line)
+
+
+def measure_geometry(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the six geometric properties of embeddings."""
+    from clipconformity import properties
+    from clipconformity.checks import refuse_normalized
+    from clipconformity.datasets import read_embeddings
+
+    if options.report is not None:
+        _check_output(options.report)
+    paths = {"image": options.image_embeddings, "text": options.text_embeddings}
+    rows = {}
+    for modality, path in paths.items():
+        if path is None:
+            continue
+        file = read_embeddings(path)
+        if file.modality not in (None, modality):
+            raise ValueError(f"{path}: holds {file.modality} embeddings, but was given as {modality}.")
+        if not options.allow_normalized:
+            refuse_normalized(file.embeddings, str(path))
+        if file.groups is not None and len(file.groups.unique()) < len(file.groups):
+            warnings.warn(
+                f"{path}: rows of one group count as independent here, so the intervals are too narrow; give one row "
+                "of each group.",
+                stacklevel=2,
+            )
+        rows[modality] = file.embeddings.float()
+    image, text = rows.get("image"), rows.get("text")
+    paired = image is not None and text is not None and len(image) == len(text) and not options.unpaired
+    sweep = gap = None
+    if image is not None and text is not None:
+        sweep = properties.loss_sweep(image, text, options.logit_scale) if paired else None
+        gap = properties.gap_figures(image, text, paired=paired)
+    found = properties.six_properties(image, text, paired=paired, logit_scale=options.logit_scale, sweep=sweep)
+    print(properties.table(found), file=sys.stderr)  # noqa: T201
+    measured = {f"{name}_embeddings": str(path) for name, path in paths.items() if path is not None}
+    if options.report is not None:
+        from clipconformity.report import write_geometry_report
+
+        write_geometry_report(
+            options.report,
+            found,
+            image=image,
+            text=text,
+            sweep=sweep,
+            gap=gap,
+            measured=measured,
+            command=options.line,
+        )
+    result = {"properties": properties.as_json(found)} | ({} if gap is None else {"gap": gap})
+    return result | {"measured": measured | {"clipconformity": __version__}}
+
+
+def merge_references(options: argparse.Namespace) -> dict[str, Any]:
+    """Join references of different samples."""
+    from clipconformity.reference import ReferenceSet
+
+    if len(options.references) < 2:
+        raise ValueError("merge: expected at least two references.")
+    _check_output(options.output)
+    merged, *others = (ReferenceSet.load(path) for path in options.references)
+    for other in others:
+        merged = merged.merge(other)
+    described = _described(merged, options.output)
+    merged.save(options.output)
+    return described
+
+
+def _described(reference: ReferenceSet, path: Path) -> dict[str, Any]:
+    values = reference.conformities
+    figures = {
+        "conformity_mean": float(reference.self_conformity),
+        "conformity_std": float(values.std()),
+        "conformity_min": float(values.min()),
+        "conformity_max": float(values.max()),
+        "self_conformity_se": float(reference.self_conformity_se),
+        "conformity_fit": {name: float(x) for name, x in reference.conformity_fit._asdict().items()},
+        "norm_mean": float(reference.norms.mean()),
+        "norm_std": float(reference.norms.std()),
+        "exact": reference.exact,
+    }
+    return {"output": str(path)} | reference.describe() | figures
+
+
+def _check_output(path: Path) -> None:
+    """Refuse an output that cannot be written before any work is done."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file to write.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist.")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"cannot write {path}: the folder {path.parent} is not writable.")

@@ -1,0 +1,120 @@
+"""From the options to the samples: folders, caption files, embeddings, MS-COCO."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from clipconformity.datasets import Coco
+    from clipconformity.encoders import BaseEncoder
+    from clipconformity.evaluation import Source
+
+MANY = 512
+"""Images from which starting processes to decode them pays off."""
+
+
+def open_source(options: argparse.Namespace, default_encoder: str | None = None) -> Source:
+    """Open what one of ``--images``, ``--captions`` and ``--embeddings`` names.
+
+    Raises:
+        ValueError: If options do not fit together, no encoder is named, or a file cannot be read.
+    """
+    from clipconformity.datasets import list_images, read_captions
+    from clipconformity.evaluation import caption_source, embedding_source
+
+    _check_numbers(options)
+    if getattr(options, "embeddings", None):
+        return embedding_source(options.embeddings, spec=options.encoder, modality=options.modality)
+    kind = "image" if options.images else "text"
+    if getattr(options, "modality", None) not in (None, kind):
+        raise ValueError(
+            f"--modality: {options.modality} was told, but --{'images' if options.images else 'captions'} given."
+        )
+    if options.images:
+        paths = list_images(options.images)
+        return _images(options, paths, options.images, _encoder(options, default_encoder))
+    captions = read_captions(options.captions)
+    return caption_source(captions, _encoder(options, default_encoder), batch_size=options.batch_size)
+
+
+class CocoSources(NamedTuple):
+    """Images and captions of MS-COCO."""
+
+    coco: Coco
+    image: Source
+    text: Source
+
+
+def open_coco(options: argparse.Namespace) -> CocoSources:
+    """Open the images and the chosen captions that ``--coco`` names.
+
+    Raises:
+        ValueError: If options do not fit together, no encoder is named, or a file is broken.
+        FileNotFoundError: If annotations or images are missing.
+    """
+    from clipconformity.datasets import read_coco
+    from clipconformity.evaluation import caption_source
+
+    _check_numbers(options)
+    if options.modality is not None:
+        raise ValueError("--modality: --coco builds the references of both; leave it out.")
+    if options.per_image != "all" and not options.per_image.isdecimal():
+        raise ValueError(f"--per-image: expected a number or 'all', got {options.per_image!r}.")
+    _named(options.encoder)
+    coco = read_coco(
+        options.coco,
+        options.split,
+        per_image=None if options.per_image == "all" else int(options.per_image),
+        seed=options.seed,
+        karpathy=options.karpathy,
+        on_missing=options.on_error,
+    )
+    encoder = _encoder(options)
+    return CocoSources(
+        coco,
+        _images(options, coco.image_paths, options.coco, encoder),
+        caption_source(coco.captions, encoder, batch_size=options.batch_size),
+    )
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    for name, least in (("batch_size", 1), ("workers", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}.")
+
+
+def _named(spec: str | None) -> str:
+    if spec is None:
+        raise ValueError("--encoder: say which encoder to use, such as 'tiny' or 'open_clip:ViT-B-32/openai'.")
+    return spec
+
+
+def _encoder(options: argparse.Namespace, default: str | None = None) -> BaseEncoder:
+    from clipconformity.encoders import hide_progress_bars, load_encoder
+
+    spec = _named(options.encoder or default)
+    if not sys.stderr.isatty():
+        hide_progress_bars()
+    return load_encoder(spec, options.device)
+
+
+def _images(options: argparse.Namespace, paths: Sequence[Path], root: Path, encoder: BaseEncoder) -> Source:
+    from clipconformity.evaluation import image_source
+
+    workers = options.workers
+    if workers is None:
+        workers = min(8, os.cpu_count() or 1) if len(paths) >= MANY else 0
+    return image_source(
+        paths,
+        encoder,
+        root=root,
+        batch_size=options.batch_size,
+        workers=workers,
+        skip_errors=options.on_error == "skip",
+    )

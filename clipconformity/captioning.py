@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from clipconformity._files import replacing
-from clipconformity.datasets import Captions
+from clipconformity.datasets import Captions, write_results
+from clipconformity.datasets.results import ImageId, coco_image_id, first_few, refuse_duplicates, result_entries
 from clipconformity.encoders.images import open_image
 from clipconformity.metrics import ConformityMetrics
 from clipconformity.reference import ReferenceSet
-
-ImageId = int | str
-_COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 
 
 class TransformersCaptioner:
@@ -113,18 +110,6 @@ class Captioned:
     empty: list[ImageId] = field(default_factory=list)
 
 
-def coco_image_id(path: Path | str) -> ImageId:
-    """Image id of a file: the number in a name of MS-COCO, else the name without suffix.
-
-    Example:
-        >>> coco_image_id("COCO_val2014_000000391895.jpg"), coco_image_id("000000000139.jpg"), coco_image_id("dog.png")
-        (391895, 139, 'dog')
-    """
-    stem = Path(path).stem
-    match = _COCO_NAME.fullmatch(stem)
-    return int(match[1]) if match else stem
-
-
 def caption_images(
     captioner: Callable[[list[Image.Image]], Sequence[str]],
     paths: Sequence[Path],
@@ -146,8 +131,8 @@ def caption_images(
         captioner: From a list of RGB images to as many strings: a :class:`TransformersCaptioner` or any function.
         paths: The image files.
         output: Results file to write (.json). With ``world`` above 1, each process writes its own, with its number in
-            the name; :func:`merge_results` joins them.
-        image_ids: Ids of the images; by default from their names, as of :func:`coco_image_id`.
+            the name; :func:`~clipconformity.datasets.merge_results` joins them.
+        image_ids: Ids of the images; by default from their names, as of :func:`~clipconformity.datasets.coco_image_id`.
         batch_size: Images captioned at once.
         rank: Number of this process.
         world: Number of processes; each takes every ``world``-th image.
@@ -184,7 +169,7 @@ def caption_images(
     empty = [name for name, _ in share if not done[name]]
     if empty and on_empty == "raise":
         raise ValueError(
-            f"{len(empty)} of {len(share)} captions are empty; the first images are {_first(empty)}. "
+            f"{len(empty)} of {len(share)} captions are empty; the first images are {first_few(empty)}. "
             "Leave them out with on_empty='skip'."
         )
     kept = [name for name, _ in share if done[name]]
@@ -204,75 +189,6 @@ def rank_path(output: Path | str, rank: int, world: int) -> Path:
     """
     path = Path(output)
     return path.with_name(f"{path.stem}-{rank}-of-{world}{path.suffix}")
-
-
-def write_results(path: Path | str, image_ids: Sequence[ImageId], captions: Sequence[str]) -> None:
-    """Write COCO results, ``[{"image_id": 1, "caption": "a dog"}]``.
-
-    Raises:
-        ValueError: If the lengths differ, an id comes twice, or a caption is empty.
-        OSError: If the file cannot be written.
-    """
-    if len(image_ids) != len(captions):
-        raise ValueError(f"expected one caption for each image, got {len(captions)} for {len(image_ids)}.")
-    _refuse_duplicates("image_ids", image_ids)
-    if any(not caption.strip() for caption in captions):
-        raise ValueError("captions: expected words, got an empty caption.")
-    entries = [{"image_id": name, "caption": text} for name, text in zip(image_ids, captions, strict=True)]
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
-
-
-def read_results(
-    path: Path | str,
-    image_ids: Sequence[ImageId] | None = None,
-    *,
-    on_missing: Literal["raise", "skip"] = "raise",
-) -> Captions:
-    """Read COCO results: one caption an image.
-
-    Args:
-        path: The file; published ones often hold further keys, which are passed over.
-        image_ids: The images that were to be captioned, in order; the captions come back in that order.
-        on_missing: Whether images without a caption are an error or left out.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is broken, an image comes twice, or is not among ``image_ids``, or one of these is missing;
-            counts them and names the first.
-    """
-    path = Path(path)
-    entries = _entries(path)
-    names = [name for name, _ in entries]
-    _refuse_duplicates(str(path), names)
-    texts = dict(entries)
-    if image_ids is not None:
-        wanted = set(image_ids)
-        unknown = [name for name in names if name not in wanted]
-        if unknown:
-            raise ValueError(
-                f"{path}: {len(unknown)} of {len(names)} image ids are unknown: {_first(unknown)}; "
-                "is this a results file of another split?"
-            )
-        missing = [name for name in image_ids if name not in texts]
-        if missing and on_missing == "raise":
-            raise ValueError(f"{path}: {len(missing)} of {len(wanted)} images have no caption: {_first(missing)}.")
-        names = [name for name in image_ids if name in texts]
-    return Captions([texts[name] for name in names], [str(name) for name in names])
-
-
-def merge_results(paths: Sequence[Path | str], output: Path | str) -> Captions:
-    """Join the results of several processes, in the order of the images; ids that come twice are refused.
-
-    Raises:
-        FileNotFoundError: If a file is not there.
-        ValueError: If one is broken, or an image comes twice.
-    """
-    parts = [_entries(Path(path)) for path in paths]
-    longest = max((len(part) for part in parts), default=0)
-    entries = [part[place] for place in range(longest) for part in parts if place < len(part)]
-    write_results(output, [name for name, _ in entries], [text for _, text in entries])
-    return read_results(output)
 
 
 class HumanSpread(NamedTuple):
@@ -368,7 +284,7 @@ def _check_run(
         raise ValueError("paths: expected at least one image, got none.")
     if len(ids) != len(paths):
         raise ValueError(f"image_ids: expected one for each of the {len(paths)} images, got {len(ids)}.")
-    _refuse_duplicates("image_ids", ids)
+    refuse_duplicates("image_ids", ids)
 
 
 def _checked_texts(texts: Sequence[str], count: int) -> list[str]:
@@ -383,7 +299,7 @@ def _checked_texts(texts: Sequence[str], count: int) -> list[str]:
 
 def _resumed(target: Path, partial: Path, ids: list[ImageId]) -> dict[ImageId, str]:
     """Collect captions of an earlier call; a line cut off by the interruption is dropped from the file."""
-    done = dict(_entries(target)) if target.is_file() else {}
+    done = dict(result_entries(target)) if target.is_file() else {}
     if partial.is_file():
         for line in partial.read_text(encoding="utf-8").splitlines():
             try:
@@ -395,41 +311,11 @@ def _resumed(target: Path, partial: Path, ids: list[ImageId]) -> dict[ImageId, s
     foreign = [name for name in done if name not in wanted]
     if foreign:
         raise ValueError(
-            f"{target}: an earlier call captioned {len(foreign)} other images: {_first(foreign)}; name another file."
+            f"{target}: an earlier call captioned {len(foreign)} other images: {first_few(foreign)}; name another file."
         )
     with replacing(partial) as temporary:
         temporary.write_text("".join(_line(name, text) for name, text in done.items()), encoding="utf-8")
     return done
-
-
-def _entries(path: Path) -> list[tuple[ImageId, str]]:
-    """Read image ids and captions of a results file; ids keep their type."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such results file.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: broken JSON at line {error.lineno}: {error.msg}.") from None
-    if not isinstance(content, list) or not content:
-        raise ValueError(f"{path}: expected COCO results, a list of entries with image_id and caption.")
-    entries = []
-    for number, entry in enumerate(content):
-        name, text = (entry.get("image_id"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(name, (int, str)) or not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{path}: entry {number}: expected image_id and a caption in words, got {entry!r:.80}.")
-        entries.append((name, text.strip()))
-    return entries
-
-
-def _refuse_duplicates(where: str, ids: Sequence[ImageId]) -> None:
-    seen: set[ImageId] = set()
-    twice = list(dict.fromkeys(name for name in ids if name in seen or seen.add(name)))  # type: ignore[func-returns-value]
-    if twice:
-        raise ValueError(f"{where}: {len(twice)} image ids come twice: {_first(twice)}; give one caption an image.")
-
-
-def _first(ids: Sequence[ImageId]) -> str:
-    return ", ".join(map(str, ids[:3])) + (", ..." if len(ids) > 3 else "")
 
 
 def _line(name: ImageId, text: str) -> str:

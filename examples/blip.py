@@ -5,8 +5,8 @@ from __future__ import annotations
 import _shared
 import _smoke
 
-from clipconformity.captioning import TransformersCaptioner, caption_images, merge_results, rank_path
-from clipconformity.datasets import Captions
+from clipconformity.captioning import TransformersCaptioner, caption_images, rank_path
+from clipconformity.datasets import Captions, merge_results
 from clipconformity.evaluation import caption_source, score
 
 INSTRUCTION = "Describe the image in one short sentence."

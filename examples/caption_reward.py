@@ -10,8 +10,8 @@ from __future__ import annotations
 import _shared
 import torch
 
-from clipconformity.captioning import human_spread, read_results, write_results
-from clipconformity.datasets import generic_caption, sample_scenes, specific_caption
+from clipconformity.captioning import human_spread
+from clipconformity.datasets import generic_caption, read_results, sample_scenes, specific_caption, write_results
 from clipconformity.evaluation import caption_source, score
 
 

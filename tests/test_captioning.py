@@ -7,16 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from clipconformity.captioning import (
-    TransformersCaptioner,
-    caption_images,
-    human_spread,
+from clipconformity.captioning import TransformersCaptioner, caption_images, human_spread, rank_path
+from clipconformity.datasets import (
     merge_results,
-    rank_path,
+    read_captions,
     read_results,
+    sample_scenes,
+    write_coco_scenes,
     write_results,
 )
-from clipconformity.datasets import read_captions, sample_scenes, write_coco_scenes
 
 
 @pytest.fixture(scope="module")

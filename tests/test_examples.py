@@ -11,8 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipconformity.captioning import read_results
-from clipconformity.datasets import list_images, sample_scenes, write_coco_scenes
+from clipconformity.datasets import list_images, read_results, sample_scenes, write_coco_scenes
 from clipconformity.generation import read_manifest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipconformity.captioning import caption_images, merge_results, rank_path, read_results
-from clipconformity.datasets import list_images
+from clipconformity.captioning import caption_images, rank_path
+from clipconformity.datasets import list_images, merge_results, read_results
 from clipconformity.generation import generate_images, read_manifest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

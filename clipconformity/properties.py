@@ -23,7 +23,7 @@ from clipconformity.functional import (
 from clipconformity.functional._rows import check_rows
 from clipconformity.functional.geometry import participation_ratio, tilt_figures
 
-GROUPS = 32
+PARTS = 32
 """Parts of the data that are left out in turn for an interval."""
 STUDENT = 2.04
 """97.5% quantile of Student's t with 31 degrees of freedom."""
@@ -70,6 +70,8 @@ def six_properties(
     paired: bool | None = None,
     logit_scale: float = 100.0,
     sweep: ShiftSweep | None = None,
+    image_groups: Tensor | None = None,
+    text_groups: Tensor | None = None,
 ) -> list[Property]:
     """Measure the six properties: thin shell, ellipsoid, tilt, offset, separability, and the place of the lowest loss.
 
@@ -84,22 +86,27 @@ def six_properties(
             pairs.
         logit_scale: The model's factor on cosines, for the loss.
         sweep: What :func:`loss_sweep` found, where that is there already.
+        image_groups: An id for each row ``(N,)``; rows of one group, such as the views of one scene, are dependent, and
+            intervals leave them out together. The loss takes its pairs as independent all the same.
+        text_groups: The same for the texts ``(M,)``, such as the captions of one image.
 
     Returns:
         Four properties for each modality given, and two more for both.
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
-        ValueError: If neither is given, dimensions differ, there are too few samples, or rows are bad.
+        ValueError: If neither is given, dimensions differ, there are too few samples or groups, or rows are bad.
 
     Source: Levi and Gilboa, *The Double-Ellipsoid Geometry of CLIP*, ICML 2025.
     """
     given = {name: rows for name, rows in (("image", image), ("text", text)) if rows is not None}
     if not given:
         raise ValueError("expected image embeddings, text embeddings or both, got neither.")
-    properties = [found for name, rows in given.items() for found in _of_one(rows, name)]
+    groups = {"image": image_groups, "text": text_groups}
+    properties = [found for name, rows in given.items() for found in _of_one(rows, name, groups[name])]
     if image is not None and text is not None:
-        properties.append(_separability(image, text))
+        count = len(_groups_of(len(image), image_groups).unique()) + len(_groups_of(len(text), text_groups).unique())
+        properties.append(_separability(image, text, count))
         if len(image) == len(text) if paired is None else paired:
             properties.append(_lowest_loss(sweep or loss_sweep(image, text, logit_scale), logit_scale, len(image)))
     return properties
@@ -118,36 +125,51 @@ def gap_figures(image: Tensor, text: Tensor, *, paired: bool) -> dict[str, float
     return {name: float(value) for name, value in found._asdict().items() if value is not None}
 
 
-def _of_one(rows: Tensor, modality: str) -> list[Property]:
+def _groups_of(count: int, groups: Tensor | None) -> Tensor:
+    """Number of each row's group, from 0, ``(count,)``; without groups every row is one."""
+    if groups is None:
+        return torch.arange(count)
+    return groups.cpu().unique(return_inverse=True)[1]
+
+
+def _of_one(rows: Tensor, modality: str, groups: Tensor | None) -> list[Property]:
     values = check_rows(rows, modality, min_rows=FEWEST).double()
-    count, dim = values.shape
+    if groups is not None and groups.shape != (len(values),):
+        raise ValueError(
+            f"{modality}_groups: expected one id for each of {len(values)} rows, got {tuple(groups.shape)}."
+        )
+    group = _groups_of(len(values), groups)
+    count, dim = int(group.max()) + 1, values.shape[1]  # what is independent are the groups
+    if count < FEWEST:
+        raise ValueError(f"{modality}_groups: expected at least {FEWEST} groups, got {count}.")
     if dim < 2:
         raise ValueError(f"{modality}: expected at least 2 dimensions, got {dim}.")
     shell, shape, slant, away = thin_shell(rows), ellipsoid(rows), tilt(rows), offset(rows)
-    parts = _left_out(values)
+    part = _parts(group)
+    parts = _left_out(values, part)
     sphere = dim * count / (count + dim)  # expected of a round Gaussian at this N
     permuted = float(slant.permuted_off_diagonal_ratio)
     return [
         _judged(
             "thin shell", modality, "mu^2 / variance of centred norms", float(shell.ratio),
-            _shell_spread(values), at_least=100.0, threshold=">= 100, a thickness of at most a tenth",
-            paper=57.57 / 0.19 if modality == "image" else None, count=count,
+            _shell_spread(values, part), at_least=100.0, threshold=">= 100, a thickness of at most a tenth",
+            paper=57.57 / 0.19 if modality == "image" else None, count=len(values),
         ),
         _judged(
             "ellipsoid", modality, "participation ratio of the spectrum", float(shape.participation_ratio),
             _spread([float(participation_ratio(left.covariance)) for left in parts]), at_most=sphere / 2,
             threshold=f"<= {sphere / 2:.4g}, half of a round Gaussian's at this N",
-            null=float(shape.permuted_participation_ratio), count=count,
+            null=float(shape.permuted_participation_ratio), count=len(values),
         ),
         _judged(
             "tilt", modality, "sum of |off-diagonal| over trace", float(slant.off_diagonal_ratio),
             _spread([float(tilt_figures(left.covariance)[0]) for left in parts]), at_least=2 * permuted,
-            threshold=f">= {2 * permuted:.4g}, twice that with permuted columns", null=permuted, count=count,
+            threshold=f">= {2 * permuted:.4g}, twice that with permuted columns", null=permuted, count=len(values),
         ),
         _judged(
             "offset", modality, "|m| / sqrt(trace)", float(away), _spread([_offset(left) for left in parts]),
             at_least=0.5, threshold=">= 0.5", null=1 / math.sqrt(count),
-            paper={"image": 0.94, "text": 1.03}[modality], count=count,
+            paper={"image": 0.94, "text": 1.03}[modality], count=len(values),
         ),
     ]  # fmt: skip
 
@@ -172,17 +194,16 @@ def _judged(
     return Property(name, modality, quantity, value, low, high, null, paper, threshold, verdict, count)
 
 
-def _parts(count: int) -> Tensor:
-    """Part of each row, at random but the same for the same N."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    return order % min(GROUPS, count)
+def _parts(group: Tensor) -> Tensor:
+    """Part of each row, that of its group: at random, but the same for the same groups."""
+    order = torch.randperm(int(group.max()) + 1, generator=torch.Generator().manual_seed(0))
+    return (order % min(PARTS, len(order)))[group]
 
 
-def _left_out(values: Tensor) -> list[_Left]:
+def _left_out(values: Tensor, part: Tensor) -> list[_Left]:
     """Mean and covariance without each part, from the moments of the parts about the overall mean."""
     center = values.mean(0)
     centered = values - center
-    part = _parts(len(values))
     total = centered.T @ centered
     result = []
     for number in range(int(part.max()) + 1):
@@ -200,8 +221,7 @@ def _spread(left_out: list[float]) -> float:
     return float(((len(values) - 1) / len(values) * (values - values.mean()).square().sum()).sqrt())
 
 
-def _shell_spread(values: Tensor) -> float:
-    part = _parts(len(values))
+def _shell_spread(values: Tensor, part: Tensor) -> float:
     found = []
     for number in range(int(part.max()) + 1):
         rows = values[part != number]
@@ -214,9 +234,9 @@ def _offset(left: _Left) -> float:
     return float(torch.linalg.vector_norm(left.mean) / left.covariance.trace().sqrt())
 
 
-def _separability(image: Tensor, text: Tensor) -> Property:
+def _separability(image: Tensor, text: Tensor, count: int) -> Property:
+    """Accuracy with Wilson's interval for the number of independent samples."""
     found = linear_separability(image, text, k=2)
-    count = len(image) + len(text)
     value = float(found.held_out_accuracy)
     low, high = _wilson(value, count)
     dims = " and ".join(str(int(d)) for d in found.dimensions)
@@ -231,7 +251,7 @@ def _separability(image: Tensor, text: Tensor) -> Property:
         paper=1.0,
         threshold=">= 0.99",
         verdict=HOLDS if low >= 0.99 else FAILS if high < 0.99 else UNKNOWN,
-        samples=count,
+        samples=len(image) + len(text),
     )
 
 

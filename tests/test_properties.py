@@ -118,3 +118,70 @@ def test_a_file_of_another_modality_and_no_file_are_refused(tmp_path, capsys, ge
     assert "holds text embeddings" in capsys.readouterr().err
     assert main(["geometry"]) == 2
     assert "got neither" in capsys.readouterr().err
+
+
+def clustered(groups, each, seed, spread=0.5):
+    """Rows of which those of a group share most of what they are."""
+    generator = torch.Generator().manual_seed(seed)
+    centre = ellipsoid_rows(groups, 10, generator)
+    rows = centre.repeat_interleave(each, 0)
+    rows = rows + spread * torch.randn(rows.shape, generator=generator, dtype=rows.dtype)
+    return rows, torch.arange(groups).repeat_interleave(each)
+
+
+def test_rows_that_come_five_times_count_once_where_their_groups_are_told(generator):
+    rows = ellipsoid_rows(400, 10, generator)
+    group = torch.arange(400).repeat_interleave(5)
+    once, again = (by_name(p) for p in (six_properties(rows), six_properties(rows[group], image_groups=group)))
+    alone = by_name(six_properties(rows[group]))
+    for key, p in once.items():
+        assert again[key].value == pytest.approx(p.value, rel=0.01)
+        assert again[key].high - again[key].low == pytest.approx(p.high - p.low, rel=0.02)
+        assert alone[key].high - alone[key].low < 0.7 * (p.high - p.low)
+        assert again[key].samples == 2000
+    assert again["offset", "image"].null == once["offset", "image"].null
+
+
+@pytest.mark.parametrize(
+    "name", ["thin shell", "ellipsoid", "offset"]
+)  # the tilt grows with fewer rows, as its null does
+def test_intervals_cover_repeated_draws_of_groups(name):
+    truth = by_name(six_properties(clustered(20_000, 4, seed=0)[0]))[name, "image"].value
+    covered = 0
+    for seed in range(1, 61):
+        rows, group = clustered(300, 4, seed)
+        p = by_name(six_properties(rows, image_groups=group))[name, "image"]
+        covered += p.low <= truth <= p.high
+    assert covered >= 50
+
+
+def test_the_order_and_the_names_of_groups_do_not_matter(generator):
+    rows, group = clustered(50, 3, seed=1)
+    order = torch.randperm(150, generator=generator)
+    first, second = (
+        by_name(six_properties(r, text_groups=None, image_groups=g))
+        for r, g in ((rows, group), (rows[order], 7 * group[order] - 100))
+    )
+    for key, p in first.items():
+        if key[0] != "tilt":  # whose null permutes the rows
+            assert p.low == pytest.approx(second[key].low, rel=1e-6)
+
+
+def test_groups_that_do_not_fit_or_are_too_few_are_refused(generator):
+    rows = ellipsoid_rows(60, 8, generator)
+    with pytest.raises(ValueError, match=r"image_groups: expected one id for each of 60 rows, got \(59,\)"):
+        six_properties(rows, image_groups=torch.arange(59))
+    with pytest.raises(ValueError, match="text_groups: expected at least 20 groups, got 12"):
+        six_properties(text=rows, text_groups=torch.arange(60) % 12)
+
+
+def test_the_command_leaves_out_the_groups_of_a_file(tmp_path, capsys):
+    rows, group = clustered(80, 3, seed=2)
+    for name, groups in (("plain", None), ("grouped", group)):
+        write_embeddings(tmp_path / f"{name}.safetensors", rows.float(), groups=groups, modality="text")
+    wide = {}
+    for name in ("plain", "grouped"):
+        assert main(["geometry", "--text-embeddings", str(tmp_path / f"{name}.safetensors")]) == 0
+        found = json.loads(capsys.readouterr().out)["properties"]
+        wide[name] = {p["name"]: p["high"] - p["low"] for p in found}
+    assert all(wide["grouped"][name] > 1.2 * wide["plain"][name] for name in ("offset", "thin shell"))

@@ -13,6 +13,8 @@ from clipconformity import __version__
 from clipconformity.cli.sources import open_coco, open_source
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from clipconformity.evaluation import Score
     from clipconformity.reference import ReferenceSet
 
@@ -153,7 +155,7 @@ def measure_geometry(options: argparse.Namespace) -> dict[str, Any]:
     if options.report is not None:
         _check_output(options.report)
     paths = {"image": options.image_embeddings, "text": options.text_embeddings}
-    rows = {}
+    rows, groups = {}, {}
     for modality, path in paths.items():
         if path is None:
             continue
@@ -162,20 +164,25 @@ def measure_geometry(options: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"{path}: holds {file.modality} embeddings, but was given as {modality}.")
         if not options.allow_normalized:
             refuse_normalized(file.embeddings, str(path))
-        if file.groups is not None and len(file.groups.unique()) < len(file.groups):
-            warnings.warn(
-                f"{path}: rows of one group count as independent here, so the intervals are too narrow; give one row "
-                "of each group.",
-                stacklevel=2,
-            )
+        groups[modality] = file.groups
         rows[modality] = file.embeddings.float()
     image, text = rows.get("image"), rows.get("text")
     paired = image is not None and text is not None and len(image) == len(text) and not options.unpaired
     sweep = gap = None
     if image is not None and text is not None:
         sweep = properties.loss_sweep(image, text, options.logit_scale) if paired else None
+        if paired and any(_repeated(ids) for ids in groups.values()):
+            warnings.warn("the loss takes pairs of one group as independent: its interval is too narrow.", stacklevel=2)
         gap = properties.gap_figures(image, text, paired=paired)
-    found = properties.six_properties(image, text, paired=paired, logit_scale=options.logit_scale, sweep=sweep)
+    found = properties.six_properties(
+        image,
+        text,
+        paired=paired,
+        logit_scale=options.logit_scale,
+        sweep=sweep,
+        image_groups=groups.get("image"),
+        text_groups=groups.get("text"),
+    )
     print(properties.table(found), file=sys.stderr)  # noqa: T201
     measured = {f"{name}_embeddings": str(path) for name, path in paths.items() if path is not None}
     if options.report is not None:
@@ -193,6 +200,10 @@ def measure_geometry(options: argparse.Namespace) -> dict[str, Any]:
         )
     result = {"properties": properties.as_json(found)} | ({} if gap is None else {"gap": gap})
     return result | {"measured": measured | {"clipconformity": __version__}}
+
+
+def _repeated(groups: Tensor | None) -> bool:
+    return groups is not None and len(groups.unique()) < len(groups)
 
 
 def merge_references(options: argparse.Namespace) -> dict[str, Any]:

@@ -60,23 +60,16 @@ def _text_encoder(projection: bool):
 
 def stable_diffusion(seed: int = 0):
     """A ``StableDiffusionPipeline`` of 32 x 32 images."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     torch.manual_seed(seed)
-    unet = UNet2DConditionModel(
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        sample_size=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=DIM,
-    )
+    unet = _unet(cross_attention_dim=DIM)
     return quiet(
         StableDiffusionPipeline(
-            vae=_autoencoder().eval(),
+            vae=_autoencoder(),
             text_encoder=_text_encoder(projection=False),
             tokenizer=tokenizer(),
-            unet=unet.eval(),
+            unet=unet,
             scheduler=DDIMScheduler(
                 beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
             ),
@@ -89,15 +82,10 @@ def stable_diffusion(seed: int = 0):
 
 def stable_diffusion_xl(seed: int = 0):
     """A ``StableDiffusionXLPipeline`` of 32 x 32 images, with both of its text encoders."""
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
     torch.manual_seed(seed)
-    unet = UNet2DConditionModel(
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        sample_size=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    unet = _unet(
         attention_head_dim=(2, 4),
         use_linear_projection=True,
         addition_embed_type="text_time",
@@ -108,16 +96,29 @@ def stable_diffusion_xl(seed: int = 0):
     )
     return quiet(
         StableDiffusionXLPipeline(
-            vae=_autoencoder().eval(),
+            vae=_autoencoder(),
             text_encoder=_text_encoder(projection=False),
             text_encoder_2=_text_encoder(projection=True),
             tokenizer=tokenizer(),
             tokenizer_2=tokenizer(),
-            unet=unet.eval(),
+            unet=unet,
             scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1),
             add_watermarker=False,
         )
     )
+
+
+def _unet(**more):
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        sample_size=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        **more,
+    ).eval()
 
 
 def _autoencoder():
@@ -129,7 +130,7 @@ def _autoencoder():
         up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
         latent_channels=4,
         sample_size=32,
-    )
+    ).eval()
 
 
 def unclip_module():

@@ -80,9 +80,12 @@ def load_pipeline(kind: Any, model: str, device: str) -> Any:
     return _smoke.quiet(kind.from_pretrained(model).to(device, half(device)))
 
 
-def coco_and_encoder(options: argparse.Namespace, per_image: int | None = 1) -> tuple[Coco, BaseEncoder]:
-    """Read MS-COCO and load what measures."""
-    coco = read_coco(options.coco, options.split, per_image=per_image, seed=options.seed)
+def coco_and_encoder(
+    options: argparse.Namespace, per_image: int | None = 1, karpathy: Path | None = None
+) -> tuple[Coco, BaseEncoder]:
+    """Read MS-COCO, keep which captions were chosen beside the results, and load what measures."""
+    coco = read_coco(options.coco, options.split, per_image=per_image, seed=options.seed, karpathy=karpathy)
+    coco.save_captions(options.output / "captions-chosen.json")
     return coco, load_encoder(options.encoder, options.device)
 
 

@@ -7,6 +7,8 @@ it is more typical than people (generic); one below it is less typical (more spe
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import _shared
 import torch
 
@@ -38,17 +40,15 @@ def word(shift: float, low: float, high: float) -> str:
 def main() -> None:
     made = _shared.parser(__doc__, "caption_reward")
     made.add_argument("--results", type=_shared.named, nargs="+", metavar="NAME=FILE", help="COCO results files")
-    made.add_argument("--karpathy", help="split file, where the results are of its test split (with --split test)")
+    made.add_argument(
+        "--karpathy", type=Path, help="split file, where the results are of its test split (with --split test)"
+    )
     options = _shared.parse(made)
     if options.smoke:
         options.results = drawn(options)
     elif not options.results:
         made.error("give --results, one NAME=FILE for each captioner")
-    from clipconformity.datasets import read_coco
-    from clipconformity.encoders import load_encoder
-
-    coco = read_coco(options.coco, options.split, per_image=None, seed=options.seed, karpathy=options.karpathy)
-    encoder = load_encoder(options.encoder, options.device)
+    coco, encoder = _shared.coco_and_encoder(options, per_image=None, karpathy=options.karpathy)
     batches = list(caption_source(coco.captions, encoder))
     everything = torch.cat([batch.embeddings.cpu() for batch in batches])
     human = human_spread(everything, coco.captions.groups or [], seed=options.seed)

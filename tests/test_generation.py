@@ -263,6 +263,27 @@ def test_real_pipelines_give_the_same_images_however_they_are_split_and_stopped(
         assert (difference > 0).mean() < 0.01
 
 
+def test_what_the_real_safety_checker_blacks_out_is_counted_and_excluded(smoke, tmp_path):
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPVisionConfig
+
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=37, num_hidden_layers=1, num_attention_heads=4, image_size=32, patch_size=8
+    )
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision.to_dict(), projection_dim=16)).eval()
+    pipeline = smoke.stable_diffusion()
+    pipeline.register_modules(safety_checker=checker, feature_extractor=smoke._image_processor())
+    options = {"num_inference_steps": 2}
+    for threshold, black in ((2.0, 0), (-2.0, 2)):  # a cosine is never above 2, and always above -2
+        with torch.no_grad():
+            checker.concept_embeds_weights.fill_(threshold)
+            checker.special_care_embeds_weights.fill_(2.0)
+        folder = tmp_path / f"{threshold}"
+        result = generate_images(pipeline, PROMPTS[:2], folder, options=options, on_black="exclude")
+        assert len(result.black) == black
+        assert len(result.paths) == len(list_images(folder) if not black else []) == 2 - black
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_images_of_another_checkpoint_adapter_or_scheduler_are_refused(smoke, tmp_path):
     from diffusers import EulerDiscreteScheduler

@@ -3,6 +3,7 @@
 import json
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -218,6 +219,7 @@ def test_a_llava_caption_is_what_comes_after_the_prompt(captioners, paths, promp
         tokens = model.generate(**inputs, max_new_tokens=6, **options)[0, inputs["input_ids"].shape[1] :]
         assert caption == processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
     assert len(set(found)) > 1  # it looks at the image
+    assert processor.tokenizer.padding_side == "left"  # where prompts differ in length, all end beside the caption
 
 
 # --- the human yardstick ---------------------------------------------------------------------------------------------
@@ -264,6 +266,29 @@ def test_a_fold_is_one_caption_against_the_rest():
     assert human_spread(embeddings, groups, seed=1).self_conformity.equal(spread.self_conformity)
     weights = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
     assert abs(float(weights @ spread.self_conformity) - float(cc.functional.self_conformity(embeddings))) < 0.02
+
+
+def test_every_fold_agrees_with_brute_force():
+    embeddings, groups = references(images=40, per_image=3)
+    spread = human_spread(embeddings, groups, seed=5)
+    draw = np.random.default_rng(5)
+    orders = np.stack([3 * image + draw.permutation(3) for image in range(40)])  # (40, 3) rows
+    cosine = torch.nn.functional.normalize(embeddings.double(), dim=1)
+    cosine = cosine @ cosine.T
+    for fold in range(3):
+        left = torch.tensor(orders[:, fold])
+        others = torch.tensor(np.delete(orders, fold, axis=1).ravel())
+        found = cosine[left][:, others].mean(1)
+        foreign = (groups[others][:, None] != groups[others][None]).double()  # without the captions of its own image
+        among = cosine[others][:, others]
+        typical = (among * foreign).sum(1) / foreign.sum(1)
+        spread_of_them = ((among.sum(1) - 1) / (len(others) - 1)).std()  # each against all others
+        assert float(spread.typicality_shift[fold]) == pytest.approx(
+            float((found.mean() - typical.mean()) / spread_of_them), rel=1e-4
+        )
+        assert float(spread.spread_ratio[fold]) == pytest.approx(float(found.std() / spread_of_them), rel=1e-4)
+        alike = cosine[left][:, left].fill_diagonal_(0).sum() / (40 * 39)
+        assert float(spread.self_conformity[fold]) == pytest.approx(float(alike), rel=1e-4)
 
 
 @pytest.mark.parametrize(

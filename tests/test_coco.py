@@ -82,6 +82,10 @@ def test_several_captions_are_chosen_without_repeats(drawn):
 
 def test_every_caption_is_chosen_now_and_then(drawn):
     chosen = {name for seed in range(60) for name in read_coco(drawn, seed=seed).captions.ids}
+    one = read_coco(drawn, seed=0).captions
+    assert (
+        len({int(name) - 5 * (image - 1) for name, image in zip(one.ids, one.groups, strict=True)}) > 1
+    )  # not all alike
     assert chosen == set(read_coco(drawn, per_image=None).captions.ids)
 
 

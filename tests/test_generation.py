@@ -304,6 +304,20 @@ def test_images_of_another_checkpoint_adapter_or_scheduler_are_refused(smoke, tm
     sampled.scheduler = EulerDiscreteScheduler.from_config(sampled.scheduler.config)
     with pytest.raises(ValueError, match="is of another run: its settings"):
         run(sampled)
+    last = smoke.stable_diffusion()
+    with torch.no_grad():
+        last.unet.conv_in.weight[-1, -1, -1, -1] += 1e-4
+    with pytest.raises(ValueError, match="is of another run: its settings"):
+        run(last)
+
+    class OtherSteps(type(sampled.scheduler)):
+        """Another scheduler with the same config."""
+
+    twin = smoke.stable_diffusion()
+    twin.scheduler = OtherSteps.from_config(sampled.scheduler.config)
+    generate_images(sampled, PROMPTS[:1], tmp_path / "twin", options={"num_inference_steps": 2})
+    with pytest.raises(ValueError, match="is of another run: its settings"):
+        generate_images(twin, PROMPTS[:1], tmp_path / "twin", options={"num_inference_steps": 2})
     offloaded = smoke.stable_diffusion()
     offloaded.unet.to("meta")  # as sequential offloading leaves it; nothing can be made, but it can be told apart
     with pytest.raises(ValueError, match="is of another run: its settings"):

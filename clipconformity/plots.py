@@ -177,6 +177,8 @@ def series(
             ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
         else:
             ax.set_xlabel("evaluation" if steps is None else "step")
+            if steps is None:
+                ax.locator_params(axis="x", integer=True)
     else:
         rows = list(range(len(points)))
         ax.errorbar(points, rows, xerr=error, linestyle="none", **look)  # type: ignore[arg-type]
@@ -187,6 +189,25 @@ def series(
         line = ax.axhline if names is None else ax.axvline
         line(floor, color=REFERENCE_COLOR, linestyle="--", label="noise floor")
         ax.legend(frameon=False)
+    return figure, ax
+
+
+def figures(values: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -> tuple[Figure, Axes]:
+    """Draw the named figures of one evaluation, a line of the picture each, or of several, a curve each.
+
+    Args:
+        values: What ``compute`` gave, once or several times.
+        ax: Axes to draw on.
+    """
+    if isinstance(values, Mapping):
+        return series([float(x) for x in values.values()], names=list(values), quantity="value", ax=ax)
+    figure, ax = _axes(ax, width=8.0)
+    for number, name in enumerate(values[0]):
+        color, style = _run_look(number, len(values[0]), None)
+        ax.plot([float(one[name]) for one in values], color=color, linestyle=style, marker="o", label=name)
+    ax.locator_params(axis="x", integer=True)
+    ax.set_xlabel("evaluation")
+    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure, ax
 
 
@@ -384,7 +405,10 @@ def shells(image: Tensor, text: Tensor, *, points: int = POINTS, ax: Axes | None
     ax.set_aspect("equal", adjustable="datalim")
     ax.set_xlabel("along the gap between the means (units of the embedding)")
     ax.set_ylabel("leading direction inside (same units)")
-    ax.legend(frameon=False, fontsize="small", ncols=2, markerscale=1.5)
+    ax.legend(
+        frameon=False, fontsize="small", ncols=5, markerscale=1.5, loc="lower center", bbox_to_anchor=(0.5, 1.0),
+        columnspacing=1.0, handletextpad=0.4,
+    )  # fmt: skip
     return figure, ax
 
 

@@ -551,3 +551,23 @@ def test_a_reference_that_is_refused_late_is_not_written(tmp_path, capsys):
     assert main(["reference", "--embeddings", str(tmp_path / "same.safetensors"), "-o", str(output)]) == 2
     assert "no line can be fitted" in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.parametrize("command", ["embed", "reference", "merge"])
+def test_a_name_that_promises_another_format_is_refused(folder, capsys, command):
+    given = {
+        "embed": ["--captions", folder / "captions.txt", "--encoder", "tiny"],
+        "reference": ["--embeddings", folder / "e.safetensors"],
+        "merge": [folder / "r.safetensors", folder / "r.safetensors"],
+    }
+    (folder / "captions.txt").write_text("a red circle\n", encoding="utf-8")
+    assert_refused(capsys, folder, [command, *given[command], "-o", folder / "y.npy"], "ends in .safetensors")
+    assert not (folder / "y.npy").exists()
+
+
+@pytest.mark.parametrize(
+    "option", [["--split", "foo"], ["--per-image", "2"], ["--seed", "0"], ["--karpathy", "x.json"]]
+)
+def test_options_of_coco_without_it_are_refused(folder, capsys, option):
+    arguments = ["reference", "--embeddings", folder / "e.safetensors", *option, "-o", folder / "n.safetensors"]
+    assert_refused(capsys, folder, arguments, f"{option[0]}: goes with --coco")

@@ -723,8 +723,8 @@ WRONG = {
     "integers": (torch.ones(5, DIM, dtype=torch.int64), TypeError, "expected floating-point raw embeddings"),
     "a vector": (torch.ones(DIM), ValueError, r"expected shape \(N, D\), got \(12,\)"),
     "images without encoder": (torch.ones(5, 3, 8, 8), ValueError, r"expected shape \(N, D\), got \(5, 3, 8, 8\)"),
-    "texts without encoder": (["a cat"], TypeError, r"got list; for images or texts .* encoder=load_encoder"),
-    "an array": (np.ones((5, DIM)), TypeError, r"expected raw embeddings of shape \(N, D\), got ndarray"),
+    "texts without encoder": (["a cat"], TypeError, r"got list; .* for images or texts .* encoder=load_encoder"),
+    "an array": (np.ones((5, DIM)), TypeError, r"a tensor of shape \(N, D\), got ndarray; convert them with torch"),
 }
 
 
@@ -856,13 +856,32 @@ def test_the_plot_of_several_kls_shows_them_in_order(rows, reference):
 def test_the_plot_of_given_norm_values_shows_every_value(rows):
     metric = fed(cc.EmbeddingNorm(embed_dim=DIM), rows)
     _, ax = metric.plot(metric.compute())
-    drawn = {line.get_label(): float(line.get_ydata()[0]) for line in ax.lines}
-    for name, value in numbers(metric.compute()).items():
-        assert drawn[name] == pytest.approx(value)
+    names = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert names == list(metric.compute())
+    assert list(ax.lines[0].get_xdata()) == pytest.approx(list(numbers(metric.compute()).values()))
 
 
 def test_the_plot_of_given_conformity_values_shows_them(rows, reference):
-    metric = fed(cc.Conformity(reference), rows)
-    _, ax = metric.plot(metric.compute())
-    drawn = {line.get_label(): float(line.get_ydata()[0]) for line in ax.lines}
-    assert drawn["conformity_mean"] == pytest.approx(float(metric.compute()["conformity_mean"]))
+    values = [fed(cc.Conformity(reference), part).compute() for part in rows.split(100)]
+    _, ax = cc.Conformity(reference).plot(values)
+    drawn = {line.get_label(): list(line.get_ydata()) for line in ax.lines}
+    for name in values[0]:
+        assert drawn[name] == pytest.approx([float(one[name]) for one in values])
+
+
+@pytest.mark.parametrize("prefix", [None, "val_"])
+def test_a_collection_plots_each_metrics_own_picture(rows, reference, prefix):
+    import matplotlib.pyplot as plt
+
+    metrics = cc.ConformityMetrics(reference, prefix=prefix)
+    metrics.update(rows)
+    kl = float(metrics.compute()[f"{prefix or ''}ConformityKL"])
+    for val in (None, metrics.compute(), [metrics.compute(), metrics.compute()]):
+        pictures = metrics.plot(val)
+        assert len(pictures) == 3
+        times = len(val) if isinstance(val, list) else 1
+        assert list(pictures[1][1].lines[0].get_ydata()) == pytest.approx([kl] * times)
+        plt.close("all")
+    figure, axes = plt.subplots(1, 3)
+    assert [ax for _, ax in metrics.plot(ax=axes)] == list(axes)
+    plt.close(figure)

@@ -131,10 +131,10 @@ def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False) 
         parser.add_argument("--allow-normalized", action="store_true", help="take L2-normalised embeddings")
     if coco:
         source.add_argument("--coco", type=Path, metavar="ROOT", help="folder of MS-COCO: images and captions at once")
-        parser.add_argument("--split", default="val2017", help="split of --coco (default: val2017)")
+        parser.add_argument("--split", help="split of --coco (default: val2017)")
         parser.add_argument("--karpathy", type=Path, metavar="FILE", help="Karpathy split file; --split is one of its")
-        parser.add_argument("--per-image", default="1", metavar="K", help="captions of an image, or 'all' (default: 1)")
-        parser.add_argument("--seed", type=int, default=0, help="of the choice of captions (default: 0)")
+        parser.add_argument("--per-image", metavar="K", help="captions of an image, or 'all' (default: 1)")
+        parser.add_argument("--seed", type=int, help="of the choice of captions (default: 0)")
     parser.add_argument(
         "--encoder", metavar="SPEC", help="'tiny', 'open_clip:MODEL/PRETRAINED', 'hf:MODEL' or a folder"
     )

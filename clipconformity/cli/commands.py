@@ -43,7 +43,7 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
     from clipconformity.datasets import write_embeddings
     from clipconformity.moments import hash_groups
 
-    _check_output(options.output)
+    _check_safetensors(options.output)
     source = open_source(options)
     batches = list(source)
     if not batches:
@@ -71,7 +71,7 @@ def make_reference(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.coco is not None:
         return _coco_references(options)
-    _check_output(options.output)
+    _check_safetensors(options.output)
     source = open_source(options)
     reference = build_reference(
         source,
@@ -88,11 +88,14 @@ def _coco_references(options: argparse.Namespace) -> dict[str, Any]:
     """Build ``NAME-image`` and ``NAME-text`` from one reading of MS-COCO, with the chosen captions beside them."""
     from clipconformity.evaluation import build_reference
 
-    suffix = options.output.suffix or ".safetensors"
-    paths = {name: options.output.with_name(f"{options.output.stem}-{name}{suffix}") for name in ("image", "text")}
+    paths = {
+        name: options.output.with_name(f"{options.output.stem}-{name}{options.output.suffix or '.safetensors'}")
+        for name in ("image", "text")
+    }
+    for path in paths.values():
+        _check_safetensors(path)
     chosen = options.output.with_name(f"{options.output.stem}-captions.json")
-    for path in (*paths.values(), chosen):
-        _check_output(path)
+    _check_output(chosen)
     found = open_coco(options)
     coco, sources = found.coco, {"image": found.image, "text": found.text}
     references = {
@@ -212,7 +215,7 @@ def merge_references(options: argparse.Namespace) -> dict[str, Any]:
 
     if len(options.references) < 2:
         raise ValueError("merge: expected at least two references.")
-    _check_output(options.output)
+    _check_safetensors(options.output)
     merged, *others = (ReferenceSet.load(path) for path in options.references)
     for other in others:
         merged = merged.merge(other)
@@ -235,6 +238,13 @@ def _described(reference: ReferenceSet, path: Path) -> dict[str, Any]:
         "exact": reference.exact,
     }
     return {"output": str(path)} | reference.describe() | figures
+
+
+def _check_safetensors(path: Path) -> None:
+    """Refuse an output whose name promises another format, or that cannot be written."""
+    _check_output(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"--output: expected a name that ends in .safetensors, got {path}.")
 
 
 def _check_output(path: Path) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from clipconformity.encoders import BaseEncoder
     from clipconformity.evaluation import Source
 
+COCO_OPTIONS = ("split", "karpathy", "per_image", "seed")
 MANY = 512
 """Images from which starting processes to decode them pays off."""
 
@@ -28,6 +29,9 @@ def open_source(options: argparse.Namespace, default_encoder: str | None = None)
     from clipconformity.evaluation import caption_source, embedding_source
 
     _check_numbers(options)
+    for name in COCO_OPTIONS:
+        if getattr(options, name, None) is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: goes with --coco; leave it out.")
     if getattr(options, "embeddings", None):
         return embedding_source(options.embeddings, spec=options.encoder, modality=options.modality)
     kind = "image" if options.images else "text"
@@ -63,14 +67,15 @@ def open_coco(options: argparse.Namespace) -> CocoSources:
     _check_numbers(options)
     if options.modality is not None:
         raise ValueError("--modality: --coco builds the references of both; leave it out.")
-    if options.per_image != "all" and not options.per_image.isdecimal():
-        raise ValueError(f"--per-image: expected a number or 'all', got {options.per_image!r}.")
+    per_image = options.per_image or "1"
+    if per_image != "all" and not per_image.isdecimal():
+        raise ValueError(f"--per-image: expected a number or 'all', got {per_image!r}.")
     _named(options.encoder)
     coco = read_coco(
         options.coco,
-        options.split,
-        per_image=None if options.per_image == "all" else int(options.per_image),
-        seed=options.seed,
+        options.split or "val2017",
+        per_image=None if per_image == "all" else int(per_image),
+        seed=options.seed or 0,
         karpathy=options.karpathy,
         on_missing=options.on_error,
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,9 @@ class OpenCLIPEncoder(BaseEncoder):
         if not name.startswith(SELF_CONTAINED):
             options = _weights_of(open_clip, name, pretrained, spec)
         try:
-            model, self.preprocess = open_clip.create_model_from_pretrained(name, **options)
-            self.tokenizer = open_clip.get_tokenizer(name)
+            with _errors_raised_only():
+                model, self.preprocess = open_clip.create_model_from_pretrained(name, **options)
+                self.tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:  # whatever the library raises is told in one line
             raise _explained(spec, error) from error
         super().__init__(
@@ -75,6 +78,21 @@ class OpenCLIPEncoder(BaseEncoder):
     def _preprocessing(self) -> dict[str, str]:
         steps = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", " ".join(str(self.preprocess).split()))
         return {"preprocessing": steps, "backend": "pil"}
+
+
+@contextmanager
+def _errors_raised_only() -> Iterator[None]:
+    """Keep open_clip from logging, on the root logger, the errors that it raises as well."""
+
+    def below(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
+
+    root = logging.getLogger()
+    root.addFilter(below)
+    try:
+        yield
+    finally:
+        root.removeFilter(below)
 
 
 def _stacked(preprocess: Callable[[Image.Image], Tensor], images: list[Image.Image]) -> dict[str, Tensor]:

@@ -214,6 +214,14 @@ class EmbeddingMetric(Metric):
         """Plot one or several values of ``compute`` or ``forward``; returns ``(figure, axes)``."""
         return self._plot(val, ax)
 
+    def _plot(self, val: Any = None, ax: Any = None) -> Any:
+        values = self.compute() if val is None else val
+        if isinstance(values[0] if isinstance(values, list | tuple) else values, dict):
+            from clipconformity import plots
+
+            return plots.figures(values, ax=ax)
+        return super()._plot(values, ax)
+
     def set_dtype(self, dst_type: str | torch.dtype) -> EmbeddingMetric:
         """Do nothing: states stay float64, in which a stream of any length adds up."""
         return self
@@ -293,8 +301,8 @@ def encode_batch(batch: Any, encoder: Encoder | None) -> Tensor:
         return check_matrix(batch, "batch")
     if encoder is None:
         raise TypeError(
-            f"batch: expected raw embeddings of shape (N, D), got {type(batch).__name__}; "
-            "for images or texts construct the metric with encoder=load_encoder(...)."
+            f"batch: expected raw embeddings, a tensor of shape (N, D), got {type(batch).__name__}; convert them with "
+            "torch.as_tensor, or for images or texts construct the metric with encoder=load_encoder(...)."
         )
     return check_matrix(encoder(batch), "batch")
 

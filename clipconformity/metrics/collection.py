@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from clipconformity.encoders.protocol import Encoder
-from clipconformity.metrics.base import check_batch_modality, encode_batch
+from clipconformity.metrics.base import EmbeddingMetric, check_batch_modality, encode_batch
 from clipconformity.metrics.distribution import Conformity, ConformityKL, EmbeddingNorm
 from clipconformity.moments import Groups
 from clipconformity.reference import ReferenceSet
@@ -84,6 +84,30 @@ class ConformityMetrics(MetricCollection):
         """Forget all samples."""
         self._modality = None
         super().reset()
+
+    def plot(self, val: Any = None, ax: Any = None, together: bool = False) -> Any:
+        """Plot every metric's own picture, or what ``val`` holds of each: one or several values of ``compute``.
+
+        Returns:
+            A list of ``(figure, axes)``, one for each metric; with ``together`` a single pair, as of torchmetrics.
+        """
+        if together:
+            return super().plot(val, ax, together=True)
+        metrics = [cast("EmbeddingMetric", metric) for metric in self._modules.values()]
+        axes = [None] * len(metrics) if ax is None else list(ax)
+        return [
+            metric.plot(None if val is None else self._part(metric, val), own)
+            for metric, own in zip(metrics, axes, strict=True)
+        ]
+
+    def _part(self, metric: EmbeddingMetric, val: Any) -> Any:
+        """Take one metric's values out of those of ``compute``."""
+        if isinstance(val, list | tuple):
+            return [self._part(metric, one) for one in val]
+        empty = metric._nothing(metric._sides())
+        if isinstance(empty, dict):
+            return {name: val[self._set_name(name)] for name in empty}
+        return val[self._set_name(type(metric).__name__)]
 
     def _encode(self, batch: Any) -> Tensor:
         modality = check_batch_modality(batch, self._modality, self._conformity.reference)

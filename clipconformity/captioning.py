@@ -21,6 +21,9 @@ from clipconformity.encoders.images import open_image
 from clipconformity.metrics import ConformityMetrics
 from clipconformity.reference import ReferenceSet
 
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5% quantiles of Student's t with 1, 2, ... degrees of freedom; the last serves for more."""
+
 
 class TransformersCaptioner:
     """A captioner of transformers as a function from images to strings.
@@ -205,6 +208,26 @@ class HumanSpread(NamedTuple):
     """Ratio of the standard deviations of conformity."""
     self_conformity: Tensor
     """Self-conformity of the left-out captions."""
+
+    def one_more(self, quantity: str = "typicality_shift") -> tuple[float, float]:
+        """Range in which one more person would lie in 95% of cases, by Student's t over the folds.
+
+        A captioner outside it differs from people. The range of the folds themselves would be left by one more person
+        in a third of cases.
+
+        Args:
+            quantity: Name of a field.
+
+        Raises:
+            ValueError: If there are fewer than two folds, or the field is unknown.
+        """
+        values = self._asdict().get(quantity)
+        if values is None or len(values) < 2:
+            raise ValueError(f"one_more: expected a field and two folds at least, got {quantity!r} and {len(self[0])}.")
+        count = len(values)
+        student = STUDENT[min(count - 1, len(STUDENT)) - 1]
+        half = student * float(values.std()) * (1 + 1 / count) ** 0.5
+        return float(values.mean()) - half, float(values.mean()) + half
 
 
 def human_spread(

@@ -33,7 +33,8 @@ def parser(description: str | None, name: str) -> argparse.ArgumentParser:
     made.add_argument("--encoder", default="open_clip:ViT-B-32/openai", help="what measures")
     made.add_argument("--limit", type=int, default=5000, help="most images or prompts")
     made.add_argument("--batch-size", type=int, default=8, help="images made at once")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Under torchrun each process has a GPU of its own.
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     made.add_argument("--device", default=device, help="where the models run")
     made.add_argument("--seed", type=int, default=0, help="of the run")
     made.add_argument("-o", "--output", type=Path, default=Path("example-output") / name, help="folder to write to")
@@ -51,7 +52,7 @@ def parse(made: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
         warnings.filterwarnings("ignore")  # random models, and classes that diffusers calls deprecated
         options.coco, options.encoder, options.device = _smoke.coco(options.output / "coco"), "tiny", "cpu"
         options.limit, options.resamples = min(options.limit, 24), 100
-    elif options.coco is None:
+    elif options.coco is None and not getattr(options, "reference", None):
         made.error("give --coco, the folder of MS-COCO, or --smoke")
     return options
 
@@ -119,15 +120,16 @@ def table(reference: ReferenceSet, summaries: dict[str, dict[str, Any]]) -> str:
     wide = max(12, *(len(name) for name in summaries))
     lines = [
         "typical: conformity to the reference (higher is more common); alike: self-conformity (lower is more varied);",
-        "KL in nats with its 95% interval; floor: what sampling noise alone would give",
+        "KL in nats with its 95% interval, with > where it is only a lower bound; floor: what noise alone would give",
         f"{'':{wide}} {'typical':>8} {'alike':>7} {'KL':>7} {'95% interval':>17} {'floor':>7} {'N':>6}",
         f"{'reference':{wide}} {float(reference.conformities.mean()):8.3f} {float(reference.self_conformity):7.3f} "
         f"{'':7} {'':17} {'':7} {reference.count:6d}",
     ]
     for name, s in summaries.items():
         interval = f"[{s['kl_low']:.3f}, {s['kl_high']:.3f}]"
+        kl = f"{'>' if s['kl_is_lower_bound'] else ''}{s['conformity_kl']:.3f}"
         lines.append(
-            f"{name:{wide}} {s['conformity_mean']:8.3f} {s['self_conformity_mean']:7.3f} {s['conformity_kl']:7.3f} "
+            f"{name:{wide}} {s['conformity_mean']:8.3f} {s['self_conformity_mean']:7.3f} {kl:>7} "
             f"{interval:>17} {s['noise_floor']:7.3f} {s['count']:6d}"
         )
         lines.append(f"{'':{wide}} {s['verdict']['typical']}; {s['verdict']['varied']}")
@@ -145,23 +147,26 @@ def picture(
     for place, (name, s) in enumerate(summaries.items()):
         color = COLORS[place % len(COLORS)]
         left.plot([s["kl_low"], s["kl_high"]], [place, place], color=color, linewidth=2)
-        left.plot(s["conformity_kl"], place, "o", color=color)
+        bound = s["kl_is_lower_bound"]
+        left.plot(s["conformity_kl"], place, ">" if bound else "o", color=color, clip_on=False, zorder=3)
         left.plot(s["noise_floor"], place, "|", color=GREY, markersize=14)
-        error = 1.96 * s["self_conformity_se"]
-        right.errorbar(s["self_conformity_mean"], s["conformity_mean"], xerr=error, fmt="o", color=color, label=name)
+        across, up = 1.96 * s["self_conformity_se"], 1.96 * s["conformity_se"]
+        right.errorbar(
+            s["self_conformity_mean"], s["conformity_mean"], xerr=across, yerr=up, fmt="o", color=color, label=name
+        )
     right.plot(
         float(reference.self_conformity), float(reference.conformities.mean()), "D", color="black", label="reference"
     )
     if human is not None:
-        left.axvspan(0, max(human["conformity_kl"]), color=GREY, alpha=0.25, label="people")
-        right.axvspan(min(human["self_conformity"]), max(human["self_conformity"]), color=GREY, alpha=0.25)
-        left.legend(frameon=False, fontsize="small", loc="lower right")
+        spread = float(reference.conformities.std())
+        typical = [float(reference.null_mean) + shift * spread for shift in human["typicality_shift"]]
+        right.plot(human["self_conformity"], typical, "k+", markersize=9, label="people, a caption each")
     left.set_yticks(range(len(summaries)), list(summaries))
     left.set_ylim(len(summaries) - 0.5, -0.5)
     left.set_xlim(left=0)
-    left.set_xlabel("conformity KL (nats), 95% interval; grey: noise floor")
-    right.set_xlabel("self-conformity (lower: more varied), 95% interval")
-    right.set_ylabel("conformity to the reference")
+    left.set_xlabel("conformity KL (nats), 95% interval\ngrey: noise floor; arrow: a lower bound")
+    right.set_xlabel("self-conformity (lower: more varied)")
+    right.set_ylabel("conformity to the reference, 95% intervals")
     figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)

@@ -2,7 +2,8 @@
 
 Give the COCO results files of several captioners, such as those that CLIP-Caption-Reward publishes for its rewards.
 The yardstick is what people give among themselves: one caption of every image against the others. A captioner above
-it is more typical than people (generic); one below it is less typical (more specific than people are).
+the range of one more person is more typical than people (generic); one below it is less typical (more specific than
+people are).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def drawn(options) -> list:
 def word(shift: float, low: float, high: float) -> str:
     """Place a captioner beside people."""
     if low <= shift <= high:
-        return "within the spread of people"
+        return "cannot be told from one more person"
     if shift > high:
         return "more typical than people: generic"
     return "less typical than people: more specific than they are"
@@ -53,15 +54,21 @@ def main() -> None:
     everything = torch.cat([batch.embeddings.cpu() for batch in batches])
     human = human_spread(everything, coco.captions.groups or [], seed=options.seed)
     reference = _shared.text_reference(coco, encoder)
-    low, high = float(human.typicality_shift.min()), float(human.typicality_shift.max())
+    low, high = human.one_more()
     scores, words = {}, {}
     for name, path in options.results:
         captions = read_results(path, coco.image_ids, on_missing="skip")
+        if len(captions.texts) < len(coco.image_ids):
+            print(
+                f"{name}: {len(coco.image_ids) - len(captions.texts)} of {len(coco.image_ids)} images have no caption"
+            )
         scores[name] = score(caption_source(captions, encoder), reference, resamples=options.resamples)
         words[name] = word(scores[name].summary["typicality_shift"], low, high)
     people = {name: values.tolist() for name, values in human._asdict().items()}
     _shared.report(options.output, reference, scores, human=people, beside_people=words)
-    print(f"people, one caption against the others: typicality shift {low:+.2f} to {high:+.2f}")
+    print(
+        f"people, one caption against the others: one more would have a typicality shift of {low:+.2f} to {high:+.2f}"
+    )
     for name, text in words.items():
         print(f"{name}: typicality shift {scores[name].summary['typicality_shift']:+.2f}, {text}")
 

@@ -27,12 +27,10 @@ def draw(path: Path, reference: ReferenceSet, scores: dict[float, Score]) -> Non
     )
     for ax, (key, label, real) in zip(axes, panels, strict=True):
         ax.axhline(real, color=_shared.GREY, linestyle="--", label="real images")
-        errors = None
-        if key == "self_conformity_mean":
-            errors = [1.96 * one.summary["self_conformity_se"] for one in scores.values()]
+        errors = [1.96 * one.summary[key.replace("_mean", "_se")] for one in scores.values()]
         values = [one.summary[key] for one in scores.values()]
         ax.errorbar(list(scores), values, yerr=errors, fmt="o-", color=_shared.COLORS[0], label="generated")
-        ax.set_xlabel("guidance scale")
+        ax.set_xlabel("guidance scale; bars: 95% intervals")
         ax.set_ylabel(label)
         ax.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
@@ -58,7 +56,7 @@ def main() -> None:
 
         pipeline = _shared.load_pipeline(DiffusionPipeline, options.model, options.device)
     rank, world = _shared.processes()
-    reference = _shared.image_reference(coco, encoder)
+    reference = None if options.generate_only else _shared.image_reference(coco, encoder)
     scores: dict[float, Score] = {}
     for scale in options.guidance:
         result = generate_images(
@@ -73,12 +71,13 @@ def main() -> None:
             on_black="keep" if options.keep_black else "exclude",
         )
         print(f"guidance {scale:g}: {result.generated} generated, {result.reused} found, {len(result.black)} black")
-        if options.generate_only:
+        if reference is None:
             continue
         scores[scale] = _shared.score_images(result.paths, encoder, reference, options.resamples)
-    if options.generate_only:
+    if reference is None:
         return
     draw(options.output / "guidance.png", reference, scores)
+    print(f"Written: {options.output / 'guidance.png'}")
     _shared.report(options.output, reference, {f"guidance {scale:g}": one for scale, one in scores.items()})
 
 

@@ -27,8 +27,8 @@ def main() -> None:
         pipeline, steps = _shared.load_pipeline(UnCLIPPipeline, options.model, options.device), None
     rank, world = _shared.processes()
     names = ("prior_num_inference_steps", "decoder_num_inference_steps", "super_res_num_inference_steps")
-    reference = _shared.image_reference(coco, encoder)
-    running = cc.Conformity(reference, encoder=encoder)
+    reference = None if options.generate_only else _shared.image_reference(coco, encoder)
+    running = None if reference is None else cc.Conformity(reference, encoder=encoder)
     result = generate_images(
         pipeline,
         coco.captions.texts[: options.limit],
@@ -38,11 +38,11 @@ def main() -> None:
         options={name: steps for name in names if steps},
         rank=rank,
         world=world,
-        on_images=running.update,
+        on_images=None if running is None else running.update,
     )
     print(f"{result.generated} images generated, {result.reused} found, {len(result.black)} black")
-    print(f"running score of this process: conformity {float(running.compute()['conformity_mean']):.3f}")
-    if not options.generate_only:
+    if reference is not None and running is not None:
+        print(f"running score: conformity {float(running.compute()['conformity_mean']):.3f}")
         measured = _shared.score_images(result.paths, encoder, reference, options.resamples)
         _shared.report(options.output, reference, {"unCLIP": measured})
 

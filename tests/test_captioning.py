@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import clipconformity as cc
 from clipconformity.captioning import TransformersCaptioner, caption_images, human_spread, rank_path
 from clipconformity.datasets import (
     merge_results,
@@ -257,8 +258,6 @@ def test_a_generic_captioner_lies_outside_the_human_spread():
 
 
 def test_a_fold_is_one_caption_against_the_rest():
-    import clipconformity as cc
-
     embeddings, groups = references(images=60, per_image=2)
     spread = human_spread(embeddings, groups.tolist(), seed=1)
     assert len(spread.conformity_kl) == 2
@@ -289,6 +288,32 @@ def test_every_fold_agrees_with_brute_force():
         assert float(spread.spread_ratio[fold]) == pytest.approx(float(found.std() / spread_of_them), rel=1e-4)
         alike = cosine[left][:, left].fill_diagonal_(0).sum() / (40 * 39)
         assert float(spread.self_conformity[fold]) == pytest.approx(float(alike), rel=1e-4)
+
+
+def test_one_more_person_lies_in_the_range_told_of_them():
+    inside = {"range": 0, "folds": 0}
+    for seed in range(60):
+        rows, groups = references(images=60, per_image=6, seed=seed)
+        rows = rows.view(60, 6, -1)
+        people, person = rows[:, :5].reshape(300, -1), rows[:, 5]
+        spread = human_spread(people, groups.view(60, 6)[:, :5].flatten(), seed=seed)
+        reference = cc.ReferenceSet.fit(people, groups=groups.view(60, 6)[:, :5].flatten())
+        metric = cc.Conformity(reference)
+        metric.update(person)
+        shift = float(metric.compute()["typicality_shift"])
+        low, high = spread.one_more()
+        inside["range"] += low <= shift <= high
+        inside["folds"] += float(spread.typicality_shift.min()) <= shift <= float(spread.typicality_shift.max())
+    assert inside["range"] >= 52  # 95% nominal: below 52 of 60 in one of 100 cases
+    assert inside["folds"] < 52  # why the folds' own range will not do
+
+
+def test_a_range_needs_two_folds():
+    embeddings, groups = references(images=20, per_image=3)
+    with pytest.raises(ValueError, match="two folds at least"):
+        human_spread(embeddings, groups, folds=1).one_more()
+    with pytest.raises(ValueError, match="expected a field"):
+        human_spread(embeddings, groups).one_more("spread")
 
 
 @pytest.mark.parametrize(

@@ -212,8 +212,8 @@ class HumanSpread(NamedTuple):
     def one_more(self, quantity: str = "typicality_shift") -> tuple[float, float]:
         """Range in which one more person would lie in 95% of cases, by Student's t over the folds.
 
-        A captioner outside it differs from people. The range of the folds themselves would be left by one more person
-        in a third of cases.
+        A captioner outside it differs from people. The range of the folds themselves is left by one more person in a
+        quarter of cases.
 
         Args:
             quantity: Name of a field.

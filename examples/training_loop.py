@@ -45,7 +45,11 @@ def evaluate(model, scheduler, metrics: MetricCollection, encoder, options) -> d
         count = min(options.batch_size, options.samples - start)
         found = pipeline(batch_size=count, generator=generator, num_inference_steps=options.steps)
         metrics.update(encoder.encode_image(found.images))
-    return {name: float(value) for name, value in metrics.compute().items()}
+    kl = metrics["ConformityKL"]
+    low, high = kl.interval(resamples=options.resamples)
+    beside = {"low": low, "high": high, "floor": kl.noise_floor(resamples=options.resamples)}
+    figures = metrics.compute() | {f"ConformityKL_{name}": value for name, value in beside.items()}
+    return {name: float(value) for name, value in figures.items()}
 
 
 def plain(model, scheduler, loader, metrics, encoder, options) -> list[dict[str, Any]]:
@@ -123,10 +127,18 @@ def draw(path, history: list[dict[str, Any]]) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    panels = (("ConformityKL", "conformity KL (nats)"), ("FrechetDistance", "Frechet distance of CLIP embeddings"))
+    panels = (
+        ("ConformityKL", "conformity KL (nats), 95% intervals"),
+        ("FrechetDistance", "Frechet distance of CLIP embeddings"),
+    )
+    epochs = [row["epoch"] for row in history]
+    floor, low, high = ([row[f"ConformityKL_{name}"] for row in history] for name in ("floor", "low", "high"))
+    axes[0].vlines(epochs, low, high, color=_shared.COLORS[0], linewidth=2)
+    axes[0].plot(epochs, floor, "--", color=_shared.GREY, label="noise floor")
+    axes[0].legend(frameon=False)
     for ax, (key, label), color in zip(axes, panels, _shared.COLORS, strict=False):
-        ax.plot([row["epoch"] for row in history], [row[key] for row in history], "o-", color=color)
-        ax.set_ylim(0, 1.05 * max(row[key] for row in history))
+        ax.plot(epochs, [row[key] for row in history], "o-", color=color)
+        ax.set_ylim(bottom=0)
         ax.set_xticks([row["epoch"] for row in history])
         ax.set_xlabel("epoch")
         ax.set_ylabel(label)

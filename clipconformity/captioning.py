@@ -16,7 +16,14 @@ from torch import Tensor
 
 from clipconformity._files import replacing
 from clipconformity.datasets import Captions, write_results
-from clipconformity.datasets.results import ImageId, coco_image_id, first_few, refuse_duplicates, result_entries
+from clipconformity.datasets.results import (
+    ImageId,
+    coco_image_id,
+    first_few,
+    listed_ids,
+    refuse_duplicates,
+    result_entries,
+)
 from clipconformity.encoders.images import open_image
 from clipconformity.metrics import ConformityMetrics
 from clipconformity.reference import ReferenceSet
@@ -66,19 +73,20 @@ class TransformersCaptioner:
         with torch.inference_mode():
             tokens = self.model.generate(**moved, **self.options)
         given = moved.get("input_ids")
-        if given is not None and tokens.shape[1] >= given.shape[1] and torch.equal(tokens[:, : given.shape[1]], given):
-            tokens = tokens[:, given.shape[1] :]  # decoder-only models give the prompt back
+        start = ""
+        if given is not None:
+            size = given.shape[1]
+            if tokens.shape[1] >= size and torch.equal(tokens[:, :size], given):
+                tokens = tokens[:, size:]  # decoder-only models give the prompt back
+            else:  # others give it back as their tokenizer spells it, or not at all
+                start = self.tokenizer.batch_decode(given[:1], skip_special_tokens=True)[0].strip()
         texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [self._without_prompt(text.strip()) for text in texts]
+        return [_without(text.strip(), start) for text in texts]
 
     def _moved(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         return value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
-
-    def _without_prompt(self, text: str) -> str:
-        start = (self.prompt or "").strip()
-        return text[len(start) :].strip() if start and text.lower().startswith(start.lower()) else text
 
 
 def _templated(processor: Any, prompt: str) -> str:
@@ -92,6 +100,14 @@ def _templated(processor: Any, prompt: str) -> str:
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     made: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     return made
+
+
+def _without(text: str, start: str) -> str:
+    """Cut whole words off the beginning."""
+    if not start or not text.lower().startswith(start.lower()):
+        return text
+    rest = text[len(start) :]
+    return rest.strip() if not (start[-1].isalnum() and rest[:1].isalnum()) else text
 
 
 @dataclass
@@ -123,6 +139,7 @@ def caption_images(
     rank: int = 0,
     world: int = 1,
     on_empty: Literal["raise", "skip"] = "raise",
+    settings: str | None = None,
     progress: bool | None = None,
 ) -> Captioned:
     """Caption images into a COCO results file, or what is still missing there.
@@ -140,19 +157,22 @@ def caption_images(
         rank: Number of this process.
         world: Number of processes; each takes every ``world``-th image.
         on_empty: Whether a caption without words is an error, or left out of the results and counted.
+        settings: What captions, such as the checkpoint, its prompt and its beams; kept beside the results, and a later
+            call with others is refused. Without it a captioner is not told from another.
         progress: Whether to draw a bar on standard error; by default where that is a terminal.
 
     Raises:
         ValueError: If there is no image, ids come twice, a number does not fit, the captioner returns another number
-            of captions, a caption is empty, or the file holds captions of other images.
+            of captions, a caption is empty, or the file holds captions of other images or settings.
         TypeError: If a caption is no string.
     """
     from tqdm import tqdm
 
-    ids = [coco_image_id(path) for path in paths] if image_ids is None else list(image_ids)
+    ids = [coco_image_id(path) for path in paths] if image_ids is None else listed_ids(image_ids)
     _check_run(paths, ids, batch_size, rank, world, on_empty)
     share = list(zip(ids, paths, strict=True))[rank::world]
     target = Path(output) if world == 1 else rank_path(output, rank, world)
+    _check_settings(target, settings)
     partial = target.with_name(target.name + ".partial.jsonl")
     done = _resumed(target, partial, [name for name, _ in share])
     todo = [(name, path) for name, path in share if name not in done]
@@ -181,6 +201,22 @@ def caption_images(
     if not empty:  # else it goes on to say which were empty
         partial.unlink()
     return Captioned(target, captions, len(todo), len(share) - len(todo), empty)
+
+
+def _check_settings(target: Path, settings: str | None) -> None:
+    """Keep what captions beside the results, and refuse to go on with another."""
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder; name a file to write.")
+    if settings is None:
+        return
+    path = target.with_name(target.name + ".settings")
+    if path.is_file() and (found := path.read_text(encoding="utf-8")) != settings:
+        raise ValueError(
+            f"{target}: an earlier call captioned with {found!r:.120}, this one with {settings!r:.120}; name another "
+            "file."
+        )
+    with replacing(path) as temporary:
+        temporary.write_text(settings, encoding="utf-8")
 
 
 def rank_path(output: Path | str, rank: int, world: int) -> Path:
@@ -324,7 +360,7 @@ def _resumed(target: Path, partial: Path, ids: list[ImageId]) -> dict[ImageId, s
     """Collect captions of an earlier call; a line cut off by the interruption is dropped from the file."""
     done = dict(result_entries(target)) if target.is_file() else {}
     if partial.is_file():
-        for line in partial.read_text(encoding="utf-8").splitlines():
+        for line in partial.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:
@@ -342,4 +378,4 @@ def _resumed(target: Path, partial: Path, ids: list[ImageId]) -> dict[ImageId, s
 
 
 def _line(name: ImageId, text: str) -> str:
-    return json.dumps({"image_id": name, "caption": text}, ensure_ascii=False) + "\n"
+    return json.dumps({"image_id": name, "caption": text}) + "\n"

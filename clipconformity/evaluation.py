@@ -321,7 +321,10 @@ def write_per_sample(path: Path | str, result: Score) -> None:
         OSError: If the file cannot be written.
     """
     order = result.conformities.argsort(descending=True, stable=True).tolist()
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["id", "conformity", "norm", "rank"])
         for rank, row in enumerate(order, start=1):

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image, PngImagePlugin
 
 from clipconformity._files import replacing
+from clipconformity._pipelines import adapted, settings, unwrapped
 from clipconformity.encoders.images import as_images
 
 OnBlack = Literal["keep", "exclude"]
 SUFFIXES = {False: ".png", True: ".black"}
 """Suffix of an image, and of an excluded black one: a PNG too, under a name that no image folder lists."""
 _KEY = "clipconformity"
+_STEM = re.compile(r"\d{6,}_\d+\.(png|black)")
 
 
 class Sample(NamedTuple):
@@ -70,7 +70,7 @@ def sample_seed(seed: int, prompt_index: int, copy: int = 0) -> int:
 
 def generate_images(
     generator: Callable[..., Any],
-    prompts: Sequence[str],
+    prompts: Iterable[str],
     output: Path | str,
     *,
     seed: int = 0,
@@ -113,7 +113,7 @@ def generate_images(
         The images of this process.
 
     Raises:
-        TypeError: If a prompt is no string.
+        TypeError: If a prompt is no string, or the generator takes neither prompt and generator nor prompts and seeds.
         ValueError: If there is no prompt, one is empty, a number does not fit, the generator returns another number of
             images, or the folder holds images of another run: other prompts, seeds, options, weights or scheduler.
     """
@@ -128,16 +128,19 @@ def generate_images(
             raise ValueError(f"{name}: expected at least {least}, got {value}.")
     if on_black not in ("keep", "exclude"):
         raise ValueError(f"on_black: expected 'keep' or 'exclude', got {on_black!r}.")
-    _check_prompts(prompts)
-    call, together = _adapted(generator, dict(options or {}))
-    samples = [
+    prompts = _listed_prompts(prompts)
+    generator, given = unwrapped(generator, dict(options or {}))
+    call, together = adapted(generator, given)
+    every = [
         Sample(number, copy, prompt, sample_seed(seed, number, copy))
         for number, prompt in enumerate(prompts)
         for copy in range(images_per_prompt)
-    ][rank::world]
+    ]
+    samples = every[rank::world]
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(folder, on_black, _settings(generator, options or {}), rank, world)
+    run = _Run(folder, on_black, settings(generator, given), rank, world)
+    run.refuse_surplus(every)
     todo = run.resume(samples)
     if on_images is not None:
         for reused in _batches(run.kept(samples), batch_size):
@@ -162,13 +165,13 @@ def read_manifest(output: Path | str) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"{folder}: no manifest*.jsonl; is this a folder of generate_images?")
     entries = {}
     for path in paths:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if (folder / entry["file"]).is_file():
-                entries[entry["file"]] = entry
+            if (folder / entry["file"]).is_file():  # what the image itself says holds, should a line be an older one
+                entries[entry["file"]] = _read_about(folder / entry["file"]) | {"file": entry["file"]}
     return sorted(entries.values(), key=lambda entry: (entry["prompt_index"], entry["copy"]))
 
 
@@ -180,6 +183,18 @@ def is_black(image: Image.Image) -> bool:
         True
     """
     return image.convert("RGB").getbbox() is None
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """Read what an image says of its making."""
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty; delete it to have the image made again.")
+    try:
+        with Image.open(path) as image:
+            about: dict[str, Any] = json.loads(getattr(image, "text", {})[_KEY])
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: no image of generate_images; give a folder of its own.") from error
+    return about
 
 
 class _Run:
@@ -206,6 +221,16 @@ class _Run:
         with replacing(self.manifest) as temporary:
             temporary.write_text("".join(_line(entry) for entry in self.entries.values()), encoding="utf-8")
         return todo
+
+    def refuse_surplus(self, every: list[Sample]) -> None:
+        """Refuse a folder that holds images beyond this run, which a score of the folder would count."""
+        known = {sample.stem for sample in every}
+        extra = sorted(p.name for p in self.folder.glob("*") if _STEM.fullmatch(p.name) and p.stem not in known)
+        if extra:
+            raise ValueError(
+                f"{self.folder}: holds {len(extra)} images of a longer run, such as {extra[0]}; give another "
+                "folder, or delete them."
+            )
 
     def add(self, samples: list[Sample], images: list[Image.Image]) -> list[Image.Image]:
         """Store images; those that count are returned."""
@@ -241,11 +266,7 @@ class _Run:
 
     def _about(self, path: Path, sample: Sample) -> dict[str, Any]:
         """Read what an image says of itself; it must be of this run."""
-        try:
-            with Image.open(path) as image:
-                about: dict[str, Any] = json.loads(getattr(image, "text", {})[_KEY])
-        except (OSError, KeyError, ValueError) as error:
-            raise ValueError(f"{path}: no image of generate_images; give a folder of its own.") from error
+        about = _read_about(path)
         expected = sample._asdict() | {"settings": self.settings}
         for name, value in expected.items():
             if about.get(name) != value:
@@ -285,12 +306,14 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _line(entry: dict[str, Any]) -> str:
-    return json.dumps(entry, ensure_ascii=False) + "\n"
+    return json.dumps(entry) + "\n"
 
 
-def _check_prompts(prompts: Sequence[str]) -> None:
-    if isinstance(prompts, str):
+def _listed_prompts(given: Iterable[str]) -> list[str]:
+    """Check prompts and list them."""
+    if isinstance(given, str):
         raise TypeError("prompts: expected a list of strings, got a string.")
+    prompts = list(given)
     if not prompts:
         raise ValueError("prompts: expected at least one, got none.")
     for number, prompt in enumerate(prompts):
@@ -300,85 +323,4 @@ def _check_prompts(prompts: Sequence[str]) -> None:
     if empty:
         places = ", ".join(map(str, empty[:3])) + (", ..." if len(empty) > 3 else "")
         raise ValueError(f"prompts: {len(empty)} of {len(prompts)} are empty, at places {places}; leave them out.")
-
-
-def _adapted(
-    generator: Callable[..., Any], options: dict[str, Any]
-) -> tuple[Callable[[list[str], list[int]], list[Image.Image]], bool]:
-    """Make one call of pipelines and functions; say whether it takes several prompts at once."""
-    if _is_pipeline(generator):
-        takes = str(_parameters(generator)["generator"].annotation)
-        return _pipeline_call(generator, options), "list" in takes.lower()
-    return (lambda prompts, seeds: _images_of(generator(prompts, seeds, **options))), True
-
-
-def _is_pipeline(generator: Callable[..., Any]) -> bool:
-    return {"prompt", "generator"} <= set(_parameters(generator))
-
-
-def _parameters(generator: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    try:
-        return dict(inspect.signature(generator).parameters)
-    except ValueError:  # some built-in callables have none
-        return {}
-
-
-def _pipeline_call(
-    pipeline: Callable[..., Any], options: dict[str, Any]
-) -> Callable[[list[str], list[int]], list[Image.Image]]:
-    def call(prompts: list[str], seeds: list[int]) -> list[Image.Image]:
-        # On the CPU whatever the pipeline's device, so that the noise is the same on every machine.
-        noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        one = len(noise) == 1
-        return _images_of(pipeline(prompt=prompts, generator=noise[0] if one else noise, **options))
-
-    return call
-
-
-def _images_of(result: Any) -> list[Image.Image]:
-    """Take the images out of a pipeline's output object, its tuple, or a list."""
-    images = getattr(result, "images", result)
-    if isinstance(images, tuple):
-        images = images[0]
-    return as_images(images)
-
-
-def _settings(generator: Callable[..., Any], options: Mapping[str, Any]) -> str:
-    """Describe pipeline and options in a line that is the same in every process; of tensors, by their content."""
-    kind = f"{type(generator).__name__} {_fingerprint(generator)}" if _is_pipeline(generator) else "function"
-    given = {key: _plain(value) for key, value in sorted(options.items())}
-    return f"{kind} {json.dumps(given, ensure_ascii=False)}"
-
-
-def _fingerprint(pipeline: Any) -> str:
-    """Tell one checkpoint, adapter or scheduler from another, by the ends of each weight and the scheduler's config."""
-    parts = []
-    for name, part in getattr(pipeline, "components", {}).items():
-        if isinstance(part, torch.nn.Module):
-            parts += [
-                f"{name} {_ends(value)}" for value in part.state_dict().values() if isinstance(value, torch.Tensor)
-            ]
-        elif name.endswith("scheduler"):
-            config = {key: value for key, value in part.config.items() if not key.startswith("_")}
-            parts.append(f"{name} {type(part).__name__} {json.dumps(config, sort_keys=True, default=str)}")
-    return hashlib.blake2b("\n".join(sorted(parts)).encode(), digest_size=8).hexdigest()
-
-
-def _ends(value: torch.Tensor) -> str:
-    """Shape and a few values of a weight; of one that is offloaded to nowhere, the shape."""
-    flat = value.detach().flatten()
-    if flat.device.type == "meta":
-        return str(tuple(value.shape))
-    some = torch.cat([flat[:256], flat[-256:]]).double().cpu()
-    return f"{tuple(value.shape)} {hashlib.blake2b(some.numpy().tobytes(), digest_size=8).hexdigest()}"
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, torch.Tensor):
-        content = value.detach().float().cpu().contiguous().numpy().tobytes()
-        return f"tensor {tuple(value.shape)} {hashlib.blake2b(content, digest_size=8).hexdigest()}"
-    return type(value).__name__
+    return prompts

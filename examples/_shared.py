@@ -61,8 +61,15 @@ def run(main: Callable[[], None]) -> None:
     """Run a script, and say in one line what was given wrong."""
     try:
         main()
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None
+
+
+def alone(made: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse several processes where one measures: they would each take a part for the whole."""
+    if processes()[1] > 1 and not getattr(options, "generate_only", False):
+        hint = "give --generate-only, then measure without torchrun" if hasattr(options, "generate_only") else "run one"
+        made.error(f"several processes: {hint}")
 
 
 def processes() -> tuple[int, int]:
@@ -172,6 +179,13 @@ def picture(
         ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def different(made: argparse.ArgumentParser, pairs: Sequence[tuple[str, Path]]) -> None:
+    """Refuse a name that is given twice."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        made.error(f"expected different names, got {', '.join(names)}")
 
 
 def named(text: str) -> tuple[str, Path]:

@@ -60,6 +60,7 @@ def main() -> None:
         rank=rank,
         world=world,
         on_empty="skip",
+        settings=f"{options.kind} {'smoke' if options.smoke else options.model} {options.prompt} {options.beams}",
     )
     print(f"{result.generated} images captioned, {result.reused} found, {len(result.empty)} without words")
     if world > 1:

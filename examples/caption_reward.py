@@ -49,6 +49,7 @@ def main() -> None:
         options.results = drawn(options)
     elif not options.results:
         made.error("give --results, one NAME=FILE for each captioner")
+    _shared.different(made, options.results)
     coco, encoder = _shared.coco_and_encoder(options, per_image=None, karpathy=options.karpathy)
     batches = list(caption_source(coco.captions, encoder))
     everything = torch.cat([batch.embeddings.cpu() for batch in batches])

@@ -182,6 +182,9 @@ def main() -> None:
     made.add_argument("--prefix-length", type=int, help="by default 10 for the MLP and 40 for the transformer")
     made.add_argument("--beams", type=int, nargs="+", default=[1, 5], help="1 is greedy")
     options = _shared.parse(made)
+    _shared.alone(made, options)
+    if min(options.beams) < 1:
+        made.error(f"--beams: expected at least 1, got {min(options.beams)}")
     if options.smoke:
         options.clip = "tiny"
     elif options.mapper_weights is None:
@@ -207,6 +210,7 @@ def main() -> None:
             image_ids=coco.image_ids[: options.limit],
             batch_size=options.batch_size,
             on_empty="skip",
+            settings=f"{options.mapper_weights} {options.clip} {options.gpt2} {options.prefix_length}",
         )
         print(f"{name}: {result.generated} captioned, {result.reused} found, {len(result.empty)} without words")
         scores[f"ClipCap {options.mapper}, {name}"] = score(

@@ -34,6 +34,7 @@ def main() -> None:
         options.images = drawn(options)
     elif not options.images:
         made.error("give --images, one NAME=DIR for each generator")
+    _shared.different(made, options.images)
     if options.reference:
         reference = ReferenceSet.load(options.reference)
         encoder = load_encoder(reference.spec or options.encoder, options.device)

@@ -102,6 +102,7 @@ def main() -> None:
     made.add_argument("--guidance", type=float, default=3.0, help="guidance scale")
     made.add_argument("--steps", type=int, default=100, help="denoising steps of the base model")
     options = _shared.parse(made)
+    _shared.alone(made, options)
     if not 2 <= options.steps <= 1000:
         made.error(f"--steps: expected 2 to 1000, got {options.steps}")
     if not (options.smoke or options.samples):

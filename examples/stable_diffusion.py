@@ -46,6 +46,7 @@ def main() -> None:
     made.add_argument("--keep-black", action="store_true", help="count images that a safety checker blacked out")
     made.add_argument("--generate-only", action="store_true", help="leave measuring to a later call")
     options = _shared.parse(made)
+    _shared.alone(made, options)
     coco, encoder = _shared.coco_and_encoder(options)
     if options.smoke:
         xl = "xl" in options.model.lower()

@@ -18,6 +18,7 @@ def main() -> None:
     made.add_argument("--model", default="kakaobrain/karlo-v1-alpha", help="checkpoint of UnCLIPPipeline")
     made.add_argument("--generate-only", action="store_true", help="leave measuring to a later call")
     options = _shared.parse(made)
+    _shared.alone(made, options)
     coco, encoder = _shared.coco_and_encoder(options)
     if options.smoke:
         pipeline, steps = _smoke.unclip(), 2

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import clipconformity as cc
-from clipconformity.captioning import TransformersCaptioner, caption_images, human_spread, rank_path
+from clipconformity.captioning import TransformersCaptioner, _without, caption_images, human_spread, rank_path
 from clipconformity.datasets import (
     merge_results,
     read_captions,
@@ -157,6 +157,51 @@ def test_results_of_two_processes_that_overlap_are_refused(tmp_path):
         merge_results([tmp_path / "a.json", tmp_path / "b.json"], tmp_path / "c.json")
     with pytest.raises(FileNotFoundError, match="no such results file"):
         merge_results([tmp_path / "x.json"], tmp_path / "c.json")
+
+
+def test_settings_are_part_of_the_run(paths, tmp_path):
+    caption_images(Counted(), paths, tmp_path / "out.json", settings="blip, 3 beams")
+    assert caption_images(Counted(), paths, tmp_path / "out.json", settings="blip, 3 beams").reused == 7
+    with pytest.raises(ValueError, match="an earlier call captioned with 'blip, 3 beams', this one with 'git'"):
+        caption_images(Counted(), paths, tmp_path / "out.json", settings="git")
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file"):
+        caption_images(Counted(), paths, tmp_path)
+
+
+def test_a_line_cut_inside_a_letter_is_dropped(paths, tmp_path):
+    partial = tmp_path / "out.json.partial.jsonl"
+    partial.write_bytes('{"image_id": 1, "caption": "caf\u00e9"}\n{"image_id": 2, "caption": "\u00e9'.encode()[:-1])
+    assert caption_images(Counted(), paths, tmp_path / "out.json").reused == 1
+
+
+def test_more_processes_than_images_can_be_merged_and_run_again(paths, tmp_path):
+    for _ in range(2):
+        for rank in range(3):
+            caption_images(Counted(), paths[:2], tmp_path / "out.json", rank=rank, world=3)
+    parts = [rank_path(tmp_path / "out.json", rank, 3) for rank in range(3)]
+    assert len(merge_results(parts, tmp_path / "all.json").texts) == 2
+
+
+def test_ids_may_come_as_an_array_and_must_be_numbers_or_strings(paths, tmp_path):
+    caption_images(Counted(), paths, tmp_path / "out.json", image_ids=np.arange(7))
+    assert read_results(tmp_path / "out.json", torch.arange(7)).ids == list("0123456")
+    with pytest.raises(TypeError, match=r"expected whole numbers or strings, got 1\.5 \(float\)"):
+        caption_images(Counted(), paths[:1], tmp_path / "b.json", image_ids=[1.5])
+    with pytest.raises(ValueError, match="unknown: 0, 1, 2, ...; ids are int and str"):
+        read_results(tmp_path / "out.json", list("0123456"))
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "left"),
+    [
+        ("a photo of a dog", "A photo of", "a dog"),
+        ("another dog", "a", "another dog"),
+        ("question : what is this? dog", "question : what is this?", "dog"),
+        ("a dog", "", "a dog"),
+    ],
+)
+def test_a_prompt_is_cut_off_by_whole_words(text, start, left):
+    assert _without(text, start) == left
 
 
 # --- real classes of transformers, from small random configurations --------------------------------------------------

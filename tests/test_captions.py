@@ -58,3 +58,15 @@ def test_absent_and_binary_files_are_refused(tmp_path):
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(ValueError, match="not UTF-8"):
         read_captions(tmp_path / "b.txt")
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x"])
+def test_other_files_are_not_taken_for_lines_of_captions(tmp_path, name):
+    (tmp_path / name).write_text("id,caption\n1,a dog\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"expected captions in a \.txt file, one a line, or a \.json file"):
+        read_captions(tmp_path / name)
+
+
+def test_a_line_ends_where_a_text_file_ends_one(tmp_path):
+    (tmp_path / "x.txt").write_bytes("a\u2028b\r\nc\x85d\n\n".encode())
+    assert read_captions(tmp_path / "x.txt").texts == ["a\u2028b", "c\x85d"]

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -519,8 +520,16 @@ def test_merge_refuses_one_reference(folder, capsys):
 
 
 def test_merge_refuses_a_reference_with_itself(folder, capsys):
-    arguments = ["merge", folder / "r.safetensors", folder / "r.safetensors", "-o", folder / "new.safetensors"]
-    assert_refused(capsys, folder, arguments, "with itself")
+    shutil.copy(folder / "r.safetensors", folder / "copy.safetensors")
+    for other, message in (("r", "given twice"), ("copy", "with itself")):
+        arguments = [
+            "merge",
+            folder / "r.safetensors",
+            folder / f"{other}.safetensors",
+            "-o",
+            folder / "new.safetensors",
+        ]
+        assert_refused(capsys, folder, arguments, message)
 
 
 def test_merge_refuses_references_of_different_kinds(folder, capsys):
@@ -558,7 +567,7 @@ def test_a_name_that_promises_another_format_is_refused(folder, capsys, command)
     given = {
         "embed": ["--captions", folder / "captions.txt", "--encoder", "tiny"],
         "reference": ["--embeddings", folder / "e.safetensors"],
-        "merge": [folder / "r.safetensors", folder / "r.safetensors"],
+        "merge": [folder / "r.safetensors", folder / "other.safetensors"],
     }
     (folder / "captions.txt").write_text("a red circle\n", encoding="utf-8")
     assert_refused(capsys, folder, [command, *given[command], "-o", folder / "y.npy"], "ends in .safetensors")
@@ -571,3 +580,15 @@ def test_a_name_that_promises_another_format_is_refused(folder, capsys, command)
 def test_options_of_coco_without_it_are_refused(folder, capsys, option):
     arguments = ["reference", "--embeddings", folder / "e.safetensors", *option, "-o", folder / "n.safetensors"]
     assert_refused(capsys, folder, arguments, f"{option[0]}: goes with --coco")
+
+
+def test_a_file_given_twice_is_refused(folder, capsys):
+    twice = [folder / "evaluated.npy", folder / "evaluated.npy"]
+    message = "is given twice; name each file once"
+    assert_refused(capsys, folder, ["reference", "--embeddings", *twice, "-o", folder / "n.safetensors"], message)
+    score = ["score", "--embeddings", folder / "evaluated.npy", "--reference", folder / "r.safetensors"]
+    for outputs in (
+        ["--per-sample", folder / "x", "--report", folder / "x"],
+        ["--per-sample", folder / "r.safetensors"],
+    ):
+        assert_refused(capsys, folder, [*score, *outputs], message)

@@ -1,10 +1,11 @@
 """MS-COCO: layouts, the Karpathy split, the choice of captions, and what is refused."""
 
 import json
+import shutil
 
 import pytest
 
-from clipconformity.datasets import read_captions, read_coco, sample_scenes, write_coco_scenes
+from clipconformity.datasets import list_images, read_captions, read_coco, sample_scenes, write_coco_scenes
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +182,15 @@ def test_a_wrong_place_or_argument_is_told(drawn, tmp_path):
     (tmp_path / "annotations" / "captions_val2017.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="broken JSON at line 1"):
         read_coco(tmp_path)
+
+
+def test_images_come_in_the_order_of_their_folder(drawn, tmp_path):
+    shutil.copytree(drawn, tmp_path / "coco")
+    path = tmp_path / "coco" / "annotations" / "captions_val2017.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["images"].reverse()
+    path.write_text(json.dumps(content), encoding="utf-8")
+    found = read_coco(tmp_path / "coco")
+    assert found.image_paths == list_images(tmp_path / "coco" / "val2017")
+    assert found.captions.groups == found.image_ids
+    assert found.captions == read_coco(drawn).captions

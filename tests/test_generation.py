@@ -1,5 +1,6 @@
 """Text to image: what a run depends on and what not, interruption, black images, and what is refused."""
 
+import functools
 import json
 import sys
 import warnings
@@ -203,6 +204,63 @@ def test_options_are_part_of_the_run(tmp_path):
         generate_images(pipeline, PROMPTS, tmp_path, options={"strength": 0.6})
 
 
+def painted(prompts, seeds, **options):
+    return noise(prompts, seeds)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"a": {"scale": 0.1}}, {"a": {"scale": 1.0}}),
+        ({"a": np.int64(2)}, {"a": np.int64(50)}),
+        ({"a": np.zeros(3)}, {"a": np.ones(3)}),
+        ({"a": torch.tensor([2**24])}, {"a": torch.tensor([2**24 + 1])}),
+        ({"a": Image.new("L", (2, 2), 0)}, {"a": Image.new("L", (2, 2), 1)}),
+        ({"a": Path("x")}, {"a": Path("y")}),
+        ({"a": torch.float16}, {"a": torch.float32}),
+        ({"a": {1, 2}}, {"a": {1, 3}}),
+    ],
+)
+def test_options_of_every_kind_are_part_of_the_run(tmp_path, first, second):
+    generate_images(painted, PROMPTS, tmp_path, options=first)
+    assert generate_images(painted, PROMPTS, tmp_path, options=dict(first)).reused == len(PROMPTS)
+    with pytest.raises(ValueError, match="is of another run: its settings"):
+        generate_images(painted, PROMPTS, tmp_path, options=second)
+
+
+def test_prompts_may_come_as_any_iterable(tmp_path):
+    assert len(generate_images(noise, iter(PROMPTS), tmp_path / "a").paths) == 5
+    assert len(generate_images(noise, np.array(PROMPTS), tmp_path / "b").paths) == 5
+
+
+def test_a_callable_that_hides_what_it_takes_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="expected a pipeline with prompt and generator, or a function of prompts"):
+        generate_images(lambda *a, **k: noise(*a), PROMPTS, tmp_path)
+
+
+def test_prompts_and_captions_keep_what_only_looks_like_a_line_break(tmp_path):
+    strange = ["one\u2028two", "three\x85four", "five\nsix", "lone \ud83d half"]
+    generate_images(noise, strange, tmp_path)
+    assert [entry["prompt"] for entry in read_manifest(tmp_path)] == strange
+    assert generate_images(noise, strange, tmp_path).reused == 4
+
+
+def test_a_manifest_tells_of_the_images_that_are_there(tmp_path):
+    generate_images(noise, PROMPTS, tmp_path, seed=1)
+    for path in list_images(tmp_path):
+        path.unlink()
+    for rank in (0, 1):
+        generate_images(noise, PROMPTS[::-1], tmp_path, seed=2, rank=rank, world=2)
+    assert [entry["prompt"] for entry in read_manifest(tmp_path)] == PROMPTS[::-1]
+    assert read_manifest(tmp_path)[0]["seed"] == sample_seed(2, 0)
+
+
+def test_a_shorter_run_in_the_folder_of_a_longer_is_refused(tmp_path):
+    generate_images(noise, PROMPTS, tmp_path)
+    with pytest.raises(ValueError, match="holds 3 images of a longer run, such as 000002_0.png"):
+        generate_images(noise, PROMPTS[:2], tmp_path)
+
+
 # --- real classes of diffusers, from small random configurations -----------------------------------------------------
 
 
@@ -261,6 +319,26 @@ def test_real_pipelines_give_the_same_images_however_they_are_split_and_stopped(
         difference = np.concatenate([abs(one[name] - other[name]).ravel() for name in one])
         assert difference.max() <= 1
         assert (difference > 0).mean() < 0.01
+
+
+def test_a_wrapped_pipeline_is_seen_through(smoke, tmp_path):
+    first, second = smoke.stable_diffusion(), smoke.stable_diffusion(seed=1)
+    options = {"num_inference_steps": 2}
+    generate_images(functools.partial(first, num_inference_steps=2), PROMPTS[:2], tmp_path)
+    assert generate_images(first, PROMPTS[:2], tmp_path, options=options).reused == 2
+    assert generate_images(first.__call__, PROMPTS[:2], tmp_path, options=options).reused == 2
+    for other in (functools.partial(second, **options), functools.partial(first, num_inference_steps=3)):
+        with pytest.raises(ValueError, match="is of another run: its settings"):
+            generate_images(other, PROMPTS[:2], tmp_path)
+    for name, instead in (("generator", "seed"), ("num_images_per_prompt", "images_per_prompt")):
+        with pytest.raises(ValueError, match=f"{name}.*give {instead} instead"):
+            generate_images(first, PROMPTS[:2], tmp_path, options={name: 1})
+
+
+def test_a_negative_prompt_holds_for_every_prompt(smoke, tmp_path):
+    options = {"num_inference_steps": 2, "negative_prompt": "blurry"}
+    made = generate_images(smoke.stable_diffusion(), PROMPTS[:3], tmp_path, batch_size=2, options=options)
+    assert len(made.paths) == 3
 
 
 def test_what_the_real_safety_checker_blacks_out_is_counted_and_excluded(smoke, tmp_path):

@@ -21,7 +21,7 @@ LAYERS = [
     ["intervals"],
     ["plots", "properties"],
     ["encoders", "datasets"],
-    ["metrics"],
+    ["metrics", "_pipelines"],
     ["evaluation"],
     ["report"],
     ["captioning", "demo", "generation"],

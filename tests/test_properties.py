@@ -185,3 +185,12 @@ def test_the_command_leaves_out_the_groups_of_a_file(tmp_path, capsys):
         found = json.loads(capsys.readouterr().out)["properties"]
         wide[name] = {p["name"]: p["high"] - p["low"] for p in found}
     assert all(wide["grouped"][name] > 1.2 * wide["plain"][name] for name in ("offset", "thin shell"))
+
+
+def test_the_command_refuses_files_of_different_encoders(tmp_path, capsys):
+    rows = ellipsoid_rows(60, 8, torch.Generator().manual_seed(0)).float()
+    for name, spec in (("image", "hf:A"), ("text", "hf:B")):
+        write_embeddings(tmp_path / f"{name}.safetensors", rows, spec=spec, modality=name)
+    files = [f"--{name}-embeddings={tmp_path / name}.safetensors" for name in ("image", "text")]
+    assert main(["geometry", *files]) == 2
+    assert "different encoders (hf:A, hf:B)" in capsys.readouterr().err

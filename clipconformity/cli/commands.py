@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipconformity import __version__
-from clipconformity.cli.sources import open_coco, open_source
+from clipconformity.cli.sources import open_coco, open_source, refuse_repeated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,9 +117,10 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     from clipconformity.evaluation import score, write_per_sample
     from clipconformity.reference import ReferenceSet
 
-    for output in (options.per_sample, options.report):
-        if output is not None:
-            _check_output(output)
+    outputs = [path for path in (options.per_sample, options.report) if path is not None]
+    refuse_repeated([*outputs, options.reference], "--per-sample, --report and --reference")
+    for output in outputs:
+        _check_output(output)
     if options.resamples < 1:
         raise ValueError(f"--resamples: expected at least 1, got {options.resamples}.")
     reference = ReferenceSet.load(options.reference)
@@ -158,7 +159,7 @@ def measure_geometry(options: argparse.Namespace) -> dict[str, Any]:
     if options.report is not None:
         _check_output(options.report)
     paths = {"image": options.image_embeddings, "text": options.text_embeddings}
-    rows, groups = {}, {}
+    rows, groups, origins = {}, {}, {}
     for modality, path in paths.items():
         if path is None:
             continue
@@ -168,7 +169,11 @@ def measure_geometry(options: argparse.Namespace) -> dict[str, Any]:
         if not options.allow_normalized:
             refuse_normalized(file.embeddings, str(path))
         groups[modality] = file.groups
+        origins[modality] = (file.spec, (file.encoder_id or {}).get("weights"))
         rows[modality] = file.embeddings.float()
+    for one, other in zip(*origins.values(), strict=True) if len(origins) == 2 else ():
+        if one is not None and other is not None and one != other:
+            raise ValueError(f"the files come from different encoders ({one}, {other}); encode both with the same one.")
     image, text = rows.get("image"), rows.get("text")
     paired = image is not None and text is not None and len(image) == len(text) and not options.unpaired
     sweep = gap = None
@@ -215,6 +220,7 @@ def merge_references(options: argparse.Namespace) -> dict[str, Any]:
 
     if len(options.references) < 2:
         raise ValueError("merge: expected at least two references.")
+    refuse_repeated(options.references, "references")
     _check_safetensors(options.output)
     merged, *others = (ReferenceSet.load(path) for path in options.references)
     for other in others:

@@ -33,6 +33,7 @@ def open_source(options: argparse.Namespace, default_encoder: str | None = None)
         if getattr(options, name, None) is not None:
             raise ValueError(f"--{name.replace('_', '-')}: goes with --coco; leave it out.")
     if getattr(options, "embeddings", None):
+        refuse_repeated(options.embeddings, "--embeddings")
         return embedding_source(options.embeddings, spec=options.encoder, modality=options.modality)
     kind = "image" if options.images else "text"
     if getattr(options, "modality", None) not in (None, kind):
@@ -85,6 +86,19 @@ def open_coco(options: argparse.Namespace) -> CocoSources:
         _images(options, coco.image_paths, options.coco, encoder),
         caption_source(coco.captions, encoder, batch_size=options.batch_size),
     )
+
+
+def refuse_repeated(paths: Sequence[Path], name: str) -> None:
+    """Refuse a file that is given twice: its samples would count twice, or be overwritten.
+
+    Raises:
+        ValueError: If one is.
+    """
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise ValueError(f"{name}: {path} is given twice; name each file once.")
+        seen.add(path.resolve())
 
 
 def _check_numbers(options: argparse.Namespace) -> None:

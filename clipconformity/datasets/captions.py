@@ -40,10 +40,12 @@ def read_captions(path: Path | str) -> Captions:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from None
+    if path.suffix.lower() not in (".txt", ".json"):
+        raise ValueError(f"{path}: expected captions in a .txt file, one a line, or a .json file.")
     if path.suffix.lower() == ".json":
         captions = _from_json(path, text)
     else:
-        lines = [(str(number), line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        lines = [(str(number), line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
         captions = Captions([line for _, line in lines], [number for number, _ in lines])
     if not captions.texts:
         raise ValueError(f"{path}: holds no captions.")

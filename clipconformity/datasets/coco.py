@@ -24,7 +24,7 @@ class Coco:
 
     Attributes:
         split: Which one.
-        image_ids: Ids of the images, in the order of the annotations.
+        image_ids: Ids of the images, in the order of their files, as ``list_images`` gives them.
         image_paths: Their files, in the same order.
         captions: The chosen captions; ``ids`` are annotation ids and ``groups`` image ids.
         missing: Files that are not there, with ``on_missing="skip"``; their images and captions are left out.
@@ -120,6 +120,7 @@ def read_coco(
     if not root.is_dir():
         raise NotADirectoryError(f"{root}: expected the folder of MS-COCO.")
     images = _official(root, split) if karpathy is None else _karpathy(root, split, Path(karpathy))
+    images = sorted(images, key=lambda image: image.path)  # as a folder of them is listed, so that rows pair up
     present = [image for image in images if image.path.is_file()]
     missing = [image.path for image in images if not image.path.is_file()]
     if missing and (on_missing == "raise" or not present):
@@ -233,6 +234,8 @@ def _json(path: Path) -> Any:
         raise ValueError(f"{path}: broken JSON at line {error.lineno}: {error.msg}.") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from None
+    except RecursionError:
+        raise ValueError(f"{path}: broken JSON: nested too deeply to be annotations.") from None
 
 
 def _fields(path: Path, part: str, number: int, entry: Any, wanted: dict[str, type]) -> Any:

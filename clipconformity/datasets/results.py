@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeGuard
 
 from clipconformity._files import replacing
 from clipconformity.datasets.captions import Captions
@@ -34,6 +34,7 @@ def write_results(path: Path | str, image_ids: Sequence[ImageId], captions: Sequ
         ValueError: If the lengths differ, an id comes twice, or a caption is empty.
         OSError: If the file cannot be written.
     """
+    image_ids = listed_ids(image_ids)
     if len(image_ids) != len(captions):
         raise ValueError(f"expected one caption for each image, got {len(captions)} for {len(image_ids)}.")
     refuse_duplicates("image_ids", image_ids)
@@ -41,7 +42,7 @@ def write_results(path: Path | str, image_ids: Sequence[ImageId], captions: Sequ
         raise ValueError("captions: expected words, got an empty caption.")
     entries = [{"image_id": name, "caption": text} for name, text in zip(image_ids, captions, strict=True)]
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+        temporary.write_text(json.dumps(entries), encoding="utf-8")
 
 
 def read_results(
@@ -63,17 +64,28 @@ def read_results(
             counts them and names the first.
     """
     path = Path(path)
+    if on_missing not in ("raise", "skip"):
+        raise ValueError(f"on_missing: expected 'raise' or 'skip', got {on_missing!r}.")
     entries = result_entries(path)
+    if not entries:
+        raise ValueError(f"{path}: expected COCO results with one caption at least, got none.")
     names = [name for name, _ in entries]
     refuse_duplicates(str(path), names)
     texts = dict(entries)
     if image_ids is not None:
+        image_ids = listed_ids(image_ids)
+        refuse_duplicates("image_ids", image_ids)
         wanted = set(image_ids)
         unknown = [name for name in names if name not in wanted]
         if unknown:
-            raise ValueError(
-                f"{path}: {len(unknown)} of {len(names)} image ids are unknown: {first_few(unknown)}; "
+            kinds = {type(name).__name__ for name in (*unknown[:1], *image_ids[:1])}
+            hint = (
                 "is this a results file of another split?"
+                if len(kinds) < 2
+                else f"ids are {' and '.join(sorted(kinds))}."
+            )
+            raise ValueError(
+                f"{path}: {len(unknown)} of {len(names)} image ids are unknown: {first_few(unknown)}; {hint}"
             )
         missing = [name for name in image_ids if name not in texts]
         if missing and on_missing == "raise":
@@ -104,15 +116,34 @@ def result_entries(path: Path) -> list[tuple[ImageId, str]]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: broken JSON at line {error.lineno}: {error.msg}.") from None
-    if not isinstance(content, list) or not content:
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON in UTF-8 ({type(error).__name__}).") from None
+    if not isinstance(content, list):
         raise ValueError(f"{path}: expected COCO results, a list of entries with image_id and caption.")
     entries = []
     for number, entry in enumerate(content):
         name, text = (entry.get("image_id"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(name, (int, str)) or not isinstance(text, str) or not text.strip():
+        if not _is_id(name) or not isinstance(text, str) or not text.strip():
             raise ValueError(f"{path}: entry {number}: expected image_id and a caption in words, got {entry!r:.80}.")
         entries.append((name, text.strip()))
     return entries
+
+
+def _is_id(name: object) -> TypeGuard[ImageId]:
+    return isinstance(name, int | str) and not isinstance(name, bool)
+
+
+def listed_ids(ids: Any) -> list[ImageId]:
+    """List ids, also those of a tensor or an array.
+
+    Raises:
+        TypeError: If one is neither a whole number nor a string.
+    """
+    listed: list[ImageId] = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    wrong = [name for name in listed if not _is_id(name)]
+    if wrong:
+        raise TypeError(f"image_ids: expected whole numbers or strings, got {wrong[0]!r} ({type(wrong[0]).__name__}).")
+    return listed
 
 
 def refuse_duplicates(where: str, ids: Sequence[ImageId]) -> None:

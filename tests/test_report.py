@@ -13,7 +13,7 @@ from PIL import Image
 
 import clipconformity as cc
 from clipconformity import properties
-from clipconformity.evaluation import Source, SourceBatch, score
+from clipconformity.evaluation import Source, SourceBatch, score, write_per_sample
 from clipconformity.functional import shift_sweep
 from clipconformity.report import Run, write_geometry_report, write_report
 
@@ -293,3 +293,13 @@ def test_one_modality_alone_has_no_plots_of_both(tmp_path, pair):
 def test_no_properties_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
         write_geometry_report(tmp_path / "g.html", [])
+
+
+def test_names_that_are_not_utf8_stop_neither_the_report_nor_the_table(tmp_path, rows, reference):
+    names = [f"caf\udce9 {number}" for number in range(len(rows))]  # as Python reads a file name in Latin-1
+    result = scored(rows, reference, names)
+    run = Run("mine", result, reference, captions=[f"of {name}" for name in names])
+    text, _ = written(tmp_path / "r.html", [run])
+    assert "caf&#56553; " in text
+    write_per_sample(tmp_path / "r.csv", result)
+    assert (tmp_path / "r.csv").read_text(encoding="utf-8").count("caf\\udce9 ") == len(rows)

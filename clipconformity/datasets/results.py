@@ -95,7 +95,9 @@ def read_results(
 
 
 def merge_results(paths: Sequence[Path | str], output: Path | str) -> Captions:
-    """Join the results of several processes, in the order of the images; ids that come twice are refused.
+    """Join the results of several processes, an image of each in turn, as they shared them.
+
+    That is the order of the images, unless some were left out for their empty captions.
 
     Raises:
         FileNotFoundError: If a file is not there.

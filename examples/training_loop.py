@@ -138,7 +138,7 @@ def draw(path, history: list[dict[str, Any]]) -> None:
     axes[0].legend(frameon=False)
     for ax, (key, label), color in zip(axes, panels, _shared.COLORS, strict=False):
         ax.plot(epochs, [row[key] for row in history], "o-", color=color)
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.15 * ax.dataLim.ymax)
         ax.set_xticks([row["epoch"] for row in history])
         ax.set_xlabel("epoch")
         ax.set_ylabel(label)

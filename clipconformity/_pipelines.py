@@ -18,12 +18,12 @@ from clipconformity.encoders.images import as_images
 
 
 def unwrapped(generator: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Take a pipeline out of ``functools.partial`` and of its bound method: its weights and options are to be seen."""
+    """Take a generator out of ``functools.partial`` and of its bound call: weights and options are to be seen."""
     inner: Any = generator
     given = options
     while isinstance(inner, functools.partial) and not inner.args:
         inner, given = inner.func, inner.keywords | given
-    if inspect.ismethod(inner) and hasattr(inner.__self__, "components"):
+    if inspect.ismethod(inner) and inner.__name__ == "__call__":
         inner = inner.__self__
     if _is_pipeline(inner):
         for name, instead in (
@@ -34,10 +34,11 @@ def unwrapped(generator: Any, options: dict[str, Any]) -> tuple[Any, dict[str, A
             if name in given:
                 raise ValueError(f"options: {name!r} is set for every image here; give {instead} instead.")
         return inner, given
-    named = [p for p in _parameters(generator).values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if _parameters(generator) and len(named) < 2:
+    known = _parameters(inner)
+    named = [p for p in known.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if known and len(named) < 2:
         raise TypeError("generator: expected a pipeline with prompt and generator, or a function of prompts and seeds.")
-    return generator, options
+    return inner, given
 
 
 def adapted(
@@ -47,7 +48,7 @@ def adapted(
     if _is_pipeline(generator):
         takes = str(_parameters(generator)["generator"].annotation)
         return _pipeline_call(generator, options), "list" in takes.lower()
-    return (lambda prompts, seeds: images_of(generator(prompts, seeds, **options))), True
+    return (lambda prompts, seeds: _images_of(generator(prompts, seeds, **options))), True
 
 
 def _is_pipeline(generator: Callable[..., Any]) -> bool:
@@ -72,12 +73,12 @@ def _pipeline_call(
             name: [value] * len(prompts) if name.startswith("negative_prompt") and isinstance(value, str) else value
             for name, value in options.items()
         }
-        return images_of(pipeline(prompt=prompts, generator=noise[0] if one else noise, **given))
+        return _images_of(pipeline(prompt=prompts, generator=noise[0] if one else noise, **given))
 
     return call
 
 
-def images_of(result: Any) -> list[Image.Image]:
+def _images_of(result: Any) -> list[Image.Image]:
     """Take the images out of a pipeline's output object, its tuple, or a list."""
     images = getattr(result, "images", result)
     if isinstance(images, tuple) and images and not isinstance(images[0], Image.Image):

@@ -150,29 +150,21 @@ def generate_images(
 
 
 def read_manifest(output: Path | str) -> list[dict[str, Any]]:
-    """Read prompt, seed and file of all images in a folder, from the lines that its processes wrote.
+    """Read prompt, seed and file of all images in a folder, of whatever process, as the images themselves say.
 
     Returns:
-        One entry an image, in the order of the prompts: file, prompt, prompt_index, copy, seed, black, settings. Lines
-        of files that are gone, and a last line cut off by an interruption, are left out.
+        One entry an image, in the order of the prompts: file, prompt, prompt_index, copy, seed, black, settings.
 
     Raises:
         FileNotFoundError: If the folder has no manifest.
+        ValueError: If an image is empty, or of another origin.
     """
     folder = Path(output)
-    paths = sorted(folder.glob("manifest*.jsonl"))
-    if not paths:
+    if not any(folder.glob("manifest*.jsonl")):
         raise FileNotFoundError(f"{folder}: no manifest*.jsonl; is this a folder of generate_images?")
-    entries = {}
-    for path in paths:
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if (folder / entry["file"]).is_file():  # what the image itself says holds, should a line be an older one
-                entries[entry["file"]] = _read_about(folder / entry["file"]) | {"file": entry["file"]}
-    return sorted(entries.values(), key=lambda entry: (entry["prompt_index"], entry["copy"]))
+    paths = [path for path in folder.iterdir() if _STEM.fullmatch(path.name)]
+    entries = [_read_about(path) | {"file": path.name} for path in paths]
+    return sorted(entries, key=lambda entry: (entry["prompt_index"], entry["copy"]))
 
 
 def is_black(image: Image.Image) -> bool:

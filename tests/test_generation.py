@@ -92,8 +92,10 @@ def test_what_an_interruption_leaves_of_a_line_or_a_file_does_no_harm(tmp_path):
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text(manifest.read_text(encoding="utf-8")[:-40], encoding="utf-8")
     (tmp_path / ".000003_0.png.tmp123.png").write_bytes(b"half")
-    assert len(read_manifest(tmp_path)) == 2
+    assert len(read_manifest(tmp_path)) == 3  # the images themselves say what they are
     assert generate_images(noise, PROMPTS, tmp_path).reused == 3
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == PROMPTS
     assert [entry["prompt"] for entry in read_manifest(tmp_path)] == PROMPTS
 
 
@@ -193,6 +195,9 @@ def test_options_of_a_function_are_handed_on_and_part_of_the_run(tmp_path):
     assert {Image.open(path).getpixel((0, 0)) for path in list_images(tmp_path)} == {(7, 7, 7)}
     with pytest.raises(ValueError, match="is of another run: its settings"):
         generate_images(shaded, PROMPTS, tmp_path, options={"grey": 8})
+    assert generate_images(functools.partial(shaded, grey=7), PROMPTS, tmp_path).reused == len(PROMPTS)
+    with pytest.raises(ValueError, match="is of another run: its settings"):
+        generate_images(functools.partial(shaded, grey=8), PROMPTS, tmp_path)
 
 
 def test_options_are_part_of_the_run(tmp_path):

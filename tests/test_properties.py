@@ -194,3 +194,7 @@ def test_the_command_refuses_files_of_different_encoders(tmp_path, capsys):
     files = [f"--{name}-embeddings={tmp_path / name}.safetensors" for name in ("image", "text")]
     assert main(["geometry", *files]) == 2
     assert "different encoders (hf:A, hf:B)" in capsys.readouterr().err
+    for name, spec in (("image", "hf:A"), ("text", "folder of A")):  # one checkpoint under two names
+        path = tmp_path / f"{name}.safetensors"
+        write_embeddings(path, rows, spec=spec, encoder_id={"weights": "a"}, modality=name)
+    assert main(["geometry", *files]) == 0

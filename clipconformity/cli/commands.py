@@ -171,9 +171,13 @@ def measure_geometry(options: argparse.Namespace) -> dict[str, Any]:
         groups[modality] = file.groups
         origins[modality] = (file.spec, (file.encoder_id or {}).get("weights"))
         rows[modality] = file.embeddings.float()
-    for one, other in zip(*origins.values(), strict=True) if len(origins) == 2 else ():
-        if one is not None and other is not None and one != other:
-            raise ValueError(f"the files come from different encoders ({one}, {other}); encode both with the same one.")
+    if len(origins) == 2:
+        specs, weights = zip(*origins.values(), strict=True)
+        told = specs if None in weights else weights  # the same weights may go by several names
+        if None not in told and len(set(told)) > 1:
+            raise ValueError(
+                f"the files come from different encoders ({', '.join(told)}); encode both with the same one."
+            )
     image, text = rows.get("image"), rows.get("text")
     paired = image is not None and text is not None and len(image) == len(text) and not options.unpaired
     sweep = gap = None

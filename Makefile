@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+THREADED := tests/test_intervals.py tests/test_moments.py tests/test_real_data.py tests/test_demo.py
 
 .PHONY: demo test test-transformers4 lint types docs bench clean
 .DELETE_ON_ERROR:
@@ -21,8 +22,10 @@ $(VENV)/.all: pyproject.toml | $(VENV)/bin/python
 demo: $(VENV)/.core
 	$(BIN)/python -m clipconformity demo -o demo-output
 
+# Side by side on one thread each; then what computes most, on as many threads as a user has.
 test: lint types docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest $(THREADED)
 
 # Transformers 4 beside the environment's 5, for what depends on it.
 test-transformers4: $(VENV)/.all

@@ -150,7 +150,7 @@ def null_divergences(evaluated: Side, reference: Side, resamples: int, generator
     fitted = plan(reference, reference)
     share = torch.zeros_like(reference.counts)
     window = slice(1 + fitted.first * fitted.factor, 1 + fitted.last * fitted.factor)
-    share[window] = fitted.starts[0][0].softmax(0).repeat_interleave(fitted.factor) / fitted.factor
+    share[window] = torch.from_numpy(fitted.starts[0]).softmax(0).repeat_interleave(fitted.factor) / fitted.factor
     sides = [Side(share * side.effective, side.effective) for side in (evaluated, reference)]
     readout = plan(*sides)
     drawn = [torch.poisson(side.counts.expand(resamples, -1).contiguous(), generator=generator) for side in sides]

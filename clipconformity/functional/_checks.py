@@ -76,21 +76,6 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-def one_thread(function: Callable[P, R]) -> Callable[P, R]:
-    """Run ``function`` on one thread: over small arrays, threads that share busy cores wait for each other."""
-
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            torch.set_num_threads(threads)
-
-    return wrapper
-
-
 def working(embeddings: Tensor) -> Tensor:
     """Give the tensor in the precision that its arithmetic runs in.
 

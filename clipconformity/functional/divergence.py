@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from clipconformity.functional._checks import full_precision, one_thread, result_dtype
+from clipconformity.functional._checks import full_precision, result_dtype
 from clipconformity.functional._density import (
     CELLS_PER_STD,
+    Array,
     Grid,
     choose_penalty,
-    fit_log_density,
+    log_probabilities,
+    relative_entropy,
 )
 
 MIN_SAMPLES = 10
@@ -51,7 +54,8 @@ class Readout(NamedTuple):
     biases: tuple[float, float]
     """Expected excess of the plug-in value, from the evaluated and from the reference side."""
     effective: tuple[float, float]
-    starts: tuple[Tensor, Tensor]
+    starts: tuple[Array, Array]
+    """Log-means of the two fits, ``(last - first,)``."""
 
 
 class Divergences(NamedTuple):
@@ -163,7 +167,6 @@ def warn_lower_bound() -> None:
     )
 
 
-@one_thread
 def corrected_kl(evaluated: Side, reference: Side) -> Divergences:
     """Bias-corrected divergences of one pair, cut at 0, each a scalar."""
     readout = plan(evaluated, reference)
@@ -193,8 +196,7 @@ def plan(evaluated: Side, reference: Side) -> Readout:
     penalties, biases, starts = [], [], []
     for x, std, side in zip(coarse, stds, (evaluated, reference), strict=True):
         weighed = x[first:last] * (side.effective / x.sum())
-        penalty, freedom = choose_penalty(weighed, max(std / factor, 0.5))
-        eta = fit_log_density(weighed[None], torch.tensor(penalty, dtype=torch.float64))
+        penalty, freedom, eta = choose_penalty(weighed.numpy(), max(std / factor, 0.5))
         penalties.append(penalty)
         biases.append((freedom - 1) / (2 * side.effective))
         starts.append(eta)
@@ -212,20 +214,15 @@ def plan(evaluated: Side, reference: Side) -> Readout:
 
 def plug_in(readout: Readout, evaluated: Tensor, reference: Tensor) -> Divergences:
     """Plug-in divergences of histograms ``(B, CELLS + 2)`` under a settled read-out."""
-    logs, probabilities = [], []
+    logs, floors = [], []
     for i, histograms in enumerate((evaluated, reference)):
         coarse = _coarsened(_folded(histograms), readout.factor)[:, readout.first : readout.last]
         weighed = coarse * (readout.effective[i] / coarse.sum(1, keepdim=True))
-        eta = fit_log_density(weighed, torch.tensor(readout.penalties[i], dtype=torch.float64), start=readout.starts[i])
-        eta = eta - torch.logsumexp(eta, 1, keepdim=True)
-        probabilities.append(eta.exp())
-        floor = torch.tensor(TAIL_FLOOR / readout.effective[i], dtype=torch.float64).log()
-        logs.append(eta.clamp_min(float(floor)))
-    p, q = probabilities
-    # The floor stands on the denominator's side only: a log-probability never meets -inf there.
-    forward = (p * (p.clamp_min(1e-300).log() - logs[1])).sum(1)
-    reverse = (q * (q.clamp_min(1e-300).log() - logs[0])).sum(1)
-    return Divergences(forward, reverse)
+        logs.append(log_probabilities(weighed.numpy(), readout.penalties[i], readout.starts[i]))
+        floors.append(math.log(TAIL_FLOOR / readout.effective[i]))
+    forward = relative_entropy(logs[0], logs[1], floors[1])
+    reverse = relative_entropy(logs[1], logs[0], floors[0])
+    return Divergences(torch.from_numpy(forward), torch.from_numpy(reverse))
 
 
 def _folded(counts: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipconformity._files import replacing
+from clipconformity._files import write_tensors
 from clipconformity.checks import check_stream, is_normalized
 from clipconformity.encoders.protocol import Encoder
 from clipconformity.functional import conformity
@@ -353,15 +353,12 @@ class ReferenceSet:
         Raises:
             OSError: If it cannot be written.
         """
-        from safetensors.torch import save_file
-
         from clipconformity import __version__
 
         parts = (self.mean, self.unit_sum, self.covariance, *self.sketch)
-        tensors = {name: part.contiguous() for name, part in zip(_TENSORS, parts, strict=True)}
+        tensors = dict(zip(_TENSORS, parts, strict=True))
         about = {"format": FORMAT, "format_version": FORMAT_VERSION, "library_version": __version__}
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, about | {"reference": json.dumps(self.describe())})
+        write_tensors(path, tensors, about | {"reference": json.dumps(self.describe())})
 
     @classmethod
     def load(cls, path: Path | str) -> ReferenceSet:

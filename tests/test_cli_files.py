@@ -299,3 +299,26 @@ def test_a_closed_standard_error_changes_nothing_else(folder):
     assert done.returncode == 0
     assert json.loads(done.stdout)["properties"]
     assert shell("PROGRAM merge r.safetensors none -o out.safetensors 2>&-").stdout == ""
+
+
+# --- encoders that only a file names ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", ["hf:nobody/none", "open_clip:ViT-B-32/openai", "encoder"])
+@pytest.mark.parametrize("source", [["--images", "images"], ["--captions", "c.txt"]])
+def test_a_reference_does_not_decide_what_is_loaded(spec, source, folder, capsys, monkeypatch):
+    loaded = []
+    monkeypatch.setattr("clipconformity.encoders.load_encoder", lambda spec, device: loaded.append(spec))
+    ReferenceSet.fit(torch.rand(30, 48) + 0.1, spec=spec).save("named.safetensors")
+    assert main(["score", *source, "--reference", "named.safetensors"]) == 2
+    captured = capsys.readouterr()
+    assert f"the reference names encoder {spec!r}; pass --encoder {spec!r} to load it" in captured.err
+    assert (captured.out, captured.err.count("\n"), loaded) == ("", 1, [])
+
+
+@pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")
+def test_an_encoder_that_a_reference_names_is_loaded_when_told(folder, capsys):
+    Path("many.txt").write_text("".join(f"a {size} {hue} star\n" for size in ("big", "small") for hue in "abcdefgh"))
+    told = ["--captions", "many.txt", "--encoder", "encoder"]
+    assert main(["reference", *told, "-o", "named.safetensors"]) == 0
+    assert main(["score", *told, "--reference", "named.safetensors", "--resamples", "5"]) == 0

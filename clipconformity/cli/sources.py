@@ -135,6 +135,10 @@ def _named(spec: str | None) -> str:
 def _encoder(options: argparse.Namespace, of_reference: str | None = None) -> BaseEncoder:
     from clipconformity.encoders import hide_progress_bars, load_encoder
 
+    if options.encoder is None and of_reference not in (None, "tiny"):  # data do not decide what is loaded
+        raise ValueError(
+            f"--encoder: the reference names encoder {of_reference!r}; pass --encoder {of_reference!r} to load it."
+        )
     spec = _named(options.encoder or of_reference)
     if not sys.stderr.isatty():
         hide_progress_bars()

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity._files import replacing
+from clipconformity._files import check_output, replacing
 from clipconformity.datasets import Captions, write_results
 from clipconformity.datasets.results import (
     ImageId,
@@ -205,8 +205,7 @@ def caption_images(
 
 def _check_settings(target: Path, settings: str | None) -> None:
     """Keep what captions beside the results, and refuse to go on with another."""
-    if target.is_dir():
-        raise IsADirectoryError(f"{target} is a folder; name a file to write.")
+    check_output(target)
     if settings is None:
         return
     path = target.with_name(target.name + ".settings")

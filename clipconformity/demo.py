@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clipconformity._files import replacing
+from clipconformity._files import check_outputs, replacing
 from clipconformity.datasets import (
     Scene,
     draw_scene,
@@ -30,6 +30,7 @@ REAL, GENERATED = 2000, 1000
 COMMON, DIVERSE = 2.0, 1.1
 """Concentrations: the generators draw scenes with probability proportional to p ** concentration."""
 SPLIT = "val2017"
+REPORT, RESULTS, PLOT = "report.html", "results.json", "distributions.png"
 
 
 class Run(NamedTuple):
@@ -43,16 +44,20 @@ class Run(NamedTuple):
     captions: list[str] | None = None
 
 
-def run(output: Path) -> dict[str, Any]:
+def run(output: Path) -> tuple[dict[str, Any], str]:
     """Build references from real scenes, score five simulated generators, and write figures, a plot and a report.
 
     Args:
-        output: Folder to write ``results.json``, ``distributions.png`` and ``report.html`` to; made if absent.
+        output: Folder to write :data:`RESULTS`, :data:`PLOT` and :data:`REPORT` to; made if absent.
 
     Returns:
-        What ``results.json`` holds.
+        What ``results.json`` holds, and the same as a table.
+
+    Raises:
+        OSError: If a file cannot be written there.
     """
     output.mkdir(parents=True, exist_ok=True)
+    check_outputs([("--output", output / name) for name in (REPORT, RESULTS, PLOT)])
     encoder = load_encoder("tiny")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -64,13 +69,12 @@ def run(output: Path) -> dict[str, Any]:
             _say(f"scoring {each.title}")
             scores[each.name] = (each, score(each.source, each.reference, resamples=500))
         _say("writing the report")
-        _report(output / "report.html", scores)
+        _report(output / REPORT, scores)
     result = _results(references, scores)
-    with replacing(output / "results.json") as temporary:
+    with replacing(output / RESULTS) as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    _plot(output / "distributions.png", references, scores)
-    sys.stdout.write(_table(references, scores, output))
-    return result
+    _plot(output / PLOT, references, scores)
+    return result, _table(references, scores, output)
 
 
 def _say(text: str) -> None:
@@ -183,7 +187,7 @@ def _table(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Sco
         for run, result in scores.values():
             if run.reference is reference:
                 lines += _rows(run, result.summary)
-    written = ", ".join(str(output / name) for name in ("report.html", "results.json", "distributions.png"))
+    written = ", ".join(str(output / name) for name in (REPORT, RESULTS, PLOT))
     lines += ["", f"Written: {written}", ""]
     return "\n".join(lines)
 

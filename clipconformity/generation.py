@@ -182,7 +182,7 @@ def _read_about(path: Path) -> dict[str, Any]:
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty; delete it to have the image made again.")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
             about: dict[str, Any] = json.loads(getattr(image, "text", {})[_KEY])
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: no image of generate_images; give a folder of its own.") from error

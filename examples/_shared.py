@@ -85,7 +85,7 @@ def half(device: str) -> torch.dtype:
 def load_pipeline(kind: Any, model: str, device: str) -> Any:
     """Load a diffusers pipeline, in half precision where that is fast, without a bar for every image."""
     _smoke.unclip_module()
-    return _smoke.quiet(kind.from_pretrained(model).to(device, half(device)))
+    return _smoke.quiet(kind.from_pretrained(model, trust_remote_code=False).to(device, half(device)))
 
 
 def coco_and_encoder(

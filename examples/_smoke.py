@@ -27,7 +27,7 @@ def tokenizer(kind: type | None = None):
     """The tokenizer of the tiny CLIP: small, and on disk."""
     from transformers import PreTrainedTokenizerFast
 
-    words = PreTrainedTokenizerFast.from_pretrained(TINY)
+    words = PreTrainedTokenizerFast.from_pretrained(TINY, trust_remote_code=False)
     if kind is None:
         return words
     return kind(tokenizer_object=words.backend_tokenizer, **words.special_tokens_map)

@@ -24,8 +24,8 @@ def build(options):
     if options.kind == "vision_encoder_decoder":
         from transformers import VisionEncoderDecoderModel as Model
 
-        processor = AutoImageProcessor.from_pretrained(options.model)
-        words = AutoTokenizer.from_pretrained(options.model)
+        processor = AutoImageProcessor.from_pretrained(options.model, trust_remote_code=False)
+        words = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     else:
         if options.kind == "blip":
             from transformers import BlipForConditionalGeneration as Model
@@ -33,8 +33,12 @@ def build(options):
             from transformers import GitForCausalLM as Model
         else:
             from transformers import AutoModelForImageTextToText as Model
-        processor = AutoProcessor.from_pretrained(options.model)
-    model = Model.from_pretrained(options.model).to(options.device, _shared.half(options.device)).eval()
+        processor = AutoProcessor.from_pretrained(options.model, trust_remote_code=False)
+    model = (
+        Model.from_pretrained(options.model, trust_remote_code=False)
+        .to(options.device, _shared.half(options.device))
+        .eval()
+    )
     return TransformersCaptioner(model, processor, tokenizer=words, prompt=prompt, options={"num_beams": options.beams})
 
 

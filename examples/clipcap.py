@@ -166,9 +166,11 @@ def build(options, clip_dim: int):
         return model.eval(), words, words.eos_token_id
     from transformers import AutoTokenizer, GPT2LMHeadModel
 
-    words = AutoTokenizer.from_pretrained(options.gpt2)
+    words = AutoTokenizer.from_pretrained(options.gpt2, trust_remote_code=False)
     length = options.prefix_length or (10 if options.mapper == "mlp" else 40)
-    model = ClipCap(GPT2LMHeadModel.from_pretrained(options.gpt2), options.mapper, clip_dim, length)
+    model = ClipCap(
+        GPT2LMHeadModel.from_pretrained(options.gpt2, trust_remote_code=False), options.mapper, clip_dim, length
+    )
     model.load(options.mapper_weights)
     return model.eval().to(options.device), words, words.encode(".")[0]
 

@@ -37,7 +37,7 @@ def main() -> None:
     _shared.different(made, options.images)
     if options.reference:
         reference = ReferenceSet.load(options.reference)
-        encoder = load_encoder(reference.spec or options.encoder, options.device)
+        encoder = load_encoder(options.encoder, options.device)  # a reference of another encoder is refused
     else:
         coco, encoder = _shared.coco_and_encoder(options)
         reference = _shared.image_reference(coco, encoder)

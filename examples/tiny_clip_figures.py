@@ -50,9 +50,9 @@ class Embedder:
     """Raw projections, before L2 normalisation, from a stored checkpoint."""
 
     def __init__(self, directory: Path) -> None:
-        self.model = CLIPModel.from_pretrained(directory).float().eval()
-        self.tokens = AutoTokenizer.from_pretrained(directory)
-        self.processor = AutoImageProcessor.from_pretrained(directory)
+        self.model = CLIPModel.from_pretrained(directory, trust_remote_code=False).float().eval()
+        self.tokens = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        self.processor = AutoImageProcessor.from_pretrained(directory, trust_remote_code=False)
         self.logit_scale = self.model.logit_scale.exp().item()
 
     @torch.no_grad()

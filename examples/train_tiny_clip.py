@@ -109,7 +109,7 @@ def build_model(directory: Path, recipe: Recipe) -> CLIPModel:
     The bias of each tower's last LayerNorm starts at random instead of zero. Every embedding shares that
     offset, so the towers start as two narrow cones that point apart, as large CLIP models do.
     """
-    tokens = AutoTokenizer.from_pretrained(directory)
+    tokens = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     tower = {
         "hidden_size": recipe.width,
         "intermediate_size": 4 * recipe.width,
@@ -154,10 +154,12 @@ def store(model: CLIPModel, directory: Path) -> None:
 def training_tensors(directory: Path, recipe: Recipe, *, seed: int) -> dict[str, torch.Tensor]:
     """Pixels (N, 3, H, W), token ids and attention masks (N, captions, L)."""
     sample = draw_sample(recipe.scenes, seed=seed)
-    tokens = AutoTokenizer.from_pretrained(directory)
+    tokens = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     captions = [caption for several in sample.captions for caption in several]
     words = tokens(captions, padding=True, return_tensors="pt")
-    pixels = AutoImageProcessor.from_pretrained(directory)(sample.images, return_tensors="pt").pixel_values
+    pixels = AutoImageProcessor.from_pretrained(directory, trust_remote_code=False)(
+        sample.images, return_tensors="pt"
+    ).pixel_values
     shape = (recipe.scenes, -1)
     masks = words.attention_mask.unflatten(0, shape)
     return {"pixel_values": pixels, "input_ids": words.input_ids.unflatten(0, shape), "attention_mask": masks}
@@ -215,7 +217,7 @@ def write_card(directory: Path, figures: dict[str, Any], recipe: Recipe, *, step
     """Write the model card, with the figures measured from the stored files."""
     rows = "\n".join(f"| {name} | {value} |" for name, value in figure_rows(figures))
     settings = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in recipe._asdict().items())
-    parameters = sum(p.numel() for p in CLIPModel.from_pretrained(directory).parameters())
+    parameters = sum(p.numel() for p in CLIPModel.from_pretrained(directory, trust_remote_code=False).parameters())
     card = CARD.read_text(encoding="utf-8").format(
         rows=rows,
         settings=settings,

@@ -521,7 +521,7 @@ def test_merge_refuses_one_reference(folder, capsys):
 
 def test_merge_refuses_a_reference_with_itself(folder, capsys):
     shutil.copy(folder / "r.safetensors", folder / "copy.safetensors")
-    for other, message in (("r", "given twice"), ("copy", "with itself")):
+    for other, message in (("r", "are the same file"), ("copy", "with itself")):
         arguments = [
             "merge",
             folder / "r.safetensors",
@@ -584,7 +584,7 @@ def test_options_of_coco_without_it_are_refused(folder, capsys, option):
 
 def test_a_file_given_twice_is_refused(folder, capsys):
     twice = [folder / "evaluated.npy", folder / "evaluated.npy"]
-    message = "is given twice; name each file once"
+    message = "are the same file; name each file once"
     assert_refused(capsys, folder, ["reference", "--embeddings", *twice, "-o", folder / "n.safetensors"], message)
     score = ["score", "--embeddings", folder / "evaluated.npy", "--reference", folder / "r.safetensors"]
     for outputs in (

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "clipconformity"
 LAYERS = [
     ["_files", "functional", "encoders.protocol"],  # the protocol is a type, and what it types sits lower
     ["moments"],
-    ["checks"],
+    ["checks", "_stored"],
     ["reference"],
     ["intervals"],
     ["plots", "properties"],

@@ -9,10 +9,12 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from clipconformity import __version__
+from clipconformity._files import FULL
 from clipconformity.cli import commands
 
 __all__ = ["main"]
@@ -25,6 +27,13 @@ class Parser(argparse.ArgumentParser):
         """Print one line and exit with 2."""
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Write help and version as results are written; argparse would pass over what cannot be."""
+        if file is sys.stderr:
+            file.write(message)
+        elif status := _print(message):
+            self.exit(status)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -33,31 +42,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows the program's name; by default that of the process.
 
     Returns:
-        0, or 2 for bad input, which is told in one line on standard error.
+        0; 2 for what was given wrong; 1 for what failed under way, such as a full disk. Both are told in one line on
+        standard error.
     """
+    if sys.stderr is None:  # closed: its number would go to the next file that is opened, and messages into it
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lasts
+    if sys.stdout is None:
+        return _fail("standard output is closed, so that no result could be told; open it.", 1)
     options = _parser().parse_args(arguments)
     options.line = shlex.join(["clipconformity", *(sys.argv[1:] if arguments is None else arguments)])
-    command: Callable[[argparse.Namespace], dict[str, Any] | None] = options.command
+    command: Callable[[argparse.Namespace], dict[str, Any] | str] = options.command
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             result = command(options)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"clipconformity: error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
-        return 2
+    except OSError as error:
+        return _fail(error, 1 if error.errno in FULL else 2)
+    except (ValueError, TypeError, ImportError) as error:
+        return _fail(error, 2)
     except KeyboardInterrupt:
         return 130
+    return _print(result if isinstance(result, str) else json.dumps(result, indent=2) + "\n")
+
+
+def _print(text: str) -> int:
+    """Write to standard output, and give the exit status."""
     try:
-        if result is not None:
-            sys.stdout.write(json.dumps(result, indent=2) + "\n")
-            sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except (OSError, UnicodeError) as error:
+        # What the buffer still holds goes nowhere, or Python would complain of it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # the reader has seen enough
+            return 0
+        return _fail(f"standard output cannot be written: {error}", 1)
     return 0
 
 
+def _fail(message: object, status: int) -> int:
+    _tell("error", message)
+    return status
+
+
+def _tell(kind: str, message: object) -> None:
+    with suppress(OSError):  # of a standard error that is full there is nobody to tell
+        print(f"clipconformity: {kind}: {' '.join(str(message).split())}", file=sys.stderr)  # noqa: T201
+
+
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"clipconformity: warning: {' '.join(str(message).split())}", file=sys.stderr)  # noqa: T201
+    _tell("warning", message)
 
 
 def _parser() -> Parser:
@@ -112,7 +145,7 @@ def _parser() -> Parser:
 
 
 def _command(
-    known: Any, name: str, text: str, function: Callable[[argparse.Namespace], dict[str, Any] | None]
+    known: Any, name: str, text: str, function: Callable[[argparse.Namespace], dict[str, Any] | str]
 ) -> Parser:
     parser: Parser = known.add_parser(name, help=text, description=text.capitalize() + ".", allow_abbrev=False)
     parser.set_defaults(command=function)

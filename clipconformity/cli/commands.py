@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipconformity import __version__
-from clipconformity.cli.sources import open_coco, open_source, refuse_repeated
+from clipconformity._files import check_outputs, refuse_same, replacing
+from clipconformity.cli.sources import inputs, open_coco, open_source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,14 +27,14 @@ def list_encoders(options: argparse.Namespace) -> dict[str, Any]:
     return available_encoders()
 
 
-def run_demo(options: argparse.Namespace) -> None:
-    """Score simulated generators on the embedded default."""
+def run_demo(options: argparse.Namespace) -> str:
+    """Score simulated generators on the embedded default, and give the table."""
     from clipconformity.encoders import hide_progress_bars
 
     hide_progress_bars()
     from clipconformity.demo import run
 
-    run(options.output)
+    return run(options.output)[1]
 
 
 def embed(options: argparse.Namespace) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
     from clipconformity.datasets import write_embeddings
     from clipconformity.moments import hash_groups
 
-    _check_safetensors(options.output)
+    _check_safetensors(options)
     source = open_source(options)
     batches = list(source)
     if not batches:
@@ -71,7 +72,7 @@ def make_reference(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.coco is not None:
         return _coco_references(options)
-    _check_safetensors(options.output)
+    _check_safetensors(options)
     source = open_source(options)
     reference = build_reference(
         source,
@@ -92,10 +93,8 @@ def _coco_references(options: argparse.Namespace) -> dict[str, Any]:
         name: options.output.with_name(f"{options.output.stem}-{name}{options.output.suffix or '.safetensors'}")
         for name in ("image", "text")
     }
-    for path in paths.values():
-        _check_safetensors(path)
     chosen = options.output.with_name(f"{options.output.stem}-captions.json")
-    _check_output(chosen)
+    _check_safetensors(options, *paths.values(), chosen)
     found = open_coco(options)
     coco, sources = found.coco, {"image": found.image, "text": found.text}
     references = {
@@ -105,9 +104,10 @@ def _coco_references(options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {  # may refuse, and then nothing is written
         name: _described(reference, paths[name]) | sources[name].remarks for name, reference in references.items()
     }
-    for name, reference in references.items():
-        reference.save(paths[name])
-    coco.save_captions(chosen)
+    with ExitStack() as whole:  # all of the files or none
+        for name, reference in references.items():
+            reference.save(whole.enter_context(replacing(paths[name])))
+        coco.save_captions(whole.enter_context(replacing(chosen)))
     missing = {"missing": {"count": len(coco.missing), "files": [str(path) for path in coco.missing]}}
     return result | {"captions": str(chosen), "coco": coco.describe()} | (missing if coco.missing else {})
 
@@ -117,19 +117,18 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     from clipconformity.evaluation import score, write_per_sample
     from clipconformity.reference import ReferenceSet
 
-    outputs = [path for path in (options.per_sample, options.report) if path is not None]
-    refuse_repeated([*outputs, options.reference], "--per-sample, --report and --reference")
-    for output in outputs:
-        _check_output(output)
+    outputs = {"--per-sample": options.per_sample, "--report": options.report}
+    check_outputs([(name, path) for name, path in outputs.items() if path is not None], inputs(options))
     if options.resamples < 1:
         raise ValueError(f"--resamples: expected at least 1, got {options.resamples}.")
     reference = ReferenceSet.load(options.reference)
-    source = open_source(options, default_encoder=reference.spec)
+    source = open_source(options, reference_encoder=reference.spec)
     result = score(source, reference, resamples=options.resamples, allow_normalized=options.allow_normalized)
-    if options.per_sample is not None:
-        write_per_sample(options.per_sample, result)
-    if options.report is not None:
-        _report(options, result, reference)
+    with ExitStack() as whole:  # both files or none
+        if options.per_sample is not None:
+            write_per_sample(whole.enter_context(replacing(options.per_sample)), result)
+        if options.report is not None:
+            _report(options, whole.enter_context(replacing(options.report)), result, reference)
     given = {
         name: [str(path) for path in (value if isinstance(value, list) else [value])]
         for name in ("images", "captions", "embeddings")
@@ -139,7 +138,7 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     return summary | {"measured": given | summary["measured"] | {"clipconformity": __version__}}
 
 
-def _report(options: argparse.Namespace, result: Score, reference: ReferenceSet) -> None:
+def _report(options: argparse.Namespace, path: Path, result: Score, reference: ReferenceSet) -> None:
     from clipconformity.datasets import read_captions
     from clipconformity.report import Run, write_report
 
@@ -147,7 +146,7 @@ def _report(options: argparse.Namespace, result: Score, reference: ReferenceSet)
     captions = read_captions(options.captions).texts if options.captions else None
     given = options.images or options.captions or options.embeddings[0]
     run = Run(given.name or str(given), result, reference, images, captions)
-    write_report(options.report, [run], command=options.line)
+    write_report(path, [run], command=options.line)
 
 
 def measure_geometry(options: argparse.Namespace) -> dict[str, Any]:
@@ -157,7 +156,7 @@ def measure_geometry(options: argparse.Namespace) -> dict[str, Any]:
     from clipconformity.datasets import read_embeddings
 
     if options.report is not None:
-        _check_output(options.report)
+        check_outputs([("--report", options.report)], inputs(options))
     paths = {"image": options.image_embeddings, "text": options.text_embeddings}
     rows, groups, origins = {}, {}, {}
     for modality, path in paths.items():
@@ -224,8 +223,8 @@ def merge_references(options: argparse.Namespace) -> dict[str, Any]:
 
     if len(options.references) < 2:
         raise ValueError("merge: expected at least two references.")
-    refuse_repeated(options.references, "references")
-    _check_safetensors(options.output)
+    refuse_same([("REFERENCE", path) for path in options.references])
+    _check_safetensors(options)
     merged, *others = (ReferenceSet.load(path) for path in options.references)
     for other in others:
         merged = merged.merge(other)
@@ -250,18 +249,14 @@ def _described(reference: ReferenceSet, path: Path) -> dict[str, Any]:
     return {"output": str(path)} | reference.describe() | figures
 
 
-def _check_safetensors(path: Path) -> None:
-    """Refuse an output whose name promises another format, or that cannot be written."""
-    _check_output(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"--output: expected a name that ends in .safetensors, got {path}.")
+def _check_safetensors(options: argparse.Namespace, *outputs: Path) -> None:
+    """Refuse outputs that cannot be written, that would replace an input, or whose name promises another format.
 
-
-def _check_output(path: Path) -> None:
-    """Refuse an output that cannot be written before any work is done."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file to write.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist.")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"cannot write {path}: the folder {path.parent} is not writable.")
+    Args:
+        options: Of the command.
+        outputs: What is written; by default what ``--output`` names.
+    """
+    written = outputs or (options.output,)
+    check_outputs([("--output", path) for path in written], inputs(options))
+    if written[0].suffix != ".safetensors":
+        raise ValueError(f"--output: expected a name that ends in .safetensors, got {written[0]}.")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from clipconformity._files import NamedPath, refuse_same
 
 if TYPE_CHECKING:
     from clipconformity.datasets import Coco
@@ -17,10 +19,39 @@ if TYPE_CHECKING:
 COCO_OPTIONS = ("split", "karpathy", "per_image", "seed")
 MANY = 512
 """Images from which starting processes to decode them pays off."""
+INPUT_FILES = ("captions", "embeddings", "image_embeddings", "text_embeddings", "reference", "references", "karpathy")
+"""Options of every command that name files to read."""
 
 
-def open_source(options: argparse.Namespace, default_encoder: str | None = None) -> Source:
+def inputs(options: argparse.Namespace) -> Iterator[NamedPath]:
+    """Find every file that a command reads, each with the option that leads to it."""
+    from clipconformity.datasets.images import image_files
+    from clipconformity.encoders.loading import encoder_files
+
+    given = vars(options)
+    for name in INPUT_FILES:
+        value = given.get(name) or []
+        yield from ((_flag(name), path) for path in (value if isinstance(value, list) else [value]))
+    if given.get("images"):
+        yield from (("--images", path) for path in image_files(options.images))
+    if given.get("coco"):
+        yield from (("--coco", path) for path in image_files(options.coco))
+        yield from (("--coco", path) for path in (options.coco / "annotations").glob("*"))
+    if "encoder" in given:
+        yield from (("--encoder", path) for path in encoder_files(options.encoder or "tiny"))
+    yield "standard output", Path("/dev/stdout")  # sent to a file, which would be replaced beneath it
+
+
+def _flag(name: str) -> str:
+    return "REFERENCE" if name == "references" else f"--{name.replace('_', '-')}"
+
+
+def open_source(options: argparse.Namespace, reference_encoder: str | None = None) -> Source:
     """Open what one of ``--images``, ``--captions`` and ``--embeddings`` names.
+
+    Args:
+        options: Of the command.
+        reference_encoder: What the reference says; taken where no encoder is told, if it comes with the package.
 
     Raises:
         ValueError: If options do not fit together, no encoder is named, or a file cannot be read.
@@ -31,9 +62,9 @@ def open_source(options: argparse.Namespace, default_encoder: str | None = None)
     _check_numbers(options)
     for name in COCO_OPTIONS:
         if getattr(options, name, None) is not None:
-            raise ValueError(f"--{name.replace('_', '-')}: goes with --coco; leave it out.")
+            raise ValueError(f"{_flag(name)}: goes with --coco; leave it out.")
     if getattr(options, "embeddings", None):
-        refuse_repeated(options.embeddings, "--embeddings")
+        refuse_same([("--embeddings", path) for path in options.embeddings])
         return embedding_source(options.embeddings, spec=options.encoder, modality=options.modality)
     kind = "image" if options.images else "text"
     if getattr(options, "modality", None) not in (None, kind):
@@ -42,9 +73,9 @@ def open_source(options: argparse.Namespace, default_encoder: str | None = None)
         )
     if options.images:
         paths = list_images(options.images)
-        return _images(options, paths, options.images, _encoder(options, default_encoder))
+        return _images(options, paths, options.images, _encoder(options, reference_encoder))
     captions = read_captions(options.captions)
-    return caption_source(captions, _encoder(options, default_encoder), batch_size=options.batch_size)
+    return caption_source(captions, _encoder(options, reference_encoder), batch_size=options.batch_size)
 
 
 class CocoSources(NamedTuple):
@@ -88,24 +119,11 @@ def open_coco(options: argparse.Namespace) -> CocoSources:
     )
 
 
-def refuse_repeated(paths: Sequence[Path], name: str) -> None:
-    """Refuse a file that is given twice: its samples would count twice, or be overwritten.
-
-    Raises:
-        ValueError: If one is.
-    """
-    seen: set[Path] = set()
-    for path in paths:
-        if path.resolve() in seen:
-            raise ValueError(f"{name}: {path} is given twice; name each file once.")
-        seen.add(path.resolve())
-
-
 def _check_numbers(options: argparse.Namespace) -> None:
     for name, least in (("batch_size", 1), ("workers", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}.")
+            raise ValueError(f"{_flag(name)}: expected at least {least}, got {value}.")
 
 
 def _named(spec: str | None) -> str:
@@ -114,10 +132,14 @@ def _named(spec: str | None) -> str:
     return spec
 
 
-def _encoder(options: argparse.Namespace, default: str | None = None) -> BaseEncoder:
+def _encoder(options: argparse.Namespace, of_reference: str | None = None) -> BaseEncoder:
     from clipconformity.encoders import hide_progress_bars, load_encoder
 
-    spec = _named(options.encoder or default)
+    if options.encoder is None and of_reference not in (None, "tiny"):  # data do not decide what is loaded
+        raise ValueError(
+            f"--encoder: the reference names encoder {of_reference!r}; pass --encoder {of_reference!r} to load it."
+        )
+    spec = _named(options.encoder or of_reference)
     if not sys.stderr.isatty():
         hide_progress_bars()
     return load_encoder(spec, options.device)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipconformity._files import replacing
+from clipconformity._files import write_tensors
 from clipconformity.functional._checks import check_matrix
 
 FORMAT = "clipconformity-embeddings"
@@ -99,14 +99,11 @@ def write_embeddings(
     Raises:
         OSError: If the file cannot be written.
     """
-    from safetensors.torch import save_file
-
-    tensors = {KEY: embeddings.contiguous()}
+    tensors = {KEY: embeddings}
     if groups is not None:
-        tensors["groups"] = groups.contiguous()
+        tensors["groups"] = groups
     about = {"ids": None if ids is None else list(ids), "spec": spec, "encoder_id": encoder_id, "modality": modality}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {"format": FORMAT, "about": json.dumps(about)})
+    write_tensors(path, tensors, {"format": FORMAT, "about": json.dumps(about)})
 
 
 def _choose(path: Path, arrays: Mapping[str, Tensor]) -> Tensor:

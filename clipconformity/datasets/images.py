@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from clipconformity._files import IMAGE_FORMATS
+
+
+def image_files(root: Path) -> Iterator[Path]:
+    """Find the image files in a folder and its subfolders, in no order, hidden ones left out."""
+    return (p for p in root.rglob("*") if p.suffix.lower() in IMAGE_FORMATS and not p.name.startswith("."))
 
 
 def list_images(root: Path | str) -> list[Path]:
@@ -17,7 +23,7 @@ def list_images(root: Path | str) -> list[Path]:
     root = Path(root)
     if not root.is_dir():
         raise NotADirectoryError(f"{root}: expected a folder of images.")
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    paths = sorted(image_files(root))
     if not paths:
-        raise ValueError(f"{root}: no images in this folder (looked for {', '.join(sorted(SUFFIXES))}).")
+        raise ValueError(f"{root}: no images in this folder (looked for {', '.join(IMAGE_FORMATS)}).")
     return paths

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-from clipconformity._files import replacing
+from clipconformity._files import check_outputs, replacing
 from clipconformity.datasets.captions import Captions
 
 ImageId = int | str
@@ -101,8 +101,9 @@ def merge_results(paths: Sequence[Path | str], output: Path | str) -> Captions:
 
     Raises:
         FileNotFoundError: If a file is not there.
-        ValueError: If one is broken, or an image comes twice.
+        ValueError: If one is broken, an image comes twice, or ``output`` is one of ``paths``.
     """
+    check_outputs([("output", Path(output))], [("paths", Path(path)) for path in paths])
     parts = [result_entries(Path(path)) for path in paths]
     longest = max((len(part) for part in parts), default=0)
     entries = [part[place] for place in range(longest) for part in parts if place < len(part)]

@@ -152,6 +152,14 @@ def unreachable(spec: str, reason: str) -> FileNotFoundError:
     )
 
 
+def brings_code(spec: str) -> ValueError:
+    """Make the error for a checkpoint that cannot be loaded without running what it brings."""
+    return ValueError(
+        f"{spec}: the checkpoint needs Python code of its own, and code that comes with a checkpoint is not run here; "
+        "give a model that the library itself has, or load it yourself and give it as a CallableEncoder."
+    )
+
+
 def _weights_hash(model: torch.nn.Module) -> str:
     """Hash weights and activation; without names, which differ between versions of the libraries."""
     parts = []

@@ -11,21 +11,27 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from clipconformity._files import IMAGE_FORMATS
+
+FORMATS = tuple(dict.fromkeys(IMAGE_FORMATS.values()))
+"""Pillow goes by a file's content, and of the formats that it knows some start other programs, as EPS does."""
+
 
 def open_image(path: Path | str) -> Image.Image:
     """Read an image file as upright RGB.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no image, or is truncated; names the file.
+        ValueError: If it is no image in one of :data:`FORMATS`, or is truncated; names the file.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return to_rgb(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image file.") from None
     except Exception as error:  # broken files make Pillow raise nearly anything
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"expected one in the format {', '.join(FORMATS)}" if unknown else str(error)
         raise ValueError(f"{path}: cannot be read as an image ({reason}).") from None
 
 

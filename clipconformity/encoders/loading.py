@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from clipconformity.encoders.base import BaseEncoder
 TINY = Path(__file__).parent / "tiny_checkpoint"
 """The embedded default: an ordinary transformers checkpoint directory."""
 KINDS = ("tiny", "open_clip:", "hf:")
+OPEN_CLIP_FOLDER = "open_clip:local-dir:"
 
 
 def hide_progress_bars() -> None:
@@ -19,6 +21,15 @@ def hide_progress_bars() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+
+
+def encoder_files(spec: str) -> Iterator[Path]:
+    """Find the local files that a spec names: a checkpoint, or all that lies in the folder of one."""
+    if spec.startswith("open_clip:") and not spec.startswith(OPEN_CLIP_FOLDER):
+        yield Path(spec.partition("/")[2]).expanduser()
+    else:
+        named = spec.removeprefix(OPEN_CLIP_FOLDER).removeprefix("hf:")
+        yield from (TINY if spec == "tiny" else Path(named)).rglob("*")
 
 
 def load_encoder(

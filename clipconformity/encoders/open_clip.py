@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import io
+import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.encoders.base import BaseEncoder, Preprocess, unreachable
+from clipconformity.encoders.base import BaseEncoder, Preprocess, brings_code, unreachable
 
 SELF_CONTAINED = ("hf-hub:", "local-dir:")
 """Names that bring their own weights."""
+SETTINGS = "open_clip_config.json"
+"""File of such a model's settings."""
 
 
 class OpenCLIPEncoder(BaseEncoder):
@@ -31,8 +36,10 @@ class OpenCLIPEncoder(BaseEncoder):
         options: dict[str, Any] = {}
         if not name.startswith(SELF_CONTAINED):
             options = _weights_of(open_clip, name, pretrained, spec)
+        elif _trusts_itself(name):
+            raise brings_code(spec)
         try:
-            with _errors_raised_only():
+            with _errors_raised_only(), _no_question_answered():
                 model, self.preprocess = open_clip.create_model_from_pretrained(name, **options)
                 self.tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:  # whatever the library raises is told in one line
@@ -95,6 +102,35 @@ def _errors_raised_only() -> Iterator[None]:
         root.removeFilter(below)
 
 
+@contextmanager
+def _no_question_answered() -> Iterator[None]:
+    """Keep a yes on standard input from running a checkpoint's own Python.
+
+    open_clip loads some text towers and tokenizers by transformers without saying that their code is not trusted, and
+    transformers then asks. Asked of an empty input, it refuses.
+    """
+    given = sys.stdin
+    sys.stdin = io.StringIO()
+    try:
+        with redirect_stdout(io.StringIO()):  # the question
+            yield
+    finally:
+        sys.stdin = given
+
+
+def _trusts_itself(name: str) -> bool:
+    """Whether a model's own settings have its tokenizer run code, which open_clip hands on to transformers unasked."""
+    from huggingface_hub import hf_hub_download
+
+    kind, _, place = name.partition(":")
+    try:
+        path = Path(place) / SETTINGS if kind == "local-dir" else Path(hf_hub_download(place, SETTINGS))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return bool(content["model_cfg"]["text_cfg"]["tokenizer_kwargs"].get("trust_remote_code"))
+    except Exception:  # open_clip finds none either, or says itself what is wrong
+        return False
+
+
 def _stacked(preprocess: Callable[[Image.Image], Tensor], images: list[Image.Image]) -> dict[str, Tensor]:
     return {"pixels": torch.stack([preprocess(image) for image in images])}
 
@@ -143,6 +179,8 @@ def _near(name: str, known: list[str]) -> str:
 
 
 def _explained(spec: str, error: Exception) -> Exception:
+    if "trust_remote_code" in str(error):
+        return brings_code(spec)
     reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
     if isinstance(error, OSError) or "download" in reason:
         return unreachable(spec, reason)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.encoders.base import BaseEncoder, Preprocess, unreachable
+from clipconformity.encoders.base import BaseEncoder, Preprocess, brings_code, unreachable
 
 LONGEST = 100_000
 """Tokenizers without a limit of their own report a huge one."""
@@ -31,9 +31,11 @@ class TransformersEncoder(BaseEncoder):
 
         try:
             model = _load_towers(transformers, location, spec)
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(location)
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(location, trust_remote_code=False)
             backend = _pil_backend(transformers.__version__)
-            self.processor = transformers.AutoImageProcessor.from_pretrained(location, **backend)
+            self.processor = transformers.AutoImageProcessor.from_pretrained(
+                location, trust_remote_code=False, **backend
+            )
         except Exception as error:  # whatever the library raises is told in one line
             raise _explained(spec, error) from error
         super().__init__(
@@ -87,7 +89,8 @@ class TransformersEncoder(BaseEncoder):
 
 def _load_towers(transformers: Any, location: str | Path, spec: str) -> Any:
     """Load a model with two towers, all of whose weights the checkpoint has."""
-    model, told = transformers.AutoModel.from_pretrained(location, output_loading_info=True)
+    # Told each time, since left open transformers asks standard input whether to run the checkpoint's own Python.
+    model, told = transformers.AutoModel.from_pretrained(location, output_loading_info=True, trust_remote_code=False)
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
         raise ValueError(f"{type(model).__name__} has no image and text tower; expected a CLIP-like model")
     # ALIGN's text pooler takes no part in the embedding.
@@ -142,6 +145,8 @@ def _logit_scale(model: Any) -> float:
 
 
 def _explained(spec: str, error: Exception) -> Exception:
+    if "trust_remote_code" in str(error):
+        return brings_code(spec)
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
     absent = isinstance(error, OSError) or type(error).__name__ == "HFValidationError"  # no name of a model
     return unreachable(spec, first.rstrip(".")) if absent else ValueError(f"{spec}: {first.rstrip('.')}.")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipconformity.functional._checks import full_precision, working
+from clipconformity.functional._checks import full_precision, within_range, working
 from clipconformity.functional._density import CELLS, Grid
 
 BUCKETS = 256
@@ -61,7 +61,7 @@ class Layout:
 
         state: State = {
             "count": zero(self.buckets),
-            "checks": zero(3),  # rows that are bad, rows of unit norm, rows that came with groups
+            "checks": zero(4),  # rows that are bad, of unit norm, that came with groups, whose norm is out of range
             "raw_sum": zero(self.dim),
             "unit_sum": zero(self.buckets, self.dim),
             "norm_sums": zero(self.buckets, 2),  # |v|, |v|^2
@@ -183,7 +183,8 @@ class Moments:
 
     def _add(self, values: Tensor, groups: Tensor | None, seen: int) -> None:
         norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
-        good = torch.isfinite(norms) & (norms > 0)
+        good = within_range(norms)
+        scaled_off = ~good & torch.isfinite(norms) & (norms > 0)
         weight = good.double()
         values = torch.where(good[:, None], values, 0.0)
         norms = torch.where(good, norms, 1.0)
@@ -195,7 +196,8 @@ class Moments:
         self["count"].index_add_(0, bucket, weight)
         unit_norm = ((norms - 1).abs() < UNIT_TOLERANCE) & good
         grouped = torch.full((), 0.0 if groups is None else float(len(values)), device=values.device)
-        self["checks"].add_(torch.stack([(1 - weight).sum(), unit_norm.double().sum(), grouped.double()]))
+        bad = len(values) - weight.sum() - scaled_off.sum()
+        self["checks"].add_(torch.stack([bad, unit_norm.double().sum(), grouped.double(), scaled_off.double().sum()]))
         self["raw_sum"].add_(exact.sum(0))
         self["unit_sum"].index_add_(0, bucket, units)
         length = norms * weight
@@ -270,6 +272,11 @@ class Moments:
     def total(self) -> Tensor:
         """Number of good rows, a scalar."""
         return self["count"].sum()
+
+    @property
+    def started(self) -> bool:
+        """Whether any row came, good or bad."""
+        return bool(self.total + self["checks"][0] + self["checks"][3] > 0)
 
     @property
     def grouped(self) -> bool:

@@ -10,7 +10,7 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from clipconformity.functional import conformity_kl, shift_sweep
 from clipconformity.functional._checks import check_same_dim, full_precision
-from clipconformity.functional._rows import covariance_of, permuted_columns, seeded
+from clipconformity.functional._rows import covariance_of, permuted_columns, seeded, units
 from clipconformity.functional.geometry import participation_ratio, tilt_figures
 from clipconformity.metrics.base import EVALUATED, SetMetric, Sides, encode_batch
 from clipconformity.metrics.distribution import own_set_values
@@ -245,5 +245,5 @@ def _take_in(pair: tuple[Tensor, Tensor], sides: Sides, seen: int) -> Tensor:
     keys = mix(row_keys(image, None) ^ (row_keys(text, None) << 1), 5)
     for prefix, rows in ((IMAGE, image), (TEXT, text)):
         sides[prefix].update(rows, keys, seen)
-    cosine = torch.nn.functional.cosine_similarity(image.double(), text.double(), dim=1)
-    return torch.where(torch.isfinite(cosine), cosine, 0.0).sum()
+    cosine = (units(image.double()) * units(text.double())).sum(1)
+    return torch.where(torch.isfinite(cosine), cosine, 0.0).sum()  # the rest is bad, and refused by compute

@@ -243,6 +243,52 @@ def test_keys_of_one_bit_apart_are_unrelated(rows):
     assert flipped == pytest.approx(0.5, abs=0.03)
 
 
+def small_numbers(count: int, generator: torch.Generator) -> torch.Tensor:
+    digits = torch.arange(count)[:, None] // 8 ** torch.arange(16) % 8  # every row another number, in base 8
+    return digits.float()
+
+
+def permuted(count: int, generator: torch.Generator) -> torch.Tensor:
+    row = torch.arange(1.0, 17.0)
+    return torch.stack([row[torch.randperm(16, generator=generator)] for _ in range(count)]).unique(dim=0)
+
+
+@pytest.mark.parametrize(
+    "rows_of",
+    [
+        lambda count, generator: torch.eye(2048),
+        lambda count, generator: torch.cat([torch.eye(512) * scale for scale in (1.0, 2.0, 3.0, -1.0)]),
+        small_numbers,
+        permuted,
+        lambda count, generator: torch.randn(count, 16, generator=generator),
+    ],
+    ids=["one-hot", "scaled one-hot", "whole numbers", "permuted", "normal"],
+)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_different_rows_have_different_keys(rows_of, grouped, generator):
+    rows = rows_of(100_000, generator)
+    ids = torch.full((len(rows),), 7) if grouped else None
+    keys = row_keys(rows, ids)
+    assert len(keys.unique()) == len(rows)
+    parts = [row_keys(part, None if ids is None else ids[: len(part)]) for part in rows.split(997)]
+    assert torch.equal(torch.cat(parts), keys)
+
+
+@pytest.mark.parametrize("bit", [0, 5, 20, 42])
+def test_every_low_bit_of_a_key_is_that_of_a_coin(bit, generator):
+    """Whole numbers, whose floats end in zeros, must reach the bits that tell the rows of a group apart."""
+    keys = row_keys(small_numbers(20_000, generator), None)
+    assert float(((keys >> bit) & 1).double().mean()) == pytest.approx(0.5, abs=4.5 * 0.5 / 20_000**0.5)
+
+
+def test_no_row_of_one_large_group_is_taken_for_a_copy(generator):
+    """With 24 bits of content 75 of 50,000 rows were."""
+    rows = torch.randn(50_000, DIM, generator=generator)
+    sample = streamed(Layout(DIM, max_samples=50_000), rows.split(5000), torch.zeros(50_000, dtype=torch.long)).sketch()
+    assert len(sample.rows) == 50_000
+    assert int(sample.copies.max()) == 1
+
+
 def double_bits(keys: torch.Tensor) -> np.ndarray:
     return keys.numpy().astype(np.int64)
 

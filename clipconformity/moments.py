@@ -228,7 +228,7 @@ class Moments:
             self["conformity_counts"].view(-1).index_add_(0, cell, weight)
             sampled = torch.stack([conformity, norms], 1)
         if self.layout.second_moment:
-            self["second_moment"].add_(second_moment(values))
+            self["second_moment"].add_(second_moment(exact))
         if self.layout.max_samples:
             self._sample(values, sampled, good, groups)
 
@@ -337,17 +337,16 @@ class Moments:
 
 
 def second_moment(values: Tensor) -> Tensor:
-    """Sum of outer products ``(D, D)`` in float64, from a float32 Gram matrix of the centred rows.
+    """Sum of outer products ``(D, D)`` in float64, of rows in any precision.
 
-    The centre is rounded to the rows' precision, so the centred rows do not sum to zero: the cross terms put that
-    right. Without them the error of the covariance at an offset of 1,000 spreads is 1e-5, with them below 1e-7.
+    A float32 Gram matrix errs by 1e-7 of the largest eigenvalue, and differently for every size of batch: at the
+    condition of 2e9 that CLIP's images have, the smallest came out 19% off. In float64 the whole update takes 1.6 times
+    as long, and the covariance is that of the rows as they are. They are centred since squares far from the origin
+    round more.
     """
-    center = values.mean(0, dtype=torch.float64).to(values.dtype)
-    centered = values - center
-    gram = (centered.T @ centered).double()
-    rest, center = centered.sum(0, dtype=torch.float64), center.double()
-    cross = torch.outer(center, rest)
-    return gram + len(values) * torch.outer(center, center) + cross + cross.T
+    center = values.mean(0, dtype=torch.float64)
+    centered = values.double() - center
+    return centered.T @ centered + len(values) * torch.outer(center, center)
 
 
 def check_clusters(count: int) -> None:

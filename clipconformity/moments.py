@@ -363,18 +363,16 @@ def check_clusters(count: int) -> None:
 
 
 def jackknife_error(left_out: Tensor, count: Tensor) -> Tensor:
-    """Standard error of a scalar from its values with one bucket left out each.
+    """Standard error of a scalar from its values with one bucket left out each; NaN where all rows are in one bucket.
 
     Args:
         left_out: The read-out without bucket g, ``(G,)``.
         count: Rows of each bucket ``(G,)``; empty buckets do not count.
-
-    Raises:
-        ValueError: If all rows are in one bucket, so that nothing is known about the spread between groups.
     """
     values = left_out[count > 0]
     used = len(values)
-    check_clusters(used)
+    if used < 2:  # nothing is known about the spread between groups
+        return torch.full_like(count.sum(), float("nan"))
     return ((used - 1) / used * (values - values.mean()).square().sum()).sqrt()
 
 
@@ -391,6 +389,6 @@ def self_conformity_error(moments: Moments) -> tuple[Tensor, Tensor]:
         return (total.square().sum(-1) - rows) / (rows * (rows - 1))
 
     whole = pairwise(sums.sum(0), count.sum())
-    if int(count.sum()) == 2:  # one sample less leaves no pair
+    if int(count.sum()) == 2 and int((count > 0).sum()) == 2:  # one sample less leaves no pair
         return whole, (1 - whole).abs()
     return whole, jackknife_error(pairwise(sums.sum(0) - sums, count.sum() - count), count)

@@ -183,11 +183,15 @@ class EmbeddingMetric(Metric):
         check_stream(sides[prefix], self.allow_normalized, min_samples)
         return sides[prefix]
 
+    def _has_reference(self, sides: Sides) -> bool:
+        """Whether there is something to compare with, be it fit for that or not."""
+        return self.reference is not None or (REAL in sides and sides[REAL].started)
+
     def _reference_of(self, sides: Sides) -> ReferenceSet | None:
         """Give the reference from construction, else the one that the real rows make, else None."""
-        if REAL not in sides or float(sides[REAL].total + sides[REAL]["checks"][0]) == 0:
-            return self.reference
-        return ReferenceSet.from_moments(self._checked(sides, REAL), allow_normalized=self.allow_normalized)
+        if REAL in sides and sides[REAL].started:
+            return ReferenceSet.from_moments(self._checked(sides, REAL), allow_normalized=self.allow_normalized)
+        return self.reference
 
     @contextmanager
     def _synced(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ from clipconformity.functional.divergence import (
     warn_lower_bound,
 )
 from clipconformity.metrics.base import EVALUATED, EmbeddingMetric, SetMetric, Sides
-from clipconformity.moments import Layout, Moments, mean_error, self_conformity_error
+from clipconformity.moments import Layout, Moments, check_clusters, mean_error, self_conformity_error
 from clipconformity.reference import ReferenceSet
 
 LEVELS = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
@@ -94,7 +94,7 @@ class Conformity(EmbeddingMetric):
     def _nothing(self, sides: Sides) -> dict[str, Tensor]:
         names = ["conformity_mean", "conformity_std", "conformity_se", *(f"conformity_{q}" for q in LEVELS)]
         names += ["self_conformity_mean", "self_conformity_se"]
-        if self._reference_of(sides) is not None:
+        if self._has_reference(sides):
             names += ["typicality_shift", "spread_ratio"]
         return {name: torch.tensor(float("nan")) for name in names}
 
@@ -268,6 +268,7 @@ class ConformityKL(EmbeddingMetric):
             raise ValueError(f"quantile: expected a level between 0 and 1, got {quantile}.")
         intervals.check_resamples(resamples)
         standing = self._synced_standing()
+        check_clusters(int((standing.buckets.sum(1) > 0).sum()))
         source = intervals.generator_or_default(generator)
         values = intervals.null_divergences(standing.evaluated, standing.reference, resamples, source)
         return values.forward.quantile(quantile).float()

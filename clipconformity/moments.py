@@ -127,6 +127,8 @@ def hash_groups(groups: Groups, count: int, device: torch.device) -> Tensor:
         ids = [int.from_bytes(hashlib.blake2b(str(g).encode(), digest_size=8).digest(), "big") for g in groups]
         return torch.tensor(np.array(ids, dtype=np.uint64).view(np.int64), device=device)
     tensor = torch.as_tensor(groups, device=device).flatten()
+    if not count:  # an empty list has no type of its own
+        return tensor.long()
     if tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise TypeError(f"groups: expected whole numbers or strings, got {tensor.dtype}.")
     return tensor.long()

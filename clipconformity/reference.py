@@ -434,6 +434,6 @@ def _batches(source: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -> Ite
     parts = [source] if isinstance(source, (Tensor, np.ndarray)) else source
     for part in parts:
         if isinstance(part, np.ndarray) and part.dtype.kind == "f":
-            yield check_matrix(torch.tensor(part), "embeddings_or_batches")
+            yield check_matrix(torch.tensor(part), "embeddings_or_batches", min_rows=0)
         else:
-            yield check_matrix(part, "embeddings_or_batches")  # refuses what is no tensor
+            yield check_matrix(part, "embeddings_or_batches", min_rows=0)  # refuses what is no tensor

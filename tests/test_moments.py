@@ -346,6 +346,11 @@ def test_group_ids_may_be_whole_numbers_or_strings(ids):
     assert torch.equal(hashed, hash_groups(ids, 40, torch.device("cpu")))
 
 
+@pytest.mark.parametrize("ids", [[], torch.empty(0, dtype=torch.long), np.array([])], ids=["list", "tensor", "numpy"])
+def test_no_rows_have_no_group_ids(ids):
+    assert hash_groups(ids, 0, torch.device("cpu")).dtype == torch.int64
+
+
 def test_strings_of_numpy_are_group_ids_too():
     ids = np.array(["a", "b", "a"])
     assert torch.equal(hash_groups(ids, 3, torch.device("cpu")), hash_groups(["a", "b", "a"], 3, torch.device("cpu")))

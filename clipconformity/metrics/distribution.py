@@ -39,7 +39,7 @@ class Conformity(EmbeddingMetric):
     Args:
         reference: Set that conformity is taken to. Without one it is taken to the real rows, given by
             ``update(..., real=True)``, or where there are none to the evaluated set itself, each sample excluded.
-        encoder: Turns images and texts into embeddings.
+        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
         embed_dim: Dimension D, where neither of those tells it.
         max_samples: Rows kept for quantiles, and without a reference for the standard deviation; exact up to so
             many samples. Means are exact always.
@@ -157,7 +157,7 @@ class ConformityKL(EmbeddingMetric):
 
     Args:
         reference: Set to compare with; without one, the rows given by ``update(..., real=True)``.
-        encoder: Turns images and texts into embeddings.
+        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
         embed_dim: Dimension D, where neither of those tells it.
         max_samples: Rows kept.
         allow_normalized: Take L2-normalised embeddings.
@@ -293,7 +293,7 @@ class EmbeddingNorm(SetMetric):
     r"""Norms of streamed raw embeddings, as they are, :math:`|v|`, and centred on their mean, :math:`|v - m|`.
 
     Args:
-        encoder: Turns images and texts into embeddings.
+        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
         embed_dim: Dimension D, where the encoder does not tell it.
         max_samples: Rows kept for quantiles, centred norms and the correlation; exact up to so many samples.
         allow_normalized: Take L2-normalised embeddings, whose norms say nothing.

@@ -25,7 +25,7 @@ class EllipsoidGeometry(SetMetric):
     r"""Geometry of one modality's raw embeddings: thin shell, ellipsoid, tilt, offset.
 
     Args:
-        encoder: Turns images and texts into embeddings.
+        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
         embed_dim: Dimension D, where the encoder does not tell it.
         max_samples: Rows kept for the shell and for the values with permuted columns.
         allow_normalized: Take L2-normalised embeddings, which lie on a sphere by construction.
@@ -116,7 +116,7 @@ class ModalityGap(SetMetric):
     ``update(images, texts)`` takes pairs: row i of one belongs to row i of the other.
 
     Args:
-        encoder: Turns images and texts into embeddings.
+        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
         embed_dim: Dimension D, where the encoder does not tell it.
         max_samples: Pairs kept for the divergence between the modalities; the rest is exact.
         allow_normalized: Take L2-normalised embeddings.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clipconformity.functional._checks import LEAST_NORM, MOST_NORM
 from clipconformity.moments import UNIT_TOLERANCE, Moments
 
 
@@ -19,11 +20,17 @@ def check_stream(moments: Moments, allow_normalized: bool, min_samples: int = 2)
     Raises:
         ValueError: For any of them, with the way out.
     """
-    bad, total = int(moments["checks"][0]), int(moments.total)
+    bad, scaled_off, total = int(moments["checks"][0]), int(moments["checks"][3]), int(moments.total)
+    came = bad + scaled_off + total
     if bad:
         raise ValueError(
-            f"{bad} of {bad + total} embeddings were zero or held NaN or infinite values; "
+            f"{bad} of {came} embeddings were zero or held NaN or infinite values; "
             "remove them, or look at the model that made them."
+        )
+    if scaled_off:
+        raise ValueError(
+            f"{scaled_off} of {came} embeddings had a norm outside {LEAST_NORM:g} to {MOST_NORM:g}; "
+            "rescale the embeddings."
         )
     if total < min_samples:
         raise ValueError(f"expected at least {min_samples} samples, got {total}; add more.")

@@ -18,6 +18,7 @@ from clipconformity.datasets import Captions, read_embeddings
 from clipconformity.encoders import BaseEncoder
 from clipconformity.encoders.images import open_image
 from clipconformity.functional import conformity
+from clipconformity.functional._checks import within_range
 from clipconformity.metrics import Conformity, ConformityKL, ConformityMetrics
 from clipconformity.moments import Groups
 from clipconformity.reference import ReferenceSet
@@ -245,7 +246,7 @@ def score(source: Source, reference: ReferenceSet, *, resamples: int = 1000, all
         ids += batch.ids
         rows = batch.embeddings.double().cpu()
         norm = torch.linalg.vector_norm(rows, dim=1)
-        fine = torch.isfinite(norm) & (norm > 0)  # the others are reported by compute
+        fine = within_range(norm)  # the others are reported by compute
         values = torch.full_like(norm, float("nan"))
         if fine.any():
             values[fine] = conformity(rows[fine], reference)

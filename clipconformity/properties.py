@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,11 +23,10 @@ from clipconformity.functional import (
 )
 from clipconformity.functional._rows import check_rows
 from clipconformity.functional.geometry import participation_ratio, tilt_figures
+from clipconformity.functional.resampling import share_interval, student_quantile
 
 PARTS = 32
 """Parts of the data that are left out in turn for an interval."""
-STUDENT = 2.04
-"""97.5% quantile of Student's t with 31 degrees of freedom."""
 ALPHAS = (-1.0, -0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5, 1.0)
 FEWEST = 20
 """Fewest samples for a verdict."""
@@ -76,8 +76,9 @@ def six_properties(
     """Measure the six properties: thin shell, ellipsoid, tilt, offset, separability, and the place of the lowest loss.
 
     A property holds, or does not, when the whole 95% interval lies on one side of its threshold; otherwise the verdict
-    is "cannot tell at this N". Intervals of the first four leave out each of 32 parts of the data in turn (jackknife);
-    that of the separability is Wilson's; those of the loss are of ``shift_sweep``.
+    is "cannot tell at this N". Intervals of the first four leave out each of 32 parts of the data in turn (jackknife,
+    with Student's t for the number of parts); that of the separability combines the exact ones of both shares;
+    those of the loss are of ``shift_sweep``.
 
     Args:
         image: Raw image embeddings ``(N, D)``.
@@ -105,8 +106,8 @@ def six_properties(
     groups = {"image": image_groups, "text": text_groups}
     properties = [found for name, rows in given.items() for found in _of_one(rows, name, groups[name])]
     if image is not None and text is not None:
-        count = len(_groups_of(len(image), image_groups).unique()) + len(_groups_of(len(text), text_groups).unique())
-        properties.append(_separability(image, text, count))
+        counts = [len(_groups_of(len(rows), groups[name]).unique()) for name, rows in given.items()]
+        properties.append(_separability(image, text, counts))
         if len(image) == len(text) if paired is None else paired:
             properties.append(_lowest_loss(sweep or loss_sweep(image, text, logit_scale), logit_scale, len(image)))
     return properties
@@ -152,22 +153,22 @@ def _of_one(rows: Tensor, modality: str, groups: Tensor | None) -> list[Property
     return [
         _judged(
             "thin shell", modality, "mu^2 / variance of centred norms", float(shell.ratio),
-            _shell_spread(values, part), at_least=100.0, threshold=">= 100, a thickness of at most a tenth",
+            _shell_margin(values, part), at_least=100.0, threshold=">= 100, a thickness of at most a tenth",
             paper=57.57 / 0.19 if modality == "image" else None, count=len(values),
         ),
         _judged(
             "ellipsoid", modality, "participation ratio of the spectrum", float(shape.participation_ratio),
-            _spread([float(participation_ratio(left.covariance)) for left in parts]), at_most=sphere / 2,
+            _margin([float(participation_ratio(left.covariance)) for left in parts]), at_most=sphere / 2,
             threshold=f"<= {sphere / 2:.4g}, half of a round Gaussian's at this N",
             null=float(shape.permuted_participation_ratio), count=len(values),
         ),
         _judged(
             "tilt", modality, "sum of |off-diagonal| over trace", float(slant.off_diagonal_ratio),
-            _spread([float(tilt_figures(left.covariance)[0]) for left in parts]), at_least=2 * permuted,
+            _margin([float(tilt_figures(left.covariance)[0]) for left in parts]), at_least=2 * permuted,
             threshold=f">= {2 * permuted:.4g}, twice that with permuted columns", null=permuted, count=len(values),
         ),
         _judged(
-            "offset", modality, "|m| / sqrt(trace)", float(away), _spread([_offset(left) for left in parts]),
+            "offset", modality, "|m| / sqrt(trace)", float(away), _margin([_offset(left) for left in parts]),
             at_least=0.5, threshold=">= 0.5", null=1 / math.sqrt(count),
             paper={"image": 0.94, "text": 1.03}[modality], count=len(values),
         ),
@@ -179,7 +180,7 @@ def _judged(
     modality: str,
     quantity: str,
     value: float,
-    error: float,
+    margin: float,
     *,
     threshold: str,
     count: int,
@@ -188,7 +189,7 @@ def _judged(
     null: float | None = None,
     paper: float | None = None,
 ) -> Property:
-    low, high = value - STUDENT * error, value + STUDENT * error
+    low, high = value - margin, value + margin
     above, below = (low >= at_least, high < at_least) if at_least is not None else (high <= at_most, low > at_most)  # type: ignore[operator]
     verdict = HOLDS if above else FAILS if below else UNKNOWN
     return Property(name, modality, quantity, value, low, high, null, paper, threshold, verdict, count)
@@ -215,30 +216,31 @@ def _left_out(values: Tensor, part: Tensor) -> list[_Left]:
     return result
 
 
-def _spread(left_out: list[float]) -> float:
-    """Standard error of a figure by the jackknife."""
+def _margin(left_out: list[float]) -> float:
+    """Half the 95% interval of a figure: its standard error by the jackknife times Student's t."""
     values = torch.tensor(left_out, dtype=torch.float64)
-    return float(((len(values) - 1) / len(values) * (values - values.mean()).square().sum()).sqrt())
+    error = ((len(values) - 1) / len(values) * (values - values.mean()).square().sum()).sqrt()
+    return student_quantile(0.975, len(values) - 1) * float(error)
 
 
-def _shell_spread(values: Tensor, part: Tensor) -> float:
+def _shell_margin(values: Tensor, part: Tensor) -> float:
     found = []
     for number in range(int(part.max()) + 1):
         rows = values[part != number]
         distances = torch.linalg.vector_norm(rows - rows.mean(0), dim=1)
         found.append(float(distances.mean().square() / distances.var()))
-    return _spread(found)
+    return _margin(found)
 
 
 def _offset(left: _Left) -> float:
     return float(torch.linalg.vector_norm(left.mean) / left.covariance.trace().sqrt())
 
 
-def _separability(image: Tensor, text: Tensor, count: int) -> Property:
-    """Accuracy with Wilson's interval for the number of independent samples."""
+def _separability(image: Tensor, text: Tensor, counts: Sequence[int]) -> Property:
+    """Accuracy with its interval for the number of independent samples of each modality."""
     found = linear_separability(image, text, k=2)
     value = float(found.held_out_accuracy)
-    low, high = _wilson(value, count)
+    low, high = balanced_interval(found.held_out_recalls.tolist(), counts)
     dims = " and ".join(str(int(d)) for d in found.dimensions)
     return Property(
         name="linear separability",
@@ -255,12 +257,17 @@ def _separability(image: Tensor, text: Tensor, count: int) -> Property:
     )
 
 
-def _wilson(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share."""
-    z2 = 1.96**2
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = 1.96 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+def balanced_interval(recalls: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
+    """95% interval of a balanced accuracy, the mean of two recalls that rest on samples of their own.
+
+    The distances to the ends of each recall's interval are added up in quadrature (Newcombe 1998 for a difference;
+    Zou and Donner 2008, MOVER), so that the accuracy is no better known than that of the smaller class allows.
+    """
+    ends = [share_interval(p * n, n) for p, n in zip(recalls, counts, strict=True)]
+    value = sum(recalls) / 2
+    below = math.hypot(*(p - low for p, (low, _) in zip(recalls, ends, strict=True))) / 2
+    above = math.hypot(*(high - p for p, (_, high) in zip(recalls, ends, strict=True))) / 2
+    return max(0.0, value - below), min(1.0, value + above)
 
 
 def _lowest_loss(sweep: ShiftSweep, logit_scale: float, count: int) -> Property:

@@ -116,7 +116,7 @@ class ReferenceSet:
         Raises:
             TypeError: If the embeddings are not floating-point arrays.
             ValueError: If there are fewer than two samples, dimensions differ, a row is zero, NaN or infinite, all
-                rows are L2-normalised, or ``groups`` does not fit.
+                rows are L2-normalised, or ``groups`` does not fit or names one group alone.
 
         Example:
             >>> import torch
@@ -156,19 +156,24 @@ class ReferenceSet:
     ) -> ReferenceSet:
         """Read a reference out of accumulated moments with a second moment and a row sample."""
         check_stream(moments, allow_normalized)
-        count = int(moments.total)
+        count, sketch = int(moments.total), Sample(*(part.cpu() for part in moments.sketch()))
+        if moments.grouped and len(sketch.groups.unique()) < 2:
+            raise ValueError(
+                f"groups: expected at least two groups among the {len(sketch.keys)} different rows that a reference "
+                "keeps, got one; give ids that differ between independent samples, or none."
+            )
         return cls(
             count=count,
             mean=moments.mean.cpu(),
             unit_sum=moments["unit_sum"].sum(0).cpu(),
             covariance=moments.covariance.cpu(),
-            sketch=Sample(*(part.cpu() for part in moments.sketch())),
+            sketch=sketch,
             spec=spec if spec is None or isinstance(spec, str) else spec.spec,
             encoder_id=None if spec is None or isinstance(spec, str) else spec.id,
             modality=modality,
             dataset=dataset,
             normalized=is_normalized(moments),
-            grouped=bool(moments["checks"][2] > 0),
+            grouped=moments.grouped,
             max_samples=moments.layout.max_samples,
         )
 
@@ -402,6 +407,6 @@ def _batches(source: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -> Ite
     parts = [source] if isinstance(source, (Tensor, np.ndarray)) else source
     for part in parts:
         if isinstance(part, np.ndarray) and part.dtype.kind == "f":
-            yield check_matrix(torch.tensor(part), "embeddings_or_batches")
+            yield check_matrix(torch.tensor(part), "embeddings_or_batches", min_rows=0)
         else:
-            yield check_matrix(part, "embeddings_or_batches")  # refuses what is no tensor
+            yield check_matrix(part, "embeddings_or_batches", min_rows=0)  # refuses what is no tensor

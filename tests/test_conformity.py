@@ -308,3 +308,15 @@ def test_a_mean_without_direction_or_of_another_shape_is_refused(mean, message, 
 def test_a_set_whose_mean_is_zero_has_no_estimate():
     with pytest.raises(ValueError, match="direction of a zero mean is undefined"):
         estimated_conformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e5])
+def test_centred_norms_far_from_the_origin_are_those_about_the_exact_mean(offset, generator):
+    """A mean rounded to float32 is off by 0.004 there, as much as a small spread."""
+    rows = (torch.randn(500, 16, generator=generator) * 0.05 + offset).float()
+    values = double(rows)
+    distance = np.linalg.norm(values - values.mean(0), axis=1)
+    found = norm_statistics(rows, levels=(0.0, 0.5))
+    np.testing.assert_allclose(found.centered_mean, distance.mean(), rtol=1e-6)
+    np.testing.assert_allclose(found.centered_std, distance.std(ddof=1), rtol=1e-6)
+    np.testing.assert_allclose(found.centered_quantiles, np.quantile(distance, [0.0, 0.5]), rtol=1e-6)

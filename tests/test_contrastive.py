@@ -105,7 +105,7 @@ def test_gradients_are_finite_at_equal_and_nearly_equal_inputs(distance, dtype, 
 
 
 @pytest.mark.parametrize("function", [nt_xent, alignment, lambda image, _: uniformity(image)])
-@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6, 1e30])
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6, 1e12])
 def test_scale_of_the_embeddings_does_not_matter(function, scale, pairs):
     image, text = pairs
     torch.testing.assert_close(function(image * scale, text / scale), function(image, text), rtol=1e-5, atol=1e-6)

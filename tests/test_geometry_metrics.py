@@ -76,10 +76,40 @@ def test_ellipsoid_geometry_equals_numpy(rows, texts, reference):
     assert found["permuted_off_diagonal_ratio"] < found["off_diagonal_ratio"]
 
 
-def test_the_condition_is_withheld_where_the_rank_is_below_the_dimension(rows):
+def test_the_condition_is_nan_where_the_rank_is_below_the_dimension(rows):
     metric = cc.EllipsoidGeometry(embed_dim=DIM)
     metric.update(rows[:8])
-    assert "spectrum_condition" not in metric.compute()
+    assert bool(metric.compute()["spectrum_condition"].isnan())
+
+
+@pytest.mark.parametrize("dim", [1, DIM])
+def test_the_keys_are_the_same_for_every_batch(dim, rows):
+    """A logger that meets a key for the first time at step 100 breaks its table."""
+    metric = cc.EllipsoidGeometry(embed_dim=dim)
+    keys = [set(metric(rows[:size, :dim])) for size in (0, 1, 8, 400)]
+    assert all(found == set(metric.compute()) for found in keys)
+    whole = numbers(metric.compute())
+    missing = {name for name, value in whole.items() if math.isnan(value)}
+    tilts = {"off_diagonal_ratio", "diagonally_dominant", "mean_abs_correlation"}
+    assert missing == (tilts | {f"permuted_{name}" for name in tilts} if dim == 1 else set())
+
+
+@pytest.mark.parametrize(("dtype", "spread"), [(torch.float32, 300.0), (torch.float32, 1e5), (torch.float64, 1e5)])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_a_turned_spread_has_its_condition_whatever_the_batches(dtype, spread, offset):
+    generator = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(64, 64, generator=generator, dtype=torch.float64))[0]
+    rows = torch.randn(3000, 64, generator=generator, dtype=torch.float64)
+    rows = (rows * torch.logspace(0, -math.log10(spread), 64, dtype=torch.float64) @ turn + offset).to(dtype)
+    spectrum = np.linalg.eigvalsh(np.cov(double(rows).T))
+    found = []
+    for size in (100, 1000, 3000):
+        metric = cc.EllipsoidGeometry(embed_dim=64)
+        for batch in rows.split(size):
+            metric.update(batch)
+        found.append(float(metric.compute()["spectrum_condition"]))
+    near = 1e-6 if spread < 1e3 else 1e-3  # eps of float64 times the condition, on either side
+    assert found == pytest.approx([spectrum[-1] / spectrum[0]] * 3, rel=near)
 
 
 def test_the_figures_from_moments_stay_exact_beyond_the_row_sample(rows, texts, reference):
@@ -248,6 +278,8 @@ def test_the_real_images_have_their_published_figures(images):
     assert found["shell_variance"] == pytest.approx(0.2402, abs=5e-5)
     assert found["offset"] == pytest.approx(1.1318, abs=5e-5)
     assert found["participation_ratio"] == pytest.approx(14.29, abs=5e-3)
+    spectrum = np.linalg.eigvalsh(np.cov(double(images).T))  # a condition of 2e9
+    assert found["spectrum_condition"] == pytest.approx(spectrum[-1] / spectrum[0], rel=1e-5)
     assert found["off_diagonal_ratio"] == pytest.approx(76.056, abs=5e-4)
 
 

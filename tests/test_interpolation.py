@@ -49,7 +49,7 @@ def test_slerp_equals_the_formula_on_raw_vectors(ends):
     expected = (np.sin(0.7 * angle) * double(start) + np.sin(0.3 * angle) * double(end)) / np.sin(angle)
     np.testing.assert_allclose(slerp(start.double(), end.double(), 0.3), expected, rtol=1e-9)
     np.testing.assert_allclose(slerp(start, end, 0.3), expected, rtol=1e-5)
-    np.testing.assert_allclose(slerp(start * 1e-20, end * 1e-20, 0.3) * 1e20, expected, rtol=1e-5)
+    np.testing.assert_allclose(slerp(start * 2.0**-40, end * 2.0**-40, 0.3) * 2.0**40, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

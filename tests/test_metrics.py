@@ -649,20 +649,42 @@ def test_groups_for_some_batches_only_are_refused_at_compute(name, rows, referen
         metric.compute()
 
 
-@pytest.mark.parametrize(
-    ("name", "read_out"), [("Conformity", "compute"), ("EmbeddingNorm", "compute"), ("ConformityKL", "interval")]
-)
-def test_one_group_alone_tells_nothing_of_the_uncertainty(name, read_out, rows, reference):
-    """An interval or standard error of one independent sample would be a good-looking number."""
-    metric = make(name, reference)
+@every_metric
+def test_one_group_keeps_its_figures_and_has_no_standard_error(name, rows, reference):
+    """A standard error of one independent sample would be a good-looking number; the means are what they are."""
+    plain, metric = fed(make(name, reference), rows, 200), make(name, reference)
+    metric.update(rows, groups=["one"] * 200)
+    expected, found = numbers(plain.compute()), numbers(metric.compute())
+    for key, value in expected.items():
+        assert math.isnan(found[key]) if key.endswith("_se") else found[key] == pytest.approx(value, rel=1e-6), key
+
+
+def test_one_group_of_two_rows_has_no_standard_error(rows):
+    metric = cc.Conformity(embed_dim=DIM)
+    metric.update(rows[:2], groups=[1, 1])
+    assert math.isnan(numbers(metric.compute())["self_conformity_se"])
+
+
+@pytest.mark.parametrize("read_out", ["interval", "noise_floor"])
+def test_one_group_has_no_interval_and_no_floor(read_out, rows, reference):
+    metric = make("ConformityKL", reference)
     metric.update(rows, groups=["one"] * 200)
     with pytest.raises(ValueError, match="all samples belong to one group"):
         getattr(metric, read_out)()
 
 
-def test_a_reference_of_one_group_tells_nothing_of_the_uncertainty(reference_rows):
-    with pytest.raises(ValueError, match="one group"):
-        cc.ReferenceSet.fit(reference_rows, groups=["one"] * len(reference_rows)).self_conformity_se  # noqa: B018
+@pytest.mark.parametrize("size", [10_000, 30])
+def test_a_reference_in_one_group_is_refused(size, reference_rows):
+    with pytest.raises(ValueError, match="groups: expected at least two groups among the .* rows .*, got one"):
+        cc.ReferenceSet.fit(reference_rows, groups=["one"] * len(reference_rows), max_samples=size)
+
+
+def test_real_rows_in_one_group_are_refused_by_compute_alone(rows, reference_rows):
+    metric = cc.Conformity(embed_dim=DIM)
+    metric.update(reference_rows, real=True, groups=["one"] * len(reference_rows))
+    assert all(math.isnan(value) for value in numbers(metric(rows)).values())
+    with pytest.raises(ValueError, match="expected at least two groups"):
+        metric.compute()
 
 
 @every_metric

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from helpers import ellipsoid_rows
 
@@ -43,6 +44,24 @@ def test_intervals_cover_repeated_draws(name):
         p = by_name(six_properties(ellipsoid_rows(500, 10, torch.Generator().manual_seed(seed))))[name, "image"]
         covered += p.low <= truth <= p.high
     assert covered >= 50  # 95% nominal: below 50 of 60 in one of 10,000 cases
+
+
+@pytest.mark.parametrize("parts", [20, 24, 31])
+def test_fewer_parts_have_a_wider_students_t(parts, generator):
+    rows = ellipsoid_rows(parts, 4, generator).double()
+    p = by_name(six_properties(rows))["offset", "image"]
+    left = [np.delete(rows.numpy(), i, axis=0) for i in range(parts)]
+    offsets = np.array([np.linalg.norm(x.mean(0)) / math.sqrt(np.trace(np.cov(x.T))) for x in left])
+    error = math.sqrt((parts - 1) / parts * ((offsets - offsets.mean()) ** 2).sum())
+    assert (p.high - p.value) / error == pytest.approx(scipy.stats.t.ppf(0.975, parts - 1), rel=1e-6)
+
+
+def test_a_separation_is_no_better_known_than_the_smaller_class(generator):
+    image, text = ellipsoid_rows(1500, 4, generator, 3.0), ellipsoid_rows(20, 4, generator, -3.0)
+    p = by_name(six_properties(image, text))["linear separability", "both"]
+    assert p.value == 1.0
+    assert p.low == pytest.approx(1 - (1 - 0.025 ** (1 / 20)) / 2, abs=1e-3)  # 0 of 20 wrong: up to 17% may be
+    assert p.verdict == UNKNOWN
 
 
 def test_an_interval_that_straddles_its_threshold_cannot_tell():

@@ -17,6 +17,9 @@ BLOCK_BYTES = 4 * 2**20
 """Rows are worked through in blocks of about this size, so that a block stays in the processor's cache."""
 BLOCK_ROWS = 8192
 """The most rows of a block: a float32 sum over more loses digits."""
+LEAST_NORM, MOST_NORM = 1e-15, 1e15
+"""Norms of embeddings that are taken. Within them no square of a float32 entry that counts over- or underflows, so that
+every function and metric is right; beyond them some would be wrong without a word, so all refuse alike."""
 
 
 def check_matrix(embeddings: object, name: str = "embeddings", min_rows: int = 1) -> Tensor:
@@ -52,15 +55,37 @@ def check_same_dim(embeddings: Tensor, dim: int, name: str, other: str) -> None:
         )
 
 
-def check_norms(norms: Tensor, name: str = "embeddings") -> None:
+def within_range(norms: Tensor) -> Tensor:
+    """Say of every norm whether its row is taken; NaN, infinity and zero are outside like all that is too far off."""
+    return (norms >= LEAST_NORM) & (norms <= MOST_NORM)
+
+
+def check_directions(norms: Tensor, name: str) -> None:
     """Refuse rows whose norm says that they hold NaN or infinity, or are zero."""
-    bad = ~torch.isfinite(norms) | (norms == 0)
-    if bool(bad.any()):
-        rows = bad.nonzero().flatten()
-        raise ValueError(
-            f"{name}: {len(rows)} of {len(norms)} rows are zero or hold NaN or infinite values "
-            f"(first: row {int(rows[0])}); remove them, or look at the model that made them."
-        )
+    _refuse(
+        ~torch.isfinite(norms) | (norms == 0),
+        name,
+        "are zero or hold NaN or infinite values",
+        "remove them, or look at the model that made them",
+    )
+
+
+def check_norms(norms: Tensor, name: str = "embeddings") -> None:
+    """Refuse rows whose float64 norm says that they hold NaN or infinity, are zero, or are out of range.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    outside = ~within_range(norms)
+    if bool(outside.any()):
+        check_directions(norms, name)
+        _refuse(outside, name, f"have a norm outside {LEAST_NORM:g} to {MOST_NORM:g}", "rescale the embeddings")
+
+
+def _refuse(bad: Tensor, name: str, what: str, advice: str) -> None:
+    rows = bad.nonzero().flatten()
+    if len(rows):
+        raise ValueError(f"{name}: {len(rows)} of {len(bad)} rows {what} (first: row {int(rows[0])}); {advice}.")
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:

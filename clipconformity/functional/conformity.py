@@ -14,6 +14,7 @@ from clipconformity.functional._checks import (
     check_same_dim,
     full_precision,
     result_dtype,
+    within_range,
     working,
 )
 
@@ -54,15 +55,22 @@ class NormStatistics(NamedTuple):
     """Pearson correlation of |v| with the conformity inside the own set, in [-1, 1]."""
 
 
-def norms_and_unit_sum(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """Norm of every row ``(N,)``, and the sum of v/|v| in float64, ``(D,)``, reading the rows once."""
+def norms_and_unit_sum(embeddings: Tensor, name: str = "embeddings") -> tuple[Tensor, Tensor]:
+    """Norm of every row ``(N,)``, and the sum of v/|v| in float64, ``(D,)``, reading the rows once.
+
+    Raises:
+        ValueError: If a row is zero, NaN, infinite or out of range.
+    """
     total = torch.zeros(embeddings.shape[1], dtype=torch.float64, device=embeddings.device)
     norms = []
     for block in blocks(embeddings):
         norm = torch.linalg.vector_norm(block, dim=1)
         total += _weighted_sum(norm.reciprocal(), block)
         norms.append(norm)
-    return torch.cat(norms), total
+    found = torch.cat(norms)
+    if not bool(within_range(found).all()):  # float32 norms over- and underflow: float64 ones tell what is wrong
+        check_norms(torch.linalg.vector_norm(embeddings, dim=1, dtype=torch.float64), name)
+    return found, total
 
 
 def _weighted_sum(weights: Tensor, rows: Tensor) -> Tensor:
@@ -115,7 +123,6 @@ def conformity(embeddings: Tensor, reference: Tensor | HasUnitMean | None = None
     raw = check_matrix(embeddings, min_rows=2 if reference is None else 1)
     values = working(raw)
     norms, total = norms_and_unit_sum(values)
-    check_norms(norms)
     if reference is None:
         mean = total / len(values)
         result = own_set_conformity(cosines(values, norms, mean).double(), len(values))
@@ -135,8 +142,7 @@ def reference_unit_mean(reference: Tensor | HasUnitMean) -> Tensor:
             )
         return reference.unit_mean
     values = working(check_matrix(reference, "reference"))
-    norms, total = norms_and_unit_sum(values)
-    check_norms(norms, "reference")
+    _, total = norms_and_unit_sum(values, "reference")
     return total / len(values)
 
 
@@ -165,8 +171,7 @@ def self_conformity(embeddings: Tensor) -> Tensor:
     """
     raw = check_matrix(embeddings, min_rows=2)
     values = working(raw)
-    norms, total = norms_and_unit_sum(values)
-    check_norms(norms)
+    _, total = norms_and_unit_sum(values)
     mean = total / len(values)
     return own_set_conformity(mean @ mean, len(values)).to(raw.device, result_dtype(raw))
 
@@ -198,7 +203,6 @@ def estimated_conformity(embeddings: Tensor, mean: Tensor | None = None) -> Tens
     raw = check_matrix(embeddings)
     values = working(raw)
     norms, _ = norms_and_unit_sum(values)
-    check_norms(norms)
     center = values.mean(0, dtype=torch.float64) if mean is None else mean.detach().double().to(values.device)
     if center.shape != values.shape[1:]:
         raise ValueError(f"mean: expected shape ({values.shape[1]},), got {tuple(center.shape)}.")
@@ -299,9 +303,9 @@ def norm_statistics(embeddings: Tensor, levels: tuple[float, ...] = (0.05, 0.25,
         raise ValueError(f"levels: expected quantile levels in [0, 1], got {levels}.")
     values = working(raw)
     norms, total = norms_and_unit_sum(values)
-    check_norms(norms)
-    mean = values.mean(0, dtype=torch.float64).to(values.dtype)
-    centered = torch.cat([torch.linalg.vector_norm(block - mean, dim=1) for block in blocks(values)])
+    mean = values.mean(0, dtype=torch.float64)
+    # In float64: a mean rounded to float32 is off by more than the spread of a set far from the origin.
+    centered = torch.cat([torch.linalg.vector_norm(block.double() - mean, dim=1) for block in blocks(values)])
     unit_mean = total / len(values)
     correlation = pearson(norms, cosines(values, norms, unit_mean))
 

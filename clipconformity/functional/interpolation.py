@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipconformity.functional._checks import check_norms, full_precision, result_dtype, working
+from clipconformity.functional._checks import check_directions, check_norms, full_precision, result_dtype, working
 from clipconformity.functional._rows import units
 from clipconformity.functional.contrastive import check_mean
 
@@ -118,7 +118,7 @@ def vslerp(
     values, other = _check_ends(start, end)
     center = alpha * check_mean(mean, values.shape[-1]).to(values)
     for name, rows in (("start", values), ("end", other)):
-        check_norms(torch.linalg.vector_norm((rows - center).detach(), dim=-1).flatten(), f"{name} - alpha * mean")
+        check_directions(torch.linalg.vector_norm((rows - center).detach(), dim=-1).flatten(), f"{name} - alpha * mean")
     path = _path(values - center, other - center, _position(t, values), elementwise_angle)
     # The formula with its terms collected: the centre's weight is exactly 0 at both ends, so they are met exactly.
     result = path.start * values + path.end * other + (1 - path.start - path.end) * center + path.turn

@@ -34,6 +34,8 @@ class LinearSeparability(NamedTuple):
     """Single dimensions whose held-out balanced accuracy is at least 0.99, most accurate first, ``(L,)`` int64."""
     label_accuracies: Tensor
     """Held-out balanced accuracy of each of ``labels``, ``(L,)``."""
+    held_out_recalls: Tensor
+    """Shares of images and of texts that are right in the cross-validation, ``(2,)``; the accuracy is their mean."""
 
 
 class _Classes(NamedTuple):
@@ -91,17 +93,18 @@ def linear_separability(
     check_spread(together.var(0).sum(), mean_of(together), image.dtype, "image, text")
 
     dimensions = _best(whole, k)
-    accuracy = _balanced(*_discriminate(_pick(whole, dimensions), _pick(whole, dimensions)))
-    held_out, single = _cross_validate(whole, k, seeded(generator))
+    accuracy = _recalls(*_discriminate(_pick(whole, dimensions), _pick(whole, dimensions))).mean(0)
+    recalls, single = _cross_validate(whole, k, seeded(generator))
     order = single.argsort(descending=True, stable=True)
     labels = order[single[order] >= LABEL_ACCURACY]
     dtype = torch.promote_types(result_dtype(image), result_dtype(text))
     return LinearSeparability(
         accuracy.to(image.device, dtype),
-        held_out.to(image.device, dtype),
+        recalls.mean(0).to(image.device, dtype),
         dimensions.to(image.device),
         labels.to(image.device),
         single[labels].to(image.device, dtype),
+        recalls.to(image.device, dtype),
     )
 
 
@@ -144,8 +147,9 @@ def _discriminate(train: _Classes, test: _Classes) -> tuple[Tensor, Tensor]:
     return scores[0] > 0, scores[1] < 0  # on the threshold is wrong on either side
 
 
-def _balanced(image_right: Tensor, text_right: Tensor) -> Tensor:
-    return (image_right.double().mean(0) + text_right.double().mean(0)) / 2
+def _recalls(image_right: Tensor, text_right: Tensor) -> Tensor:
+    """Share of each class that is right, ``(2, ...)``; their mean is the balanced accuracy."""
+    return torch.stack([image_right.double().mean(0), text_right.double().mean(0)])
 
 
 def _midway(train: _Classes, test: _Classes) -> tuple[Tensor, Tensor]:
@@ -156,7 +160,7 @@ def _midway(train: _Classes, test: _Classes) -> tuple[Tensor, Tensor]:
 
 
 def _cross_validate(whole: _Classes, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Held-out balanced accuracy of the best k, a scalar, and of every single dimension, ``(D,)``."""
+    """Held-out recalls of the best k, ``(2,)``, and balanced accuracy of every single dimension, ``(D,)``."""
     folds = []
     for x in whole:
         order = torch.randperm(len(x), generator=generator, device=generator.device)
@@ -168,5 +172,5 @@ def _cross_validate(whole: _Classes, k: int, generator: torch.Generator) -> tupl
         chosen = _best(train, k)
         best.append(_discriminate(_pick(train, chosen), _pick(test, chosen)))
         single.append(_midway(train, test))
-    pooled = [_balanced(*(torch.cat(side) for side in zip(*results, strict=True))) for results in (best, single)]
-    return pooled[0], pooled[1]
+    pooled = [_recalls(*(torch.cat(side) for side in zip(*results, strict=True))) for results in (best, single)]
+    return pooled[0], pooled[1].mean(0)

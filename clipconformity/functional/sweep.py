@@ -253,7 +253,9 @@ def _check(image: Tensor, text: Tensor) -> _Pairs:
     pairs = _Pairs(*(x.double() for x in check_pairs(image, text, MIN_SAMPLES)))
     for name, rows, given in zip(pairs._fields, pairs, (image, text), strict=True):
         check_spread(rows.var(0).sum(), mean_of(rows), given.dtype, name)
-    return pairs
+    # Nothing below depends on scale, but a row that a shift makes short must not fall out of the range of norms.
+    # A power of two rounds nothing.
+    return _Pairs(*(rows * 2.0 ** -round(math.log2(float(rows.square().sum(1).mean())) / 2) for rows in pairs))
 
 
 def _check_alphas(alphas: Sequence[float] | Tensor, name: str) -> list[float]:
@@ -281,10 +283,9 @@ def _subsampled_losses(
     count = len(pairs.image)
     size = min(count // 2, MOST_PAIRS)
     result = torch.empty(len(alphas), resamples, dtype=torch.float64)
-    scaled = [x / x.square().sum(1).mean().sqrt() for x in pairs]
     for r in range(resamples):
         order = torch.randperm(count, generator=generator, device=generator.device)
-        drawn = [x[order[:size].to(x.device)] for x in scaled]
+        drawn = [x[order[:size].to(x.device)] for x in pairs]
         means = [x.mean(0) for x in drawn]
         centered = [(x - mean).float() for x, mean in zip(drawn, means, strict=True)]  # enough for a spread
         for i, alpha in enumerate(alphas):

@@ -6,7 +6,8 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ EVALUATED, REAL = "", "real_"
 """Prefixes of the two sides' states; the real one exists where no reference was given."""
 
 Sides = dict[str, Moments]
+EncoderOrSpec: TypeAlias = "Encoder | str | Path"
 
 
 class EmbeddingMetric(Metric):
@@ -41,13 +43,14 @@ class EmbeddingMetric(Metric):
         self,
         reference: ReferenceSet | None = None,
         *,
-        encoder: Encoder | None = None,
+        encoder: EncoderOrSpec | None = None,
         embed_dim: int | None = None,
         max_samples: int = 10_000,
         allow_normalized: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        encoder = loaded_encoder(encoder)
         self.embed_dim = _told_dimension(type(self).__name__, reference, encoder, embed_dim)
         if reference is not None and encoder is not None and reference.encoder_id is not None:
             reference.check_encoder(encoder.spec, getattr(encoder, "id", None))
@@ -183,11 +186,15 @@ class EmbeddingMetric(Metric):
         check_stream(sides[prefix], self.allow_normalized, min_samples)
         return sides[prefix]
 
+    def _has_reference(self, sides: Sides) -> bool:
+        """Whether there is something to compare with, be it fit for that or not."""
+        return self.reference is not None or (REAL in sides and sides[REAL].started)
+
     def _reference_of(self, sides: Sides) -> ReferenceSet | None:
         """Give the reference from construction, else the one that the real rows make, else None."""
-        if REAL not in sides or float(sides[REAL].total + sides[REAL]["checks"][0]) == 0:
-            return self.reference
-        return ReferenceSet.from_moments(self._checked(sides, REAL), allow_normalized=self.allow_normalized)
+        if REAL in sides and sides[REAL].started:
+            return ReferenceSet.from_moments(self._checked(sides, REAL), allow_normalized=self.allow_normalized)
+        return self.reference
 
     @contextmanager
     def _synced(self) -> Iterator[None]:
@@ -254,7 +261,7 @@ class SetMetric(EmbeddingMetric):
     def __init__(
         self,
         *,
-        encoder: Encoder | None = None,
+        encoder: EncoderOrSpec | None = None,
         embed_dim: int | None = None,
         max_samples: int = 10_000,
         allow_normalized: bool = False,
@@ -270,13 +277,32 @@ class SetMetric(EmbeddingMetric):
         )
 
 
+def loaded_encoder(encoder: EncoderOrSpec | None) -> Encoder | None:
+    """Give an encoder as it is, and one named by its spec or folder as ``load_encoder`` opens it.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If there is no encoder of that name; as ``load_encoder``.
+    """
+    if isinstance(encoder, (str, Path)):
+        from clipconformity.encoders import load_encoder
+
+        return load_encoder(encoder)
+    if encoder is not None and not (callable(encoder) and hasattr(encoder, "embed_dim")):
+        raise TypeError(
+            f"encoder: expected a spec such as 'tiny', a folder, or an encoder with embed_dim, got "
+            f"{type(encoder).__name__}; wrap a pair of functions in clipconformity.encoders.CallableEncoder."
+        )
+    return encoder
+
+
 def check_batch_modality(batch: Any, fixed: str | None, reference: ReferenceSet | None) -> str | None:
     """Give the modality that a metric has after a batch: the first images or texts fix it, embeddings have none.
 
     Raises:
         ValueError: If it is another than that of the batches before, or than the reference's.
     """
-    if isinstance(batch, Tensor) and batch.ndim == 2:
+    if (isinstance(batch, Tensor) and batch.ndim == 2) or _is_empty(batch):
         return fixed
     first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
     modality = "text" if isinstance(first, str) else "image"
@@ -298,13 +324,21 @@ def encode_batch(batch: Any, encoder: Encoder | None) -> Tensor:
         ValueError: If a tensor has another shape and there is no encoder.
     """
     if isinstance(batch, Tensor) and (batch.ndim == 2 or encoder is None):
-        return check_matrix(batch, "batch")
+        return check_matrix(batch, "batch", min_rows=0)
     if encoder is None:
         raise TypeError(
             f"batch: expected raw embeddings, a tensor of shape (N, D), got {type(batch).__name__}; convert them with "
             "torch.as_tensor, or for images or texts construct the metric with encoder=load_encoder(...)."
         )
+    if _is_empty(batch):  # what a rank without samples has: no encoder need cope with it
+        return torch.empty(0, encoder.embed_dim)
     return check_matrix(encoder(batch), "batch")
+
+
+def _is_empty(batch: Any) -> bool:
+    if isinstance(batch, Tensor):
+        return batch.ndim > 0 and len(batch) == 0
+    return isinstance(batch, (list, tuple)) and not batch
 
 
 def _told_dimension(name: str, reference: ReferenceSet | None, encoder: Encoder | None, embed_dim: int | None) -> int:

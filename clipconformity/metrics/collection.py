@@ -8,7 +8,13 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from clipconformity.encoders.protocol import Encoder
-from clipconformity.metrics.base import EmbeddingMetric, check_batch_modality, encode_batch
+from clipconformity.metrics.base import (
+    EmbeddingMetric,
+    EncoderOrSpec,
+    check_batch_modality,
+    encode_batch,
+    loaded_encoder,
+)
 from clipconformity.metrics.distribution import Conformity, ConformityKL, EmbeddingNorm
 from clipconformity.moments import Groups
 from clipconformity.reference import ReferenceSet
@@ -22,7 +28,7 @@ class ConformityMetrics(MetricCollection):
 
     Args:
         reference: Set to compare with.
-        encoder: Turns images and texts into embeddings.
+        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
         max_samples: Rows kept by each metric.
         allow_normalized: Take L2-normalised embeddings.
         prefix: Put before every key.
@@ -45,12 +51,13 @@ class ConformityMetrics(MetricCollection):
         self,
         reference: ReferenceSet,
         *,
-        encoder: Encoder | None = None,
+        encoder: EncoderOrSpec | None = None,
         max_samples: int = 10_000,
         allow_normalized: bool = False,
         prefix: str | None = None,
         postfix: str | None = None,
     ) -> None:
+        encoder = loaded_encoder(encoder)
         conformity = Conformity(reference, encoder=encoder, max_samples=max_samples, allow_normalized=allow_normalized)
         norm = EmbeddingNorm(
             encoder=encoder,

@@ -22,7 +22,7 @@ from clipconformity.functional.divergence import (
     warn_lower_bound,
 )
 from clipconformity.metrics.base import EVALUATED, EmbeddingMetric, SetMetric, Sides
-from clipconformity.moments import Layout, Moments, mean_error, self_conformity_error
+from clipconformity.moments import Layout, Moments, check_clusters, mean_error, self_conformity_error
 from clipconformity.reference import ReferenceSet
 
 LEVELS = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
@@ -39,7 +39,7 @@ class Conformity(EmbeddingMetric):
     Args:
         reference: Set that conformity is taken to. Without one it is taken to the real rows, given by
             ``update(..., real=True)``, or where there are none to the evaluated set itself, each sample excluded.
-        encoder: Turns images and texts into embeddings.
+        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
         embed_dim: Dimension D, where neither of those tells it.
         max_samples: Rows kept for quantiles, and without a reference for the standard deviation; exact up to so
             many samples. Means are exact always.
@@ -94,7 +94,7 @@ class Conformity(EmbeddingMetric):
     def _nothing(self, sides: Sides) -> dict[str, Tensor]:
         names = ["conformity_mean", "conformity_std", "conformity_se", *(f"conformity_{q}" for q in LEVELS)]
         names += ["self_conformity_mean", "self_conformity_se"]
-        if self._reference_of(sides) is not None:
+        if self._has_reference(sides):
             names += ["typicality_shift", "spread_ratio"]
         return {name: torch.tensor(float("nan")) for name in names}
 
@@ -157,7 +157,7 @@ class ConformityKL(EmbeddingMetric):
 
     Args:
         reference: Set to compare with; without one, the rows given by ``update(..., real=True)``.
-        encoder: Turns images and texts into embeddings.
+        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
         embed_dim: Dimension D, where neither of those tells it.
         max_samples: Rows kept.
         allow_normalized: Take L2-normalised embeddings.
@@ -268,6 +268,7 @@ class ConformityKL(EmbeddingMetric):
             raise ValueError(f"quantile: expected a level between 0 and 1, got {quantile}.")
         intervals.check_resamples(resamples)
         standing = self._synced_standing()
+        check_clusters(int((standing.buckets.sum(1) > 0).sum()))
         source = intervals.generator_or_default(generator)
         values = intervals.null_divergences(standing.evaluated, standing.reference, resamples, source)
         return values.forward.quantile(quantile).float()
@@ -292,7 +293,7 @@ class EmbeddingNorm(SetMetric):
     r"""Norms of streamed raw embeddings, as they are, :math:`|v|`, and centred on their mean, :math:`|v - m|`.
 
     Args:
-        encoder: Turns images and texts into embeddings.
+        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
         embed_dim: Dimension D, where the encoder does not tell it.
         max_samples: Rows kept for quantiles, centred norms and the correlation; exact up to so many samples.
         allow_normalized: Take L2-normalised embeddings, whose norms say nothing.

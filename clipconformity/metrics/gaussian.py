@@ -46,7 +46,7 @@ class FrechetDistance(_AgainstGaussian):
 
     Args:
         reference: Set to compare with; without one, the rows given by ``update(..., real=True)``.
-        encoder: Turns images and texts into embeddings.
+        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
         embed_dim: Dimension D, where neither of those tells it.
         max_samples: Rows kept of the real ones, where there is no reference.
         allow_normalized: Take L2-normalised embeddings.
@@ -102,7 +102,7 @@ class GaussianLikelihood(_AgainstGaussian):
 
     Args:
         reference: Set whose Gaussian it is; without one, the rows given by ``update(..., real=True)``.
-        encoder: Turns images and texts into embeddings.
+        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
         embed_dim: Dimension D, where neither of those tells it.
         max_samples: Rows kept for the standard deviation.
         allow_normalized: Take L2-normalised embeddings.

@@ -10,7 +10,7 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from clipconformity.functional import conformity_kl, shift_sweep
 from clipconformity.functional._checks import check_same_dim, full_precision
-from clipconformity.functional._rows import covariance_of, permuted_columns, seeded
+from clipconformity.functional._rows import covariance_of, permuted_columns, seeded, units
 from clipconformity.functional.geometry import participation_ratio, tilt_figures
 from clipconformity.metrics.base import EVALUATED, SetMetric, Sides, encode_batch
 from clipconformity.metrics.distribution import own_set_values
@@ -25,7 +25,7 @@ class EllipsoidGeometry(SetMetric):
     r"""Geometry of one modality's raw embeddings: thin shell, ellipsoid, tilt, offset.
 
     Args:
-        encoder: Turns images and texts into embeddings.
+        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
         embed_dim: Dimension D, where the encoder does not tell it.
         max_samples: Rows kept for the shell and for the values with permuted columns.
         allow_normalized: Take L2-normalised embeddings, which lie on a sphere by construction.
@@ -35,9 +35,9 @@ class EllipsoidGeometry(SetMetric):
 
     - ``shell_mu``, ``shell_variance``, ``shell_ratio``: of the centred norms, as of
       :func:`clipconformity.functional.thin_shell`. Exact up to ``max_samples`` rows, from the row sample beyond.
-    - ``participation_ratio``, and ``spectrum_condition`` (largest over smallest eigenvalue) where the covariance has
-      full rank: exact.
-    - ``off_diagonal_ratio``, ``diagonally_dominant``, ``mean_abs_correlation``: exact.
+    - ``participation_ratio``, and ``spectrum_condition`` (largest over smallest eigenvalue): exact. The condition is
+      NaN where the covariance has no full rank, and where the smallest eigenvalue is no more than rounding.
+    - ``off_diagonal_ratio``, ``diagonally_dominant``, ``mean_abs_correlation``: exact; NaN in one dimension.
     - ``offset``: exact.
     - the four of ellipsoid and tilt with ``permuted_`` before them: the same with every column permuted on its own, on
       the row sample. Beyond ``max_samples`` rows it is taken at fewer samples than the figure beside it.
@@ -67,11 +67,9 @@ class EllipsoidGeometry(SetMetric):
         moments = self._checked(sides, min_samples=self.min_samples)
         rows, covariance = moments.good_sample().rows.double(), moments.covariance
         mu, variance = self._shell(rows, moments)
-        result = {"shell_mu": mu, "shell_variance": variance, "shell_ratio": mu.square() / variance}
-        if int(moments.total) > self.embed_dim:
-            spectrum = torch.linalg.eigvalsh(covariance)
-            if spectrum[0] > spectrum[-1] * len(spectrum) * torch.finfo(torch.float64).eps:
-                result["spectrum_condition"] = spectrum[-1] / spectrum[0]
+        result = self._nothing(sides)  # what cannot be had stays NaN, so that the keys are the same for every batch
+        result |= {"shell_mu": mu, "shell_variance": variance, "shell_ratio": mu.square() / variance}
+        result["spectrum_condition"] = self._condition(moments, covariance)
         _, permuted = covariance_of(permuted_columns(rows, seeded(None)))
         for prefix, matrix in (("", covariance), ("permuted_", permuted)):
             result[f"{prefix}participation_ratio"] = participation_ratio(matrix)
@@ -80,6 +78,13 @@ class EllipsoidGeometry(SetMetric):
         result["offset"] = torch.linalg.vector_norm(moments.mean) / covariance.trace().sqrt()
         return {name: value.float() for name, value in result.items()}
 
+    def _condition(self, moments: Moments, covariance: Tensor) -> Tensor:
+        """Largest over smallest eigenvalue; the sums it comes from round by their size, that of the mean included."""
+        spectrum = torch.linalg.eigvalsh(covariance)
+        scale = spectrum[-1] + moments.mean.square().sum()
+        known = spectrum[0] > scale * len(spectrum) * torch.finfo(torch.float64).eps
+        return torch.where(known & (moments.total > len(spectrum)), spectrum[-1] / spectrum[0], float("nan"))
+
     def _shell(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
         if not float(moments.covariance.trace()) > 1e-12 * float(moments.mean.square().sum()):
             raise ValueError("embeddings: expected samples that differ, got equal ones; check what was encoded.")
@@ -87,7 +92,7 @@ class EllipsoidGeometry(SetMetric):
         return distances.mean(), distances.var()
 
     def _nothing(self, sides: Sides) -> dict[str, Tensor]:
-        names = ["shell_mu", "shell_variance", "shell_ratio", "offset"]
+        names = ["shell_mu", "shell_variance", "shell_ratio", "spectrum_condition", "offset"]
         names += [f"{prefix}{name}" for prefix in ("", "permuted_") for name in ("participation_ratio", *TILT)]
         return {name: torch.tensor(float("nan")) for name in names}
 
@@ -111,7 +116,7 @@ class ModalityGap(SetMetric):
     ``update(images, texts)`` takes pairs: row i of one belongs to row i of the other.
 
     Args:
-        encoder: Turns images and texts into embeddings.
+        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
         embed_dim: Dimension D, where the encoder does not tell it.
         max_samples: Pairs kept for the divergence between the modalities; the rest is exact.
         allow_normalized: Take L2-normalised embeddings.
@@ -245,5 +250,5 @@ def _take_in(pair: tuple[Tensor, Tensor], sides: Sides, seen: int) -> Tensor:
     keys = mix(row_keys(image, None) ^ (row_keys(text, None) << 1), 5)
     for prefix, rows in ((IMAGE, image), (TEXT, text)):
         sides[prefix].update(rows, keys, seen)
-    cosine = torch.nn.functional.cosine_similarity(image.double(), text.double(), dim=1)
-    return torch.where(torch.isfinite(cosine), cosine, 0.0).sum()
+    cosine = (units(image.double()) * units(text.double())).sum(1)
+    return torch.where(torch.isfinite(cosine), cosine, 0.0).sum()  # the rest is bad, and refused by compute

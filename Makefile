@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-THREADED := tests/test_intervals.py tests/test_moments.py tests/test_real_data.py tests/test_demo.py
+THREADED := tests/metrics/test_intervals.py tests/stream/test_moments.py tests/evaluation/test_real_data.py tests/demo/test_demo.py
 
 .PHONY: demo test test-transformers4 lint types docs bench clean
 .DELETE_ON_ERROR:
@@ -32,7 +32,7 @@ test-transformers4: $(VENV)/.all
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target $(VENV)/transformers4 "transformers>=4.57,<5" "huggingface_hub<1" "tokenizers<0.23"
 	PYTHONPATH=$(VENV)/transformers4 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 \
-		tests/test_encoders.py tests/test_encoders_transformers.py tests/test_tiny.py tests/test_captioning.py
+		tests/encoders tests/generators/test_captioning.py
 
 lint: $(VENV)/.all
 	$(BIN)/ruff check .

@@ -32,7 +32,7 @@ from torchmetrics.multimodal import CLIPScore
 
 import clipconformity as cc
 from clipconformity.encoders.base import BaseEncoder
-from clipconformity.encoders.loading import TINY
+from clipconformity.encoders.registry import TINY
 from clipconformity.encoders.transformers import _projection
 from clipconformity.evaluation import image_source
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from clipconformity.cli import main as command
-from clipconformity.datasets import read_embeddings
+from clipconformity.data import read_embeddings
 
 FOLDER = Path(os.environ.get("CLIPCONFORMITY_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 IMAGES, NAMES, TEXTS = "vitb32-images-1803.pt", "vitb32-images-1803.txt", "vitb32-text-lvis-1203.npy"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from clipconformity import functional
-from clipconformity.functional import LowerBoundWarning
-from clipconformity.reference import ReferenceSet
-
 if TYPE_CHECKING:
+    from clipconformity import functional
     from clipconformity.encoders import Encoder, load_encoder
+    from clipconformity.evaluation import Verdict
+    from clipconformity.functional import LowerBoundWarning
+    from clipconformity.functional.resampling import Interval
     from clipconformity.metrics import (
         Conformity,
         ConformityKL,
@@ -20,22 +20,11 @@ if TYPE_CHECKING:
         FrechetDistance,
         GaussianLikelihood,
         ModalityGap,
+        SelfConformity,
     )
+    from clipconformity.stream.reference import ReferenceSet
 
 __version__ = "0.1.0"
-
-# Loaded when first used: torchmetrics itself imports transformers, torchvision and matplotlib.
-_METRICS = (
-    "Conformity",
-    "ConformityKL",
-    "ConformityMetrics",
-    "EllipsoidGeometry",
-    "EmbeddingNorm",
-    "FrechetDistance",
-    "GaussianLikelihood",
-    "ModalityGap",
-)
-_LAZY = dict.fromkeys(_METRICS, "metrics") | {"Encoder": "encoders", "load_encoder": "encoders"}
 
 __all__ = [
     "Conformity",
@@ -46,18 +35,34 @@ __all__ = [
     "Encoder",
     "FrechetDistance",
     "GaussianLikelihood",
+    "Interval",
     "LowerBoundWarning",
     "ModalityGap",
     "ReferenceSet",
+    "SelfConformity",
+    "Verdict",
     "functional",
     "load_encoder",
 ]
 
+_HOMES = {
+    "Encoder": "encoders",
+    "Interval": "functional.resampling",
+    "LowerBoundWarning": "functional",
+    "ReferenceSet": "stream.reference",
+    "Verdict": "evaluation",
+    "load_encoder": "encoders",
+}
+"""Where names lie that are no metrics. All load when first used: `clipconformity --help` does without torch, and a
+reference without torchmetrics, which itself imports transformers, torchvision and matplotlib."""
+
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name == "functional":
+        return import_module("clipconformity.functional")
+    if name not in __all__:
         raise AttributeError(f"module 'clipconformity' has no attribute {name!r}")
-    value = getattr(import_module(f"clipconformity.{_LAZY[name]}"), name)
+    value = getattr(import_module(f"clipconformity.{_HOMES.get(name, 'metrics')}"), name)
     globals()[name] = value
     return value
 

@@ -13,11 +13,11 @@ from typing import Any
 import _smoke
 import torch
 
-from clipconformity.datasets import Coco, read_coco
+from clipconformity.data import Coco, read_coco
 from clipconformity.encoders import BaseEncoder, load_encoder
 from clipconformity.evaluation import Score, build_reference, caption_source, image_source, score
 from clipconformity.functional.divergence import MIN_SAMPLES
-from clipconformity.reference import ReferenceSet
+from clipconformity.stream.reference import ReferenceSet
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -114,17 +114,17 @@ def score_images(paths: Sequence[Path], encoder: BaseEncoder, reference: Referen
 
 def report(output: Path, reference: ReferenceSet, scores: dict[str, Score], **more: Any) -> None:
     """Print a table, and write ``results.json`` and ``comparison.png``."""
-    summaries = {name: one.summary for name, one in scores.items()}
-    print(table(reference, summaries))
-    content = {"reference": reference.describe(), "runs": summaries} | more
+    print(table(reference, scores))
+    runs = {name: one.to_dict() for name, one in scores.items()}
+    content = {"reference": reference.describe(), "runs": runs} | more
     (output / "results.json").write_text(json.dumps(content, indent=2, default=float) + "\n", encoding="utf-8")
-    picture(output / "comparison.png", reference, summaries, more.get("human"))
+    picture(output / "comparison.png", reference, scores, more.get("human"))
     print(f"Written: {output / 'results.json'} and {output / 'comparison.png'}")
 
 
-def table(reference: ReferenceSet, summaries: dict[str, dict[str, Any]]) -> str:
+def table(reference: ReferenceSet, scores: dict[str, Score]) -> str:
     """Draw the paper's table: typical, alike, KL with its interval."""
-    wide = max(12, *(len(name) for name in summaries))
+    wide = max(12, *(len(name) for name in scores))
     lines = [
         "typical: conformity to the reference (higher is more common); alike: self-conformity (lower is more varied);",
         "KL in nats with its 95% interval, with > where it is only a lower bound; floor: what noise alone would give",
@@ -132,34 +132,31 @@ def table(reference: ReferenceSet, summaries: dict[str, dict[str, Any]]) -> str:
         f"{'reference':{wide}} {float(reference.conformities.mean()):8.3f} {float(reference.self_conformity):7.3f} "
         f"{'':7} {'':17} {'':7} {reference.count:6d}",
     ]
-    for name, s in summaries.items():
-        interval = f"[{s['kl_low']:.3f}, {s['kl_high']:.3f}]"
-        kl = f"{'>' if s['kl_is_lower_bound'] else ''}{s['conformity_kl']:.3f}"
+    for name, s in scores.items():
+        interval = f"[{s.kl_interval.low:.3f}, {s.kl_interval.high:.3f}]"
+        kl = f"{'>' if s.kl_is_lower_bound else ''}{s.conformity_kl:.3f}"
         lines.append(
-            f"{name:{wide}} {s['conformity_mean']:8.3f} {s['self_conformity_mean']:7.3f} {kl:>7} "
-            f"{interval:>17} {s['noise_floor']:7.3f} {s['count']:6d}"
+            f"{name:{wide}} {s.conformity_mean:8.3f} {s.self_conformity_mean:7.3f} {kl:>7} "
+            f"{interval:>17} {s.noise_floor:7.3f} {s.count:6d}"
         )
-        lines.append(f"{'':{wide}} {s['verdict']['typical']}; {s['verdict']['varied']}")
+        lines.append(f"{'':{wide}} {s.sentences['typical']}; {s.sentences['varied']}")
     return "\n".join(lines)
 
 
-def picture(
-    path: Path, reference: ReferenceSet, summaries: dict[str, dict[str, Any]], human: dict[str, Any] | None = None
-) -> None:
+def picture(path: Path, reference: ReferenceSet, scores: dict[str, Score], human: dict[str, Any] | None = None) -> None:
     """Draw KL with intervals, and typicality against variety."""
     import matplotlib.pyplot as plt
 
-    height = 2.2 + 0.4 * len(summaries)
+    height = 2.2 + 0.4 * len(scores)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, max(4.0, height)), layout="constrained")
-    for place, (name, s) in enumerate(summaries.items()):
+    for place, (name, s) in enumerate(scores.items()):
         color = COLORS[place % len(COLORS)]
-        left.plot([s["kl_low"], s["kl_high"]], [place, place], color=color, linewidth=2)
-        bound = s["kl_is_lower_bound"]
-        left.plot(s["conformity_kl"], place, ">" if bound else "o", color=color, clip_on=False, zorder=3)
-        left.plot(s["noise_floor"], place, "|", color=GREY, markersize=14)
-        across, up = 1.96 * s["self_conformity_se"], 1.96 * s["conformity_se"]
+        left.plot(s.kl_interval, [place, place], color=color, linewidth=2)
+        left.plot(s.conformity_kl, place, ">" if s.kl_is_lower_bound else "o", color=color, clip_on=False, zorder=3)
+        left.plot(s.noise_floor, place, "|", color=GREY, markersize=14)
+        across, up = 1.96 * s.value("self_conformity_se"), 1.96 * s.value("conformity_se")
         right.errorbar(
-            s["self_conformity_mean"], s["conformity_mean"], xerr=across, yerr=up, fmt="o", color=color, label=name
+            s.self_conformity_mean, s.conformity_mean, xerr=across, yerr=up, fmt="o", color=color, label=name
         )
     right.plot(
         float(reference.self_conformity), float(reference.conformities.mean()), "D", color="black", label="reference"
@@ -168,8 +165,8 @@ def picture(
         spread = float(reference.conformities.std())
         typical = [float(reference.null_mean) + shift * spread for shift in human["typicality_shift"]]
         right.plot(human["self_conformity"], typical, "k+", markersize=9, label="people, a caption each")
-    left.set_yticks(range(len(summaries)), list(summaries))
-    left.set_ylim(len(summaries) - 0.5, -0.5)
+    left.set_yticks(range(len(scores)), list(scores))
+    left.set_ylim(len(scores) - 0.5, -0.5)
     left.set_xlim(left=0)
     left.set_xlabel("conformity KL (nats), 95% interval\ngrey: noise floor; arrow: a lower bound")
     right.set_xlabel("self-conformity (lower: more varied)")

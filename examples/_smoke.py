@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from clipconformity.datasets import sample_scenes, write_coco_scenes
-from clipconformity.encoders.loading import TINY
+from clipconformity.demo import sample_scenes, write_coco_scenes
+from clipconformity.encoders.registry import TINY
 
 DIM = 32
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import _shared
 import _smoke
 
-from clipconformity.captioning import TransformersCaptioner, caption_images, rank_path
-from clipconformity.datasets import Captions, merge_results
+from clipconformity.data import Captions, merge_results
 from clipconformity.evaluation import caption_source, score
+from clipconformity.generators import TransformersCaptioner, caption_images, rank_path
 
 INSTRUCTION = "Describe the image in one short sentence."
 

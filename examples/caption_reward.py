@@ -13,9 +13,9 @@ from pathlib import Path
 import _shared
 import torch
 
-from clipconformity.captioning import human_spread
-from clipconformity.datasets import generic_caption, read_results, sample_scenes, specific_caption, write_results
-from clipconformity.evaluation import caption_source, score
+from clipconformity.data import read_results, write_results
+from clipconformity.demo import generic_caption, sample_scenes, specific_caption
+from clipconformity.evaluation import caption_source, human_spread, score
 
 
 def drawn(options) -> list:
@@ -64,14 +64,14 @@ def main() -> None:
                 f"{name}: {len(coco.image_ids) - len(captions.texts)} of {len(coco.image_ids)} images have no caption"
             )
         scores[name] = score(caption_source(captions, encoder), reference, resamples=options.resamples)
-        words[name] = word(scores[name].summary["typicality_shift"], low, high)
+        words[name] = word(scores[name].typicality_shift, low, high)
     people = {name: values.tolist() for name, values in human._asdict().items()}
     _shared.report(options.output, reference, scores, human=people, beside_people=words)
     print(
         f"people, one caption against the others: one more would have a typicality shift of {low:+.2f} to {high:+.2f}"
     )
     for name, text in words.items():
-        print(f"{name}: typicality shift {scores[name].summary['typicality_shift']:+.2f}, {text}")
+        print(f"{name}: typicality shift {scores[name].typicality_shift:+.2f}, {text}")
 
 
 if __name__ == "__main__":

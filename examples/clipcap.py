@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipconformity.captioning import caption_images
 from clipconformity.evaluation import caption_source, score
+from clipconformity.generators import caption_images
 
 
 class MLP(nn.Module):

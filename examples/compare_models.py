@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import _shared
 
-from clipconformity.datasets import draw_scene, list_images, sample_scenes
+from clipconformity.data import list_images
+from clipconformity.demo import draw_scene, sample_scenes
 from clipconformity.encoders import load_encoder
-from clipconformity.reference import ReferenceSet
+from clipconformity.stream.reference import ReferenceSet
 
 
 def drawn(options) -> list:

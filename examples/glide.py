@@ -10,8 +10,9 @@ import _shared
 import torch
 from PIL import Image
 
-from clipconformity.datasets import draw_scene, list_images, sample_scenes
-from clipconformity.generation import generate_images
+from clipconformity.data import list_images
+from clipconformity.demo import draw_scene, sample_scenes
+from clipconformity.generators import generate_images
 
 
 def glide(device: str, guidance: float, steps: int) -> Callable[[list[str], list[int]], list[Image.Image]]:

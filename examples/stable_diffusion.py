@@ -12,8 +12,8 @@ import _shared
 import _smoke
 
 from clipconformity.evaluation import Score
-from clipconformity.generation import generate_images
-from clipconformity.reference import ReferenceSet
+from clipconformity.generators import generate_images
+from clipconformity.stream.reference import ReferenceSet
 
 
 def draw(path: Path, reference: ReferenceSet, scores: dict[float, Score]) -> None:
@@ -27,8 +27,8 @@ def draw(path: Path, reference: ReferenceSet, scores: dict[float, Score]) -> Non
     )
     for ax, (key, label, real) in zip(axes, panels, strict=True):
         ax.axhline(real, color=_shared.GREY, linestyle="--", label="real images")
-        errors = [1.96 * one.summary[key.replace("_mean", "_se")] for one in scores.values()]
-        values = [one.summary[key] for one in scores.values()]
+        errors = [1.96 * one.value(key.replace("_mean", "_se")) for one in scores.values()]
+        values = [one.value(key) for one in scores.values()]
         ax.errorbar(list(scores), values, yerr=errors, fmt="o-", color=_shared.COLORS[0], label="generated")
         ax.set_xlabel("guidance scale; bars: 95% intervals")
         ax.set_ylabel(label)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from clipconformity.datasets import scenes as world
+from clipconformity.demo import scenes as world
 
 ALPHAS: list[float] = (np.arange(-20, 21) / 20).tolist()
 

@@ -24,7 +24,7 @@ from tiny_clip_figures import draw_sample, evaluate, figure_rows
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel
 
-from clipconformity.datasets import scenes as world
+from clipconformity.demo import scenes as world
 
 IMAGE_SIZE = 32
 CONTEXT_LENGTH = 16

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection
 
 import clipconformity as cc
-from clipconformity.encoders.images import open_image
+from clipconformity.data.images import open_image
 
 
 def pixels(paths, size: int) -> Tensor:

@@ -10,7 +10,7 @@ import _shared
 import _smoke
 
 import clipconformity as cc
-from clipconformity.generation import generate_images
+from clipconformity.generators import generate_images
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.datasets import read_coco
-from clipconformity.encoders.images import open_image
+from clipconformity.data import read_coco
+from clipconformity.data.images import open_image
 from clipconformity.functional import conformity, vslerp
 
 EDIT = (0.0, 0.1, 0.2, 0.3)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-# Two threads on shared cores wait for each other longer than they work.
-torch.set_num_threads(1)
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads on shared cores wait for each other longer than they work
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from clipconformity.datasets import list_images, read_results, sample_scenes, write_coco_scenes
-from clipconformity.generation import read_manifest
+from clipconformity.data import list_images, read_results
+from clipconformity.demo import sample_scenes, write_coco_scenes
+from clipconformity.generators import read_manifest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SCORED = ("results.json", "comparison.png")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clipconformity import __version__
-from clipconformity._files import FULL
 from clipconformity.cli import commands
 
 __all__ = ["main"]
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             result = command(options)
     except OSError as error:
-        return _fail(error, 1 if error.errno in FULL else 2)
+        return _fail(error, _status(error))
     except (ValueError, TypeError, ImportError) as error:
         return _fail(error, 2)
     except KeyboardInterrupt:
@@ -77,6 +76,13 @@ def _print(text: str) -> int:
             return 0
         return _fail(f"standard output cannot be written: {error}", 1)
     return 0
+
+
+def _status(error: OSError) -> int:
+    """1 for what failed under way, such as a full disk, and 2 for what was given wrong."""
+    from clipconformity.data.files import FULL
+
+    return 1 if error.errno in FULL else 2
 
 
 def _fail(message: object, status: int) -> int:
@@ -126,6 +132,12 @@ def _parser() -> Parser:
     score.add_argument("--reference", type=Path, required=True, help="file of `clipconformity reference`")
     score.add_argument("--per-sample", type=Path, metavar="FILE.csv", help="write id, conformity, norm and rank")
     score.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots and a gallery")
+    score.add_argument(
+        "--metrics",
+        default="conformity",
+        metavar="NAME,...",
+        help="further read-outs by name, or 'all' (default: the core)",
+    )
     score.add_argument("--resamples", type=int, default=1000, help="bootstrap redraws (default: 1000)")
 
     geometry = _command(

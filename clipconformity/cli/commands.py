@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipconformity import __version__
-from clipconformity._files import check_outputs, refuse_same, replacing
 from clipconformity.cli.sources import inputs, open_coco, open_source
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from clipconformity.evaluation import Score
-    from clipconformity.reference import ReferenceSet
+    from clipconformity.stream.reference import ReferenceSet
 
 
 def list_encoders(options: argparse.Namespace) -> dict[str, Any]:
@@ -32,7 +31,7 @@ def run_demo(options: argparse.Namespace) -> str:
     from clipconformity.encoders import hide_progress_bars
 
     hide_progress_bars()
-    from clipconformity.demo import run
+    from clipconformity.demo.simulation import run
 
     return run(options.output)[1]
 
@@ -41,29 +40,28 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
     """Encode images or captions to a file of raw embeddings."""
     import torch
 
-    from clipconformity.datasets import write_embeddings
-    from clipconformity.moments import hash_groups
+    from clipconformity.data import write_embeddings
+    from clipconformity.stream.row_sample import hash_labels
 
     _check_safetensors(options)
     source = open_source(options)
     batches = list(source)
     if not batches:
-        raise ValueError(f"no sample could be read: {len(source.skipped)} of {source.count} were skipped.")
+        raise ValueError(source.nothing_read)
     embeddings = torch.cat([batch.embeddings.cpu() for batch in batches])
     groups = None
     if source.groups is not None:
-        groups = hash_groups(source.groups, len(embeddings), embeddings.device)
+        groups = hash_labels(source.groups, len(embeddings), embeddings.device)
     write_embeddings(
         options.output,
         embeddings,
         ids=[name for batch in batches for name in batch.ids],
         groups=groups,
-        spec=source.spec,
-        encoder_id=source.encoder_id,
-        modality=source.modality,
+        provenance=source.provenance,
     )
     result = {"output": str(options.output), "count": len(embeddings), "embed_dim": embeddings.shape[1]}
-    return result | {"encoder": source.spec, "modality": source.modality} | source.remarks
+    origin = {"encoder": source.provenance.spec, "modality": source.provenance.modality}
+    return result | origin | source.remarks
 
 
 def make_reference(options: argparse.Namespace) -> dict[str, Any]:
@@ -87,6 +85,7 @@ def make_reference(options: argparse.Namespace) -> dict[str, Any]:
 
 def _coco_references(options: argparse.Namespace) -> dict[str, Any]:
     """Build ``NAME-image`` and ``NAME-text`` from one reading of MS-COCO, with the chosen captions beside them."""
+    from clipconformity.data.files import replacing
     from clipconformity.evaluation import build_reference
 
     paths = {
@@ -114,46 +113,57 @@ def _coco_references(options: argparse.Namespace) -> dict[str, Any]:
 
 def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     """Score samples against a reference."""
+    from clipconformity.data.files import check_outputs, replacing
     from clipconformity.evaluation import score, write_per_sample
-    from clipconformity.reference import ReferenceSet
+    from clipconformity.evaluation.scoring import choose
+    from clipconformity.stream.reference import ReferenceSet
 
     outputs = {"--per-sample": options.per_sample, "--report": options.report}
     check_outputs([(name, path) for name, path in outputs.items() if path is not None], inputs(options))
     if options.resamples < 1:
         raise ValueError(f"--resamples: expected at least 1, got {options.resamples}.")
+    metrics = options.metrics.split(",")
+    choose(metrics)
     reference = ReferenceSet.load(options.reference)
     source = open_source(options, reference_encoder=reference.spec)
-    result = score(source, reference, resamples=options.resamples, allow_normalized=options.allow_normalized)
+    result = score(
+        source,
+        reference,
+        resamples=options.resamples,
+        metrics=metrics,
+        allow_normalized=options.allow_normalized,
+    )
     with ExitStack() as whole:  # both files or none
         if options.per_sample is not None:
             write_per_sample(whole.enter_context(replacing(options.per_sample)), result)
         if options.report is not None:
-            _report(options, whole.enter_context(replacing(options.report)), result, reference)
+            _report(options, whole.enter_context(replacing(options.report)), result)
     given = {
         name: [str(path) for path in (value if isinstance(value, list) else [value])]
         for name in ("images", "captions", "embeddings")
         if (value := getattr(options, name))
     }
-    summary = result.summary
+    summary = result.to_dict()
     return summary | {"measured": given | summary["measured"] | {"clipconformity": __version__}}
 
 
-def _report(options: argparse.Namespace, path: Path, result: Score, reference: ReferenceSet) -> None:
-    from clipconformity.datasets import read_captions
+def _report(options: argparse.Namespace, path: Path, result: Score) -> None:
+    from clipconformity.data import read_captions
     from clipconformity.report import Run, write_report
 
     images = {name: options.images / name for name in result.ids} if options.images else None
     captions = read_captions(options.captions).texts if options.captions else None
     given = options.images or options.captions or options.embeddings[0]
-    run = Run(given.name or str(given), result, reference, images, captions)
+    run = Run(given.name or str(given), result, images, captions)
     write_report(path, [run], command=options.line)
 
 
 def measure_geometry(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the six geometric properties of embeddings."""
-    from clipconformity import properties
-    from clipconformity.checks import refuse_normalized
-    from clipconformity.datasets import read_embeddings
+    from clipconformity.data import read_embeddings
+    from clipconformity.data.files import check_outputs
+    from clipconformity.evaluation import geometry as properties
+    from clipconformity.stream.checks import refuse_normalized
 
     if options.report is not None:
         check_outputs([("--report", options.report)], inputs(options))
@@ -163,20 +173,16 @@ def measure_geometry(options: argparse.Namespace) -> dict[str, Any]:
         if path is None:
             continue
         file = read_embeddings(path)
-        if file.modality not in (None, modality):
-            raise ValueError(f"{path}: holds {file.modality} embeddings, but was given as {modality}.")
+        if file.provenance.modality not in (None, modality):
+            raise ValueError(f"{path}: holds {file.provenance.modality} embeddings, but was given as {modality}.")
         if not options.allow_normalized:
             refuse_normalized(file.embeddings, str(path))
         groups[modality] = file.groups
-        origins[modality] = (file.spec, (file.encoder_id or {}).get("weights"))
+        origins[modality] = file.provenance
         rows[modality] = file.embeddings.float()
-    if len(origins) == 2:
-        specs, weights = zip(*origins.values(), strict=True)
-        told = specs if None in weights else weights  # the same weights may go by several names
-        if None not in told and len(set(told)) > 1:
-            raise ValueError(
-                f"the files come from different encoders ({', '.join(told)}); encode both with the same one."
-            )
+    if len(origins) == 2 and not origins["image"].same_encoder(origins["text"]):
+        named = ", ".join(str(one.spec) for one in origins.values())
+        raise ValueError(f"the files come from different encoders ({named}); encode both with the same one.")
     image, text = rows.get("image"), rows.get("text")
     paired = image is not None and text is not None and len(image) == len(text) and not options.unpaired
     sweep = gap = None
@@ -219,7 +225,8 @@ def _repeated(groups: Tensor | None) -> bool:
 
 def merge_references(options: argparse.Namespace) -> dict[str, Any]:
     """Join references of different samples."""
-    from clipconformity.reference import ReferenceSet
+    from clipconformity.data.files import refuse_same
+    from clipconformity.stream.reference import ReferenceSet
 
     if len(options.references) < 2:
         raise ValueError("merge: expected at least two references.")
@@ -256,6 +263,8 @@ def _check_safetensors(options: argparse.Namespace, *outputs: Path) -> None:
         options: Of the command.
         outputs: What is written; by default what ``--output`` names.
     """
+    from clipconformity.data.files import check_outputs
+
     written = outputs or (options.output,)
     check_outputs([("--output", path) for path in written], inputs(options))
     if written[0].suffix != ".safetensors":

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from clipconformity._files import NamedPath, refuse_same
-
 if TYPE_CHECKING:
-    from clipconformity.datasets import Coco
+    from clipconformity.data import Coco
+    from clipconformity.data.files import NamedPath
     from clipconformity.encoders import BaseEncoder
     from clipconformity.evaluation import Source
 
@@ -25,8 +24,8 @@ INPUT_FILES = ("captions", "embeddings", "image_embeddings", "text_embeddings", 
 
 def inputs(options: argparse.Namespace) -> Iterator[NamedPath]:
     """Find every file that a command reads, each with the option that leads to it."""
-    from clipconformity.datasets.images import image_files
-    from clipconformity.encoders.loading import encoder_files
+    from clipconformity.data.images import image_files
+    from clipconformity.encoders.registry import encoder_files
 
     given = vars(options)
     for name in INPUT_FILES:
@@ -56,7 +55,8 @@ def open_source(options: argparse.Namespace, reference_encoder: str | None = Non
     Raises:
         ValueError: If options do not fit together, no encoder is named, or a file cannot be read.
     """
-    from clipconformity.datasets import list_images, read_captions
+    from clipconformity.data import list_images, read_captions
+    from clipconformity.data.files import refuse_same
     from clipconformity.evaluation import caption_source, embedding_source
 
     _check_numbers(options)
@@ -93,7 +93,7 @@ def open_coco(options: argparse.Namespace) -> CocoSources:
         ValueError: If options do not fit together, no encoder is named, or a file is broken.
         FileNotFoundError: If annotations or images are missing.
     """
-    from clipconformity.datasets import read_coco
+    from clipconformity.data import read_coco
     from clipconformity.evaluation import caption_source
 
     _check_numbers(options)

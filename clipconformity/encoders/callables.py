@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipconformity.encoders.inputs import is_text, listed_images, listed_texts
-from clipconformity.functional._checks import check_matrix
+from clipconformity.functional.validation import check_matrix
 
 
 class CallableEncoder:

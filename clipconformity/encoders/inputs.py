@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from clipconformity.encoders.images import as_images
+from clipconformity.data.images import as_images
 
 
 def is_text(batch: Any) -> bool:

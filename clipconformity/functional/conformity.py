@@ -7,16 +7,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from clipconformity.functional._checks import (
-    blocks,
-    check_matrix,
-    check_norms,
-    check_same_dim,
-    full_precision,
-    result_dtype,
-    within_range,
-    working,
-)
+from clipconformity.functional.linalg import blocks, full_precision, result_dtype, working
+from clipconformity.functional.validation import check_matrix, check_norms, check_same_dim, within_range
 
 
 class HasUnitMean(Protocol):

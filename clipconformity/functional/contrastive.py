@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from clipconformity.functional._checks import check_same_dim, full_precision, result_dtype, working
-from clipconformity.functional._rows import check_pairs, check_rows, units
+from clipconformity.functional.linalg import full_precision, result_dtype, units, working
+from clipconformity.functional.validation import check_pairs, check_rows, check_same_dim
 
 BLOCK_ENTRIES = 2**22
 """Entries of the similarity matrix held at once."""

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipconformity.functional._checks import full_precision, result_dtype
-from clipconformity.functional._density import (
+from clipconformity.functional.density import (
     CELLS_PER_STD,
     Array,
     Grid,
@@ -18,6 +17,7 @@ from clipconformity.functional._density import (
     log_probabilities,
     relative_entropy,
 )
+from clipconformity.functional.linalg import full_precision, result_dtype
 
 MIN_SAMPLES = 10
 """Fewest samples on either side for a KL: below, the two fitted variances say nothing."""

@@ -7,17 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipconformity.functional._checks import blocks, check_same_dim, full_precision, result_dtype
-from clipconformity.functional._rows import (
-    check_pairs,
-    check_rows,
-    check_spread,
+from clipconformity.functional.linalg import (
+    blocks,
     covariance_of,
+    full_precision,
     mean_of,
     permuted_columns,
-    seeded,
+    result_dtype,
     units,
 )
+from clipconformity.functional.resampling import seeded
+from clipconformity.functional.validation import check_pairs, check_rows, check_same_dim, check_spread
 
 
 class ThinShell(NamedTuple):

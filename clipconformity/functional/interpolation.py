@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipconformity.functional._checks import check_directions, check_norms, full_precision, result_dtype, working
-from clipconformity.functional._rows import units
 from clipconformity.functional.contrastive import check_mean
+from clipconformity.functional.linalg import full_precision, result_dtype, units, working
+from clipconformity.functional.validation import check_directions, check_norms
 
 SMALL = 1e-3
 """Squared angle below which a power series takes the place of sin(x)/x: four terms err by 3e-18 there."""

@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from clipconformity.functional._checks import check_same_dim, full_precision, result_dtype, working
-from clipconformity.functional._rows import check_rows, covariance_of
+from clipconformity.functional.linalg import covariance_of, full_precision, result_dtype, working
+from clipconformity.functional.validation import check_rows, check_same_dim
 
 
 class HasGaussian(Protocol):
@@ -216,3 +216,12 @@ def _coordinates(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
     values = working(embeddings).double()
     centered = values - gaussian.mean.to(values)
     return centered @ (gaussian.axes * gaussian.spectrum.rsqrt()).to(values)
+
+
+def oas_shrinkage(covariance: Tensor, count: int) -> float:
+    """Oracle approximating shrinkage towards trace/D times the identity, in [0, 1] (Chen et al. 2010, equation 23)."""
+    dim = len(covariance)
+    square, trace = float(covariance.square().sum()), float(covariance.trace())
+    numerator = (1 - 2 / dim) * square + trace**2
+    denominator = (count + 1 - 2 / dim) * (square - trace**2 / dim)
+    return 1.0 if denominator <= 0 else min(1.0, numerator / denominator)

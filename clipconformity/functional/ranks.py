@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipconformity.functional._checks import full_precision, result_dtype
-from clipconformity.functional._rows import seeded
+from clipconformity.functional.linalg import full_precision, result_dtype
+from clipconformity.functional.resampling import MIN_RESAMPLES, check_level, check_resamples, levels, seeded
 
 MIN_SAMPLES = 10
 """Fewest samples for a rank correlation with an interval."""
@@ -81,7 +81,8 @@ def rank_correlation(
         RankCorrelation(correlation=tensor(1.), low=tensor(1.), high=tensor(1.))
     """
     pair = torch.stack(_check_vectors(x, y))  # (2, N)
-    check_resampling(confidence, resamples)
+    check_level(confidence)
+    check_resamples(resamples, MIN_RESAMPLES)
     source, count = seeded(generator), pair.shape[1]
     drawn: list[Tensor] = []
     for size in _chunks(resamples, max(1, CHUNK_ENTRIES // count)):
@@ -93,18 +94,9 @@ def rank_correlation(
         raise ValueError(
             "x, y: the values of one are equal in most resamples, so no interval can be given; add samples that differ."
         )
-    levels = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64, device=pair.device)
-    fields = (_correlation(*average_ranks(pair)), *values.quantile(levels))
+    fields = (_correlation(*average_ranks(pair)), *values.quantile(levels(confidence).to(pair.device)))
     dtype = torch.promote_types(result_dtype(x), result_dtype(y))
     return RankCorrelation(*(field.to(x.device, dtype) for field in fields))
-
-
-def check_resampling(confidence: float, resamples: int, least: int = 20) -> None:
-    """Refuse a confidence outside (0, 1) or fewer than ``least`` resamples."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence}.")
-    if resamples < least:
-        raise ValueError(f"resamples: expected at least {least}, got {resamples}.")
 
 
 def _chunks(total: int, size: int) -> list[int]:

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipconformity.functional._checks import check_same_dim, full_precision, result_dtype
-from clipconformity.functional._rows import check_rows, check_spread, mean_of, seeded
+from clipconformity.functional.linalg import full_precision, mean_of, result_dtype
 from clipconformity.functional.ranks import area_under_curve
+from clipconformity.functional.resampling import seeded
+from clipconformity.functional.validation import check_rows, check_same_dim, check_spread
 
 FOLDS = 5
 """Folds of the cross-validation."""

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from clipconformity.functional._checks import check_norms, full_precision, result_dtype
-from clipconformity.functional._density import CELLS, Grid
-from clipconformity.functional._rows import check_pairs, check_spread, mean_of, seeded
 from clipconformity.functional.conformity import conformity
 from clipconformity.functional.contrastive import nt_xent
+from clipconformity.functional.density import CELLS, Grid
 from clipconformity.functional.divergence import (
     MIN_SAMPLES,
     Divergences,
@@ -27,9 +25,19 @@ from clipconformity.functional.divergence import (
     plug_in,
     warn_lower_bound,
 )
-from clipconformity.functional.ranks import check_resampling
+from clipconformity.functional.linalg import full_precision, mean_of, result_dtype
+from clipconformity.functional.resampling import (
+    MIN_RESAMPLES,
+    basic_interval,
+    check_level,
+    check_resamples,
+    counts_of,
+    levels,
+    seeded,
+)
+from clipconformity.functional.validation import check_norms, check_pairs, check_spread
 
-MOST_PAIRS = 1024
+MAX_PAIRS = 1024
 """Most pairs in a subsample for the interval of the loss."""
 CHUNK_ENTRIES = 2**21
 """Redrawn conformities held at once."""
@@ -173,7 +181,8 @@ def shift_sweep(
         (torch.Size([2]), True)
     """
     pairs = _check(image, text)
-    check_resampling(confidence, resamples)
+    check_level(confidence)
+    check_resamples(resamples, MIN_RESAMPLES)
     steps = _check_alphas(alphas, "alphas")
     draw = seeded(generator)
     every = [0.0, *steps]  # the differences are from alpha 0
@@ -281,7 +290,7 @@ def _subsampled_losses(
     A subsample of b out of N without replacement has variance s^2 (1/b - 1/N) where the whole has s^2/N.
     """
     count = len(pairs.image)
-    size = min(count // 2, MOST_PAIRS)
+    size = min(count // 2, MAX_PAIRS)
     result = torch.empty(len(alphas), resamples, dtype=torch.float64)
     for r in range(resamples):
         order = torch.randperm(count, generator=generator, device=generator.device)
@@ -295,12 +304,8 @@ def _subsampled_losses(
     return (result - result.mean(1, keepdim=True)) * math.sqrt(size / (count - size))
 
 
-def _levels(confidence: float) -> Tensor:
-    return torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
-
-
 def _rescaled(point: Tensor, spread: Tensor, confidence: float, floor: float = -math.inf) -> tuple[Tensor, Tensor]:
-    below, above = spread.quantile(_levels(confidence), dim=1)
+    below, above = spread.quantile(levels(confidence), dim=1)
     return (point - above).clamp_min(floor), point - below
 
 
@@ -309,18 +314,12 @@ def _bootstrap(pairs: _Pairs, resamples: int, generator: torch.Generator) -> _Dr
     index = torch.randint(count, (resamples, count), generator=generator, device=generator.device)
     index = index.to(pairs.image.device)
     centered = _Pairs(*(x - x.mean(0) for x in pairs))
-    moves = [torch.cat([_weights(part) @ x for part in _parts(index)]) / count for x in centered]
+    moves = [torch.cat([counts_of(part, part.shape[1]) @ x for part in _parts(index)]) / count for x in centered]
     return _Draws(index, _Pairs(*moves))
 
 
 def _parts(index: Tensor) -> tuple[Tensor, ...]:
     return index.split(max(1, CHUNK_ENTRIES // index.shape[1]))
-
-
-def _weights(index: Tensor) -> Tensor:
-    """How often each pair is drawn, ``(b, N)`` float64."""
-    ones = torch.ones((), dtype=torch.float64, device=index.device).expand(index.shape)
-    return torch.zeros(index.shape, dtype=torch.float64, device=index.device).scatter_add_(1, index, ones)
 
 
 def _redrawn(shifted: _Pairs, alpha: float, compared: _Compared, draws: _Draws) -> Tensor:
@@ -329,7 +328,7 @@ def _redrawn(shifted: _Pairs, alpha: float, compared: _Compared, draws: _Draws) 
     for rows, moves in zip(shifted, draws.moves, strict=True):
         parts = []
         for index, move in zip(_parts(draws.chosen), _parts_like(moves, draws.chosen), strict=True):
-            weight = _weights(index)
+            weight = counts_of(index, index.shape[1])
             values = _redrawn_conformities(rows, alpha * move, weight)
             cell = compared.grid.locate(values.cpu()) + (CELLS + 2) * torch.arange(len(weight))[:, None]
             flat = torch.bincount(cell.flatten(), weight.cpu().flatten(), minlength=len(weight) * (CELLS + 2))
@@ -358,16 +357,13 @@ def _redrawn_conformities(rows: Tensor, move: Tensor, weight: Tensor) -> Tensor:
 
 
 def _kl_interval(compared: list[_Compared], drawn: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
-    """Basic bootstrap interval, cut at 0; the upper end is at least the percentile less both biases."""
     point = torch.cat([c.plain.forward for c in compared])
     bias = torch.tensor([sum(c.readout.biases) for c in compared], dtype=torch.float64)
-    below, above = drawn.quantile(_levels(confidence), dim=1)
-    high = torch.maximum(torch.maximum(2 * point - below, above - 2 * bias), point - bias)
-    return torch.minimum(2 * point - above, point - bias).clamp_min(0), high.clamp_min(0)
+    return basic_interval(point, bias, drawn, confidence)
 
 
 def _kl_difference(compared: list[_Compared], drawn: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
     """Basic bootstrap interval of the difference from the first, which is alpha 0."""
     point = torch.cat([c.plain.forward for c in compared])
-    below, above = (drawn - drawn[0]).quantile(_levels(confidence), dim=1)
+    below, above = (drawn - drawn[0]).quantile(levels(confidence), dim=1)
     return 2 * (point - point[0]) - above, 2 * (point - point[0]) - below

@@ -1,7 +1,7 @@
-"""The torchmetrics classes."""
+"""The torchmetrics classes: each is the skin of a read-out of a stream."""
 
 from clipconformity.metrics.collection import ConformityMetrics
-from clipconformity.metrics.distribution import Conformity, ConformityKL, EmbeddingNorm
+from clipconformity.metrics.distribution import Conformity, ConformityKL, EmbeddingNorm, SelfConformity
 from clipconformity.metrics.gaussian import FrechetDistance, GaussianLikelihood
 from clipconformity.metrics.geometry import EllipsoidGeometry, ModalityGap
 
@@ -14,4 +14,5 @@ __all__ = [
     "FrechetDistance",
     "GaussianLikelihood",
     "ModalityGap",
+    "SelfConformity",
 ]

@@ -1,40 +1,40 @@
-"""Base of the metric classes: what they stream, how they synchronise, and where the encoder lives."""
+"""Base of the metric classes: the torchmetrics skin of a stream, and where the encoder lives."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
-from clipconformity.checks import check_stream
 from clipconformity.encoders.protocol import Encoder
-from clipconformity.functional._checks import check_matrix, check_same_dim, full_precision
-from clipconformity.functional.divergence import anchored_grid
-from clipconformity.moments import Groups, Layout, Moments
-from clipconformity.reference import ReferenceSet
+from clipconformity.functional.linalg import full_precision
+from clipconformity.functional.validation import check_matrix, check_same_dim
+from clipconformity.provenance import Provenance
+from clipconformity.stream.moments import Layout, State
+from clipconformity.stream.readouts.base import ReadOut
+from clipconformity.stream.reference import ReferenceSet
+from clipconformity.stream.row_sample import Labels
+from clipconformity.stream.stream import EVALUATED, REAL, Stream, layouts
 
-EVALUATED, REAL = "", "real_"
-"""Prefixes of the two sides' states; the real one exists where no reference was given."""
-
-Sides = dict[str, Moments]
 EncoderOrSpec: TypeAlias = "Encoder | str | Path"
 
 
 class EmbeddingMetric(Metric):
-    """Streams raw embeddings, or what an encoder makes of images and texts.
+    """Streams raw embeddings, or what an encoder makes of images and texts, and reads a :class:`ReadOut` out of them.
 
     The encoder is no part of the module tree: it is neither saved nor moved, a clone shares it, and a pickle holds
     its spec. States are float64 whatever dtype a parent module is cast to.
     """
 
+    readout: ClassVar[ReadOut]
     is_differentiable = False
     full_state_update = False
     higher_is_better: bool | None = None
@@ -50,39 +50,32 @@ class EmbeddingMetric(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        encoder = loaded_encoder(encoder)
-        self.embed_dim = _told_dimension(type(self).__name__, reference, encoder, embed_dim)
+        encoder = opened_encoder(encoder)
+        self.embed_dim = agreed_dimension(type(self).__name__, reference, encoder, embed_dim)
         if reference is not None and encoder is not None and reference.encoder_id is not None:
-            reference.check_encoder(encoder.spec, getattr(encoder, "id", None))
-        if max_samples < 2:
-            raise ValueError(f"max_samples: expected at least 2, got {max_samples}.")
-        self.max_samples = max_samples
+            reference.provenance.check(Provenance.of(encoder))
         self.allow_normalized = allow_normalized or (reference is not None and reference.normalized)
         # Past nn.Module.__setattr__, which would register an encoder that is a module.
         self.__dict__.update(_encoder=encoder, _encoder_spec=None, _reference=reference)
         self._seen: dict[str, int] = {}
+        self._names: dict[str, dict[int, str]] = {}
         self._modality: str | None = None
+        self.max_samples = max_samples
         self._layouts = self._make_layouts()
         # A collection shares the state of metrics whose states look equal: this one tells apart what is accumulated.
         self.add_state("layout_key", torch.tensor(self._layout_key(), dtype=torch.float64), dist_reduce_fx="max")
-        for prefix, layout in self._layouts.items():
+        for side, layout in self._layouts.items():
             for name, value in layout.zeros().items():
-                self.add_state(prefix + name, value, dist_reduce_fx="cat" if isinstance(value, list) else "sum")
+                self.add_state(f"{side}_{name}", value, dist_reduce_fx="cat" if isinstance(value, list) else "sum")
 
     def _make_layouts(self) -> dict[str, Layout]:
-        """Say what either side accumulates: here, conformity to the reference or, without one, two row samples."""
-        reference = self.reference
-        if reference is None:
-            real = Layout(self.embed_dim, buckets=1, max_samples=self.max_samples, second_moment=True)
-            return {EVALUATED: Layout(self.embed_dim, max_samples=self.max_samples), REAL: real}
-        grid = anchored_grid(reference.conformities)
-        layout = Layout(self.embed_dim, direction=reference.unit_mean, grid=grid, max_samples=self.max_samples)
-        return {EVALUATED: layout}
+        """Say what either side accumulates."""
+        return layouts(self.embed_dim, self.readout.needs, self.reference, self.max_samples)
 
     def _layout_key(self) -> int:
         digest = hashlib.blake2b(repr(self._layouts.keys()).encode(), digest_size=3)
         for layout in self._layouts.values():
-            digest.update(repr((layout.dim, layout.max_samples, layout.second_moment, layout.grid)).encode())
+            digest.update(repr((layout.shapes(), layout.max_samples, layout.rows, layout.grid)).encode())
             if layout.direction is not None:
                 digest.update(layout.direction.numpy().tobytes())
         return int.from_bytes(digest.digest(), "big")
@@ -105,51 +98,54 @@ class EmbeddingMetric(Metric):
     def num_samples(self) -> int:
         """Number of evaluated samples so far, on all ranks."""
         with self._synced():
-            return int(self._sides()[EVALUATED].total)
+            return int(self._stream().evaluated.total)
 
     @property
     def exact(self) -> bool:
         """Whether what is not additive rests on every sample so far rather than on the row sample."""
         with self._synced():
-            return all(float(side.total) <= self.max_samples for side in self._sides().values())
+            return self._stream().exact
 
-    def update(self, batch: Any, *, real: bool = False, groups: Groups | None = None) -> None:
-        """Take in a batch.
+    def update(
+        self, batch: Any, *, real: bool = False, groups: Labels | None = None, ids: Sequence[object] | None = None
+    ) -> None:
+        """Take in a batch; one without rows changes nothing.
 
         Args:
             batch: Raw embeddings ``(N, D)``, or images or texts if there is an encoder.
             real: Whether these are rows of the reference. Where a reference was given at construction, or none is
                 needed, real rows are left out.
             groups: One id for each row; rows of one group, such as the captions of one image, are dependent.
+            ids: A name for each row.
 
         Raises:
             TypeError: If the batch is neither embeddings nor something that the encoder takes.
-            ValueError: If the shape, the dimension or the groups do not fit. Bad values are reported by ``compute``.
+            ValueError: If the shape, the dimension, the groups or the ids do not fit. Bad values are reported by
+                ``compute``.
         """
         embeddings = self._encode(batch)
-        prefix = REAL if real else EVALUATED
-        if prefix in self._layouts:
-            seen = self._seen.get(prefix, 0)
-            self._sides()[prefix].update(embeddings, groups, seen)
-            self._seen[prefix] = seen + len(embeddings)
+        side = REAL if real else EVALUATED
+        seen = self._seen.get(side, 0)
+        self._stream().update(embeddings, real=real, groups=groups, ids=ids, seen=seen)
+        self._seen[side] = seen + len(embeddings)
 
     @full_precision
-    def forward(self, batch: Any, *, real: bool = False, groups: Groups | None = None) -> Any:
+    def forward(
+        self, batch: Any, *, real: bool = False, groups: Labels | None = None, ids: Sequence[object] | None = None
+    ) -> Any:
         """Accumulate the batch, and give its own value: NaN where it is too small for one, and for real rows."""
         if self._is_synced:
             raise TorchMetricsUserError("forward was called on a synchronised metric; call unsync first.")
         embeddings = self._encode(batch)
-        self.update(embeddings, real=real, groups=groups)
-        sides = self._sides()  # the batch is compared with all real rows so far
-        layout = self._layouts[EVALUATED]
-        sides[EVALUATED] = Moments(layout, layout.zeros(self._sides()[EVALUATED]["count"].device))
+        self.update(embeddings, real=real, groups=groups, ids=ids)
         with torch.no_grad():
+            stream = self._batch_stream()
             if not real:
-                sides[EVALUATED].update(embeddings, groups)
+                stream.update(embeddings, groups=groups, seen=0)
             try:
-                self._forward_cache = self._read(sides)
+                self._forward_cache = self._value(self._read(stream))
             except ValueError:  # only compute raises for what the values are
-                self._forward_cache = self._nothing(sides)
+                self._forward_cache = self._value(self._without_values(stream))
         return self._forward_cache
 
     @full_precision
@@ -159,15 +155,20 @@ class EmbeddingMetric(Metric):
         Raises:
             ValueError: If there are too few samples, or rows that were zero, NaN, infinite or L2-normalised.
         """
-        return self._read(self._sides())
+        return self._value(self._read(self._stream()))
 
-    def _read(self, sides: Sides) -> Any:
-        """Read the value out of checked or unchecked sides."""
-        raise TypeError(f"{type(self).__name__} is a base class; use one of the metrics built on it.")
+    def _read(self, stream: Stream) -> dict[str, Tensor]:
+        """Read the fields out; what cannot be had stays NaN, so that the keys are the same for every batch."""
+        return self._without_values(stream) | self.readout.read(stream)
 
-    def _nothing(self, sides: Sides) -> Any:
-        """Give the value of a batch that is too small for one."""
-        return torch.tensor(float("nan"))
+    def _without_values(self, stream: Stream) -> dict[str, Tensor]:
+        return {name: torch.tensor(float("nan")) for name in self.readout.names(stream.has_reference)}
+
+    def _value(self, fields: Mapping[str, Tensor]) -> Any:
+        """Give what ``compute`` gives: the read-out's one value, or a dict of all its fields, in float32."""
+        if self.readout.value is not None:
+            return fields[self.readout.value].float()
+        return {name: value.float() for name, value in fields.items()}
 
     def _encode(self, batch: Any) -> Tensor:
         modality = check_batch_modality(batch, self._modality, self.reference)
@@ -176,25 +177,29 @@ class EmbeddingMetric(Metric):
         self._modality = modality
         return embeddings
 
-    def _sides(self) -> Sides:
-        return {
-            prefix: Moments(layout, {name: getattr(self, prefix + name) for name in layout.names()})
-            for prefix, layout in self._layouts.items()
+    def _stream(self) -> Stream:
+        """View the states as a stream."""
+        states: dict[str, State] = {
+            side: {name: getattr(self, f"{side}_{name}") for name in layout.names()}
+            for side, layout in self._layouts.items()
         }
+        for side in self._layouts:
+            self._names.setdefault(side, {})
+        return Stream(
+            self._layouts,
+            reference=self.reference,
+            allow_normalized=self.allow_normalized,
+            states=states,
+            names=self._names,
+        )
 
-    def _checked(self, sides: Sides, prefix: str = EVALUATED, min_samples: int = 2) -> Moments:
-        check_stream(sides[prefix], self.allow_normalized, min_samples)
-        return sides[prefix]
-
-    def _has_reference(self, sides: Sides) -> bool:
-        """Whether there is something to compare with, be it fit for that or not."""
-        return self.reference is not None or (REAL in sides and sides[REAL].started)
-
-    def _reference_of(self, sides: Sides) -> ReferenceSet | None:
-        """Give the reference from construction, else the one that the real rows make, else None."""
-        if REAL in sides and sides[REAL].started:
-            return ReferenceSet.from_moments(self._checked(sides, REAL), allow_normalized=self.allow_normalized)
-        return self.reference
+    def _batch_stream(self) -> Stream:
+        """A stream for one batch, which is compared with all real rows so far."""
+        stream = self._stream()
+        device = stream.evaluated["count"].device
+        states = {side: moments.state for side, moments in stream.sides.items()}
+        states[EVALUATED] = self._layouts[EVALUATED].zeros(device)
+        return Stream(self._layouts, reference=self.reference, allow_normalized=self.allow_normalized, states=states)
 
     @contextmanager
     def _synced(self) -> Iterator[None]:
@@ -205,8 +210,14 @@ class EmbeddingMetric(Metric):
         with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync):
             yield
 
+    @contextmanager
+    def _read_stream(self) -> Iterator[Stream]:
+        """Give the stream of all ranks, for a read-out beside ``compute``."""
+        with self._synced():
+            yield self._stream()
+
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
-        for side in self._sides().values():  # a rank without rows still sends an empty sample of the right kind
+        for side in self._stream().sides.values():  # a rank without rows still sends an empty sample of the right kind
             if side.layout.max_samples:
                 side.replace_sample(side.sample())
         super()._sync_dist(*args, **kwargs)
@@ -214,6 +225,7 @@ class EmbeddingMetric(Metric):
     def reset(self) -> None:
         """Forget all samples."""
         self._seen = {}
+        self._names = {}
         self._modality = None
         super().reset()
 
@@ -277,7 +289,7 @@ class SetMetric(EmbeddingMetric):
         )
 
 
-def loaded_encoder(encoder: EncoderOrSpec | None) -> Encoder | None:
+def opened_encoder(encoder: EncoderOrSpec | None) -> Encoder | None:
     """Give an encoder as it is, and one named by its spec or folder as ``load_encoder`` opens it.
 
     Raises:
@@ -341,7 +353,13 @@ def _is_empty(batch: Any) -> bool:
     return isinstance(batch, (list, tuple)) and not batch
 
 
-def _told_dimension(name: str, reference: ReferenceSet | None, encoder: Encoder | None, embed_dim: int | None) -> int:
+def agreed_dimension(name: str, reference: ReferenceSet | None, encoder: Encoder | None, embed_dim: int | None) -> int:
+    """Settle the dimension of the embeddings from whatever says it.
+
+    Raises:
+        TypeError: If the reference is none.
+        ValueError: If nothing says it, or two things differ.
+    """
     if reference is not None and not isinstance(reference, ReferenceSet):
         raise TypeError(f"reference: expected a ReferenceSet, got {type(reference).__name__}.")
     dims = {
@@ -349,15 +367,15 @@ def _told_dimension(name: str, reference: ReferenceSet | None, encoder: Encoder 
         "encoder": None if encoder is None else encoder.embed_dim,
         "embed_dim": embed_dim,
     }
-    told = {source: dim for source, dim in dims.items() if dim is not None}
-    if not told:
+    known = {source: dim for source, dim in dims.items() if dim is not None}
+    if not known:
         raise ValueError(
             f"{name} needs to know the dimension of the embeddings: give a reference (ReferenceSet), "
             "an encoder, or embed_dim."
         )
-    for source, dim in told.items():
+    for source, dim in known.items():
         if not isinstance(dim, int) or dim < 1:
             raise ValueError(f"{source}: expected a dimension of at least 1, got {dim!r}.")
-    if len(set(told.values())) > 1:
-        raise ValueError(f"dimensions differ: {told}; encoder and reference must belong together.")
-    return next(iter(told.values()))
+    if len(set(known.values())) > 1:
+        raise ValueError(f"dimensions differ: {known}; encoder and reference must belong together.")
+    return next(iter(known.values()))

@@ -1,36 +1,119 @@
-"""A ready collection that encodes each batch once."""
+"""A ready collection on one state: each batch is encoded once, accumulated once and synchronised once."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from clipconformity.encoders.protocol import Encoder
-from clipconformity.metrics.base import (
-    EmbeddingMetric,
-    EncoderOrSpec,
-    check_batch_modality,
-    encode_batch,
-    loaded_encoder,
-)
+from clipconformity.functional.resampling import Interval
+from clipconformity.metrics.base import EncoderOrSpec
 from clipconformity.metrics.distribution import Conformity, ConformityKL, EmbeddingNorm
-from clipconformity.moments import Groups
-from clipconformity.reference import ReferenceSet
+from clipconformity.stream.readouts.base import Field, ReadOut
+from clipconformity.stream.readouts.conformity import ConformityReadOut
+from clipconformity.stream.readouts.conformity_kl import ConformityKLReadOut
+from clipconformity.stream.readouts.norm import NormReadOut
+from clipconformity.stream.reference import ReferenceSet
+from clipconformity.stream.row_sample import Labels
+from clipconformity.stream.stream import Needs, Stream
+
+PARTS: tuple[ReadOut, ...] = (ConformityReadOut(), ConformityKLReadOut(), NormReadOut())
+INTERVALS = ("kl_low", "kl_high", "noise_floor")
+RESAMPLES = 1000
+
+
+class _CoreReadOut(ReadOut):
+    """The read-outs of the collection as one."""
+
+    name = "core"
+    fields = tuple(field for part in PARTS for field in part.fields)
+    needs = Needs.union(PARTS[0].needs, PARTS[2].needs)
+    min_samples = max(part.min_samples for part in PARTS)
+
+    def __init__(self, intervals: bool) -> None:
+        self.intervals = intervals
+
+    def read(self, stream: Stream) -> dict[str, Tensor]:
+        found = {name: value for part in PARTS for name, value in part.read(stream).items()}
+        if self.intervals:
+            extra = PARTS[1].resample(stream, resamples=RESAMPLES)
+            found |= {name: extra[name] for name in INTERVALS}
+        return found
+
+    def names(self, compared: bool) -> list[str]:
+        return super().names(compared) + (list(INTERVALS) if self.intervals else [])
+
+
+class _Core(ConformityKL):
+    """The one state behind the collection."""
+
+    def __init__(self, *args: Any, intervals: bool, **options: Any) -> None:
+        self.__dict__["readout"] = _CoreReadOut(intervals)
+        super().__init__(*args, **options)
+
+    histogram = Conformity.histogram
+
+
+class FigureMetric(Metric):
+    """One figure of a :class:`ConformityMetrics`: a scalar metric without a state of its own.
+
+    It serves where a scalar metric is wanted, such as Lightning's ``self.log``. Updates go to the collection.
+    """
+
+    _core: _Core
+    is_differentiable = False
+    full_state_update = False
+
+    def __init__(self, core: _Core, field: Field) -> None:
+        super().__init__(sync_on_compute=False)
+        self.__dict__["_core"] = core  # not a child module: it belongs to all figures
+        self.field = field
+
+    @property
+    def higher_is_better(self) -> bool | None:  # type: ignore[override]
+        """Which values are better, where one can say so."""
+        return {"higher": True, "lower": False, "neither": None}[self.field.better]
+
+    @property
+    def update_called(self) -> bool:
+        """Whether the collection was updated."""
+        return bool(self._core.update_called)
+
+    def update(self) -> None:
+        """Do nothing: the collection takes in the batches."""
+
+    def compute(self) -> Tensor:
+        """Give the figure over everything so far; all figures are computed, and synchronised, together."""
+        value: Tensor = self._core.compute()[self.field.name]
+        return value
+
+    def reset(self) -> None:
+        """Forget the samples of the whole collection."""
+        super().reset()
+        if self._core.update_called:
+            self._core.reset()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:
+        self._core._apply(fn, exclude_state)
+        return super()._apply(fn, exclude_state)
 
 
 class ConformityMetrics(MetricCollection):
-    """:class:`Conformity`, :class:`ConformityKL` and :class:`EmbeddingNorm` against one reference.
+    """Every figure of :class:`Conformity`, :class:`ConformityKL` and :class:`EmbeddingNorm` against one reference.
 
-    A batch of images or texts is encoded once, in ``update`` and in ``forward``; the two conformity metrics share
-    their state.
+    A batch of images or texts is encoded once, in ``update`` and in ``forward``, and accumulated once. Each figure is
+    a scalar metric under its own key, so ``self.log_dict(metrics)`` works in a LightningModule.
 
     Args:
         reference: Set to compare with.
         encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        max_samples: Rows kept by each metric.
+        max_samples: Rows kept.
         allow_normalized: Take L2-normalised embeddings.
+        intervals: Also give ``kl_low``, ``kl_high`` and ``noise_floor``, of 1,000 resamples: 0.2 s a ``compute``.
         prefix: Put before every key.
         postfix: Put after every key.
 
@@ -44,8 +127,10 @@ class ConformityMetrics(MetricCollection):
         >>> metrics = cc.ConformityMetrics(cc.ReferenceSet.fit(torch.randn(500, 16, generator=g) + 1))
         >>> metrics.update(torch.randn(100, 16, generator=g) + 1)
         >>> sorted(metrics.compute())[:2]
-        ['ConformityKL', 'centered_norm_mean']
+        ['centered_norm_mean', 'centered_norm_q05']
     """
+
+    _core: _Core
 
     def __init__(
         self,
@@ -54,70 +139,105 @@ class ConformityMetrics(MetricCollection):
         encoder: EncoderOrSpec | None = None,
         max_samples: int = 10_000,
         allow_normalized: bool = False,
+        intervals: bool = False,
         prefix: str | None = None,
         postfix: str | None = None,
     ) -> None:
-        encoder = loaded_encoder(encoder)
-        conformity = Conformity(reference, encoder=encoder, max_samples=max_samples, allow_normalized=allow_normalized)
-        norm = EmbeddingNorm(
-            encoder=encoder,
-            embed_dim=reference.embed_dim,
-            max_samples=max_samples,
-            allow_normalized=conformity.allow_normalized,
+        core = _Core(
+            reference, encoder=encoder, max_samples=max_samples, allow_normalized=allow_normalized, intervals=intervals
         )
-        kl = ConformityKL(reference, encoder=encoder, max_samples=max_samples, allow_normalized=allow_normalized)
-        super().__init__([conformity, kl, norm], prefix=prefix, postfix=postfix)
-        self._modality: str | None = None
+        shown = core.readout.names(compared=True)
+        figures: dict[str, Metric | MetricCollection] = {
+            field.name: FigureMetric(core, field) for field in core.readout.fields if field.name in shown
+        }
+        super().__init__(figures, prefix=prefix, postfix=postfix, compute_groups=False)
+        self.__dict__["_core"] = core
 
     @property
     def encoder(self) -> Encoder | None:
-        """The encoder that the metrics share."""
-        return self._conformity.encoder
+        """The encoder that turns images and texts into embeddings."""
+        return self._core.encoder
 
     @property
-    def _conformity(self) -> Conformity:
-        """The first metric, without the copy of the shared states that indexing makes."""
-        return cast("Conformity", self._modules["Conformity"])
+    def reference(self) -> ReferenceSet | None:
+        """The set compared with."""
+        return self._core.reference
 
-    def update(self, batch: Any, *, real: bool = False, groups: Groups | None = None) -> None:
-        """Encode a batch once and take it into every metric; arguments as of the metrics."""
-        super().update(self._encode(batch), real=real, groups=groups)
+    @property
+    def num_samples(self) -> int:
+        """Number of evaluated samples so far, on all ranks."""
+        return self._core.num_samples
 
-    def forward(self, batch: Any, *, real: bool = False, groups: Groups | None = None) -> dict[str, Any]:
+    @property
+    def kl_is_lower_bound(self) -> bool:
+        """Whether the supports barely overlap, so that the divergence is at least what ``compute`` says."""
+        return self._core.is_lower_bound
+
+    def interval(
+        self, confidence: float = 0.95, *, resamples: int = RESAMPLES, generator: torch.Generator | None = None
+    ) -> Interval:
+        """Bootstrap interval of ``conformity_kl``; see :meth:`ConformityKL.interval`."""
+        return self._core.interval(confidence, resamples=resamples, generator=generator)
+
+    def noise_floor(
+        self, quantile: float = 0.95, *, resamples: int = RESAMPLES, generator: torch.Generator | None = None
+    ) -> float:
+        """What sampling noise alone gives ``conformity_kl``; see :meth:`ConformityKL.noise_floor`."""
+        return self._core.noise_floor(quantile, resamples=resamples, generator=generator)
+
+    def update(
+        self, batch: Any, *, real: bool = False, groups: Labels | None = None, ids: Sequence[object] | None = None
+    ) -> None:
+        """Encode a batch once and take it in; arguments as of the metrics."""
+        self._core.update(batch, real=real, groups=groups, ids=ids)
+        self._forget_values()
+
+    def forward(
+        self, batch: Any, *, real: bool = False, groups: Labels | None = None, ids: Sequence[object] | None = None
+    ) -> dict[str, Any]:
         """Encode a batch once, accumulate it, and give its own values."""
-        return super().forward(self._encode(batch), real=real, groups=groups)
+        values = self._core.forward(batch, real=real, groups=groups, ids=ids)
+        self._forget_values()
+        for name, figure in self._modules.items():
+            figure._forward_cache = values[name]
+        return {self._set_name(name): value for name, value in values.items()}
+
+    def compute(self) -> dict[str, Any]:
+        """Read every figure out over everything so far, on all ranks.
+
+        Raises:
+            ValueError: If there are too few samples, or rows that were zero, NaN, infinite or L2-normalised.
+        """
+        return {self._set_name(name): value for name, value in self._core.compute().items()}
 
     def reset(self) -> None:
         """Forget all samples."""
-        self._modality = None
-        super().reset()
+        self._core.reset()
+        self._forget_values()
+
+    def _forget_values(self) -> None:
+        for figure in self._modules.values():
+            figure._computed = None
 
     def plot(self, val: Any = None, ax: Any = None, together: bool = False) -> Any:
-        """Plot every metric's own picture, or what ``val`` holds of each: one or several values of ``compute``.
+        """Plot the conformity distribution, the KL and the norms, or what ``val`` holds: values of ``compute``.
 
         Returns:
             A list of ``(figure, axes)``, one for each metric; with ``together`` a single pair, as of torchmetrics.
         """
         if together:
             return super().plot(val, ax, together=True)
-        metrics = [cast("EmbeddingMetric", metric) for metric in self._modules.values()]
-        axes = [None] * len(metrics) if ax is None else list(ax)
+        kinds: tuple[Any, ...] = (Conformity, ConformityKL, EmbeddingNorm)
+        axes = [None] * len(kinds) if ax is None else list(ax)
         return [
-            metric.plot(None if val is None else self._part(metric, val), own)
-            for metric, own in zip(metrics, axes, strict=True)
+            kind.plot(self._core, None if val is None else self._part(kind.readout, val), own)
+            for kind, own in zip(kinds, axes, strict=True)
         ]
 
-    def _part(self, metric: EmbeddingMetric, val: Any) -> Any:
+    def _part(self, readout: ReadOut, val: Any) -> Any:
         """Take one metric's values out of those of ``compute``."""
         if isinstance(val, list | tuple):
-            return [self._part(metric, one) for one in val]
-        empty = metric._nothing(metric._sides())
-        if isinstance(empty, dict):
-            return {name: val[self._set_name(name)] for name in empty}
-        return val[self._set_name(type(metric).__name__)]
-
-    def _encode(self, batch: Any) -> Tensor:
-        modality = check_batch_modality(batch, self._modality, self._conformity.reference)
-        embeddings = encode_batch(batch, self.encoder)
-        self._modality = modality
-        return embeddings
+            return [self._part(readout, one) for one in val]
+        if readout.value is not None:
+            return val[self._set_name(readout.value)]
+        return {name: val[self._set_name(name)] for name in readout.names(compared=True)}

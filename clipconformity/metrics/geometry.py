@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
-from clipconformity.functional import conformity_kl, shift_sweep
-from clipconformity.functional._checks import check_same_dim, full_precision
-from clipconformity.functional._rows import covariance_of, permuted_columns, seeded, units
-from clipconformity.functional.geometry import participation_ratio, tilt_figures
-from clipconformity.metrics.base import EVALUATED, SetMetric, Sides, encode_batch
-from clipconformity.metrics.distribution import own_set_values
-from clipconformity.moments import Layout, Moments, jackknife_error, mix, row_keys
+from clipconformity.functional import shift_sweep
+from clipconformity.functional.linalg import full_precision
+from clipconformity.functional.resampling import Interval
+from clipconformity.functional.validation import check_same_dim
+from clipconformity.metrics.base import SetMetric, encode_batch
+from clipconformity.stream.moments import Layout
+from clipconformity.stream.readouts import modality_gap
+from clipconformity.stream.readouts.ellipsoid import EllipsoidReadOut, spectrum
+from clipconformity.stream.stream import Stream
 
-IMAGE, TEXT = "image_", "text_"
-"""Prefixes of the two modalities' states."""
-TILT = ("off_diagonal_ratio", "diagonally_dominant", "mean_abs_correlation")
+__all__ = ["EllipsoidGeometry", "ModalityGap"]
 
 
 class EllipsoidGeometry(SetMetric):
@@ -58,48 +59,12 @@ class EllipsoidGeometry(SetMetric):
         1.0
     """
 
-    min_samples = 3
-
-    def _make_layouts(self) -> dict[str, Layout]:
-        return {EVALUATED: Layout(self.embed_dim, max_samples=self.max_samples, second_moment=True)}
-
-    def _read(self, sides: Sides) -> dict[str, Tensor]:
-        moments = self._checked(sides, min_samples=self.min_samples)
-        rows, covariance = moments.good_sample().rows.double(), moments.covariance
-        mu, variance = self._shell(rows, moments)
-        result = self._nothing(sides)  # what cannot be had stays NaN, so that the keys are the same for every batch
-        result |= {"shell_mu": mu, "shell_variance": variance, "shell_ratio": mu.square() / variance}
-        result["spectrum_condition"] = self._condition(moments, covariance)
-        _, permuted = covariance_of(permuted_columns(rows, seeded(None)))
-        for prefix, matrix in (("", covariance), ("permuted_", permuted)):
-            result[f"{prefix}participation_ratio"] = participation_ratio(matrix)
-            if self.embed_dim > 1:
-                result |= {f"{prefix}{name}": x for name, x in zip(TILT, tilt_figures(matrix), strict=True)}
-        result["offset"] = torch.linalg.vector_norm(moments.mean) / covariance.trace().sqrt()
-        return {name: value.float() for name, value in result.items()}
-
-    def _condition(self, moments: Moments, covariance: Tensor) -> Tensor:
-        """Largest over smallest eigenvalue; the sums it comes from round by their size, that of the mean included."""
-        spectrum = torch.linalg.eigvalsh(covariance)
-        scale = spectrum[-1] + moments.mean.square().sum()
-        known = spectrum[0] > scale * len(spectrum) * torch.finfo(torch.float64).eps
-        return torch.where(known & (moments.total > len(spectrum)), spectrum[-1] / spectrum[0], float("nan"))
-
-    def _shell(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
-        if not float(moments.covariance.trace()) > 1e-12 * float(moments.mean.square().sum()):
-            raise ValueError("embeddings: expected samples that differ, got equal ones; check what was encoded.")
-        distances = torch.linalg.vector_norm(rows - moments.mean, dim=1)
-        return distances.mean(), distances.var()
-
-    def _nothing(self, sides: Sides) -> dict[str, Tensor]:
-        names = ["shell_mu", "shell_variance", "shell_ratio", "spectrum_condition", "offset"]
-        names += [f"{prefix}{name}" for prefix in ("", "permuted_") for name in ("participation_ratio", *TILT)]
-        return {name: torch.tensor(float("nan")) for name in names}
+    readout = EllipsoidReadOut()
 
     def spectrum(self) -> Tensor:
         """Eigenvalues of the sample covariance, descending, ``(D,)`` float64: the long tail."""
-        with self._synced():
-            return torch.linalg.eigvalsh(self._checked(self._sides()).covariance).flip(0).clamp_min(0)
+        with self._read_stream() as stream:
+            return spectrum(stream)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot the covariance spectrum, or ``val``: values of ``compute``; gives ``(figure, axes)``."""
@@ -148,7 +113,7 @@ class ModalityGap(SetMetric):
         self.add_state("matched_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def _make_layouts(self) -> dict[str, Layout]:
-        return {prefix: Layout(self.embed_dim, max_samples=self.max_samples) for prefix in (IMAGE, TEXT)}
+        return modality_gap.pair_layouts(self.embed_dim, self.max_samples)
 
     def update(self, images: Any, texts: Any) -> None:  # type: ignore[override]
         """Take in a batch of pairs.
@@ -162,9 +127,10 @@ class ModalityGap(SetMetric):
             ValueError: If lengths or dimensions differ. Bad values are reported by ``compute``.
         """
         self.matched_sum: Tensor
-        pair = self._encoded(images, texts)
-        self.matched_sum.add_(_take_in(pair, self._sides(), self._seen.get(IMAGE, 0)).to(self.matched_sum))
-        self._seen[IMAGE] = self._seen.get(IMAGE, 0) + len(pair[0])
+        image, text = self._encoded(images, texts)
+        seen = self._seen.get(modality_gap.IMAGE, 0)
+        self.matched_sum.add_(modality_gap.take_in(self._stream(), image, text, seen).to(self.matched_sum))
+        self._seen[modality_gap.IMAGE] = seen + len(image)
 
     @full_precision
     def forward(self, images: Any, texts: Any) -> dict[str, Tensor]:  # type: ignore[override]
@@ -173,16 +139,16 @@ class ModalityGap(SetMetric):
             raise TorchMetricsUserError("forward was called on a synchronised metric; call unsync first.")
         pair = self._encoded(images, texts)
         self.update(*pair)
-        device = self.matched_sum.device
-        sides = {prefix: Moments(layout, layout.zeros(device)) for prefix, layout in self._layouts.items()}
+        states = {side: layout.zeros(self.matched_sum.device) for side, layout in self._layouts.items()}
+        stream = Stream(self._layouts, allow_normalized=self.allow_normalized, states=states)
         with torch.no_grad():
-            matched = _take_in(pair, sides, 0)
+            matched = modality_gap.take_in(stream, *pair, seen=0)
             try:
-                value = self._figures(sides, matched)
+                fields = modality_gap.read(stream, matched)
             except ValueError:  # only compute raises for what the values are
-                value = self._nothing(sides)
-        self._forward_cache: Any = value
-        return value
+                fields = {field.name: torch.tensor(float("nan")) for field in modality_gap.FIELDS}
+        self._forward_cache: Any = self._value(fields)
+        return self._forward_cache
 
     def _encoded(self, images: Any, texts: Any) -> tuple[Tensor, Tensor]:
         pair = encode_batch(images, self.encoder), encode_batch(texts, self.encoder)
@@ -195,38 +161,33 @@ class ModalityGap(SetMetric):
             )
         return pair
 
-    def _read(self, sides: Sides) -> dict[str, Tensor]:
-        return self._figures(sides, self.matched_sum)
+    @full_precision
+    def compute(self) -> dict[str, Tensor]:
+        """Read the gap out over everything so far, on all ranks.
 
-    def _figures(self, sides: Sides, matched: Tensor) -> dict[str, Tensor]:
-        image, text = (self._checked(sides, prefix, min_samples=10) for prefix in (IMAGE, TEXT))
-        apart = image["unit_sum"] - text["unit_sum"]  # (G, D): a pair is in one bucket
-        count, total = image["count"], image.total
-        left_out = torch.linalg.vector_norm(apart.sum(0) - apart, dim=1) / (total - count)
-        result = {
-            "modality_gap": torch.linalg.vector_norm(apart.sum(0)) / total,
-            "modality_gap_se": jackknife_error(left_out, count),
-            "raw_modality_gap": torch.linalg.vector_norm(image.mean - text.mean),
-            "matched_cosine": matched.to(total) / total,
-            "modality_kl": conformity_kl(own_set_values(image), own_set_values(text)),
-        }
-        return {name: value.float() for name, value in result.items()}
+        Raises:
+            ValueError: If there are too few pairs, or rows that were zero, NaN, infinite or L2-normalised.
+        """
+        return self._value(modality_gap.read(self._stream(), self.matched_sum))
 
-    def _nothing(self, sides: Sides) -> dict[str, Tensor]:
-        names = ("modality_gap", "modality_gap_se", "raw_modality_gap", "matched_cosine", "modality_kl")
-        return {name: torch.tensor(float("nan")) for name in names}
+    def _value(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.float() for name, value in fields.items()}
 
     def interval(
         self, confidence: float = 0.95, *, resamples: int = 200, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Interval:
         """Bootstrap interval of ``modality_kl``: pairs are redrawn and the means computed anew; see ``shift_sweep``."""
-        with self._synced():
-            sides = self._sides()
-            image, text = (self._checked(sides, prefix, min_samples=10).good_sample() for prefix in (IMAGE, TEXT))
-        sweep = shift_sweep(
-            image.rows, text.rows, [0.0], confidence=confidence, resamples=resamples, generator=generator
-        )
-        return sweep.kl_low[0], sweep.kl_high[0]
+        image, text = self._pairs()
+        sweep = shift_sweep(image, text, [0.0], confidence=confidence, resamples=resamples, generator=generator)
+        return Interval(float(sweep.kl_low[0]), float(sweep.kl_high[0]))
+
+    def _pairs(self) -> tuple[Tensor, Tensor]:
+        """The sampled pairs, ``(k, D)`` each."""
+        with self._read_stream() as stream:
+            image, text = (
+                stream.checked(side, 10).good_sample().rows for side in (modality_gap.IMAGE, modality_gap.TEXT)
+            )
+        return image, text
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Sketch both modalities along the gap between their means, or plot ``val``: values of ``compute``.
@@ -238,17 +199,4 @@ class ModalityGap(SetMetric):
             return self._plot(val, ax)
         from clipconformity import plots
 
-        with self._synced():
-            sides = self._sides()
-            image, text = (self._checked(sides, prefix).good_sample().rows for prefix in (IMAGE, TEXT))
-        return plots.shells(image, text, ax=ax)
-
-
-def _take_in(pair: tuple[Tensor, Tensor], sides: Sides, seen: int) -> Tensor:
-    """Take pairs into both sides, keyed by the pair so that both keep the same ones; give the sum of their cosines."""
-    image, text = pair
-    keys = mix(row_keys(image, None) ^ (row_keys(text, None) << 1), 5)
-    for prefix, rows in ((IMAGE, image), (TEXT, text)):
-        sides[prefix].update(rows, keys, seen)
-    cosine = (units(image.double()) * units(text.double())).sum(1)
-    return torch.where(torch.isfinite(cosine), cosine, 0.0).sum()  # the rest is bad, and refused by compute
+        return plots.shells(*self._pairs(), ax=ax)

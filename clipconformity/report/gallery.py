@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from clipconformity.encoders.images import open_image
+from clipconformity.data.images import open_image
 from clipconformity.evaluation import Score
 from clipconformity.report.page import number, shortened
 

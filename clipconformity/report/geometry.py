@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from clipconformity import plots
+from clipconformity.evaluation.geometry import FAILS, HOLDS, Property
 from clipconformity.functional import ShiftSweep, linear_separability
-from clipconformity.properties import FAILS, HOLDS, Property
 from clipconformity.report.figures import figure
 from clipconformity.report.page import Section, between, code, facts, number, table, versions, write_page
 

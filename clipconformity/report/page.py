@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from clipconformity import __version__
-from clipconformity._files import replacing
+from clipconformity.data.files import replacing
 
 # No script runs and nothing is fetched, whatever a caption or a file name holds.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from clipconformity import plots
-from clipconformity.evaluation import Score
-from clipconformity.reference import ReferenceSet
+from clipconformity.evaluation import Figure, Score
+from clipconformity.evaluation.scoring import core_fields
 from clipconformity.report.figures import figure, label
 from clipconformity.report.gallery import cards, extremes
 from clipconformity.report.page import Section, between, code, facts, number, table, versions, write_page
+from clipconformity.stream.reference import ReferenceSet
 
 THUMBNAILS = 48
 """Most samples in the galleries of a report, all runs together."""
@@ -27,8 +27,7 @@ class Run:
 
     Attributes:
         name: What the run is called in the report.
-        score: Of :func:`clipconformity.evaluation.score`.
-        reference: What it was scored against; runs with the same object share a plot.
+        score: Of :func:`clipconformity.evaluation.score`; runs with the same reference share a plot.
         images: Image files, by id or in the order of ``score.ids``.
         captions: Captions, likewise. Where both are given they stand beside each other.
 
@@ -38,7 +37,6 @@ class Run:
 
     name: str
     score: Score
-    reference: ReferenceSet
     images: Mapping[str, Path] | Sequence[Path] | None = None
     captions: Mapping[str, str] | Sequence[str] | None = None
 
@@ -100,11 +98,10 @@ def _verdicts(runs: Sequence[Run]) -> str:
 
 
 def _verdict(run: Run) -> str:
-    summary = run.score.summary
     answers = facts({
-        "Typical?": _sentence(summary["verdict"]["typical"]),
-        "Varied?": _sentence(summary["verdict"]["varied"]),
-        "Beyond the noise floor?": _beyond(summary),
+        "Typical?": _sentence(run.score.sentences["typical"]),
+        "Varied?": _sentence(run.score.sentences["varied"]),
+        "Beyond the noise floor?": _beyond(run.score),
     })  # fmt: skip
     return f'<article class="verdict"><h3>{escape(run.name)}</h3>{answers}</article>'
 
@@ -114,10 +111,9 @@ def _sentence(words: str) -> str:
     return words[:1].upper() + words[1:] + "."
 
 
-def _beyond(summary: Mapping[str, Any]) -> str:
-    low, high, floor = summary["kl_low"], summary["kl_high"], summary["noise_floor"]
-    least = "at least " if summary["kl_is_lower_bound"] else ""
-    told = f"the KL of conformity is {least}{number(summary['conformity_kl'])} nats ({between(low, high)})"
+def _beyond(score: Score) -> str:
+    (low, high), floor = score.kl_interval, score.noise_floor
+    told = f"the KL of conformity is {_kl(score)} nats ({between(low, high)})"
     if low > floor:
         return f"Yes: {told}, above the noise floor of {number(floor)}."
     if high <= floor:
@@ -125,10 +121,14 @@ def _beyond(summary: Mapping[str, Any]) -> str:
     return f"Cannot tell: {told}, and the noise floor is {number(floor)}."
 
 
+def _kl(score: Score) -> str:
+    return ("at least " if score.kl_is_lower_bound else "") + number(score.conformity_kl)
+
+
 def _by_reference(runs: Sequence[Run]) -> list[tuple[ReferenceSet, list[Run]]]:
     groups: dict[int, tuple[ReferenceSet, list[Run]]] = {}
     for run in runs:
-        groups.setdefault(id(run.reference), (run.reference, []))[1].append(run)
+        groups.setdefault(id(run.score.reference), (run.score.reference, []))[1].append(run)
     return list(groups.values())
 
 
@@ -140,18 +140,18 @@ def _plots(runs: Sequence[Run]) -> str:
 def _plots_of(key: str, reference: ReferenceSet, runs: Sequence[Run]) -> str:
     kind = reference.modality
     of = f" of {kind}s" if kind else ""
-    summaries = [run.score.summary for run in runs]
+    scores = [run.score for run in runs]
     means = "; ".join(
-        f"{run.name}: mean {number(s['conformity_mean'])}, std {number(s['conformity_std'])}"
-        for run, s in zip(runs, summaries, strict=True)
+        f"{run.name}: mean {number(s.conformity_mean)}, std {number(s.value('conformity_std'))}"
+        for run, s in zip(runs, scores, strict=True)
     )
     own = f"reference: mean {number(float(reference.conformities.mean()))}, "
     own += f"std {number(float(reference.conformities.std()))}"
     kls = "; ".join(
-        f"{run.name}: {number(s['conformity_kl'])} ({between(s['kl_low'], s['kl_high'])})"
-        for run, s in zip(runs, summaries, strict=True)
+        f"{run.name}: {number(s.conformity_kl)} ({between(*s.kl_interval)})"
+        for run, s in zip(runs, scores, strict=True)
     )
-    floor = max(s["noise_floor"] for s in summaries)
+    floor = max(s.noise_floor for s in scores)
     norms = "; ".join(f"{run.name}: mean {number(float(run.score.norms.mean()))}" for run in runs)
     size = (5.0, 3.4 + 0.18 * max(0, len(runs) - 2))
     drawn = [
@@ -168,9 +168,9 @@ def _plots_of(key: str, reference: ReferenceSet, runs: Sequence[Run]) -> str:
         figure(
             f"{key}-kl",
             lambda ax: plots.series(
-                [s["conformity_kl"] for s in summaries],
-                [s["kl_low"] for s in summaries],
-                [s["kl_high"] for s in summaries],
+                [s.conformity_kl for s in scores],
+                [s.kl_interval.low for s in scores],
+                [s.kl_interval.high for s in scores],
                 names=[label(run.name, 16) for run in runs], floor=floor, modality=kind, ax=ax,
             ),
             alt=f"KL of conformity with 95% intervals, in nats. {kls}. Noise floor {number(floor)}.",
@@ -222,7 +222,9 @@ def _table(runs: Sequence[Run]) -> str:
         rows += [_row(run) for run in members]
     return (
         "<p>Conformity says how typical samples are, higher being more common; self-conformity how alike they are, "
-        "lower being more varied. Brackets hold 95% intervals.</p>" + table("Figures of every run", head, rows)
+        "lower being more varied. Brackets hold 95% intervals.</p>"
+        + table("Figures of every run", head, rows)
+        + _more_figures(runs)
     )
 
 
@@ -236,21 +238,42 @@ def _estimate(value: float, error: float) -> str:
 
 
 def _row(run: Run) -> list[str]:
-    s = run.score.summary
-    least = "at least " if s["kl_is_lower_bound"] else ""
+    s = run.score
     return [
         run.name,
-        str(s["count"]),
-        _estimate(s["conformity_mean"], s["conformity_se"]),
-        _estimate(s["self_conformity_mean"], s["self_conformity_se"]),
-        least + number(s["conformity_kl"]),
-        between(s["kl_low"], s["kl_high"]),
-        number(s["noise_floor"]),
-        number(s["reverse_kl"]),
-        number(s["typicality_shift"]),
-        number(s["spread_ratio"]),
-        number(s["norm_mean"]),
+        str(s.count),
+        _of_figure(s.figures["conformity_mean"]),
+        _of_figure(s.figures["self_conformity_mean"]),
+        _kl(s),
+        between(*s.kl_interval),
+        number(s.noise_floor),
+        number(s.value("reverse_kl")),
+        number(s.typicality_shift),
+        number(s.spread_ratio),
+        number(s.value("norm_mean")),
     ]
+
+
+def _of_figure(figure: Figure) -> str:
+    """A figure with its interval, as far as they can be had."""
+    if figure.value is None:
+        return "not to be had"
+    if figure.interval is not None:
+        return f"{number(figure.value)} ({between(*figure.interval)})"
+    return number(figure.value) if figure.error is None else _estimate(figure.value, figure.error)
+
+
+def _more_figures(runs: Sequence[Run]) -> str:
+    """What further read-outs gave, a row each."""
+    shown = {name: one for run in runs for name, one in run.score.figures.items() if name not in core_fields()}
+    if not shown:
+        return ""
+    rows = [
+        [f"{one.about} ({name})", one.unit, *(_of_figure(run.score.figures[name]) if name in run.score.figures else ""
+         for run in runs)]
+        for name, one in shown.items()
+    ]  # fmt: skip
+    return table("Further figures", ["figure", "unit", *(run.name for run in runs)], rows)
 
 
 def _measured(runs: Sequence[Run], command: str | None) -> str:
@@ -264,7 +287,7 @@ def _measured(runs: Sequence[Run], command: str | None) -> str:
             "Embeddings": "L2-normalised" if about["normalized"] else "raw",
         }
         told |= {f"Encoder's {name}": str(value) for name, value in (about["encoder_id"] or {}).items()}
-        told["Runs"] = "; ".join(f"{run.name}, N = {run.score.summary['count']}" for run in members)
+        told["Runs"] = "; ".join(f"{run.name}, N = {run.score.count}" for run in members)
         for run in members:
             told |= _remarks(run)
         parts.append(facts(told))
@@ -272,11 +295,11 @@ def _measured(runs: Sequence[Run], command: str | None) -> str:
 
 
 def _remarks(run: Run) -> dict[str, str]:
-    summary, told = run.score.summary, {}
-    if remarks := summary.get("measured", {}).get("remarks"):
+    score, told = run.score, {}
+    if remarks := score.measured.get("remarks"):
         told[f"Remarks on {run.name}"] = " ".join(str(remark) for remark in remarks)
-    if skipped := summary.get("skipped"):
+    if skipped := score.remarks.get("skipped"):
         told[f"Left out of {run.name}"] = f"{skipped['count']} that could not be read"
-    if not summary.get("exact", True):
+    if not score.exact:
         told[f"Precision of {run.name}"] = "quantiles and intervals rest on a row sample"
     return told

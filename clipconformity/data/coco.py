@@ -1,0 +1,253 @@
+"""MS-COCO's captions with their images: the 2014 and 2017 layouts, the Karpathy split, a seeded choice of captions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from clipconformity.data.captions import Captions
+from clipconformity.data.files import replacing
+
+KARPATHY_SPLITS = ("train", "restval", "val", "test")
+_NAMED = 3
+"""Missing files that an error names."""
+
+
+@dataclass(frozen=True)
+class Coco:
+    """Images and chosen captions of one split.
+
+    Attributes:
+        split: Which one.
+        image_ids: Ids of the images, in the order of their files, as ``list_images`` gives them.
+        image_paths: Their files, in the same order.
+        captions: The chosen captions; ``ids`` are annotation ids and ``groups`` image ids.
+        missing: Files that are not there, with ``on_missing="skip"``; their images and captions are left out.
+        per_image: Captions chosen for each image; None means all.
+        seed: Of the choice.
+    """
+
+    split: str
+    image_ids: list[int]
+    image_paths: list[Path]
+    captions: Captions
+    missing: list[Path]
+    per_image: int | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What the samples are, for ``ReferenceSet.dataset``."""
+        if self.per_image is None:
+            return f"coco {self.split}, all captions"
+        return f"coco {self.split}, captions per image: {self.per_image}, seed {self.seed}"
+
+    def describe(self) -> dict[str, Any]:
+        """Give the choice as plain values, without the ids."""
+        return {
+            "dataset": self.name,
+            "images": len(self.image_paths),
+            "captions": len(self.captions.texts),
+            "missing": len(self.missing),
+        }
+
+    def save_captions(self, path: Path | str) -> None:
+        """Write the chosen captions with their ids as COCO annotations, which ``read_captions`` reads.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        annotations = [
+            {"id": int(name), "image_id": image, "caption": text}
+            for name, image, text in zip(
+                self.captions.ids, self.captions.groups or [], self.captions.texts, strict=True
+            )
+        ]
+        content = {"info": self.describe() | {"seed": self.seed}, "annotations": annotations}
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+
+
+class _Image(NamedTuple):
+    id: int
+    path: Path
+    sentences: list[tuple[int, str]]
+    """Annotation ids and captions."""
+
+
+def read_coco(
+    root: Path | str,
+    split: str = "val2017",
+    *,
+    per_image: int | None = 1,
+    seed: int = 0,
+    karpathy: Path | str | None = None,
+    on_missing: Literal["raise", "skip"] = "raise",
+) -> Coco:
+    """Read images and captions of MS-COCO.
+
+    Annotations are ``root/annotations/captions_<split>.json``; images lie in ``root/<split>``, ``root/images/<split>``
+    or ``root/images``. With a Karpathy split file (``dataset_coco.json``) the split is one of its own, ``"test"`` say,
+    and images lie in ``root/<filepath>`` or ``root/images/<filepath>``.
+
+    The choice of captions depends on the seed, the image id and the ids of its captions alone: not on the order of
+    the file, nor on which other images there are.
+
+    Args:
+        root: Folder of the dataset.
+        split: Such as ``"val2017"``, ``"val2014"``, ``"train2017"``; or a split of the Karpathy file.
+        per_image: Captions chosen for each image, or all of them where it has fewer; None takes all.
+        seed: Of the choice.
+        karpathy: The split file of Karpathy and Fei-Fei.
+        on_missing: Whether images without a file are an error, or left out with their captions and counted.
+
+    Raises:
+        FileNotFoundError: If the annotations are not there, or images are missing; counts them and names the first.
+        ValueError: If a file is broken, an id comes twice, an image has no caption, or an argument does not fit.
+    """
+    root = Path(root)
+    if per_image is not None and per_image < 1:
+        raise ValueError(f"per_image: expected at least 1, or None for all, got {per_image}.")
+    if seed < 0:
+        raise ValueError(f"seed: expected a number of at least 0, got {seed}.")
+    if on_missing not in ("raise", "skip"):
+        raise ValueError(f"on_missing: expected 'raise' or 'skip', got {on_missing!r}.")
+    if not root.is_dir():
+        raise NotADirectoryError(f"{root}: expected the folder of MS-COCO.")
+    images = _official(root, split) if karpathy is None else _karpathy(root, split, Path(karpathy))
+    images = sorted(images, key=lambda image: image.path)  # as a folder of them is listed, so that rows pair up
+    present = [image for image in images if image.path.is_file()]
+    missing = [image.path for image in images if not image.path.is_file()]
+    if missing and (on_missing == "raise" or not present):
+        first = ", ".join(str(path) for path in missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+        raise FileNotFoundError(
+            f"{root}: {len(missing)} of {len(images)} images of {split} are missing: {first}. "
+            "Complete the download, or leave them out: on_missing='skip', or --on-error skip on the command line."
+        )
+    texts: list[str] = []
+    ids: list[str] = []
+    groups: list[int] = []
+    for image in present:
+        for sentence, text in _chosen(image, per_image, seed):
+            texts.append(text)
+            ids.append(str(sentence))
+            groups.append(image.id)
+    captions = Captions(texts, ids, groups)
+    return Coco(
+        split, [image.id for image in present], [image.path for image in present], captions, missing, per_image, seed
+    )
+
+
+def _chosen(image: _Image, per_image: int | None, seed: int) -> list[tuple[int, str]]:
+    sentences = sorted(image.sentences)
+    if per_image is None or per_image >= len(sentences):
+        return sentences
+    drawn = np.random.default_rng([seed, image.id]).permutation(len(sentences))[:per_image]
+    return [sentences[number] for number in sorted(drawn.tolist())]
+
+
+def _official(root: Path, split: str) -> list[_Image]:
+    path = root / "annotations" / f"captions_{split}.json"
+    if not path.is_file():
+        found = sorted(p.stem.removeprefix("captions_") for p in path.parent.glob("captions_*.json"))
+        raise FileNotFoundError(f"{path}: no such file of captions; splits found here: {', '.join(found) or 'none'}.")
+    content = _json(path)
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
+        raise ValueError(f"{path}: expected COCO annotations with lists 'images' and 'annotations'.")
+    folder = _folder(root, split)
+    entries = [_fields(path, "images", n, e, {"id": int, "file_name": str}) for n, e in enumerate(content["images"])]
+    images = {number: _Image(number, folder / name, []) for number, name in entries}
+    if len(images) < len(entries):
+        raise ValueError(f"{path}: {len(entries) - len(images)} image ids come twice.")
+    wanted = {"id": int, "image_id": int, "caption": str}
+    for number, entry in enumerate(content["annotations"]):
+        sentence, image, text = _fields(path, "annotations", number, entry, wanted)
+        if image not in images:
+            raise ValueError(f"{path}: annotation {sentence} is of image {image}, which is not among the images.")
+        images[image].sentences.append((sentence, text.strip()))
+    return _checked(path, list(images.values()))
+
+
+def _karpathy(root: Path, split: str, path: Path) -> list[_Image]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such split file.")
+    content = _json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise ValueError(f"{path}: expected a Karpathy split file with a list 'images'.")
+    found = {str(entry.get("split")) for entry in content["images"] if isinstance(entry, dict)}
+    if split not in found:
+        raise ValueError(f"split: {path} has no split {split!r}; it has {', '.join(sorted(found))}.")
+    images, folders = [], {}
+    for number, entry in enumerate(content["images"]):
+        if not isinstance(entry, dict) or entry.get("split") != split:
+            continue
+        key = "cocoid" if "cocoid" in entry else "imgid"
+        wanted = {key: int, "filename": str, "sentences": list}
+        image, name, sentences = _fields(path, "images", number, entry, wanted)
+        place = str(entry.get("filepath", ""))
+        if place not in folders:
+            folders[place] = _folder(root, place)
+        said = [
+            _fields(path, f"images[{number}].sentences", n, e, {"sentid": int, "raw": str})
+            for n, e in enumerate(sentences)
+        ]
+        images.append(_Image(image, folders[place] / name, [(s, text.strip()) for s, text in said]))
+    return _checked(path, images)
+
+
+def _checked(path: Path, images: list[_Image]) -> list[_Image]:
+    """Refuse ids that come twice, empty captions and images without one."""
+    if not images:
+        raise ValueError(f"{path}: holds no images.")
+    sentences = [sentence for image in images for sentence, _ in image.sentences]
+    for what, ids in (("image", [image.id for image in images]), ("caption", sentences)):
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"{path}: {len(ids) - len(set(ids))} {what} ids come twice.")
+    bare = [image.id for image in images if not image.sentences]
+    if bare:
+        raise ValueError(f"{path}: {len(bare)} images have no caption; the first ids are {_first(bare)}.")
+    empty = [sentence for image in images for sentence, text in image.sentences if not text]
+    if empty:
+        raise ValueError(f"{path}: {len(empty)} captions are empty; the first ids are {_first(empty)}.")
+    return images
+
+
+def _first(ids: list[int]) -> str:
+    return ", ".join(map(str, ids[:_NAMED]))
+
+
+def _folder(root: Path, name: str) -> Path:
+    """Find the folder of images; where there is none, the first candidate, so that errors name it."""
+    candidates = [root / name, root / "images" / name, root / "images"]
+    return next((folder for folder in candidates if folder.is_dir() and folder != root), candidates[0])
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: broken JSON at line {error.lineno}: {error.msg}.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from None
+    except RecursionError:
+        raise ValueError(f"{path}: broken JSON: nested too deeply to be annotations.") from None
+
+
+def _fields(path: Path, part: str, number: int, entry: Any, wanted: dict[str, type]) -> Any:
+    """Take the wanted keys of an entry, which must be of the wanted types."""
+
+    def values() -> Iterator[Any]:
+        for key, kind in wanted.items():
+            value = entry.get(key) if isinstance(entry, dict) else None
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(
+                    f"{path}: {part}, entry {number}: expected {key} ({kind.__name__}), got {value!r:.80}."
+                )
+            yield value
+
+    return tuple(values())

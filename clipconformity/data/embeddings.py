@@ -1,0 +1,160 @@
+"""Embedding files: safetensors, NumPy and PyTorch, none of them unpickled."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipconformity.data.files import write_tensors
+from clipconformity.functional.validation import check_matrix
+from clipconformity.provenance import UNKNOWN, Provenance
+
+FORMAT = "clipconformity-embeddings"
+KEY = "embeddings"
+SUFFIXES = (".safetensors", ".npy", ".npz", ".pt")
+
+
+@dataclass(frozen=True)
+class EmbeddingFile:
+    """Embeddings read from a file, and what the file says of them.
+
+    Attributes:
+        path: The file.
+        embeddings: ``(N, D)``.
+        ids: A name for each row; by default its number, behind the file's stem.
+        groups: Group ids ``(N,)``, if the file has them.
+        provenance: Encoder and modality, as far as the file says them.
+    """
+
+    path: Path
+    embeddings: Tensor
+    ids: list[str]
+    groups: Tensor | None = None
+    provenance: Provenance = UNKNOWN
+
+
+def read_embeddings(path: Path | str) -> EmbeddingFile:
+    """Read raw embeddings ``(N, D)``; axes of length 1 beyond the first are dropped.
+
+    Files with several arrays need one named ``embeddings``; an array ``groups`` beside it gives group ids.
+
+    Args:
+        path: A ``.safetensors``, ``.npy``, ``.npz`` or ``.pt`` file (tensors only; nothing is unpickled).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        TypeError: If it does not hold floating-point numbers.
+        ValueError: If the kind is unknown, the file is damaged, or the shape is not ``(N, D)``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file.")
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: expected a file ending in {', '.join(SUFFIXES)}.")
+    try:
+        arrays, about = _READERS[path.suffix](path)
+    except Exception as error:  # a damaged file makes its reader fail in any way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path}: cannot be read as {path.suffix} without unpickling ({reason[:120]}); "
+            "save plain arrays or tensors."
+        ) from None
+    value = _choose(path, arrays)
+    if value.layout != torch.strided:
+        raise ValueError(f"{path}: expected a dense array, got {value.layout}; save it with to_dense().")
+    if value.ndim > 2:
+        value = value.reshape([len(value), *(n for n in value.shape[1:] if n != 1)])
+    embeddings = check_matrix(value, str(path))
+    groups = arrays.get("groups")
+    ids = about.get("ids") or [f"{path.stem}:{row}" for row in range(len(embeddings))]
+    if len(ids) != len(embeddings) or (groups is not None and len(groups) != len(embeddings)):
+        raise ValueError(f"{path}: damaged: ids or groups do not match its {len(embeddings)} embeddings.")
+    try:
+        provenance = Provenance(about.get("spec"), about.get("encoder_id"), about.get("modality"))
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged: {error}") from None
+    return EmbeddingFile(path, embeddings, ids, groups, provenance)
+
+
+def write_embeddings(
+    path: Path | str,
+    embeddings: Tensor,
+    *,
+    ids: Sequence[str] | None = None,
+    groups: Tensor | None = None,
+    provenance: Provenance = UNKNOWN,
+) -> None:
+    """Write embeddings ``(N, D)`` as safetensors with what is known of them; whole or not at all.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    tensors = {KEY: embeddings}
+    if groups is not None:
+        tensors["groups"] = groups
+    about = {"ids": None if ids is None else list(ids)} | provenance.describe()
+    write_tensors(path, tensors, {"format": FORMAT, "about": json.dumps(about)})
+
+
+def _choose(path: Path, arrays: Mapping[str, Tensor]) -> Tensor:
+    if KEY in arrays:
+        return arrays[KEY]
+    if len(arrays) == 1:
+        return next(iter(arrays.values()))
+    raise ValueError(f"{path}: expected one array, or one named {KEY!r}, got {sorted(arrays)[:8]}.")
+
+
+def _from_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+    if metadata.get("format") == "clipconformity-reference":
+        raise ValueError("it is a reference set, not embeddings")
+    about = json.loads(metadata["about"]) if metadata.get("format") == FORMAT else {}
+    kinds = {"ids": list, "spec": str, "encoder_id": dict, "modality": str}
+    if not isinstance(about, dict) or any(not isinstance(about.get(k), (t, type(None))) for k, t in kinds.items()):
+        raise ValueError("its metadata is damaged")
+    return arrays, about
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"it holds {array.dtype}, not numbers")
+    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
+
+
+def _from_npy(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with path.open("rb") as file:
+        return {KEY: _tensor(np.load(file, allow_pickle=False))}, {}
+
+
+def _from_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return {name: _tensor(arrays[name]) for name in arrays.files}, {}
+
+
+def _from_pt(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with warnings.catch_warnings():  # torch warns of pickle protocols that it may not know; it then fails or does not
+        warnings.simplefilter("ignore")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, Tensor):
+        return {KEY: content}, {}
+    if isinstance(content, dict) and any(isinstance(value, Tensor) for value in content.values()):
+        return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}, {}
+    raise ValueError(f"it holds {type(content).__name__}, not a tensor or a dict of tensors")
+
+
+_READERS = {".safetensors": _from_safetensors, ".npy": _from_npy, ".npz": _from_npz, ".pt": _from_pt}

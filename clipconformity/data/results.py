@@ -1,0 +1,162 @@
+"""COCO results: one caption an image, as captioners publish them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
+
+from clipconformity.data.captions import Captions
+from clipconformity.data.files import check_outputs, replacing
+
+ImageId = int | str
+_COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
+
+
+def coco_image_id(path: Path | str) -> ImageId:
+    """Image id of a file: the number in a name of MS-COCO, else the name without suffix.
+
+    Example:
+        >>> coco_image_id("COCO_val2014_000000391895.jpg"), coco_image_id("000000000139.jpg"), coco_image_id("dog.png")
+        (391895, 139, 'dog')
+    """
+    stem = Path(path).stem
+    match = _COCO_NAME.fullmatch(stem)
+    return int(match[1]) if match else stem
+
+
+def write_results(path: Path | str, image_ids: Sequence[ImageId], captions: Sequence[str]) -> None:
+    """Write COCO results, ``[{"image_id": 1, "caption": "a dog"}]``.
+
+    Raises:
+        ValueError: If the lengths differ, an id comes twice, or a caption is empty.
+        OSError: If the file cannot be written.
+    """
+    image_ids = listed_ids(image_ids)
+    if len(image_ids) != len(captions):
+        raise ValueError(f"expected one caption for each image, got {len(captions)} for {len(image_ids)}.")
+    refuse_duplicates("image_ids", image_ids)
+    if any(not caption.strip() for caption in captions):
+        raise ValueError("captions: expected words, got an empty caption.")
+    entries = [{"image_id": name, "caption": text} for name, text in zip(image_ids, captions, strict=True)]
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(entries), encoding="utf-8")
+
+
+def read_results(
+    path: Path | str,
+    image_ids: Sequence[ImageId] | None = None,
+    *,
+    on_missing: Literal["raise", "skip"] = "raise",
+) -> Captions:
+    """Read COCO results: one caption an image.
+
+    Args:
+        path: The file; published ones often hold further keys, which are passed over.
+        image_ids: The images that were to be captioned, in order; the captions come back in that order.
+        on_missing: Whether images without a caption are an error or left out.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is broken, an image comes twice, or is not among ``image_ids``, or one of these is missing;
+            counts them and names the first.
+    """
+    path = Path(path)
+    if on_missing not in ("raise", "skip"):
+        raise ValueError(f"on_missing: expected 'raise' or 'skip', got {on_missing!r}.")
+    entries = result_entries(path)
+    if not entries:
+        raise ValueError(f"{path}: expected COCO results with one caption at least, got none.")
+    names = [name for name, _ in entries]
+    refuse_duplicates(str(path), names)
+    texts = dict(entries)
+    if image_ids is not None:
+        image_ids = listed_ids(image_ids)
+        refuse_duplicates("image_ids", image_ids)
+        wanted = set(image_ids)
+        unknown = [name for name in names if name not in wanted]
+        if unknown:
+            kinds = {type(name).__name__ for name in (*unknown[:1], *image_ids[:1])}
+            hint = (
+                "is this a results file of another split?"
+                if len(kinds) < 2
+                else f"ids are {' and '.join(sorted(kinds))}."
+            )
+            raise ValueError(
+                f"{path}: {len(unknown)} of {len(names)} image ids are unknown: {first_few(unknown)}; {hint}"
+            )
+        missing = [name for name in image_ids if name not in texts]
+        if missing and on_missing == "raise":
+            raise ValueError(f"{path}: {len(missing)} of {len(wanted)} images have no caption: {first_few(missing)}.")
+        names = [name for name in image_ids if name in texts]
+    return Captions([texts[name] for name in names], [str(name) for name in names])
+
+
+def merge_results(paths: Sequence[Path | str], output: Path | str) -> Captions:
+    """Join the results of several processes, an image of each in turn, as they shared them.
+
+    That is the order of the images, unless some were left out for their empty captions.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        ValueError: If one is broken, an image comes twice, or ``output`` is one of ``paths``.
+    """
+    check_outputs([("output", Path(output))], [("paths", Path(path)) for path in paths])
+    parts = [result_entries(Path(path)) for path in paths]
+    longest = max((len(part) for part in parts), default=0)
+    entries = [part[place] for place in range(longest) for part in parts if place < len(part)]
+    write_results(output, [name for name, _ in entries], [text for _, text in entries])
+    return read_results(output)
+
+
+def result_entries(path: Path) -> list[tuple[ImageId, str]]:
+    """Read image ids and captions of a results file; ids keep their type."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such results file.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: broken JSON at line {error.lineno}: {error.msg}.") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON in UTF-8 ({type(error).__name__}).") from None
+    if not isinstance(content, list):
+        raise ValueError(f"{path}: expected COCO results, a list of entries with image_id and caption.")
+    entries = []
+    for number, entry in enumerate(content):
+        name, text = (entry.get("image_id"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
+        if not _is_id(name) or not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{path}: entry {number}: expected image_id and a caption in words, got {entry!r:.80}.")
+        entries.append((name, text.strip()))
+    return entries
+
+
+def _is_id(name: object) -> TypeGuard[ImageId]:
+    return isinstance(name, int | str) and not isinstance(name, bool)
+
+
+def listed_ids(ids: Any) -> list[ImageId]:
+    """List ids, also those of a tensor or an array.
+
+    Raises:
+        TypeError: If one is neither a whole number nor a string.
+    """
+    listed: list[ImageId] = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    wrong = [name for name in listed if not _is_id(name)]
+    if wrong:
+        raise TypeError(f"image_ids: expected whole numbers or strings, got {wrong[0]!r} ({type(wrong[0]).__name__}).")
+    return listed
+
+
+def refuse_duplicates(where: str, ids: Sequence[ImageId]) -> None:
+    """Refuse ids that come twice, and count them."""
+    seen: set[ImageId] = set()
+    twice = list(dict.fromkeys(name for name in ids if name in seen or seen.add(name)))  # type: ignore[func-returns-value]
+    if twice:
+        raise ValueError(f"{where}: {len(twice)} image ids come twice: {first_few(twice)}; give one caption an image.")
+
+
+def first_few(ids: Sequence[ImageId]) -> str:
+    """Name the first three."""
+    return ", ".join(map(str, ids[:3])) + (", ..." if len(ids) > 3 else "")

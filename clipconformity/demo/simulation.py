@@ -1,0 +1,199 @@
+"""The demo: simulated generators scored on the embedded default, through the code that real CLIP and COCO take."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clipconformity.data import list_images, read_captions
+from clipconformity.data.files import check_outputs, replacing
+from clipconformity.demo.scenes import (
+    Scene,
+    draw_scene,
+    generic_caption,
+    sample_scenes,
+    specific_caption,
+    write_coco_scenes,
+)
+from clipconformity.encoders import BaseEncoder, load_encoder
+from clipconformity.evaluation import Score, Source, build_reference, caption_source, image_source, score
+from clipconformity.functional import conformity
+from clipconformity.stream.reference import ReferenceSet
+
+REAL, GENERATED = 2000, 1000
+"""Number of real scenes, each with five captions, and of samples of each generator."""
+COMMON, DIVERSE = 2.0, 1.1
+"""Concentrations: the generators draw scenes with probability proportional to p ** concentration."""
+SPLIT = "val2017"
+REPORT, RESULTS, PLOT = "report.html", "results.json", "distributions.png"
+
+
+class Run(NamedTuple):
+    """A simulated generator."""
+
+    name: str
+    title: str
+    source: Source
+    reference: ReferenceSet
+    images: list[Path]
+    captions: list[str] | None = None
+
+
+def run(output: Path) -> tuple[dict[str, Any], str]:
+    """Build references from real scenes, score five simulated generators, and write figures, a plot and a report.
+
+    Args:
+        output: Folder to write :data:`RESULTS`, :data:`PLOT` and :data:`REPORT` to; made if absent.
+
+    Returns:
+        What ``results.json`` holds, and the same as a table.
+
+    Raises:
+        OSError: If a file cannot be written there.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    check_outputs([("--output", output / name) for name in (REPORT, RESULTS, PLOT)])
+    encoder = load_encoder("tiny")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        _say(f"drawing {REAL} real scenes with 5 captions each, in the layout of MS-COCO")
+        write_coco_scenes(root / "real", sample_scenes(REAL, seed=1), split=SPLIT, seed=1)
+        references = _references(root / "real", encoder)
+        scores = {}
+        for each in _runs(root, encoder, references):
+            _say(f"scoring {each.title}")
+            scores[each.name] = (each, score(each.source, each.reference, resamples=500))
+        _say("writing the report")
+        _report(output / REPORT, scores)
+    result = _results(references, scores)
+    with replacing(output / RESULTS) as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    _plot(output / PLOT, references, scores)
+    return result, _table(references, scores, output)
+
+
+def _say(text: str) -> None:
+    print(f"demo: {text}", file=sys.stderr)  # noqa: T201 - a command's progress
+
+
+def _references(root: Path, encoder: BaseEncoder) -> dict[str, ReferenceSet]:
+    captions = read_captions(root / "annotations" / f"captions_{SPLIT}.json")
+    sources = {"image": image_source(list_images(root / SPLIT), encoder), "text": caption_source(captions, encoder)}
+    return {name: build_reference(source, dataset="procedural scenes") for name, source in sources.items()}
+
+
+def _runs(root: Path, encoder: BaseEncoder, references: dict[str, ReferenceSet]) -> Sequence[Run]:
+    drawn = {
+        "images-common": (
+            "a generator that draws the common",
+            sample_scenes(GENERATED, seed=2, concentration=COMMON),
+        ),
+        "images-diverse": ("a diverse generator", sample_scenes(GENERATED, seed=3, concentration=DIVERSE)),
+        "images-single": (
+            "a generator that repeats one scene",
+            [_average(encoder, references["image"])] * GENERATED,
+        ),
+    }
+    written: dict[str, tuple[str, Callable[[Scene], str]]] = {
+        "captions-generic": ("a generic captioner", generic_caption),
+        "captions-specific": ("an over-specific captioner", specific_caption),
+    }
+    runs = []
+    for name, (title, scenes) in drawn.items():
+        folder = root / name
+        folder.mkdir()
+        for number, scene in enumerate(scenes):
+            draw_scene(scene, seed=10_000 + number).save(folder / f"{number:06d}.png")
+        paths = list_images(folder)
+        runs.append(Run(name, title, image_source(paths, encoder, root=folder), references["image"], paths))
+    told = sample_scenes(GENERATED, seed=5)
+    (root / "told").mkdir()
+    shown = [root / "told" / f"{number:06d}.png" for number in range(len(told))]
+    for number, (path, scene) in enumerate(zip(shown, told, strict=True)):
+        draw_scene(scene, seed=20_000 + number).save(path)
+    for name, (title, caption) in written.items():
+        file = root / f"{name}.json"
+        file.write_text(json.dumps([{"image_id": i, "caption": caption(s)} for i, s in enumerate(told)]))
+        captions = read_captions(file)
+        source = caption_source(captions, encoder)
+        runs.append(Run(name, title, source, references["text"], shown, captions.texts))
+    return runs
+
+
+def _average(encoder: BaseEncoder, reference: ReferenceSet) -> Scene:
+    """Find a scene whose drawings are of average conformity."""
+    candidates, drawings = sample_scenes(REAL, seed=1)[:50], 10
+    images = [draw_scene(scene, seed=5000 + n) for scene in candidates for n in range(drawings)]
+    means = conformity(encoder.encode_image(images), reference).view(-1, drawings).mean(1)
+    return candidates[int((means - reference.self_conformity).abs().argmin())]
+
+
+def _results(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Score]]) -> dict[str, Any]:
+    about = {
+        "image_conformity_mean": float(references["image"].conformities.mean()),
+        "text_conformity_mean": float(references["text"].conformities.mean()),
+        "image_self_conformity_mean": float(references["image"].self_conformity),
+        "text_self_conformity_mean": float(references["text"].self_conformity),
+        "image_count": references["image"].count,
+        "text_count": references["text"].count,
+        "encoder": references["image"].spec,
+    }
+    return {"reference": about, "runs": {name: result.to_dict() for name, (_, result) in scores.items()}}
+
+
+def _plot(path: Path, references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Score]]) -> None:
+    from clipconformity import plots
+
+    panels = []
+    for modality, reference in references.items():
+        lines = {run.title: result.conformities for run, result in scores.values() if run.reference is reference}
+        panels.append((modality, reference.conformities, lines))
+    with replacing(path) as temporary:
+        plots.save(plots.conformity_panels(panels), temporary)
+
+
+def _report(path: Path, scores: dict[str, tuple[Run, Score]]) -> None:
+    from clipconformity import report
+
+    runs = [report.Run(run.title.capitalize(), result, run.images, run.captions) for run, result in scores.values()]
+    note = "Simulated generators on drawn scenes, scored by a tiny CLIP: stand-ins, so that this needs no download."
+    report.write_report(path, runs, command="clipconformity demo", title="Five simulated generators", note=note)
+
+
+def _table(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Score]], output: Path) -> str:
+    lines = [
+        "",
+        "The model is a tiny CLIP and the data are drawn scenes: stand-ins, so that this runs with no download.",
+        "Typical: conformity to the real set (higher is more common). Alike: self-conformity (lower is more varied).",
+        "KL: how far the conformity distribution is from the real one, in nats, with its 95% interval;",
+        "floor: what sampling noise alone would give.",
+        "",
+        f"{'':18} {'typical':>8} {'alike':>7} {'KL':>7} {'95% interval':>17} {'floor':>7} {'N':>6}",
+    ]
+    for modality, reference in references.items():
+        lines.append(
+            f"{'real ' + ('images' if modality == 'image' else 'captions'):18} "
+            f"{float(reference.conformities.mean()):8.3f} {float(reference.self_conformity):7.3f} "
+            f"{'':7} {'':17} {'':7} {reference.count:6d}"
+        )
+        for run, result in scores.values():
+            if run.reference is reference:
+                lines += _rows(run, result)
+    written = ", ".join(str(output / name) for name in (REPORT, RESULTS, PLOT))
+    lines += ["", f"Written: {written}", ""]
+    return "\n".join(lines)
+
+
+def _rows(run: Run, result: Score) -> list[str]:
+    interval = f"[{result.kl_interval.low:.3f}, {result.kl_interval.high:.3f}]"
+    at_least = ">" if result.kl_is_lower_bound else " "
+    figures = (
+        f"{run.name:18} {result.conformity_mean:8.3f} {result.self_conformity_mean:7.3f} "
+        f"{at_least}{result.conformity_kl:6.3f} {interval:>17} {result.noise_floor:7.3f} {result.count:6d}"
+    )
+    words = result.sentences
+    return [figures, f"  {run.title}: {words['typical']}; {words['varied']}."]

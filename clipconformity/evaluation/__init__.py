@@ -1,0 +1,30 @@
+"""From samples to results: sources, scores, the six geometric properties, and people as the yardstick."""
+
+from clipconformity.evaluation.people import HumanSpread, human_spread
+from clipconformity.evaluation.results import Figure, Score, Verdict
+from clipconformity.evaluation.scoring import metric_names, score, write_per_sample
+from clipconformity.evaluation.sources import (
+    Source,
+    SourceBatch,
+    build_reference,
+    caption_source,
+    embedding_source,
+    image_source,
+)
+
+__all__ = [
+    "Figure",
+    "HumanSpread",
+    "Score",
+    "Source",
+    "SourceBatch",
+    "Verdict",
+    "build_reference",
+    "caption_source",
+    "embedding_source",
+    "human_spread",
+    "image_source",
+    "metric_names",
+    "score",
+    "write_per_sample",
+]

@@ -1,0 +1,314 @@
+"""The six geometric properties of a CLIP-like model's latent space, each with its interval, null and verdict."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional import (
+    LowerBoundWarning,
+    ShiftSweep,
+    ellipsoid,
+    linear_separability,
+    modality_gap,
+    offset,
+    shift_sweep,
+    thin_shell,
+    tilt,
+)
+from clipconformity.functional.geometry import participation_ratio, tilt_figures
+from clipconformity.functional.resampling import jackknife_error, share_interval, student_quantile
+from clipconformity.functional.validation import check_rows
+
+PARTS = 32
+"""Parts of the data that are left out in turn for an interval."""
+ALPHAS = (-1.0, -0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5, 1.0)
+FEWEST = 20
+"""Fewest samples for a verdict."""
+
+HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell at this N"
+
+
+class Property(NamedTuple):
+    """One property of one set or pair of sets."""
+
+    name: str
+    modality: str
+    """``"image"``, ``"text"`` or ``"both"``."""
+    quantity: str
+    """What ``value`` is."""
+    value: float
+    low: float
+    high: float
+    """Ends of the 95% interval."""
+    null: float | None
+    """The value without the property at the same N: columns permuted on their own, or the mean at the origin."""
+    paper: float | None
+    """The published figure for MS-COCO under ViT-B/32."""
+    threshold: str
+    """When the property is said to hold."""
+    verdict: str
+    samples: int
+
+
+class _Left(NamedTuple):
+    """Moments of the data with one part left out."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+def six_properties(
+    image: Tensor | None = None,
+    text: Tensor | None = None,
+    *,
+    paired: bool | None = None,
+    logit_scale: float = 100.0,
+    sweep: ShiftSweep | None = None,
+    image_groups: Tensor | None = None,
+    text_groups: Tensor | None = None,
+) -> list[Property]:
+    """Measure the six properties: thin shell, ellipsoid, tilt, offset, separability, and the place of the lowest loss.
+
+    A property holds, or does not, when the whole 95% interval lies on one side of its threshold; otherwise the verdict
+    is "cannot tell at this N". Intervals of the first four leave out each of 32 parts of the data in turn (jackknife,
+    with Student's t for the number of parts); that of the separability combines the exact ones of both shares;
+    those of the loss are of ``shift_sweep``.
+
+    Args:
+        image: Raw image embeddings ``(N, D)``.
+        text: Raw text embeddings ``(M, D)``.
+        paired: Whether row i of one belongs to row i of the other; by default, whether lengths agree. The loss needs
+            pairs.
+        logit_scale: The model's factor on cosines, for the loss.
+        sweep: What :func:`loss_sweep` found, where that is there already.
+        image_groups: An id for each row ``(N,)``; rows of one group, such as the views of one scene, are dependent, and
+            intervals leave them out together. The loss takes its pairs as independent all the same.
+        text_groups: The same for the texts ``(M,)``, such as the captions of one image.
+
+    Returns:
+        Four properties for each modality given, and two more for both.
+
+    Raises:
+        TypeError: If an argument is not a floating-point tensor.
+        ValueError: If neither is given, dimensions differ, there are too few samples or groups, or rows are bad.
+
+    Source: Levi and Gilboa, *The Double-Ellipsoid Geometry of CLIP*, ICML 2025.
+    """
+    given = {name: rows for name, rows in (("image", image), ("text", text)) if rows is not None}
+    if not given:
+        raise ValueError("expected image embeddings, text embeddings or both, got neither.")
+    groups = {"image": image_groups, "text": text_groups}
+    properties = [found for name, rows in given.items() for found in _of_one(rows, name, groups[name])]
+    if image is not None and text is not None:
+        counts = [len(_groups_of(len(rows), groups[name]).unique()) for name, rows in given.items()]
+        properties.append(_separability(image, text, counts))
+        if len(image) == len(text) if paired is None else paired:
+            properties.append(_lowest_loss(sweep or loss_sweep(image, text, logit_scale), logit_scale, len(image)))
+    return properties
+
+
+def loss_sweep(image: Tensor, text: Tensor, logit_scale: float = 100.0) -> ShiftSweep:
+    """Sweep the loss over the shifts that the last property looks at; where the divergence is a bound, it says so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LowerBoundWarning)
+        return shift_sweep(image, text, ALPHAS, logit_scale)
+
+
+def gap_figures(image: Tensor, text: Tensor, *, paired: bool) -> dict[str, float]:
+    """Modality gap of two sets as plain numbers; see :func:`clipconformity.functional.modality_gap`."""
+    found = modality_gap(image, text, paired=paired)
+    return {name: float(value) for name, value in found._asdict().items() if value is not None}
+
+
+def _groups_of(count: int, groups: Tensor | None) -> Tensor:
+    """Number of each row's group, from 0, ``(count,)``; without groups every row is one."""
+    if groups is None:
+        return torch.arange(count)
+    return groups.cpu().unique(return_inverse=True)[1]
+
+
+def _of_one(rows: Tensor, modality: str, groups: Tensor | None) -> list[Property]:
+    values = check_rows(rows, modality, min_rows=FEWEST).double()
+    if groups is not None and groups.shape != (len(values),):
+        raise ValueError(
+            f"{modality}_groups: expected one id for each of {len(values)} rows, got {tuple(groups.shape)}."
+        )
+    group = _groups_of(len(values), groups)
+    count, dim = int(group.max()) + 1, values.shape[1]  # what is independent are the groups
+    if count < FEWEST:
+        raise ValueError(f"{modality}_groups: expected at least {FEWEST} groups, got {count}.")
+    if dim < 2:
+        raise ValueError(f"{modality}: expected at least 2 dimensions, got {dim}.")
+    shell, shape, slant, away = thin_shell(rows), ellipsoid(rows), tilt(rows), offset(rows)
+    part = _parts(group)
+    parts = _left_out(values, part)
+    sphere = dim * count / (count + dim)  # expected of a round Gaussian at this N
+    permuted = float(slant.permuted_off_diagonal_ratio)
+    return [
+        _judged(
+            "thin shell", modality, "mu^2 / variance of centred norms", float(shell.ratio),
+            _shell_margin(values, part), at_least=100.0, threshold=">= 100, a thickness of at most a tenth",
+            paper=57.57 / 0.19 if modality == "image" else None, count=len(values),
+        ),
+        _judged(
+            "ellipsoid", modality, "participation ratio of the spectrum", float(shape.participation_ratio),
+            _margin([float(participation_ratio(left.covariance)) for left in parts]), at_most=sphere / 2,
+            threshold=f"<= {sphere / 2:.4g}, half of a round Gaussian's at this N",
+            null=float(shape.permuted_participation_ratio), count=len(values),
+        ),
+        _judged(
+            "tilt", modality, "sum of |off-diagonal| over trace", float(slant.off_diagonal_ratio),
+            _margin([float(tilt_figures(left.covariance)[0]) for left in parts]), at_least=2 * permuted,
+            threshold=f">= {2 * permuted:.4g}, twice that with permuted columns", null=permuted, count=len(values),
+        ),
+        _judged(
+            "offset", modality, "|m| / sqrt(trace)", float(away), _margin([_offset(left) for left in parts]),
+            at_least=0.5, threshold=">= 0.5", null=1 / math.sqrt(count),
+            paper={"image": 0.94, "text": 1.03}[modality], count=len(values),
+        ),
+    ]  # fmt: skip
+
+
+def _judged(
+    name: str,
+    modality: str,
+    quantity: str,
+    value: float,
+    margin: float,
+    *,
+    threshold: str,
+    count: int,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    null: float | None = None,
+    paper: float | None = None,
+) -> Property:
+    low, high = value - margin, value + margin
+    above, below = (low >= at_least, high < at_least) if at_least is not None else (high <= at_most, low > at_most)  # type: ignore[operator]
+    verdict = HOLDS if above else FAILS if below else UNKNOWN
+    return Property(name, modality, quantity, value, low, high, null, paper, threshold, verdict, count)
+
+
+def _parts(group: Tensor) -> Tensor:
+    """Part of each row, that of its group: at random, but the same for the same groups."""
+    order = torch.randperm(int(group.max()) + 1, generator=torch.Generator().manual_seed(0))
+    return (order % min(PARTS, len(order)))[group]
+
+
+def _left_out(values: Tensor, part: Tensor) -> list[_Left]:
+    """Mean and covariance without each part, from the moments of the parts about the overall mean."""
+    center = values.mean(0)
+    centered = values - center
+    total = centered.T @ centered
+    result = []
+    for number in range(int(part.max()) + 1):
+        rows = centered[part == number]
+        count = len(values) - len(rows)
+        mean = -rows.sum(0) / count
+        covariance = (total - rows.T @ rows - count * torch.outer(mean, mean)) / (count - 1)
+        result.append(_Left(center + mean, covariance))
+    return result
+
+
+def _margin(left_out: list[float]) -> float:
+    """Half the 95% interval of a figure: its standard error by the jackknife times Student's t."""
+    values = torch.tensor(left_out, dtype=torch.float64)
+    return student_quantile(0.975, len(values) - 1) * float(jackknife_error(values, torch.ones_like(values)))
+
+
+def _shell_margin(values: Tensor, part: Tensor) -> float:
+    found = []
+    for number in range(int(part.max()) + 1):
+        rows = values[part != number]
+        distances = torch.linalg.vector_norm(rows - rows.mean(0), dim=1)
+        found.append(float(distances.mean().square() / distances.var()))
+    return _margin(found)
+
+
+def _offset(left: _Left) -> float:
+    return float(torch.linalg.vector_norm(left.mean) / left.covariance.trace().sqrt())
+
+
+def _separability(image: Tensor, text: Tensor, counts: Sequence[int]) -> Property:
+    """Accuracy with its interval for the number of independent samples of each modality."""
+    found = linear_separability(image, text, k=2)
+    value = float(found.held_out_accuracy)
+    low, high = balanced_interval(found.held_out_recalls.tolist(), counts)
+    dims = " and ".join(str(int(d)) for d in found.dimensions)
+    return Property(
+        name="linear separability",
+        modality="both",
+        quantity=f"held-out balanced accuracy on 2 dimensions ({dims}, from 0)",
+        value=value,
+        low=low,
+        high=high,
+        null=0.5,
+        paper=1.0,
+        threshold=">= 0.99",
+        verdict=HOLDS if low >= 0.99 else FAILS if high < 0.99 else UNKNOWN,
+        samples=len(image) + len(text),
+    )
+
+
+def balanced_interval(recalls: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
+    """95% interval of a balanced accuracy, the mean of two recalls that rest on samples of their own.
+
+    The distances to the ends of each recall's interval are added up in quadrature (Newcombe 1998 for a difference;
+    Zou and Donner 2008, MOVER), so that the accuracy is no better known than that of the smaller class allows.
+    """
+    ends = [share_interval(p * n, n) for p, n in zip(recalls, counts, strict=True)]
+    value = sum(recalls) / 2
+    below = math.hypot(*(p - low for p, (low, _) in zip(recalls, ends, strict=True))) / 2
+    above = math.hypot(*(high - p for p, (_, high) in zip(recalls, ends, strict=True))) / 2
+    return max(0.0, value - below), min(1.0, value + above)
+
+
+def _lowest_loss(sweep: ShiftSweep, logit_scale: float, count: int) -> Property:
+    """Where the loss is lowest: alpha 0 unless the paired intervals of the difference from it say otherwise."""
+    alphas, low, high = sweep.alphas, sweep.loss_difference_low, sweep.loss_difference_high
+    apart = alphas.abs() >= 0.25 - 1e-9
+    if bool((low[apart] > 0).all()):
+        verdict = HOLDS
+    elif bool((high[apart] < 0).any()):
+        verdict = FAILS
+    else:
+        verdict = UNKNOWN
+    lowest = alphas[sweep.loss.argmin()]
+    possible = alphas[(low <= 0) | (alphas == 0)]  # not told apart from alpha 0
+    return Property(
+        name="loss at alpha 0",
+        modality="both",
+        quantity=f"alpha of the lowest NT-Xent (logit scale {logit_scale:.4g}, all pairs in a batch)",
+        value=float(lowest),
+        low=float(possible.min()),
+        high=float(possible.max()),
+        null=None,
+        paper=0.0,
+        threshold="the loss at |alpha| >= 0.25 exceeds that at 0",
+        verdict=verdict,
+        samples=count,
+    )
+
+
+def table(properties: list[Property]) -> str:
+    """Lay properties out as text."""
+    lines = [f"{'property':20} {'of':6} {'value':>9} {'95% interval':>21} {'null':>8} {'paper':>7} {'N':>7}  verdict"]
+    for p in properties:
+        interval = f"[{p.low:.4g}, {p.high:.4g}]"
+        null, paper = (f"{x:.4g}" if x is not None else "" for x in (p.null, p.paper))
+        lines.append(
+            f"{p.name:20} {p.modality:6} {p.value:9.4g} {interval:>21} {null:>8} {paper:>7} {p.samples:7d}  "
+            f"{p.verdict} ({p.quantity}; {p.threshold})"
+        )
+    return "\n".join(lines)
+
+
+def as_json(properties: list[Property]) -> list[dict[str, Any]]:
+    """Give properties as plain data."""
+    return [p._asdict() for p in properties]

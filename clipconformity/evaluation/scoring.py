@@ -1,0 +1,143 @@
+"""From a source to a score: one pass over the samples, and what is read out of it."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clipconformity.data.files import replacing
+from clipconformity.evaluation.results import Figure, Score, judge, to_figures
+from clipconformity.evaluation.sources import Source
+from clipconformity.functional.linalg import full_precision
+from clipconformity.stream.readouts import ReadOut, read_outs
+from clipconformity.stream.reference import ReferenceSet
+from clipconformity.stream.stream import Needs, Stream, layouts
+
+CORE = ("conformity", "conformity_kl", "norm")
+"""Read-outs of every score; ``--metrics conformity`` names them together."""
+MAX_SAMPLES = 10_000
+
+
+def score(
+    source: Source,
+    reference: ReferenceSet,
+    *,
+    resamples: int = 1000,
+    metrics: Sequence[str] = ("conformity",),
+    allow_normalized: bool = False,
+) -> Score:
+    """Score a stream of samples against a reference.
+
+    Args:
+        source: The evaluated samples.
+        reference: What they are compared with.
+        resamples: Bootstrap redraws for intervals and noise floor.
+        metrics: Names of read-outs beside the core, or ``("all",)``; see :func:`metric_names`.
+        allow_normalized: Take L2-normalised embeddings.
+
+    Raises:
+        ValueError: If a metric is unknown, encoder or modality are others than the reference's, the dimension does not
+            fit, there are too few samples, or rows are zero, NaN, infinite or L2-normalised.
+    """
+    chosen = choose(metrics)
+    remarks = reference.provenance.check(source.provenance)
+    needs = reduce(Needs.union, (one.needs for one in chosen))
+    stream = Stream(
+        layouts(reference.embed_dim, needs, reference, MAX_SAMPLES),
+        reference=reference,
+        allow_normalized=allow_normalized or reference.normalized,
+    )
+    ids, norms, conformities = _stream_in(source, stream)
+    values, lower_bound = _read(chosen, stream, resamples)
+    figures: dict[str, Figure] = {}
+    for one in chosen:
+        figures |= to_figures(one.fields, values)
+    origin = {"encoder": source.provenance.spec or reference.spec, "modality": source.provenance.modality}
+    return Score(
+        figures,
+        judge(figures, reference),
+        count=int(stream.evaluated.total),
+        ids=ids,
+        conformities=conformities,
+        norms=norms,
+        reference=reference,
+        exact=stream.exact and reference.exact,
+        kl_is_lower_bound=lower_bound,
+        measured=origin | {"remarks": remarks},
+        remarks=source.remarks,
+    )
+
+
+def metric_names() -> list[str]:
+    """Names that ``score`` takes as metrics beside ``"all"``."""
+    return sorted(set(read_outs()) - set(CORE) | {CORE[0]})
+
+
+def core_fields() -> set[str]:
+    """Names of the figures that every score has."""
+    return {field.name for name in CORE for field in read_outs()[name].fields}
+
+
+def choose(names: Sequence[str]) -> list[ReadOut]:
+    """Give the read-outs of the core, and of the names.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    known = read_outs()
+    for name in names:
+        if name != "all" and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            advice = f"; did you mean {near[0]!r}?" if near else "."
+            raise ValueError(f"metrics: {name!r} is unknown: expected 'all' or {', '.join(metric_names())}{advice}")
+    wanted = known if "all" in names else dict.fromkeys([*CORE, *names])
+    return [known[name] for name in dict.fromkeys([*CORE, *wanted])]
+
+
+def _stream_in(source: Source, stream: Stream) -> tuple[list[str], Tensor, Tensor]:
+    """Take every batch in; ids, norms and conformities fall out of the same pass."""
+    ids: list[str] = []
+    norms, conformities = [], []
+    for batch in source:
+        found = stream.update(batch.embeddings, groups=batch.groups, ids=batch.ids, seen=len(ids))
+        assert found is not None
+        assert found.conformity is not None
+        ids += batch.ids
+        norms.append(found.norm.cpu())
+        conformities.append(found.conformity.cpu())
+    if not ids:
+        raise ValueError(source.nothing_read)
+    return ids, torch.cat(norms), torch.cat(conformities)
+
+
+@full_precision
+def _read(chosen: Sequence[ReadOut], stream: Stream, resamples: int) -> tuple[dict[str, Tensor], bool]:
+    """Read every field out, and whether the KL is only a lower bound."""
+    values: dict[str, Tensor] = {}
+    for one in chosen:
+        values |= {name: torch.tensor(float("nan")) for name in one.names(compared=True)}
+        values |= one.read(stream) | one.resample(stream, resamples=resamples)
+    return values, bool(values.pop("kl_is_lower_bound"))
+
+
+def write_per_sample(path: Path | str, result: Score) -> None:
+    """Write id, conformity, norm and rank of every sample as CSV, from the most to the least typical.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    order = result.conformities.argsort(descending=True, stable=True).tolist()
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["id", "conformity", "norm", "rank"])
+        for rank, row in enumerate(order, start=1):
+            writer.writerow([result.ids[row], f"{result.conformities[row]:.9g}", f"{result.norms[row]:.9g}", rank])

@@ -1,0 +1,199 @@
+"""Sources of samples: files of embeddings, images and captions, as streams of raw embeddings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from clipconformity.data.captions import Captions
+from clipconformity.data.embeddings import read_embeddings
+from clipconformity.data.images import open_image
+from clipconformity.encoders import BaseEncoder
+from clipconformity.functional.validation import check_same_dim
+from clipconformity.provenance import UNKNOWN, Provenance
+from clipconformity.stream.moments import Moments
+from clipconformity.stream.reference import ReferenceSet, reference_layout
+from clipconformity.stream.row_sample import Labels
+
+ROWS = 4096
+"""Rows of an embedding file streamed at once."""
+
+
+class SourceBatch(NamedTuple):
+    """A batch from a source: raw embeddings, the rows' names, and their groups."""
+
+    embeddings: Tensor
+    ids: Sequence[str]
+    groups: Labels | None = None
+
+
+@dataclass
+class Source:
+    """Samples to be measured, as a stream that is read once.
+
+    Attributes:
+        batches: The stream.
+        count: Number of samples that will come, but for the skipped ones.
+        provenance: Encoder and modality, as far as they are known.
+        groups: Group ids of all samples, or None.
+        skipped: What was left out and why, filled as the stream is read.
+        encoder: The encoder at work, if any.
+    """
+
+    batches: Iterator[SourceBatch]
+    count: int
+    provenance: Provenance = UNKNOWN
+    groups: Labels | None = None
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    encoder: BaseEncoder | None = None
+
+    @property
+    def remarks(self) -> dict[str, Any]:
+        """What was left out or cut, once the stream is read; empty where nothing was."""
+        found: dict[str, Any] = {}
+        if self.skipped:
+            found["skipped"] = {"count": len(self.skipped), "files": self.skipped}
+        if self.encoder is not None and self.encoder.truncated:
+            found["truncated"] = self.encoder.truncated
+        return found
+
+    @property
+    def nothing_read(self) -> str:
+        """What to say where no sample came."""
+        return f"no sample could be read: {len(self.skipped)} of {self.count} were skipped."
+
+    def __iter__(self) -> Iterator[SourceBatch]:
+        """Read the stream, with rate and time left on standard error where that is a terminal."""
+        from tqdm import tqdm
+
+        with tqdm(total=self.count, unit="sample", file=sys.stderr, disable=None) as bar:
+            for batch in self.batches:
+                yield batch
+                bar.update(len(batch.ids))
+
+
+def embedding_source(paths: Sequence[Path], *, spec: str | None = None, modality: str | None = None) -> Source:
+    """Read raw embeddings from files, which may say what they are; what is told must agree.
+
+    Raises:
+        ValueError: If a file cannot be read, or files and arguments disagree.
+    """
+    files = [read_embeddings(path) for path in paths]
+    known = [file.groups for file in files if file.groups is not None]
+    if known and len(known) < len(files):
+        raise ValueError("embeddings: some files have groups and some have none; give them for all or for none.")
+    origins = [file.provenance for file in files]
+    Provenance.agreed(origins, "the files")
+    provenance = Provenance.agreed([Provenance(spec, None, modality), *origins], "the options and the files")
+
+    def batches() -> Iterator[SourceBatch]:
+        for file in files:
+            for start in range(0, len(file.embeddings), ROWS):
+                rows = slice(start, start + ROWS)
+                groups = None if file.groups is None else file.groups[rows]
+                yield SourceBatch(file.embeddings[rows], file.ids[rows], groups)
+
+    return Source(
+        batches(),
+        sum(len(file.embeddings) for file in files),
+        provenance,
+        torch.cat(known) if known else None,
+    )
+
+
+class _ImageBatches(Dataset[tuple[dict[str, Tensor], list[str], list[tuple[str, str]]]]):
+    """Batches of files, decoded and preprocessed: inputs, names, and the files that could not be read."""
+
+    def __init__(self, paths: Sequence[Path], encoder: BaseEncoder, root: Path | None, batch_size: int) -> None:
+        self.paths, self.root, self.batch_size = paths, root, batch_size
+        self.preprocess = encoder.preprocess_images
+
+    def __len__(self) -> int:
+        return -(-len(self.paths) // self.batch_size)
+
+    def __getitem__(self, number: int) -> tuple[dict[str, Tensor], list[str], list[tuple[str, str]]]:
+        images, ids, failed = [], [], []
+        for path in self.paths[number * self.batch_size : (number + 1) * self.batch_size]:
+            name = str(path if self.root is None else path.relative_to(self.root))
+            try:
+                images.append(open_image(path))
+                ids.append(name)
+            except (OSError, ValueError) as error:
+                failed.append((name, str(error)))
+        return (self.preprocess(images) if images else {}), ids, failed
+
+
+def image_source(
+    paths: Sequence[Path],
+    encoder: BaseEncoder,
+    *,
+    root: Path | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    skip_errors: bool = False,
+) -> Source:
+    """Encode image files.
+
+    Args:
+        paths: The files, in order.
+        encoder: Turns them into embeddings.
+        root: Folder that ids are relative to.
+        batch_size: Images encoded at once.
+        workers: Processes that decode and resize ahead of the model; 0 does it in this one.
+        skip_errors: Leave out files that cannot be read and list them in ``skipped``, instead of raising.
+
+    Raises:
+        ValueError: While reading, if a file is no image or truncated; names the file.
+    """
+    skipped: list[dict[str, str]] = []
+    loader = DataLoader(
+        _ImageBatches(paths, encoder, root, batch_size),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=encoder.device.type == "cuda",
+    )
+
+    def batches() -> Iterator[SourceBatch]:
+        for inputs, ids, failed in loader:
+            if failed and not skip_errors:
+                raise ValueError(failed[0][1])
+            skipped.extend({"id": name, "reason": reason} for name, reason in failed)
+            if ids:
+                yield SourceBatch(encoder.project_image(inputs), ids)
+
+    return Source(batches(), len(paths), Provenance.of(encoder, "image"), skipped=skipped)
+
+
+def caption_source(captions: Captions, encoder: BaseEncoder, *, batch_size: int = 256) -> Source:
+    """Encode captions; those of one image form a group."""
+
+    def batches() -> Iterator[SourceBatch]:
+        for start in range(0, len(captions.texts), batch_size):
+            rows = slice(start, start + batch_size)
+            groups: Any = None if captions.groups is None else captions.groups[rows]
+            yield SourceBatch(encoder.encode_text(captions.texts[rows]), captions.ids[rows], groups)
+
+    provenance = Provenance.of(encoder, "text")
+    return Source(batches(), len(captions.texts), provenance, captions.groups, encoder=encoder)
+
+
+def build_reference(
+    source: Source, *, dataset: str | None = None, max_samples: int = 10_000, allow_normalized: bool = False
+) -> ReferenceSet:
+    """Build a reference set from a source; arguments and errors as of ``ReferenceSet.fit``."""
+    moments: Moments | None = None
+    for batch in source:
+        if moments is None:
+            moments = Moments(reference_layout(batch.embeddings.shape[1], max_samples))
+        check_same_dim(batch.embeddings, moments.layout.dim, "a later batch", "the first")
+        moments.update(batch.embeddings.cpu(), batch.groups, batch.ids)
+    if moments is None:
+        raise ValueError(source.nothing_read)
+    return ReferenceSet.from_moments(moments, source.provenance, dataset=dataset, allow_normalized=allow_normalized)

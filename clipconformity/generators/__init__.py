@@ -1,0 +1,16 @@
+"""Drive generators so that a run can be split, batched, stopped and resumed: text to image, and image to text."""
+
+from clipconformity.generators.captions import Captioned, TransformersCaptioner, caption_images, rank_path
+from clipconformity.generators.images import Generated, generate_images, is_black, read_manifest, sample_seed
+
+__all__ = [
+    "Captioned",
+    "Generated",
+    "TransformersCaptioner",
+    "caption_images",
+    "generate_images",
+    "is_black",
+    "rank_path",
+    "read_manifest",
+    "sample_seed",
+]

@@ -1,0 +1,273 @@
+"""Image to text: captioners into COCO results files, and the human references as their yardstick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipconformity.data import Captions, write_results
+from clipconformity.data.files import check_output, replacing
+from clipconformity.data.images import open_image
+from clipconformity.data.results import (
+    ImageId,
+    coco_image_id,
+    first_few,
+    listed_ids,
+    refuse_duplicates,
+    result_entries,
+)
+
+
+class TransformersCaptioner:
+    """A captioner of transformers as a function from images to strings.
+
+    For BLIP, GIT and LLaVA-like models, ``processor`` is the model's own. A vision-encoder-decoder has an image
+    processor and a tokenizer apart: give both. Captions do not depend on the batch size as long as nothing is sampled.
+
+    Args:
+        model: A model with ``generate``.
+        processor: From images, and a prompt, to the model's inputs; it decodes too unless a tokenizer is given.
+        tokenizer: What decodes, where the processor does not.
+        prompt: Text that the caption goes on from, or the instruction of a LLaVA-like model, which is put into the
+            processor's chat template unless it has the image token already. What comes back of it is cut off.
+        options: Further arguments of ``generate``, such as ``{"num_beams": 3}``.
+        max_new_tokens: Most tokens of a caption.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        tokenizer: Any = None,
+        prompt: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        max_new_tokens: int = 40,
+    ) -> None:
+        self.model, self.processor = model, processor
+        self.prompt = None if prompt is None else _templated(processor, prompt)
+        self.tokenizer = processor if tokenizer is None else tokenizer
+        self.options = {"max_new_tokens": max_new_tokens} | dict(options or {})
+
+    def __call__(self, images: list[Image.Image]) -> list[str]:
+        """Caption images."""
+        text: dict[str, Any] = {}
+        if self.prompt is not None:  # padded where images of many sizes take different numbers of tokens
+            text = {"text": [self.prompt] * len(images), "padding": True}
+        inputs = self.processor(images=images, return_tensors="pt", **text)
+        moved = {name: self._moved(value) for name, value in inputs.items()}
+        with torch.inference_mode():
+            tokens = self.model.generate(**moved, **self.options)
+        given = moved.get("input_ids")
+        start = ""
+        if given is not None:
+            size = given.shape[1]
+            if tokens.shape[1] >= size and torch.equal(tokens[:, :size], given):
+                tokens = tokens[:, size:]  # decoder-only models give the prompt back
+            else:  # others give it back as their tokenizer spells it, or not at all
+                start = self.tokenizer.batch_decode(given[:1], skip_special_tokens=True)[0].strip()
+        texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [_without(text.strip(), start) for text in texts]
+
+    def _moved(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
+
+
+def _templated(processor: Any, prompt: str) -> str:
+    """Put an instruction into the chat template of a LLaVA-like model; what has none takes the text as it is."""
+    words = getattr(processor, "tokenizer", None)
+    if words is not None:
+        words.padding_side = "left"  # the caption begins where the prompt ends
+    token = getattr(processor, "image_token", None)
+    if getattr(processor, "chat_template", None) is None or token is None or str(token) in prompt:
+        return prompt
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    made: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return made
+
+
+def _without(text: str, start: str) -> str:
+    """Cut whole words off the beginning."""
+    if not start or not text.lower().startswith(start.lower()):
+        return text
+    rest = text[len(start) :]
+    return rest.strip() if not (start[-1].isalnum() and rest[:1].isalnum()) else text
+
+
+@dataclass
+class Captioned:
+    """What a run made of its share.
+
+    Attributes:
+        path: The COCO results file.
+        captions: What it holds.
+        generated: Images captioned by this call.
+        reused: Captions found from an earlier call.
+        empty: Images that got no words; they are not in the file.
+    """
+
+    path: Path
+    captions: Captions
+    generated: int = 0
+    reused: int = 0
+    empty: list[ImageId] = field(default_factory=list)
+
+
+def caption_images(
+    captioner: Callable[[list[Image.Image]], Sequence[str]],
+    paths: Sequence[Path],
+    output: Path | str,
+    *,
+    image_ids: Sequence[ImageId] | None = None,
+    batch_size: int = 8,
+    rank: int = 0,
+    world: int = 1,
+    on_empty: Literal["raise", "skip"] = "raise",
+    settings: str | None = None,
+    progress: bool | None = None,
+) -> Captioned:
+    """Caption images into a COCO results file, or what is still missing there.
+
+    Captions are kept in a file of JSON lines beside the output as they come, and the results file is written once all
+    are there. A second call takes up the lines and captions the rest; after that it takes up the results file.
+
+    Args:
+        captioner: From a list of RGB images to as many strings: a :class:`TransformersCaptioner` or any function.
+        paths: The image files.
+        output: Results file to write (.json). With ``world`` above 1, each process writes its own, with its number in
+            the name; :func:`~clipconformity.datasets.merge_results` joins them.
+        image_ids: Ids of the images; by default from their names, as of :func:`~clipconformity.datasets.coco_image_id`.
+        batch_size: Images captioned at once.
+        rank: Number of this process.
+        world: Number of processes; each takes every ``world``-th image.
+        on_empty: Whether a caption without words is an error, or left out of the results and counted.
+        settings: What captions, such as the checkpoint, its prompt and its beams; kept beside the results, and a later
+            call with others is refused. Without it a captioner is not told from another.
+        progress: Whether to draw a bar on standard error; by default where that is a terminal.
+
+    Raises:
+        ValueError: If there is no image, ids come twice, a number does not fit, the captioner returns another number
+            of captions, a caption is empty, or the file holds captions of other images or settings.
+        TypeError: If a caption is no string.
+    """
+    from tqdm import tqdm
+
+    ids = [coco_image_id(path) for path in paths] if image_ids is None else listed_ids(image_ids)
+    _check_run(paths, ids, batch_size, rank, world, on_empty)
+    share = list(zip(ids, paths, strict=True))[rank::world]
+    target = Path(output) if world == 1 else rank_path(output, rank, world)
+    _check_settings(target, settings)
+    partial = target.with_name(target.name + ".partial.jsonl")
+    done = _resumed(target, partial, [name for name, _ in share])
+    todo = [(name, path) for name, path in share if name not in done]
+    disable = None if progress is None else not progress
+    with (
+        partial.open("a", encoding="utf-8") as lines,
+        tqdm(total=len(share), initial=len(share) - len(todo), unit="image", file=sys.stderr, disable=disable) as bar,
+    ):
+        for start in range(0, len(todo), batch_size):
+            batch = todo[start : start + batch_size]
+            texts = _checked_texts(captioner([open_image(path) for _, path in batch]), len(batch))
+            for (name, _), text in zip(batch, texts, strict=True):
+                done[name] = text
+                lines.write(_line(name, text))
+            lines.flush()
+            bar.update(len(batch))
+    empty = [name for name, _ in share if not done[name]]
+    if empty and on_empty == "raise":
+        raise ValueError(
+            f"{len(empty)} of {len(share)} captions are empty; the first images are {first_few(empty)}. "
+            "Leave them out with on_empty='skip'."
+        )
+    kept = [name for name, _ in share if done[name]]
+    captions = Captions([done[name] for name in kept], [str(name) for name in kept])
+    write_results(target, kept, captions.texts)
+    if not empty:  # else it goes on to say which were empty
+        partial.unlink()
+    return Captioned(target, captions, len(todo), len(share) - len(todo), empty)
+
+
+def _check_settings(target: Path, settings: str | None) -> None:
+    """Keep what captions beside the results, and refuse to go on with another."""
+    check_output(target)
+    if settings is None:
+        return
+    path = target.with_name(target.name + ".settings")
+    if path.is_file() and (found := path.read_text(encoding="utf-8")) != settings:
+        raise ValueError(
+            f"{target}: an earlier call captioned with {found!r:.120}, this one with {settings!r:.120}; name another "
+            "file."
+        )
+    with replacing(path) as temporary:
+        temporary.write_text(settings, encoding="utf-8")
+
+
+def rank_path(output: Path | str, rank: int, world: int) -> Path:
+    """Results file of one process.
+
+    Example:
+        >>> rank_path("out.json", 1, 2).name
+        'out-1-of-2.json'
+    """
+    path = Path(output)
+    return path.with_name(f"{path.stem}-{rank}-of-{world}{path.suffix}")
+
+
+def _check_run(
+    paths: Sequence[Path], ids: Sequence[ImageId], batch_size: int, rank: int, world: int, on_empty: str
+) -> None:
+    for name, value, least in (("batch_size", batch_size, 1), ("rank", rank, 0), ("world", world, rank + 1)):
+        if value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}.")
+    if on_empty not in ("raise", "skip"):
+        raise ValueError(f"on_empty: expected 'raise' or 'skip', got {on_empty!r}.")
+    if not paths:
+        raise ValueError("paths: expected at least one image, got none.")
+    if len(ids) != len(paths):
+        raise ValueError(f"image_ids: expected one for each of the {len(paths)} images, got {len(ids)}.")
+    refuse_duplicates("image_ids", ids)
+
+
+def _checked_texts(texts: Sequence[str], count: int) -> list[str]:
+    if isinstance(texts, str) or len(texts) != count:
+        got = "a string" if isinstance(texts, str) else f"{len(texts)} captions"
+        raise ValueError(f"the captioner returned {got} for {count} images; expected a list with one for each.")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"the captioner returned {type(text).__name__}; expected strings.")
+    return [" ".join(text.split()) for text in texts]
+
+
+def _resumed(target: Path, partial: Path, ids: list[ImageId]) -> dict[ImageId, str]:
+    """Collect captions of an earlier call; a line cut off by the interruption is dropped from the file."""
+    done = dict(result_entries(target)) if target.is_file() else {}
+    if partial.is_file():
+        for line in partial.read_text(encoding="utf-8", errors="replace").split("\n"):
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            done[entry["image_id"]] = entry["caption"]
+    wanted = set(ids)
+    foreign = [name for name in done if name not in wanted]
+    if foreign:
+        raise ValueError(
+            f"{target}: an earlier call captioned {len(foreign)} other images: {first_few(foreign)}; name another file."
+        )
+    with replacing(partial) as temporary:
+        temporary.write_text("".join(_line(name, text) for name, text in done.items()), encoding="utf-8")
+    return done
+
+
+def _line(name: ImageId, text: str) -> str:
+    return json.dumps({"image_id": name, "caption": text}) + "\n"

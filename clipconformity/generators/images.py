@@ -1,0 +1,318 @@
+"""Text to image: drive a pipeline over prompts so that a run can be split, batched, stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from clipconformity.data.files import replacing
+from clipconformity.data.images import as_images
+from clipconformity.generators.pipelines import adapted, settings, unwrapped
+
+OnBlack = Literal["keep", "exclude"]
+SUFFIXES = {False: ".png", True: ".black"}
+"""Suffix of an image, and of an excluded black one: a PNG too, under a name that no image folder lists."""
+_KEY = "clipconformity"
+_STEM = re.compile(r"\d{6,}_\d+\.(png|black)")
+
+
+class Sample(NamedTuple):
+    """An image to be generated."""
+
+    prompt_index: int
+    copy: int
+    prompt: str
+    seed: int
+
+    @property
+    def stem(self) -> str:
+        """Name of its file, without suffix."""
+        return f"{self.prompt_index:06d}_{self.copy}"
+
+
+@dataclass
+class Generated:
+    """What a run made of its share.
+
+    Attributes:
+        paths: Images that count, in the order of the prompts; without the black ones where they are excluded.
+        manifest: The file that tells prompt and seed of each image.
+        generated: Images made by this call.
+        reused: Images found from an earlier call.
+        black: Files that are black throughout, such as a safety checker leaves.
+    """
+
+    paths: list[Path]
+    manifest: Path
+    generated: int = 0
+    reused: int = 0
+    black: list[Path] = field(default_factory=list)
+
+
+def sample_seed(seed: int, prompt_index: int, copy: int = 0) -> int:
+    """Seed of one image: a number of 53 bits that depends on the run's seed and the prompt's place alone.
+
+    Example:
+        >>> sample_seed(0, 3) == sample_seed(0, 3), sample_seed(0, 3) == sample_seed(1, 3)
+        (True, False)
+    """
+    state = np.random.SeedSequence([seed, prompt_index, copy]).generate_state(1, np.uint64)
+    return int(state[0]) >> 11
+
+
+def generate_images(
+    generator: Callable[..., Any],
+    prompts: Iterable[str],
+    output: Path | str,
+    *,
+    seed: int = 0,
+    batch_size: int = 8,
+    images_per_prompt: int = 1,
+    options: Mapping[str, Any] | None = None,
+    rank: int = 0,
+    world: int = 1,
+    on_black: OnBlack = "keep",
+    on_images: Callable[[list[Image.Image]], object] | None = None,
+    progress: bool | None = None,
+) -> Generated:
+    """Generate an image for every prompt into a folder, or what is still missing there.
+
+    Every image has a seed of its own, made of ``seed`` and its prompt's place. So a run does not depend on the batch
+    size, on the number of processes, or on where it was interrupted: the noise is the same bit for bit. The pixels
+    are the same up to the rounding of batched arithmetic, which may move a value by a grey level.
+
+    An image is written under a temporary name and then renamed, with prompt, seed and options inside the PNG; a file
+    of JSON lines beside the images repeats them. A second call finds what is there and makes the rest.
+
+    Args:
+        generator: A diffusers text-to-image pipeline, which is called with ``prompt`` and ``generator``; or a function
+            from a list of prompts and a list of seeds to a list of images. A pipeline whose ``generator`` argument is
+            not annotated to take a list is given one prompt at a time.
+        prompts: One for each image, or for each ``images_per_prompt`` images.
+        output: Folder to write to; made if absent.
+        seed: Of the run, at least 0.
+        batch_size: Images made at once.
+        images_per_prompt: Images made for each prompt.
+        options: Further arguments of the pipeline or function, such as ``{"guidance_scale": 7.5}``; part of the run.
+        rank: Number of this process.
+        world: Number of processes; each takes every ``world``-th image.
+        on_black: Whether images that are black throughout stay among the results. With ``"exclude"`` they are renamed
+            to ``.black``, so that no folder of images lists them, and are not made again.
+        on_images: Called with every batch that counts, reused ones included: ``metrics.update`` keeps a running score.
+        progress: Whether to draw a bar on standard error; by default where that is a terminal.
+
+    Returns:
+        The images of this process.
+
+    Raises:
+        TypeError: If a prompt is no string, or the generator takes neither prompt and generator nor prompts and seeds.
+        ValueError: If there is no prompt, one is empty, a number does not fit, the generator returns another number of
+            images, or the folder holds images of another run: other prompts, seeds, options, weights or scheduler.
+    """
+    for name, value, least in (
+        ("seed", seed, 0),
+        ("batch_size", batch_size, 1),
+        ("images_per_prompt", images_per_prompt, 1),
+        ("rank", rank, 0),
+        ("world", world, rank + 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}.")
+    if on_black not in ("keep", "exclude"):
+        raise ValueError(f"on_black: expected 'keep' or 'exclude', got {on_black!r}.")
+    prompts = _listed_prompts(prompts)
+    generator, given = unwrapped(generator, dict(options or {}))
+    call, together = adapted(generator, given)
+    every = [
+        Sample(number, copy, prompt, sample_seed(seed, number, copy))
+        for number, prompt in enumerate(prompts)
+        for copy in range(images_per_prompt)
+    ]
+    samples = every[rank::world]
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(folder, on_black, settings(generator, given), rank, world)
+    run.refuse_surplus(every)
+    todo = run.resume(samples)
+    if on_images is not None:
+        for reused in _batches(run.kept(samples), batch_size):
+            on_images(as_images(reused))
+    _generate(run, call, todo, batch_size if together else 1, on_images, progress, len(samples))
+    return Generated(run.kept(samples), run.manifest, len(todo), len(samples) - len(todo), run.blacks(samples))
+
+
+def read_manifest(output: Path | str) -> list[dict[str, Any]]:
+    """Read prompt, seed and file of all images in a folder, of whatever process, as the images themselves say.
+
+    Returns:
+        One entry an image, in the order of the prompts: file, prompt, prompt_index, copy, seed, black, settings.
+
+    Raises:
+        FileNotFoundError: If the folder has no manifest.
+        ValueError: If an image is empty, or of another origin.
+    """
+    folder = Path(output)
+    if not any(folder.glob("manifest*.jsonl")):
+        raise FileNotFoundError(f"{folder}: no manifest*.jsonl; is this a folder of generate_images?")
+    paths = [path for path in folder.iterdir() if _STEM.fullmatch(path.name)]
+    entries = [_read_about(path) | {"file": path.name} for path in paths]
+    return sorted(entries, key=lambda entry: (entry["prompt_index"], entry["copy"]))
+
+
+def is_black(image: Image.Image) -> bool:
+    """Whether every pixel is black, as of an image that a safety checker withheld.
+
+    Example:
+        >>> is_black(Image.new("RGB", (4, 4)))
+        True
+    """
+    return image.convert("RGB").getbbox() is None
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """Read what an image says of its making."""
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty; delete it to have the image made again.")
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            about: dict[str, Any] = json.loads(getattr(image, "text", {})[_KEY])
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: no image of generate_images; give a folder of its own.") from error
+    return about
+
+
+class _Run:
+    """The folder of a run: what is there, and what is added."""
+
+    def __init__(self, folder: Path, on_black: OnBlack, settings: str, rank: int, world: int) -> None:
+        self.folder, self.on_black, self.settings = folder, on_black, settings
+        self.manifest = folder / ("manifest.jsonl" if world == 1 else f"manifest-{rank}-of-{world}.jsonl")
+        self.entries: dict[str, dict[str, Any]] = {}
+
+    def resume(self, samples: list[Sample]) -> list[Sample]:
+        """Take up what is there, write the manifest anew, and say what is missing."""
+        todo = []
+        for sample in samples:
+            found = [path for suffix in SUFFIXES.values() if (path := self._path(sample, suffix)).is_file()]
+            if not found:
+                todo.append(sample)
+                continue
+            about = self._about(found[0], sample)
+            path = self._path(sample, SUFFIXES[about["black"] and self.on_black == "exclude"])
+            if path != found[0]:
+                found[0].replace(path)
+            self.entries[sample.stem] = about | {"file": path.name}
+        with replacing(self.manifest) as temporary:
+            temporary.write_text("".join(_line(entry) for entry in self.entries.values()), encoding="utf-8")
+        return todo
+
+    def refuse_surplus(self, every: list[Sample]) -> None:
+        """Refuse a folder that holds images beyond this run, which a score of the folder would count."""
+        known = {sample.stem for sample in every}
+        extra = sorted(p.name for p in self.folder.glob("*") if _STEM.fullmatch(p.name) and p.stem not in known)
+        if extra:
+            raise ValueError(
+                f"{self.folder}: holds {len(extra)} images of a longer run, such as {extra[0]}; give another "
+                "folder, or delete them."
+            )
+
+    def add(self, samples: list[Sample], images: list[Image.Image]) -> list[Image.Image]:
+        """Store images; those that count are returned."""
+        kept = []
+        with self.manifest.open("a", encoding="utf-8") as manifest:
+            for sample, image in zip(samples, images, strict=True):
+                about = sample._asdict() | {"black": is_black(image), "settings": self.settings}
+                excluded = about["black"] and self.on_black == "exclude"
+                path = self._path(sample, SUFFIXES[excluded])
+                info = PngImagePlugin.PngInfo()
+                info.add_itxt(_KEY, json.dumps(about))
+                with replacing(path) as temporary:
+                    image.save(temporary, format="PNG", pnginfo=info)
+                self.entries[sample.stem] = about | {"file": path.name}
+                manifest.write(_line(self.entries[sample.stem]))
+                if not excluded:
+                    kept.append(image)
+        return kept
+
+    def kept(self, samples: list[Sample]) -> list[Path]:
+        """List the files that count."""
+        exclude = self.on_black == "exclude"
+        entries = [self.entries[sample.stem] for sample in samples if sample.stem in self.entries]
+        return [self.folder / entry["file"] for entry in entries if not (exclude and entry["black"])]
+
+    def blacks(self, samples: list[Sample]) -> list[Path]:
+        """List the black ones."""
+        entries = [self.entries[sample.stem] for sample in samples]
+        return [self.folder / entry["file"] for entry in entries if entry["black"]]
+
+    def _path(self, sample: Sample, suffix: str) -> Path:
+        return self.folder / (sample.stem + suffix)
+
+    def _about(self, path: Path, sample: Sample) -> dict[str, Any]:
+        """Read what an image says of itself; it must be of this run."""
+        about = _read_about(path)
+        expected = sample._asdict() | {"settings": self.settings}
+        for name, value in expected.items():
+            if about.get(name) != value:
+                raise ValueError(
+                    f"{path} is of another run: its {name} is {about.get(name)!r:.120}, here it is {value!r:.120}. "
+                    "Give another folder, or the arguments of the first run."
+                )
+        return about
+
+
+def _generate(
+    run: _Run,
+    call: Callable[[list[str], list[int]], list[Image.Image]],
+    todo: list[Sample],
+    batch_size: int,
+    on_images: Callable[[list[Image.Image]], object] | None,
+    progress: bool | None,
+    total: int,
+) -> None:
+    from tqdm import tqdm
+
+    disable = None if progress is None else not progress
+    with tqdm(total=total, initial=total - len(todo), unit="image", file=sys.stderr, disable=disable) as bar:
+        for batch in _batches(todo, batch_size):
+            images = call([sample.prompt for sample in batch], [sample.seed for sample in batch])
+            if len(images) != len(batch):
+                raise ValueError(f"the generator returned {len(images)} images for {len(batch)} prompts; expected one.")
+            kept = run.add(batch, images)
+            if kept and on_images is not None:
+                on_images(kept)
+            bar.update(len(batch))
+
+
+def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry) + "\n"
+
+
+def _listed_prompts(given: Iterable[str]) -> list[str]:
+    """Check prompts and list them."""
+    if isinstance(given, str):
+        raise TypeError("prompts: expected a list of strings, got a string.")
+    prompts = list(given)
+    if not prompts:
+        raise ValueError("prompts: expected at least one, got none.")
+    for number, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompts: expected strings, got {type(prompt).__name__} at place {number}.")
+    empty = [number for number, prompt in enumerate(prompts) if not prompt.strip()]
+    if empty:
+        places = ", ".join(map(str, empty[:3])) + (", ..." if len(empty) > 3 else "")
+        raise ValueError(f"prompts: {len(empty)} of {len(prompts)} are empty, at places {places}; leave them out.")
+    return prompts

@@ -1,0 +1,41 @@
+"""Figures from plain arrays; matplotlib loads when one is drawn."""
+
+from clipconformity.plots.comparison import figures, series
+from clipconformity.plots.distributions import (
+    conformity_distribution,
+    conformity_panels,
+    distributions,
+    norm_histogram,
+)
+from clipconformity.plots.geometry import (
+    Projection,
+    covariance_spectrum,
+    over_alpha,
+    project,
+    separability_scatter,
+    shells,
+    shift_panels,
+    tilt_heat_map,
+)
+from clipconformity.plots.style import COLORS, POINTS, drawing_in, save
+
+__all__ = [
+    "COLORS",
+    "POINTS",
+    "Projection",
+    "conformity_distribution",
+    "conformity_panels",
+    "covariance_spectrum",
+    "distributions",
+    "drawing_in",
+    "figures",
+    "norm_histogram",
+    "over_alpha",
+    "project",
+    "save",
+    "separability_scatter",
+    "series",
+    "shells",
+    "shift_panels",
+    "tilt_heat_map",
+]

@@ -1,0 +1,330 @@
+"""The additive statistics of a stream of raw embeddings.
+
+Accumulate once, read out many ways: every tensor below adds up over batches, ranks and parts, in float64.
+Rows are dealt into ``BUCKETS`` buckets, whole groups to one bucket, so that leaving out or redrawing buckets gives the
+uncertainty of any read-out without keeping the rows. What is not additive comes from the row sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional.density import CELLS, Grid
+from clipconformity.functional.linalg import full_precision, working
+from clipconformity.functional.validation import within_range
+from clipconformity.stream.row_sample import NO_KEY, Labels, Sample, hash_labels, mix, row_keys
+
+BUCKETS = 256
+"""Buckets that uncertainty is taken over: a standard error is known to 1/sqrt(2 * 256) = 4%."""
+UNIT_TOLERANCE = 5e-3
+"""A row counts as L2-normalised when its norm is this close to 1: float16 and bfloat16 round about so far."""
+CHUNK = 4096
+"""Rows worked through at once."""
+SAMPLE = tuple(f"sample_{name}" for name in Sample._fields)
+State: TypeAlias = "dict[str, Tensor | list[Tensor]]"
+
+
+class RowValues(NamedTuple):
+    """What a stream finds of each row of a batch, float64; NaN of a bad row."""
+
+    norm: Tensor
+    """Norm of the raw row, ``(N,)``."""
+    conformity: Tensor | None
+    """Conformity to the layout's direction, ``(N,)``; None where there is none."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a stream accumulates.
+
+    Attributes:
+        dim: Dimension D of the embeddings.
+        buckets: Number of buckets G.
+        direction: The reference's mean unit vector ``(D,)``, where conformity to it is accumulated.
+        grid: Cells of the conformity histogram; goes with ``direction``.
+        max_samples: Rows of the sample; 0 keeps none.
+        rows: Whether the sample keeps the raw rows, beside their norm and their conformity to ``direction``.
+        second_moment: Whether the D x D second moment is accumulated.
+    """
+
+    dim: int
+    buckets: int = BUCKETS
+    direction: Tensor | None = None
+    grid: Grid | None = None
+    max_samples: int = 0
+    rows: bool = True
+    second_moment: bool = False
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every sum in the state."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "count": (self.buckets,),
+            "bad": (),  # rows that were zero, NaN or infinite
+            "out_of_range": (),  # rows whose norm was
+            "normalized": (),  # rows of norm 1
+            "grouped": (),  # rows that came with groups
+            "raw_sum": (self.dim,),
+            "unit_sum": (self.buckets, self.dim),
+            "norm_sum": (self.buckets,),
+            "norm_square_sum": (self.buckets,),
+        }
+        if self.direction is not None:
+            shapes |= {"conformity_square_sum": (), "conformity_counts": (self.buckets, CELLS + 2)}
+        return shapes | ({"second_moment": (self.dim, self.dim)} if self.second_moment else {})
+
+    def zeros(self, device: torch.device | None = None) -> State:
+        """Empty state: the identity of the merge."""
+        state: State = {
+            name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in self.shapes().items()
+        }
+        return state | ({name: [] for name in SAMPLE} if self.max_samples else {})
+
+    def names(self) -> list[str]:
+        """Names of the state's parts."""
+        return [*self.shapes(), *(SAMPLE if self.max_samples else ())]
+
+    def empty_sample(self, device: torch.device) -> Sample:
+        """A sample without rows, of the right shapes and types."""
+        whole = torch.empty(0, dtype=torch.int64, device=device)
+        rows = torch.empty(0, self.dim if self.rows else 0, dtype=torch.float32, device=device)
+        values = torch.empty(0, 1 if self.direction is None else 2, dtype=torch.float64, device=device)
+        return Sample(rows, values, whole, whole, whole, whole)
+
+
+class Moments:
+    """A view of one state: how it takes in rows and merges. The tensors belong to whoever holds the state.
+
+    Args:
+        layout: What is accumulated.
+        state: The tensors by name; by default new ones.
+        names: The ids behind their hashes, of rows of this process; by default none.
+    """
+
+    def __init__(self, layout: Layout, state: State | None = None, names: dict[int, str] | None = None) -> None:
+        self.layout = layout
+        self.state = layout.zeros() if state is None else state
+        self.names = {} if names is None else names
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self.state[name]
+        assert isinstance(value, Tensor)
+        return value
+
+    @full_precision
+    def update(
+        self,
+        embeddings: Tensor,
+        groups: Labels | None = None,
+        ids: Sequence[object] | None = None,
+        seen: int | None = None,
+    ) -> RowValues:
+        """Take in rows ``(N, D)``; bad rows are counted and left out, with no wait for the device.
+
+        Args:
+            embeddings: Checked embeddings.
+            groups: A group id for each row.
+            ids: An id for each row.
+            seen: Rows that came before, so that rows without groups are dealt to the buckets in turn; by default they
+                are dealt by their content.
+
+        Returns:
+            Norm and conformity of each row, on the state's device.
+        """
+        device = self["count"].device
+        if not len(embeddings):
+            none = torch.empty(0, dtype=torch.float64, device=device)
+            return RowValues(none, None if self.layout.direction is None else none)
+        group = None if groups is None else hash_labels(groups, len(embeddings), device)
+        label = self._hash_ids(ids, len(embeddings), device)
+        found = []
+        for start in range(0, len(embeddings), CHUNK):
+            part = slice(start, start + CHUNK)
+            chunk = working(embeddings[part]).to(device)
+            own = None if group is None else group[part]
+            found.append(self._add(chunk, own, label[part], None if seen is None else seen + start))
+        norms, conformities = zip(*found, strict=True)
+        return RowValues(torch.cat(norms), None if self.layout.direction is None else torch.cat(conformities))
+
+    def _hash_ids(self, ids: Sequence[object] | None, count: int, device: torch.device) -> Tensor:
+        if ids is None:
+            return torch.zeros(count, dtype=torch.int64, device=device)
+        words = [str(one) for one in ids]
+        hashes = hash_labels(words, count, torch.device("cpu"), "ids")
+        if self.layout.max_samples:
+            self.names.update(zip(hashes.tolist(), words, strict=True))
+        return hashes.to(device)
+
+    def _add(self, values: Tensor, groups: Tensor | None, ids: Tensor, seen: int | None) -> RowValues:
+        norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
+        good = within_range(norms)
+        out_of_range = ~good & torch.isfinite(norms) & (norms > 0)
+        weight = good.double()
+        values = torch.where(good[:, None], values, 0.0)
+        norms = torch.where(good, norms, 1.0)
+        keys = torch.where(good, row_keys(values, groups), NO_KEY) if self.layout.max_samples or seen is None else None
+        bucket = self._deal(len(values), keys, groups, seen)
+        exact = values.double()
+        units = exact / norms[:, None]  # (N, D)
+
+        self["count"].index_add_(0, bucket, weight)
+        self["bad"].add_(len(values) - weight.sum() - out_of_range.sum())
+        self["out_of_range"].add_(out_of_range.sum())
+        self["normalized"].add_((((norms - 1).abs() < UNIT_TOLERANCE) & good).sum())
+        self["grouped"].add_(0 if groups is None else weight.sum())
+        self["raw_sum"].add_(exact.sum(0))
+        self["unit_sum"].index_add_(0, bucket, units)
+        length = norms * weight
+        self["norm_sum"].index_add_(0, bucket, length)
+        self["norm_square_sum"].index_add_(0, bucket, length.square())
+        conformity = None
+        if self.layout.direction is not None and self.layout.grid is not None:
+            conformity = units @ self.layout.direction.to(units)
+            self["conformity_square_sum"].add_(conformity.square().sum())
+            cell = bucket * (CELLS + 2) + self.layout.grid.locate(conformity)
+            self["conformity_counts"].view(-1).index_add_(0, cell, weight)
+        if self.layout.second_moment:
+            self["second_moment"].add_(second_moment(exact))
+        if self.layout.max_samples and keys is not None:
+            columns = torch.stack([norms] if conformity is None else [norms, conformity], 1)
+            rows = values.float() if self.layout.rows else values.new_empty(len(values), 0, dtype=torch.float32)
+            self._sample(Sample(rows, columns, keys, keys if groups is None else groups, ids, torch.ones_like(keys)))
+        nan = torch.full_like(norms, float("nan"))
+        found = None if conformity is None else torch.where(good, conformity, nan)
+        return RowValues(torch.where(good, norms, nan), found)
+
+    def _deal(self, count: int, keys: Tensor | None, groups: Tensor | None, seen: int | None) -> Tensor:
+        """Number of each row's bucket."""
+        if groups is not None:
+            return (mix(groups, 3) & NO_KEY) % self.layout.buckets
+        if seen is None:
+            assert keys is not None
+            return (mix(keys, 3) & NO_KEY) % self.layout.buckets
+        return torch.arange(seen, seen + count, device=self["count"].device) % self.layout.buckets
+
+    def _sample(self, batch: Sample) -> None:
+        for name, value in zip(SAMPLE, batch, strict=True):
+            self._list(name).append(value)
+        if sum(len(keys) for keys in self._list("sample_keys")) >= 2 * self.layout.max_samples:
+            self.replace_sample(self.sample())
+
+    def _list(self, name: str) -> list[Tensor]:
+        value = self.state[name]
+        if isinstance(value, Tensor):  # a synchronised list state has been concatenated
+            return [value]
+        return value
+
+    def replace_sample(self, sample: Sample) -> None:
+        """Hold this sample instead of the chunks that it was read from."""
+        for name, value in zip(SAMPLE, sample, strict=True):
+            self._list(name)[:] = [value]
+        if self.names:
+            kept = set(sample.ids.tolist())
+            for label in [label for label in self.names if label not in kept]:
+                del self.names[label]
+
+    def sample(self) -> Sample:
+        """Read the row sample: ``max_samples`` different rows of smallest key among those held."""
+        empty = self.layout.empty_sample(self["count"].device)
+        parts = (torch.cat([none, *self._list(name)]) for name, none in zip(SAMPLE, empty, strict=True))
+        return Sample(*parts).smallest(self.layout.max_samples)
+
+    def sketch(self) -> Sample:
+        """Read the different rows of smallest key, without rows that were bad; this waits for the device."""
+        return self.sample().good()
+
+    def good_sample(self) -> Sample:
+        """Read the row sample as rows: every row while there are at most ``max_samples``, else so many of them."""
+        return self.sketch().expanded(self.layout.max_samples)
+
+    def merge(self, other: Moments) -> Moments:
+        """Add two streams into a new one."""
+        state: State = {}
+        for name in self.state:
+            if name in SAMPLE:
+                state[name] = [*self._list(name), *other._list(name)]
+            else:
+                state[name] = self[name] + other[name]
+        merged = Moments(self.layout, state, self.names | other.names)
+        if self.layout.max_samples:
+            merged.replace_sample(merged.sample())
+        return merged
+
+    def cpu(self) -> Moments:
+        """Give the stream with its state on the CPU."""
+        state: State = {}
+        for name in self.state:
+            state[name] = [part.cpu() for part in self._list(name)] if name in SAMPLE else self[name].cpu()
+        return Moments(self.layout, state, self.names)
+
+    @property
+    def total(self) -> Tensor:
+        """Number of good rows, a scalar."""
+        return self["count"].sum()
+
+    @property
+    def started(self) -> bool:
+        """Whether any row came, good or bad."""
+        return bool(self.total + self["bad"] + self["out_of_range"] > 0)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether rows came with groups."""
+        return bool(self["grouped"] > 0)
+
+    @property
+    def normalized(self) -> bool:
+        """Whether every row has unit norm, so that the embeddings were normalised before they came here."""
+        return bool(self["normalized"] == self.total)
+
+    @property
+    def mean(self) -> Tensor:
+        """Raw mean ``(D,)``."""
+        return self["raw_sum"] / self.total
+
+    @property
+    def unit_mean(self) -> Tensor:
+        """Mean unit vector ``(D,)``."""
+        return self["unit_sum"].sum(0) / self.total
+
+    @property
+    def covariance(self) -> Tensor:
+        """Sample covariance ``(D, D)``, with N - 1."""
+        mean = self.mean
+        return (self["second_moment"] - self.total * torch.outer(mean, mean)) / (self.total - 1)
+
+    @property
+    def conformity_std(self) -> Tensor:
+        """Standard deviation of the conformity to the layout's direction, with N - 1."""
+        assert self.layout.direction is not None
+        mean = self.unit_mean @ self.layout.direction.to(self.unit_mean)
+        total = self.total
+        return ((self["conformity_square_sum"] - total * mean.square()) / (total - 1)).clamp_min(0).sqrt()
+
+    def towards(self, direction: Tensor, grid: Grid) -> Moments:
+        """Give the stream as seen from a reference: itself if it was accumulated so, else its row sample."""
+        if self.layout.direction is not None:
+            return self
+        sample = self.good_sample()
+        layout = Layout(
+            self.layout.dim, direction=direction, grid=grid, max_samples=self.layout.max_samples, rows=False
+        )
+        view = Moments(layout, layout.zeros(sample.rows.device))
+        view.update(sample.rows.double(), sample.groups if self.grouped else None, seen=0)
+        return view
+
+
+def second_moment(values: Tensor) -> Tensor:
+    """Sum of outer products ``(D, D)`` in float64, of rows in any precision.
+
+    A float32 Gram matrix errs by 1e-7 of the largest eigenvalue, which is 1% of the smallest at a condition of 1e5, and
+    differently for every size of batch. In float64 the whole update takes 1.6 times as long, and the covariance is
+    that of the rows as they are. They are centred for the sum: squares far from the origin would round the more.
+    """
+    center = values.mean(0, dtype=torch.float64)
+    centered = values.double() - center
+    return centered.T @ centered + len(values) * torch.outer(center, center)

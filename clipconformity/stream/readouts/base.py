@@ -1,0 +1,80 @@
+"""What a read-out is: what it needs of a stream, what it gives, and how it is read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipconformity.stream.stream import Needs, Stream
+
+Direction = Literal["higher", "lower", "neither"]
+
+
+class Field(NamedTuple):
+    """A figure that a read-out gives.
+
+    Attributes:
+        name: Its key, the same in a metric's dict, in JSON, CSV and report; unique in the library.
+        about: What it is, in a few words.
+        unit: Of the value: ``"nats"``, ``"cosine"``, ``"reference std"``, or ``""`` where it has none.
+        better: Which values are better, where one can say so.
+        error: Key of its standard error.
+        interval: Keys of the ends of its 95% interval.
+        compared: Whether it is there only where there is a reference.
+        computed: Whether ``compute`` gives it; the others cost resamples and come from :meth:`ReadOut.resample`.
+    """
+
+    name: str
+    about: str
+    unit: str = ""
+    better: Direction = "neither"
+    error: str | None = None
+    interval: tuple[str, str] | None = None
+    compared: bool = False
+    computed: bool = True
+
+
+class ReadOut(ABC):
+    """A metric, without torchmetrics: fields by name, read out of a stream.
+
+    Attributes:
+        name: What ``score --metrics`` and the registry call it.
+        fields: What it gives.
+        needs: What the stream must accumulate.
+        min_samples: Fewest rows for a value.
+        value: The field that a metric of this read-out has as its scalar value; None where that is a dict of all.
+    """
+
+    name: ClassVar[str]
+    fields: ClassVar[tuple[Field, ...]]
+    needs: ClassVar[Needs] = Needs()
+    min_samples: ClassVar[int] = 2
+    value: ClassVar[str | None] = None
+
+    @abstractmethod
+    def read(self, stream: Stream) -> dict[str, Tensor]:
+        """Give the fields that are ``computed``, as scalars.
+
+        Raises:
+            ValueError: If the stream holds too few samples, or some that cannot be read.
+        """
+
+    def resample(
+        self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Give the other fields, as scalars; by default there are none.
+
+        Raises:
+            ValueError: As :meth:`read`, or if nothing can be resampled.
+        """
+        return {}
+
+    def names(self, compared: bool) -> list[str]:
+        """Names of the fields that :meth:`read` gives, with and without a reference; the one value is always there."""
+        there = [
+            one for one in self.fields if one.computed and (compared or not one.compared or one.name == self.value)
+        ]
+        return [one.name for one in there]

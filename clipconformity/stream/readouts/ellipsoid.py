@@ -1,0 +1,68 @@
+"""The geometry of one modality: thin shell, ellipsoid, tilt, offset."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional.geometry import participation_ratio, tilt_figures
+from clipconformity.functional.linalg import covariance_of, permuted_columns
+from clipconformity.functional.resampling import seeded
+from clipconformity.stream.moments import Moments
+from clipconformity.stream.readouts.base import Field, ReadOut
+from clipconformity.stream.stream import Needs, Stream
+
+TILT = ("off_diagonal_ratio", "diagonally_dominant", "mean_abs_correlation")
+_SHAPE = {
+    "participation_ratio": "effective number of axes of the covariance",
+    "off_diagonal_ratio": "sum of the absolute covariances over the trace",
+    "diagonally_dominant": "share of dimensions whose variance exceeds their covariances",
+    "mean_abs_correlation": "mean absolute correlation of two dimensions",
+}
+
+
+class EllipsoidReadOut(ReadOut):
+    """Shell, ellipsoid, tilt and offset; those of ellipsoid and tilt beside their values with permuted columns."""
+
+    name = "ellipsoid"
+    needs = Needs(rows=True, second_moment=True)
+    min_samples = 3
+    fields = (
+        Field("shell_mu", "mean distance from the mean", "raw units"),
+        Field("shell_variance", "variance of the distance from the mean", "raw units squared"),
+        Field("shell_ratio", "squared mean over variance of that distance: large is thin"),
+        Field("spectrum_condition", "largest over smallest eigenvalue of the covariance"),
+        *(Field(name, about) for name, about in _SHAPE.items()),
+        *(Field(f"permuted_{name}", f"{about}, columns permuted") for name, about in _SHAPE.items()),
+        Field("offset", "distance of the mean from the origin over the spread"),
+    )
+
+    def read(self, stream: Stream) -> dict[str, Tensor]:
+        """Give the figures; what cannot be had, such as a tilt in one dimension, is left out."""
+        moments = stream.checked(min_samples=self.min_samples)
+        rows, covariance = moments.good_sample().rows.double(), moments.covariance
+        if not float(covariance.trace()) > 1e-12 * float(moments.mean.square().sum()):
+            raise ValueError("embeddings: expected samples that differ, got equal ones; check what was encoded.")
+        distances = torch.linalg.vector_norm(rows - moments.mean, dim=1)
+        mu, variance = distances.mean(), distances.var()
+        result = {"shell_mu": mu, "shell_variance": variance, "shell_ratio": mu.square() / variance}
+        result["spectrum_condition"] = _condition(moments, covariance)
+        _, permuted = covariance_of(permuted_columns(rows, seeded(None)))
+        for prefix, matrix in (("", covariance), ("permuted_", permuted)):
+            result[f"{prefix}participation_ratio"] = participation_ratio(matrix)
+            if len(matrix) > 1:
+                result |= {f"{prefix}{name}": x for name, x in zip(TILT, tilt_figures(matrix), strict=True)}
+        return result | {"offset": torch.linalg.vector_norm(moments.mean) / covariance.trace().sqrt()}
+
+
+def _condition(moments: Moments, covariance: Tensor) -> Tensor:
+    """Largest over smallest eigenvalue; the sums it comes from round by their size, that of the mean included."""
+    spectrum = torch.linalg.eigvalsh(covariance)
+    scale = spectrum[-1] + moments.mean.square().sum()
+    known = spectrum[0] > scale * len(spectrum) * torch.finfo(torch.float64).eps
+    return torch.where(known & (moments.total > len(spectrum)), spectrum[-1] / spectrum[0], float("nan"))
+
+
+def spectrum(stream: Stream) -> Tensor:
+    """Eigenvalues of the sample covariance, descending, ``(D,)`` float64."""
+    return torch.linalg.eigvalsh(stream.checked().covariance).flip(0).clamp_min(0)

@@ -1,0 +1,82 @@
+"""Log-likelihood under the Gaussian of the reference, beside the reference's own held-out one."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional.likelihood import check_gaussian, log_likelihood, oas_shrinkage
+from clipconformity.stream.readouts.base import Field, ReadOut
+from clipconformity.stream.reference import ReferenceSet
+from clipconformity.stream.stream import Needs, Stream
+
+FOLDS = 5
+"""Folds of the reference's held-out likelihood."""
+
+
+class LikelihoodReadOut(ReadOut):
+    """How likely samples are under the reference's shrunk Gaussian."""
+
+    name = "likelihood"
+    needs = Needs(rows=True, second_moment=True, reference=True)
+    fields = (
+        Field("log_likelihood_mean", "mean log-likelihood under the reference's Gaussian", "nats", compared=True),
+        Field("log_likelihood_std", "standard deviation of the log-likelihood", "nats", compared=True),
+        Field("whitened_norm_mean", "mean squared whitened norm", compared=True),
+        Field("reference_log_likelihood", "mean log-likelihood of the reference, held out", "nats", compared=True),
+        Field("log_likelihood_shift", "difference of the two means", "reference std", "higher", compared=True),
+        Field("likelihood_shrinkage", "share of the sphere in the covariance", compared=True),
+    )
+
+    def read(self, stream: Stream) -> dict[str, Tensor]:
+        """Give the figures; means are exact."""
+        moments = stream.checked()
+        reference = stream.needed_reference("GaussianLikelihood")
+        shrinkage = oas_shrinkage(reference.covariance, reference.count)
+        gaussian = check_gaussian(reference.mean, reference.covariance, shrinkage)
+        own = moments.mean.cpu()
+        apart = own - gaussian.mean
+        spread = (moments["second_moment"] / moments.total).cpu() - torch.outer(own, own)
+        spread = spread + torch.outer(apart, apart)  # second moment about the reference's mean
+        whitened = ((gaussian.axes.T @ spread @ gaussian.axes).diagonal() / gaussian.spectrum).sum()
+        constant = len(gaussian.mean) * math.log(2 * math.pi) + gaussian.spectrum.log().sum()
+        mean = -0.5 * (constant + whitened)
+        held_out = held_out_likelihoods(reference)
+        return {
+            "log_likelihood_mean": mean,
+            "log_likelihood_std": sampled_likelihoods(stream, reference).std(),
+            "whitened_norm_mean": whitened,
+            "reference_log_likelihood": held_out.mean(),
+            "log_likelihood_shift": (mean - held_out.mean()) / held_out.std(),
+            "likelihood_shrinkage": torch.tensor(shrinkage, dtype=torch.float64),
+        }
+
+
+def sampled_likelihoods(stream: Stream, reference: ReferenceSet) -> Tensor:
+    """Log-likelihood of each sampled row under the reference's shrunk Gaussian, ``(k,)``."""
+    rows = stream.checked().good_sample().rows.double().cpu()
+    shrinkage = oas_shrinkage(reference.covariance, reference.count)
+    return log_likelihood(rows, reference.mean, reference.covariance, shrinkage)
+
+
+def held_out_likelihoods(reference: ReferenceSet) -> Tensor:
+    """Log-likelihood of each sampled row of a reference under the Gaussian of all rows but its fold, ``(k,)``.
+
+    Raises:
+        ValueError: If the reference is too small to hold a fold out.
+    """
+    if reference.count < 2 * FOLDS:
+        raise ValueError(f"reference: expected at least {2 * FOLDS} samples, got {reference.count}.")
+    rows = reference.sample.rows.double()
+    total = reference.mean * reference.count
+    second = reference.covariance * (reference.count - 1) + torch.outer(total, total) / reference.count
+    values = torch.empty(len(rows), dtype=torch.float64)
+    for fold in range(FOLDS):
+        out = reference.clusters % FOLDS == fold  # a group is held out together
+        count = reference.count - int(out.sum())
+        mean = (total - rows[out].sum(0)) / count
+        covariance = (second - rows[out].T @ rows[out] - count * torch.outer(mean, mean)) / (count - 1)
+        values[out] = log_likelihood(rows[out], mean, covariance, oas_shrinkage(covariance, count))
+    return values

@@ -1,0 +1,341 @@
+"""Reference sets: what evaluated samples are compared with, built once, saved, checked and merged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipconformity.functional.conformity import (
+    ConformityFit,
+    conformity,
+    estimated_conformity,
+    fit_lines,
+    own_set_conformity,
+)
+from clipconformity.functional.resampling import check_clusters
+from clipconformity.functional.validation import check_matrix, check_same_dim
+from clipconformity.provenance import UNKNOWN, Identified, Provenance
+from clipconformity.stream.checks import check_stream
+from clipconformity.stream.moments import Layout, Moments
+from clipconformity.stream.row_sample import Labels, Sample
+
+
+class ReferenceSet:
+    """Statistics of a reference set of *raw* embeddings, such as MS-COCO's images under one encoder.
+
+    Counts, means, covariance and self-conformity are exact whatever the size, and merge exactly. Conformities and
+    their fit come from a row sample under the final mean: exact while the set has at most ``max_samples`` rows,
+    approximate beyond, and in both cases the same whatever the order of batches or parts.
+
+    Build one with :meth:`fit` or :meth:`load`.
+
+    Args:
+        moments: The accumulated statistics, on the CPU, with a second moment and a row sample of raw rows.
+        provenance: The encoder and the modality, as far as they are known.
+        dataset: Free text: what the samples are.
+
+    Attributes:
+        moments: The statistics.
+        provenance: The encoder and the modality.
+        dataset: What the samples are.
+        sketch: Different rows of smallest hash ``(d, D)`` float32, their keys, groups and ids, how often each came.
+        normalized: Whether the embeddings were L2-normalised; then their norms mean nothing.
+        grouped: Whether rows belong to groups, such as the captions of one image.
+    """
+
+    def __init__(self, moments: Moments, provenance: Provenance = UNKNOWN, *, dataset: str | None = None) -> None:
+        self.moments = moments
+        self.provenance = provenance
+        self.dataset = dataset
+        self.sketch: Sample = moments.sketch()
+        self.normalized = moments.normalized
+        self.grouped = moments.grouped
+
+    def __repr__(self) -> str:
+        about = [f"count={self.count}", f"embed_dim={self.embed_dim}"]
+        for name in ("spec", "modality", "dataset"):
+            value = getattr(self, name)
+            if value is not None:
+                about.append(f"{name}={value!r}")
+        return f"ReferenceSet({', '.join(about)})"
+
+    @classmethod
+    def fit(
+        cls,
+        embeddings_or_batches: Tensor | np.ndarray | Iterable[Tensor | np.ndarray],
+        *,
+        spec: str | Identified | None = None,
+        modality: str | None = None,
+        dataset: str | None = None,
+        groups: Labels | None = None,
+        ids: Sequence[object] | None = None,
+        max_samples: int = 10_000,
+        allow_normalized: bool = False,
+    ) -> ReferenceSet:
+        """Build a reference from raw embeddings, given at once or as batches that are read once.
+
+        Args:
+            embeddings_or_batches: ``(N, D)``, or an iterable of ``(n, D)``; before L2 normalisation.
+            spec: The encoder that made them: its spec, or itself, which also records what it was.
+            modality: ``"image"`` or ``"text"``.
+            dataset: What they are, such as ``"coco val2017"``.
+            groups: One id for each row, over all batches; rows of one group are not independent.
+            ids: A name for each row, over all batches; those of the kept rows are kept, see :attr:`sample_ids`.
+            max_samples: Rows kept for what is not additive.
+            allow_normalized: Take L2-normalised rows, recorded in :attr:`normalized`.
+
+        Raises:
+            TypeError: If the embeddings are not floating-point arrays.
+            ValueError: If there are fewer than two samples, dimensions differ, a row is zero, NaN or infinite, all
+                rows are L2-normalised, or ``groups`` or ``ids`` do not fit, or all rows are of one group.
+
+        Example:
+            >>> import torch
+            >>> g = torch.Generator().manual_seed(0)
+            >>> ReferenceSet.fit((torch.randn(50, 8, generator=g) + 1 for _ in range(4)), modality="image")
+            ReferenceSet(count=200, embed_dim=8, modality='image')
+        """
+        provenance = Provenance.of(spec, modality)
+        moments: Moments | None = None
+        seen = 0
+        for batch in _batches(embeddings_or_batches):
+            if moments is None:
+                moments = Moments(reference_layout(batch.shape[1], max_samples))
+            check_same_dim(batch, moments.layout.dim, "a later batch", "the first")
+            part = slice(seen, seen + len(batch))
+            moments.update(batch.cpu(), None if groups is None else groups[part], None if ids is None else ids[part])
+            seen += len(batch)
+        if moments is None:
+            raise ValueError("embeddings_or_batches: expected at least 2 samples, got an empty iterable.")
+        for name, labels in (("groups", groups), ("ids", ids)):
+            if labels is not None and len(labels) != seen:
+                raise ValueError(f"{name}: expected one id for each of the {seen} samples, got {len(labels)}.")
+        return cls.from_moments(moments, provenance, dataset=dataset, allow_normalized=allow_normalized)
+
+    @classmethod
+    def from_moments(
+        cls,
+        moments: Moments,
+        provenance: Provenance = UNKNOWN,
+        *,
+        dataset: str | None = None,
+        allow_normalized: bool = False,
+    ) -> ReferenceSet:
+        """Check accumulated moments, as of :func:`reference_layout`, and make a reference of them.
+
+        Raises:
+            ValueError: As :meth:`fit`.
+        """
+        check_stream(moments, allow_normalized)
+        moments = moments.cpu()
+        reference = cls(moments, provenance, dataset=dataset)
+        if reference.grouped and len(reference.sketch.groups.unique()) < 2:
+            raise ValueError(
+                f"groups: expected at least two groups among the {len(reference.sketch.keys)} different rows that a "
+                "reference keeps, got one; give ids that differ between independent samples, or none."
+            )
+        return reference
+
+    @property
+    def count(self) -> int:
+        """Number of embeddings N."""
+        return int(self.moments.total)
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimension D of the embeddings."""
+        return self.moments.layout.dim
+
+    @property
+    def max_samples(self) -> int:
+        """The most rows kept."""
+        return self.moments.layout.max_samples
+
+    @property
+    def spec(self) -> str | None:
+        """The encoder, as ``load_encoder`` takes it; None if not known."""
+        return self.provenance.spec
+
+    @property
+    def modality(self) -> str | None:
+        """``"image"``, ``"text"`` or None."""
+        return self.provenance.modality
+
+    @property
+    def encoder_id(self) -> dict[str, str] | None:
+        """What the encoder was: hash of its weights, preprocessing, precision, backend; None if not known."""
+        return None if self.provenance.encoder_id is None else dict(self.provenance.encoder_id)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Raw mean m, ``(D,)`` float64."""
+        return self.moments.mean
+
+    @cached_property
+    def unit_mean(self) -> Tensor:
+        """Mean of the unit vectors u = v/|v|, ``(D,)`` float64; its norm is below 1."""
+        return self.moments.unit_mean
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        """Sample covariance of the raw embeddings, ``(D, D)`` float64."""
+        return self.moments.covariance
+
+    @property
+    def self_conformity(self) -> Tensor:
+        """Mean pairwise cosine of the set, exact, in [-1, 1]: low is varied."""
+        return own_set_conformity(self.unit_mean @ self.unit_mean, self.count)
+
+    @property
+    def self_conformity_se(self) -> Tensor:
+        """Standard error of :attr:`self_conformity`, from the row sample; groups count as one."""
+        values = self.conformities
+        check_clusters(int(self.clusters.max()) + 1)
+        sums = torch.zeros(len(values), dtype=torch.float64).index_add_(0, self.clusters, values - values.mean())
+        return 2 * (sums.square().sum() / len(values) / self.count).sqrt()
+
+    @cached_property
+    def sample(self) -> Sample:
+        """Row sample: raw embeddings ``(k, D)``, k = min(N, ``max_samples``), their keys, groups and ids."""
+        return self.sketch.expanded(self.max_samples)
+
+    @property
+    def sample_ids(self) -> list[str] | None:
+        """Names of the sampled rows, as given to :meth:`fit`; None where they have none."""
+        names = self.moments.names
+        return [names.get(label, "") for label in self.sample.ids.tolist()] if names else None
+
+    @property
+    def exact(self) -> bool:
+        """Whether :attr:`conformities` are those of every sample, not of the row sample."""
+        return self.count <= self.max_samples
+
+    @cached_property
+    def conformities(self) -> Tensor:
+        """Conformity of the sampled rows inside the set, self excluded, ``(k,)`` float64."""
+        cosine = conformity(self.sample.rows.double(), self)
+        return own_set_conformity(cosine, self.count)
+
+    @cached_property
+    def clusters(self) -> Tensor:
+        """Number of each sampled row's group, ``(k,)``; without groups every row is its own."""
+        if not self.grouped:
+            return torch.arange(len(self.sample.keys))
+        return self.sample.groups.unique(return_inverse=True)[1]
+
+    @cached_property
+    def within_groups(self) -> tuple[Tensor, Tensor]:
+        """For each sampled row, its summed cosine to its own group, itself included, and the group's size, ``(k,)``."""
+        rows = self.sample.rows.double()
+        units = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        sums = torch.zeros(len(rows), self.embed_dim, dtype=torch.float64).index_add_(0, self.clusters, units)
+        sizes = torch.bincount(self.clusters)
+        return (units * sums[self.clusters]).sum(1), sizes[self.clusters].double()
+
+    @cached_property
+    def null_conformities(self) -> Tensor:
+        """What :attr:`conformities` would be of samples from elsewhere: the own group is excluded, ``(k,)`` float64.
+
+        This is the Q of the divergence. A caption is nearer to the other captions of its image than to those of others,
+        and an evaluated sample has no such companions in the reference. Without groups it equals :attr:`conformities`.
+        """
+        if not self.grouped:
+            return self.conformities
+        cosine, size = self.within_groups
+        return (self.count * conformity(self.sample.rows.double(), self) - cosine) / (self.count - size)
+
+    @property
+    def null_mean(self) -> Tensor:
+        """Mean of :attr:`null_conformities`; without groups the exact :attr:`self_conformity`."""
+        return self.self_conformity + (self.null_conformities - self.conformities).mean()
+
+    @cached_property
+    def conformity_fit(self) -> ConformityFit:
+        """Least squares between exact and estimated conformity on the row sample."""
+        return fit_lines(self.conformities, estimated_conformity(self.sample.rows.double(), self.mean))
+
+    @property
+    def norms(self) -> Tensor:
+        """Norms of the sampled rows, ``(k,)`` float64."""
+        return self.sample.values[:, 0]
+
+    def merge(self, other: ReferenceSet) -> ReferenceSet:
+        """Join two references of different samples into a new one; neither changes.
+
+        Raises:
+            TypeError: If ``other`` is not a ``ReferenceSet``.
+            ValueError: If encoder, modality, dimension or normalisation differ, or both hold the same samples.
+        """
+        if not isinstance(other, ReferenceSet):
+            raise TypeError(f"other: expected a ReferenceSet, got {type(other).__name__}.")
+        identified = self.encoder_id is not None and other.encoder_id is not None
+        names = ("embed_dim", "modality", "normalized", "grouped")
+        for name in names if identified else ("spec", *names):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise ValueError(
+                    f"cannot merge references of different {name}: {mine!r} and {theirs!r}; "
+                    "build both with the same encoder and of the same kind."
+                )
+        if identified:
+            self.provenance.check(other.provenance)
+        if self.count == other.count and torch.equal(self.sketch.keys, other.sketch.keys):
+            raise ValueError("cannot merge a reference with itself: every sample would count twice.")
+        datasets = sorted({d for part in (self, other) for d in (part.dataset or "").split(" + ") if d})
+        layout = reference_layout(self.embed_dim, min(self.max_samples, other.max_samples))
+        both = Moments(layout, self.moments.state, self.moments.names).merge(other.moments)
+        return ReferenceSet(both, self.provenance, dataset=" + ".join(datasets) or None)
+
+    def describe(self) -> dict[str, Any]:
+        """Say what the reference is, as plain values."""
+        about = {"count": self.count, "embed_dim": self.embed_dim} | self.provenance.describe()
+        names = ("dataset", "normalized", "grouped", "max_samples")
+        return about | {name: getattr(self, name) for name in names}
+
+    def save(self, path: Path | str) -> None:
+        """Write a safetensors file with metadata; the file appears whole or not at all.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        from clipconformity.stream.reference_file import write_reference
+
+        write_reference(path, self)
+
+    @classmethod
+    def load(cls, path: Path | str) -> ReferenceSet:
+        """Read a reference written by :meth:`save`.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not a reference, is damaged, or comes from another format.
+        """
+        from clipconformity.stream.reference_file import read_reference
+
+        return read_reference(path)
+
+
+def reference_layout(dim: int, max_samples: int) -> Layout:
+    """Say what a reference accumulates.
+
+    Raises:
+        ValueError: If fewer than two rows are to be kept.
+    """
+    if max_samples < 2:
+        raise ValueError(f"max_samples: expected at least 2, got {max_samples}.")
+    return Layout(dim, max_samples=max_samples, second_moment=True)
+
+
+def _batches(source: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -> Iterable[Tensor]:
+    parts = [source] if isinstance(source, (Tensor, np.ndarray)) else source
+    for part in parts:
+        if isinstance(part, np.ndarray) and part.dtype.kind == "f":
+            yield check_matrix(torch.tensor(part), "embeddings_or_batches", min_rows=0)
+        else:
+            yield check_matrix(part, "embeddings_or_batches", min_rows=0)  # refuses what is no tensor

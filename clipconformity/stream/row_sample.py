@@ -1,0 +1,120 @@
+"""The rows that a stream keeps: those of smallest hash, whatever the order they came in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NO_KEY = torch.iinfo(torch.int64).max
+"""Key of a row that is bad, behind all others."""
+CONTENT_BITS = 47
+"""Bits of a row's key that tell the rows of one group apart; the other 16 are the group's."""
+Labels: TypeAlias = "Sequence[int] | Sequence[str] | Tensor | np.ndarray"
+"""One group or id for each row: whole numbers or strings."""
+
+
+class Sample(NamedTuple):
+    """Different rows of smallest hash, and how often each came: a key that is kept has been kept from its first row."""
+
+    rows: Tensor
+    """Raw rows ``(k, D)``, or ``(k, 0)`` where no read-out needs them."""
+    values: Tensor
+    """Norm and, towards a direction, conformity of each, float64 ``(k, 1)`` or ``(k, 2)``."""
+    keys: Tensor
+    groups: Tensor
+    ids: Tensor
+    """Hash of each row's id; 0 where it has none."""
+    copies: Tensor
+
+    def smallest(self, size: int) -> Sample:
+        """Keep the ``size`` different rows of smallest key, in the order of their keys."""
+        order = self.keys.sort(stable=True).indices
+        keys, which = self.keys[order].unique_consecutive(return_inverse=True)
+        copies = torch.zeros_like(keys).index_add_(0, which, self.copies[order])
+        first = order[torch.searchsorted(self.keys[order], keys)][:size]
+        kept = Sample(*(part[first] for part in self))
+        return kept._replace(copies=copies[:size])
+
+    def good(self) -> Sample:
+        """Leave out rows that were bad; this waits for the device."""
+        return Sample(*(part[self.keys != NO_KEY] for part in self))
+
+    def expanded(self, size: int) -> Sample:
+        """Repeat each row as often as it came; where that gives more than ``size`` rows, in proportion."""
+        total = int(self.copies.sum())
+        if total <= size:
+            times = self.copies
+        else:
+            bounds = (self.copies.cumsum(0).double() * (size / total) + 0.5).floor().long()
+            times = bounds.diff(prepend=bounds.new_zeros(1))
+        repeated = Sample(*(part.repeat_interleave(times, 0) for part in self))
+        return repeated._replace(copies=torch.ones_like(repeated.keys))
+
+    def cpu(self) -> Sample:
+        """Give the sample on the CPU."""
+        return Sample(*(part.cpu() for part in self))
+
+
+def hash_labels(labels: Labels, count: int, device: torch.device, name: str = "groups") -> Tensor:
+    """Turn groups or ids, whole numbers or strings, into int64 ``(count,)``.
+
+    Raises:
+        TypeError: If they are neither whole numbers nor strings.
+        ValueError: If there is not one for every row.
+    """
+    if len(labels) != count:
+        raise ValueError(f"{name}: expected one id for each of the {count} samples, got {len(labels)}.")
+    if not isinstance(labels, Tensor) and count and isinstance(labels[0], str):
+        hashes = [int.from_bytes(hashlib.blake2b(str(x).encode(), digest_size=8).digest(), "big") for x in labels]
+        return torch.tensor(np.array(hashes, dtype=np.uint64).view(np.int64), device=device)
+    tensor = torch.as_tensor(labels, device=device).flatten()
+    if not count:  # an empty list has no type of its own
+        return tensor.long()
+    if tensor.is_floating_point() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name}: expected whole numbers or strings, got {tensor.dtype}.")
+    return tensor.long()
+
+
+def mix(x: Tensor, salt: int) -> Tensor:
+    """Scramble int64 values to all of their bits (the finaliser of splitmix64)."""
+    x = x + salt * 0x9E3779B97F4A7C1 + 0x632BE59BD9B4E019
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def row_keys(values: Tensor, groups: Tensor | None) -> Tensor:
+    """Give every row a seeded hash in [0, 2^63): of its group first, then of its content, so groups stay whole.
+
+    Without groups it is the content's alone: equal rows have equal keys, and are kept once with their number.
+
+    With groups the content has ``CONTENT_BITS`` bits. Different rows of one group must not share a key, for they would
+    be taken for copies: that any two of n do has a chance of n^2 / 2^48, 9e-6 for a group of 50,000. The 16 bits
+    left to the group keep it whole in the order of the keys. Groups that share them, two or so at 100,000 groups, are
+    mixed with each other, and all but those at the sample's edge are still kept or left out whole.
+    """
+    content = _content_hash(values)
+    if groups is None:
+        return content & NO_KEY
+    low = (1 << CONTENT_BITS) - 1
+    return ((mix(groups, 2) & ~low) | (content & low)) & NO_KEY
+
+
+def _content_hash(values: Tensor) -> Tensor:
+    """Hash of each row's entries as float32 and of their places, int64 ``(N,)``.
+
+    The low bits of a float are often zero, as of whole numbers, and a product modulo 2^64 keeps them so: each entry is
+    spread over all bits before it meets the odd factor of its place.
+    """
+    generator = torch.Generator().manual_seed(0)
+    span = torch.iinfo(torch.int64)
+    factors = torch.randint(span.min, span.max, (values.shape[1],), generator=generator) | 1
+    bits = values.float().contiguous().view(torch.int32).long()
+    bits.mul_(-0x61C8864680B583EB)  # the golden ratio in 64 bits
+    bits.bitwise_xor_((bits >> 32).bitwise_and_((1 << 32) - 1))
+    return mix(bits.mul_(factors.to(values.device)).sum(1), 1)

@@ -1,0 +1,152 @@
+"""One pass over raw embeddings: what is accumulated of both sides, checked where it is read out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from clipconformity.functional.divergence import anchored_grid
+from clipconformity.functional.validation import check_same_dim
+from clipconformity.stream.checks import check_stream
+from clipconformity.stream.moments import Layout, Moments, RowValues, State
+from clipconformity.stream.reference import ReferenceSet, reference_layout
+from clipconformity.stream.row_sample import Labels
+
+EVALUATED, REAL = "evaluated", "real"
+
+
+class Needs(NamedTuple):
+    """What a read-out needs a stream to accumulate, beside counts, sums and norms."""
+
+    conformity: bool = False
+    """Conformity to the reference: its histogram, and its values in the row sample."""
+    rows: bool = False
+    """Raw rows in the row sample."""
+    second_moment: bool = False
+    """The D x D second moment."""
+    reference: bool = False
+    """Something to compare with: a reference, or rows that are told to be real."""
+
+    def union(self, other: Needs) -> Needs:
+        """What serves both."""
+        return Needs(*(mine or theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+def layouts(dim: int, needs: Needs, reference: ReferenceSet | None, max_samples: int) -> dict[str, Layout]:
+    """Say what either side accumulates; there is a real side where a reference is needed and none is given.
+
+    Raises:
+        ValueError: If fewer than two rows are to be kept.
+    """
+    if max_samples < 2:
+        raise ValueError(f"max_samples: expected at least 2, got {max_samples}.")
+    kept = max_samples if needs.rows or needs.conformity else 0
+    if needs.conformity and reference is not None:
+        evaluated = Layout(
+            dim,
+            direction=reference.unit_mean,
+            grid=anchored_grid(reference.conformities),
+            max_samples=kept,
+            rows=needs.rows,
+            second_moment=needs.second_moment,
+        )
+    else:
+        evaluated = Layout(dim, max_samples=kept, second_moment=needs.second_moment)
+    if needs.reference and reference is None:
+        return {EVALUATED: evaluated, REAL: reference_layout(dim, max_samples)}
+    return {EVALUATED: evaluated}
+
+
+class Stream:
+    """Evaluated samples, and what they are compared with.
+
+    Args:
+        sides: What either side accumulates.
+        reference: The reference, where one is given.
+        allow_normalized: Take L2-normalised embeddings.
+        states: The state of each side; by default new ones.
+        names: The ids behind the hashes of each side's row sample.
+    """
+
+    def __init__(
+        self,
+        sides: dict[str, Layout],
+        *,
+        reference: ReferenceSet | None = None,
+        allow_normalized: bool = False,
+        states: dict[str, State] | None = None,
+        names: dict[str, dict[int, str]] | None = None,
+    ) -> None:
+        given, known = states or {}, names or {}
+        self.sides = {side: Moments(layout, given.get(side), known.get(side)) for side, layout in sides.items()}
+        self.reference = reference
+        self.allow_normalized = allow_normalized
+
+    @property
+    def evaluated(self) -> Moments:
+        """The evaluated side, unchecked."""
+        return self.sides[EVALUATED]
+
+    def update(
+        self,
+        embeddings: Tensor,
+        *,
+        real: bool = False,
+        groups: Labels | None = None,
+        ids: Sequence[object] | None = None,
+        seen: int | None = None,
+    ) -> RowValues | None:
+        """Take in rows ``(N, D)``; real ones are left out where there is no such side.
+
+        Returns:
+            Norm and conformity of each row; None where the rows are left out.
+
+        Raises:
+            ValueError: If the dimension, groups or ids do not fit.
+        """
+        side = REAL if real else EVALUATED
+        if side not in self.sides:
+            return None
+        check_same_dim(embeddings, self.sides[side].layout.dim, "batch", "the stream")
+        return self.sides[side].update(embeddings, groups, ids, None if side == REAL else seen)
+
+    def checked(self, side: str = EVALUATED, min_samples: int = 2) -> Moments:
+        """Give a side that can be read out.
+
+        Raises:
+            ValueError: If there are too few rows, or some that are zero, NaN, infinite, out of range or normalised.
+        """
+        check_stream(self.sides[side], self.allow_normalized, min_samples)
+        return self.sides[side]
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether there is something to compare with, be it fit for that or not."""
+        return self.reference is not None or (REAL in self.sides and self.sides[REAL].started)
+
+    def compared_with(self) -> ReferenceSet | None:
+        """Give the reference, else the one that the real rows make, else None."""
+        if REAL in self.sides and self.sides[REAL].started:
+            return ReferenceSet.from_moments(self.checked(REAL), allow_normalized=self.allow_normalized)
+        return self.reference
+
+    def needed_reference(self, name: str) -> ReferenceSet:
+        """Give what the samples are compared with.
+
+        Raises:
+            ValueError: If there is nothing; ``name`` is who asks.
+        """
+        reference = self.compared_with()
+        if reference is None:
+            raise ValueError(
+                f"{name}: there is no reference; give one at construction, or real rows by update(..., real=True)."
+            )
+        return reference
+
+    @property
+    def exact(self) -> bool:
+        """Whether what is not additive rests on every sample so far rather than on the row sample."""
+        kept = [(float(side.total), side.layout.max_samples) for side in self.sides.values()]
+        return all(total <= size or size == 0 for total, size in kept)

@@ -1,0 +1,293 @@
+"""The metrics of geometry: streams against numpy, torchmetrics and brute force, and the real data's figures."""
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from helpers import brute_conformity, double, ellipsoid_rows, unit
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+import clipconformity as cc
+from clipconformity.functional import conformity_kl, log_likelihood
+from clipconformity.functional.likelihood import oas_shrinkage
+
+DIM = 12
+
+
+@pytest.fixture
+def rows(generator):
+    return ellipsoid_rows(400, DIM, generator)
+
+
+@pytest.fixture
+def texts(generator):
+    return ellipsoid_rows(400, DIM, torch.Generator().manual_seed(1), offset=-1.0)
+
+
+@pytest.fixture
+def reference(generator):
+    return cc.ReferenceSet.fit(ellipsoid_rows(900, DIM, torch.Generator().manual_seed(2)))
+
+
+def streams(rows, texts, reference, size=64, **options):
+    """Every metric of geometry after the rows in batches."""
+    metrics = {
+        "EllipsoidGeometry": cc.EllipsoidGeometry(embed_dim=DIM, **options),
+        "FrechetDistance": cc.FrechetDistance(reference, **options),
+        "GaussianLikelihood": cc.GaussianLikelihood(reference, **options),
+        "ModalityGap": cc.ModalityGap(embed_dim=DIM, **options),
+    }
+    for name, metric in metrics.items():
+        for image, text in zip(rows.split(size), texts.split(size), strict=True):
+            metric.update(image, text) if name == "ModalityGap" else metric.update(image)
+    return metrics
+
+
+def numbers(value):
+    return {k: float(v) for k, v in value.items()} if isinstance(value, dict) else {"value": float(value)}
+
+
+def test_ellipsoid_geometry_equals_numpy(rows, texts, reference):
+    found = numbers(streams(rows, texts, reference)["EllipsoidGeometry"].compute())
+    v = double(rows)
+    centered = v - v.mean(0)
+    covariance = np.cov(v.T)
+    spectrum = np.linalg.eigvalsh(covariance)
+    distances = np.linalg.norm(centered, axis=1)
+    off = np.abs(covariance).sum() - np.trace(covariance)
+    correlation = np.abs(np.corrcoef(v.T))[~np.eye(DIM, dtype=bool)].mean()
+    dominant = (np.diag(covariance) > np.abs(covariance).sum(1) - np.diag(covariance)).mean()
+    expected = {
+        "shell_mu": distances.mean(),
+        "shell_variance": distances.var(ddof=1),
+        "shell_ratio": distances.mean() ** 2 / distances.var(ddof=1),
+        "participation_ratio": spectrum.sum() ** 2 / (spectrum**2).sum(),
+        "spectrum_condition": spectrum[-1] / spectrum[0],
+        "off_diagonal_ratio": off / np.trace(covariance),
+        "diagonally_dominant": dominant,
+        "mean_abs_correlation": correlation,
+        "offset": np.linalg.norm(v.mean(0)) / math.sqrt(np.trace(covariance)),
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-5), name
+    assert found["permuted_off_diagonal_ratio"] < found["off_diagonal_ratio"]
+
+
+def test_the_condition_is_nan_where_the_rank_is_below_the_dimension(rows):
+    metric = cc.EllipsoidGeometry(embed_dim=DIM)
+    metric.update(rows[:8])
+    assert bool(metric.compute()["spectrum_condition"].isnan())
+
+
+@pytest.mark.parametrize("dim", [1, DIM])
+def test_the_keys_are_the_same_for_every_batch(dim, rows):
+    """A logger that meets a key for the first time at step 100 breaks its table."""
+    metric = cc.EllipsoidGeometry(embed_dim=dim)
+    keys = [set(metric(rows[:size, :dim])) for size in (0, 1, 8, 400)]
+    assert all(found == set(metric.compute()) for found in keys)
+    whole = numbers(metric.compute())
+    missing = {name for name, value in whole.items() if math.isnan(value)}
+    tilts = {"off_diagonal_ratio", "diagonally_dominant", "mean_abs_correlation"}
+    assert missing == (tilts | {f"permuted_{name}" for name in tilts} if dim == 1 else set())
+
+
+@pytest.mark.parametrize(("dtype", "spread"), [(torch.float32, 300.0), (torch.float32, 1e5), (torch.float64, 1e5)])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_a_turned_spread_has_its_condition_whatever_the_batches(dtype, spread, offset):
+    generator = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(64, 64, generator=generator, dtype=torch.float64))[0]
+    rows = torch.randn(3000, 64, generator=generator, dtype=torch.float64)
+    rows = (rows * torch.logspace(0, -math.log10(spread), 64, dtype=torch.float64) @ turn + offset).to(dtype)
+    spectrum = np.linalg.eigvalsh(np.cov(double(rows).T))
+    found = []
+    for size in (100, 1000, 3000):
+        metric = cc.EllipsoidGeometry(embed_dim=64)
+        for batch in rows.split(size):
+            metric.update(batch)
+        found.append(float(metric.compute()["spectrum_condition"]))
+    near = 1e-6 if spread < 1e3 else 1e-3  # eps of float64 times the condition, on either side
+    assert found == pytest.approx([spectrum[-1] / spectrum[0]] * 3, rel=near)
+
+
+def test_the_figures_from_moments_stay_exact_beyond_the_row_sample(rows, texts, reference):
+    few, all_of_them = (streams(rows, texts, reference, max_samples=k) for k in (50, 10_000))
+    for name, keys in {
+        "EllipsoidGeometry": ["participation_ratio", "off_diagonal_ratio", "offset", "mean_abs_correlation"],
+        "FrechetDistance": ["value"],
+        "GaussianLikelihood": ["log_likelihood_mean", "whitened_norm_mean"],
+        "ModalityGap": ["modality_gap", "raw_modality_gap", "matched_cosine", "modality_gap_se"],
+    }.items():
+        exact, sampled = numbers(all_of_them[name].compute()), numbers(few[name].compute())
+        for key in keys:
+            assert sampled[key] == pytest.approx(exact[key], rel=1e-6), key
+
+
+class _Features(torch.nn.Module):
+    """Passes features through FID's interface."""
+
+    num_features = DIM
+
+    def forward(self, x):
+        return x.flatten(1)
+
+
+def test_frechet_distance_equals_torchmetrics_fid_on_the_same_features(rows, texts, reference, generator):
+    real = ellipsoid_rows(900, DIM, torch.Generator().manual_seed(2))
+    fid = FrechetInceptionDistance(feature=_Features(), input_img_size=(DIM, 1, 1), normalize=True)
+    fid.update(real.double()[:, :, None, None], real=True)
+    fid.update(rows.double()[:, :, None, None], real=False)
+    ours = cc.FrechetDistance(embed_dim=DIM)
+    for batch in real.split(100):
+        ours.update(batch, real=True)
+    ours.update(rows)
+    assert float(ours.compute()) == pytest.approx(float(fid.compute()), rel=1e-3)
+    assert float(streams(rows, texts, reference)["FrechetDistance"].compute()) == pytest.approx(
+        float(ours.compute()), rel=1e-5
+    )
+
+
+def test_likelihood_is_that_of_torch_distributions_on_the_shrunk_covariance(rows, texts, reference):
+    found = numbers(streams(rows, texts, reference)["GaussianLikelihood"].compute())
+    shrinkage = found["likelihood_shrinkage"]
+    covariance = reference.covariance
+    shrunk = (1 - shrinkage) * covariance + shrinkage * covariance.trace() / DIM * torch.eye(DIM)
+    gaussian = torch.distributions.MultivariateNormal(reference.mean, shrunk.double())
+    values = gaussian.log_prob(rows.double())
+    assert found["log_likelihood_mean"] == pytest.approx(float(values.mean()), rel=1e-5)
+    assert found["log_likelihood_std"] == pytest.approx(float(values.std()), rel=1e-4)
+    constant = DIM * math.log(2 * math.pi) + float(torch.logdet(shrunk.double()))
+    assert found["whitened_norm_mean"] == pytest.approx(-2 * float(values.mean()) - constant, rel=1e-4)
+
+
+def test_shrinkage_follows_from_the_size_and_falls_with_it(reference):
+    from sklearn.covariance import oas
+
+    small = ellipsoid_rows(40, DIM, torch.Generator().manual_seed(3)).double()
+    centered = small - small.mean(0)
+    biased = centered.T @ centered / len(small)
+    assert oas_shrinkage(biased, 39) == pytest.approx(float(oas(small.numpy())[1]), rel=0.15)
+    assert oas_shrinkage(reference.covariance, 900) < oas_shrinkage(reference.covariance, 40)
+
+
+def test_the_reference_likelihood_is_held_out():
+    """At N near D the fitted set overfits by far; the held-out value does not."""
+    draw = torch.Generator().manual_seed(4)
+    fitted, fresh = (torch.randn(60, 40, generator=draw) * torch.linspace(0.2, 2, 40) + 3 for _ in range(2))
+    metric = cc.GaussianLikelihood(cc.ReferenceSet.fit(fitted))
+    metric.update(fresh)
+    found = numbers(metric.compute())
+    shrinkage = found["likelihood_shrinkage"]
+    reference = cc.ReferenceSet.fit(fitted)
+    in_sample = float(log_likelihood(fitted, reference.mean, reference.covariance, shrinkage).mean())
+    assert in_sample - found["reference_log_likelihood"] > 5
+    assert abs(found["log_likelihood_shift"]) < 1.5
+
+
+def test_modality_gap_equals_brute_force(rows, texts, reference):
+    metric = streams(rows, texts, reference)["ModalityGap"]
+    found = numbers(metric.compute())
+    u, w = unit(double(rows)), unit(double(texts))
+    assert found["modality_gap"] == pytest.approx(np.linalg.norm(u.mean(0) - w.mean(0)), rel=1e-6)
+    raw = np.linalg.norm(double(rows).mean(0) - double(texts).mean(0))
+    assert found["raw_modality_gap"] == pytest.approx(raw, rel=1e-6)
+    assert found["matched_cosine"] == pytest.approx((u * w).sum(1).mean(), rel=1e-5)
+    own = [torch.from_numpy(brute_conformity(x)) for x in (rows, texts)]
+    assert found["modality_kl"] == pytest.approx(float(conformity_kl(*own)), rel=1e-3, abs=1e-4)
+    low, high = metric.interval(resamples=50)
+    assert float(low) <= found["modality_kl"] <= float(high)
+
+
+def test_the_standard_error_of_the_gap_is_that_of_repeated_draws():
+    errors, gaps = [], []
+    for seed in range(60):
+        draw = torch.Generator().manual_seed(seed)
+        metric = cc.ModalityGap(embed_dim=6)
+        metric.update(torch.randn(300, 6, generator=draw) + 1, torch.randn(300, 6, generator=draw) - 1)
+        value = metric.compute()
+        errors.append(float(value["modality_gap_se"]))
+        gaps.append(float(value["modality_gap"]))
+    assert np.mean(errors) == pytest.approx(np.std(gaps, ddof=1), rel=0.3)  # known to 1/sqrt(2 * 60) = 9%
+
+
+def test_batches_order_merge_clone_and_pickle_do_not_matter(rows, texts, reference):
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(5))
+    at_once = streams(rows, texts, reference, size=400)
+    shuffled = streams(rows[order], texts[order], reference, size=37)
+    first = streams(rows[:150], texts[:150], reference)
+    second = streams(rows[150:], texts[150:], reference)
+    for name, metric in at_once.items():
+        expected = numbers(metric.compute())
+        first[name].merge_state(second[name])
+        for other in (shuffled[name], first[name], metric.clone(), pickle.loads(pickle.dumps(metric))):
+            assert numbers(other.compute()) == pytest.approx(expected, rel=2e-5, abs=1e-5), name
+
+
+def test_forward_accumulates_and_a_small_batch_is_nan_alone(rows, texts, reference):
+    whole = streams(rows, texts, reference)
+    for name, metric in streams(rows[:20], texts[:20], reference).items():
+        metric.reset()
+        for part in (slice(0, 399), slice(399, 400)):
+            batch = (rows[part], texts[part]) if name == "ModalityGap" else (rows[part],)
+            last = metric(*batch)
+        assert all(math.isnan(x) for x in numbers(last).values()), name
+        expected = numbers(whole[name].compute())
+        assert numbers(metric.compute()) == pytest.approx(expected, rel=1e-5, abs=1e-5), name
+
+
+def test_states_stay_float64_in_a_half_module(rows, texts, reference):
+    for name, metric in streams(rows, texts, reference).items():
+        expected = numbers(metric.compute())
+        parent = torch.nn.Module()
+        parent.metric = copy.deepcopy(metric)
+        parent.half().to(torch.bfloat16)
+        parent.metric._computed = None
+        assert numbers(parent.metric.compute()) == expected, name
+
+
+def test_bad_input_is_refused(rows, texts, reference):
+    gap = cc.ModalityGap(embed_dim=DIM)
+    with pytest.raises(ValueError, match="expected pairs, got 400 images and 399 texts"):
+        gap.update(rows, texts[1:])
+    with pytest.raises(ValueError, match="dimension 5 and this metric has dimension 12"):
+        gap.update(rows[:, :5], texts[:, :5])
+    gap.update(rows[:5], texts[:5])
+    with pytest.raises(ValueError, match="at least 10 samples"):
+        gap.compute()
+    for metric in (cc.FrechetDistance(embed_dim=DIM), cc.GaussianLikelihood(embed_dim=DIM)):
+        metric.update(rows)
+        with pytest.raises(ValueError, match="there is no reference"):
+            metric.compute()
+    equal = cc.EllipsoidGeometry(embed_dim=DIM)
+    equal.update(rows[:1].expand(20, DIM))
+    with pytest.raises(ValueError, match="samples that differ"):
+        equal.compute()
+    for kind in (cc.EllipsoidGeometry, cc.ModalityGap, cc.FrechetDistance, cc.GaussianLikelihood):
+        with pytest.raises(ValueError, match="embed_dim"):
+            kind()
+
+
+def test_the_real_images_have_their_published_figures(images):
+    metric = cc.EllipsoidGeometry(embed_dim=512)
+    for batch in images.split(250):
+        metric.update(batch)
+    found = numbers(metric.compute())
+    assert found["shell_mu"] ** 2 == pytest.approx(50.149, abs=5e-4)
+    assert found["shell_variance"] == pytest.approx(0.2402, abs=5e-5)
+    assert found["offset"] == pytest.approx(1.1318, abs=5e-5)
+    assert found["participation_ratio"] == pytest.approx(14.29, abs=5e-3)
+    spectrum = np.linalg.eigvalsh(np.cov(double(images).T))  # a condition of 2e9
+    assert found["spectrum_condition"] == pytest.approx(spectrum[-1] / spectrum[0], rel=1e-5)
+    assert found["off_diagonal_ratio"] == pytest.approx(76.056, abs=5e-4)
+
+
+def test_the_real_pairs_have_their_published_figures(data_dir):
+    pairs = torch.from_numpy(np.load(data_dir / "vitb16-coco-pairs-500-unit.npy"))
+    metric = cc.ModalityGap(embed_dim=512, allow_normalized=True)
+    for image, text in zip(pairs[0].split(99), pairs[1].split(99), strict=True):
+        metric.update(image, text)
+    found = numbers(metric.compute())
+    assert found["modality_gap"] == pytest.approx(0.851352, abs=5e-7)
+    assert found["matched_cosine"] == pytest.approx(0.309919, abs=5e-7)

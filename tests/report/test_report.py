@@ -1,0 +1,308 @@
+"""What the HTML reports hold, without a browser: words first, nothing fetched, nothing unescaped, no growth with N."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from helpers import ellipsoid_rows
+from PIL import Image
+
+import clipconformity as cc
+from clipconformity.evaluation import Source, SourceBatch, score, write_per_sample
+from clipconformity.evaluation import geometry as properties
+from clipconformity.functional import shift_sweep
+from clipconformity.report import Run, write_geometry_report, write_report
+
+DIM = 8
+ATTACK = "<script>alert('x')</script> & \"quoted\""
+VOID = {"meta", "link", "img", "br", "hr", "input", "use", "path"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text of every tag by name; refuses tags that are not closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self._open: list[str] = []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append((self._open[-1] if self._open else "", data))
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def said(self, tag: str) -> list[str]:
+        return [text for name, text in self.texts if name == tag]
+
+
+def scored(rows: torch.Tensor, reference: cc.ReferenceSet, ids: list[str] | None = None):
+    names = ids or [f"sample {n}" for n in range(len(rows))]
+    return score(Source(iter([SourceBatch(rows, names)]), len(rows)), reference, resamples=20)
+
+
+@pytest.fixture
+def reference(generator):
+    return cc.ReferenceSet.fit(ellipsoid_rows(300, DIM, generator), modality="image", dataset="a <b>set</b>")
+
+
+@pytest.fixture
+def rows(generator):
+    return ellipsoid_rows(120, DIM, generator, offset=1.1)
+
+
+def written(path, *arguments, **options) -> tuple[str, Page]:
+    write_report(path, *arguments, **options)
+    text = path.read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def noise(path, size=256):
+    """An image that compresses badly."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def assert_nothing_is_fetched(text: str, page: Page) -> None:
+    for _, attributes in page.tags:
+        for name, value in attributes.items():
+            if name in ("src", "href", "xlink:href", "srcset", "data", "poster", "action"):
+                assert value.startswith(("data:", "#")), (name, value)
+    assert not re.search(r"url\((?!#)|@import", text)
+    addresses = set(re.findall(r"https?://[^\"'<> ]+", text))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names, not places
+    policy = next(m["content"] for m in page.of("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:")
+    assert page.of("script") == []
+
+
+def test_the_verdict_stands_first_and_in_words(tmp_path, rows, reference):
+    result = scored(rows + 1, reference)
+    _, page = written(tmp_path / "r.html", [Run("mine", result)])
+    sections = [section["id"] for section in page.of("section")]
+    assert sections == ["verdict", "distributions", "gallery", "figures", "measured"]
+    answers = page.said("dd")[:3]
+    assert answers[0].lower().startswith(result.sentences["typical"][:4].lower())
+    assert answers[1].lower() == result.sentences["varied"].removeprefix("variety: ") + "."
+    assert answers[2].startswith("Yes: the KL of conformity is")
+    assert f"{result.noise_floor:.4g}" in answers[2]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"), [(0.2, 0.3, "Yes:"), (0.0, 0.05, "No:"), (0.05, 0.2, "Cannot tell:"), (0.0, 0.1, "No:")]
+)
+def test_the_noise_floor_is_passed_by_the_whole_interval(tmp_path, rows, reference, low, high, word):
+    result = scored(rows, reference)
+    given = {"kl_low": low, "kl_high": high, "noise_floor": 0.1}
+    figures = {name: one._replace(value=given.get(name, one.value)) for name, one in result.figures.items()}
+    result = dataclasses.replace(result, figures=figures)
+    _, page = written(tmp_path / "r.html", [Run("mine", result)])
+    assert page.said("dd")[2].startswith(word)
+
+
+def test_captions_names_and_commands_are_escaped(tmp_path, rows, reference):
+    result = scored(rows, reference, [f"{n}{ATTACK}" for n in range(len(rows))])
+    run = Run(ATTACK, result, captions=[ATTACK] * len(rows))
+    text, page = written(tmp_path / "r.html", [run], command=f"run {ATTACK}", title=ATTACK, note=ATTACK)
+    assert_nothing_is_fetched(text, page)
+    assert page.of("b") == []
+    assert page.said("q") == [ATTACK] * 24
+    assert page.said("title") == [ATTACK]
+    assert page.said("code") == [f"run {ATTACK}"]
+    assert "a <b>set</b>" in "".join(page.said("dd"))
+
+
+def test_dollars_and_underscores_in_a_run_name_are_drawn(tmp_path, rows, reference):
+    _, page = written(tmp_path / "r.html", [Run("_$x_1$ at $5", scored(rows, reference))])
+    assert any("$x_1$ at $5" in text for text in page.said("text"))
+
+
+def test_nothing_is_fetched(tmp_path, rows, reference):
+    picture = noise(tmp_path / "a.png")
+    run = Run("mine", scored(rows, reference), images=[picture] * len(rows))
+    assert_nothing_is_fetched(*written(tmp_path / "r.html", [run]))
+
+
+def test_names_on_the_page_are_there_once(tmp_path, rows, reference):
+    other = cc.ReferenceSet.fit(rows, modality="text")
+    runs = [Run(f"run {n}", scored(rows + n, reference)) for n in range(3)]
+    _, page = written(tmp_path / "r.html", [*runs, Run("text", scored(rows, other))])
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = [a.get("href") or a.get("xlink:href") for _, a in page.tags if a.get("href") or a.get("xlink:href")]
+    assert {target[1:] for target in targets if target.startswith("#")} <= set(ids)
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.of("svg"))
+
+
+def test_the_gallery_shows_both_ends_with_conformity_and_norm(tmp_path, rows, reference):
+    result = scored(rows, reference)
+    captions = {name: f"caption of {name}" for name in result.ids}
+    _, page = written(tmp_path / "r.html", [Run("mine", result, captions=captions)], thumbnails=6)
+    order = result.conformities.argsort(descending=True)
+    shown = [*order[:3].tolist(), *order.flip(0)[:3].tolist()]
+    assert page.said("q") == [f"caption of sample {n}" for n in shown]
+    figures = page.said("span")
+    assert figures[:3] == [
+        f"sample {shown[0]}",
+        f"conformity {float(result.conformities[shown[0]]):.4g}",
+        f"norm {float(result.norms[shown[0]]):.4g}",
+    ]
+
+
+def test_a_caption_stands_beside_its_image(tmp_path, rows, reference):
+    picture, result = noise(tmp_path / "a.png", 20), scored(rows, reference)
+    images = dict.fromkeys(result.ids, picture)
+    run = Run("mine", result, images=images, captions=["words"] * len(rows))
+    text, page = written(tmp_path / "r.html", [run])
+    assert len(page.of("img")) == 24
+    assert len(re.findall(r'<li><figure><img [^>]*><figcaption><q>words</q><span class="name">', text)) == 24
+    assert all(image["alt"].startswith("Sample sample") for image in page.of("img"))
+
+
+def test_an_unreadable_image_is_told(tmp_path, rows, reference):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    run = Run("mine", scored(rows, reference), images=[tmp_path / "broken.png"] * len(rows))
+    _, page = written(tmp_path / "r.html", [run], thumbnails=2)
+    assert page.said("p").count("This image cannot be read.") == 2
+
+
+def test_48_thumbnails_stay_under_3_mb(tmp_path, generator, reference):
+    picture = noise(tmp_path / "a.png", 1024)
+    rows = ellipsoid_rows(100, DIM, generator)
+    runs = [Run(f"run {n}", scored(rows, reference), images=[picture] * 100) for n in range(2)]
+    _, page = written(tmp_path / "r.html", runs)
+    assert len(page.of("img")) == 48
+    assert (tmp_path / "r.html").stat().st_size < 3_000_000
+
+
+def test_the_size_does_not_grow_with_the_samples(tmp_path, generator, reference):
+    sizes = []
+    for count in (200, 20_000):
+        result = scored(ellipsoid_rows(count, DIM, generator), reference)
+        run = Run("mine", result, captions=["x" * 10_000] * count)
+        written(tmp_path / "r.html", [run])
+        sizes.append((tmp_path / "r.html").stat().st_size)
+    assert sizes[1] < 1.1 * sizes[0]
+    assert sizes[1] < 200_000
+
+
+def test_many_runs_share_the_gallery_and_the_table(tmp_path, rows, reference):
+    runs = [Run(f"run {n}", scored(rows + n / 5, reference)) for n in range(5)]
+    _, page = written(tmp_path / "r.html", runs)
+    assert len(page.of("li")) - len(page.of("section")) <= 48
+    heads = page.said("th")
+    assert all(f"run {n}" in heads for n in range(5))
+    cells = page.said("td")
+    for run in runs:
+        low, high = run.score.kl_interval
+        assert f"{low:.4g} to {high:.4g}" in cells
+    assert len(page.of("svg")) == 3
+
+
+def test_what_was_measured_with_what_is_told(tmp_path, rows):
+    reference = cc.ReferenceSet.fit(rows, spec="tiny", modality="image", dataset="scenes")
+    _, page = written(tmp_path / "r.html", [Run("mine", scored(rows, reference))], command="a b")
+    told = " ".join(page.said("dd") + page.said("code"))
+    for part in ("tiny", "scenes", "mine, N = 120", "120, 8 dimensions", torch.__version__, cc.__version__, "a b"):
+        assert part in told
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        ([], {}, "expected at least one"),
+        (["a", "a"], {}, "different names"),
+        (["a"], {"thumbnails": -1}, "at least 0"),
+    ],
+)
+def test_bad_arguments_are_refused(tmp_path, rows, reference, names, options, message):
+    runs = [Run(name, scored(rows, reference)) for name in names]
+    with pytest.raises(ValueError, match=message):
+        write_report(tmp_path / "r.html", runs, **options)
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_sequence_of_another_length_is_refused(rows, reference):
+    with pytest.raises(ValueError, match="captions: expected one for each of the 120 samples, got 2"):
+        Run("mine", scored(rows, reference), captions=["a", "b"])
+
+
+# --- geometry --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(generator):
+    image = ellipsoid_rows(150, DIM, generator)
+    return image, ellipsoid_rows(150, DIM, generator, offset=-1.0)
+
+
+def geometry(path, *arguments, **options) -> tuple[str, Page]:
+    write_geometry_report(path, *arguments, **options)
+    text = path.read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def test_the_geometry_report_says_which_properties_hold(tmp_path, pair):
+    image, text = pair
+    found = properties.six_properties(image, text)
+    sweep = shift_sweep(image, text, [-0.1, 0.0, 0.1], resamples=20)
+    sweep = sweep._replace(kl_lower_bound=sweep.alphas > 0)
+    source, page = geometry(
+        tmp_path / "g.html", found, image=image, text=text, sweep=sweep,
+        gap=properties.gap_figures(image, text, paired=True), measured={"image_embeddings": ATTACK}, command=ATTACK,
+    )  # fmt: skip
+    assert_nothing_is_fetched(source, page)
+    assert [section["id"] for section in page.of("section")] == ["verdict", "properties", "plots", "measured"]
+    holding = sum(p.verdict == properties.HOLDS for p in found)
+    assert page.said("h3") == [f"{holding} of 10 hold."]
+    assert len(page.of("svg")) == 7
+    assert any("At alpha 0.1 it is only a lower bound." in words for words in page.said("figcaption"))
+    heads, cells = page.said("th"), page.said("td")
+    for each in found:
+        assert each.name in heads
+        assert f"{each.low:.4g} to {each.high:.4g}" in cells
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_one_modality_alone_has_no_plots_of_both(tmp_path, pair):
+    found = properties.six_properties(text=pair[1])
+    _, page = geometry(tmp_path / "g.html", found, text=pair[1])
+    assert len(page.of("svg")) == 2
+    _, page = geometry(tmp_path / "g.html", found)
+    assert page.of("svg") == []
+
+
+def test_no_properties_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least one"):
+        write_geometry_report(tmp_path / "g.html", [])
+
+
+def test_names_that_are_not_utf8_stop_neither_the_report_nor_the_table(tmp_path, rows, reference):
+    names = [f"caf\udce9 {number}" for number in range(len(rows))]  # as Python reads a file name in Latin-1
+    result = scored(rows, reference, names)
+    run = Run("mine", result, captions=[f"of {name}" for name in names])
+    text, _ = written(tmp_path / "r.html", [run])
+    assert "caf&#56553; " in text
+    write_per_sample(tmp_path / "r.csv", result)
+    assert (tmp_path / "r.csv").read_text(encoding="utf-8").count("caf\\udce9 ") == len(rows)

@@ -1,0 +1,284 @@
+"""The demo's report in headless Chromium, over the DevTools protocol: nothing is fetched, all can be reached and read.
+
+Skipped where there is no Chromium, or for the accessibility check no axe-core (AXE_CORE names its axe.min.js); with
+CLIPCONFORMITY_BROWSER=required, as in CI, that is a failure.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clipconformity import demo
+from clipconformity.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+PHONE, DESKTOP = (390, 844), (1280, 900)
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--no-first-run",
+    "--remote-debugging-pipe",
+]
+# Chromium takes its commands on file 3 and answers on file 4.
+START = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
+)
+SEEN = """[...document.querySelectorAll("img")].every(x => x.complete)"""
+
+
+def absent(what: str) -> None:
+    if os.environ.get("CLIPCONFORMITY_BROWSER") == "required":
+        pytest.fail(f"{what}, and CLIPCONFORMITY_BROWSER is required")
+    pytest.skip(what)
+
+
+class Browser:
+    """One page of a Chromium, driven through pipes."""
+
+    def __init__(self, binary: str, profile: Path) -> None:
+        (read, self._write), (self._read, write) = os.pipe(), os.pipe()
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 20) for end in (read, write)]
+        command = [sys.executable, "-c", START, *map(str, ends), binary, *FLAGS, f"--user-data-dir={profile}"]
+        self._process = subprocess.Popen(
+            command, pass_fds=ends, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
+        )
+        for end in (read, write, *ends):
+            os.close(end)
+        self._buffer, self._number, self._session = b"", 0, None
+        self.events: list[dict] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def close(self) -> None:
+        os.close(self._write)
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        os.close(self._read)
+
+    def call(self, method: str, **params) -> dict:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        data = json.dumps(message).encode() + b"\0"
+        while data:
+            data = data[os.write(self._write, data) :]
+        while True:
+            answer = self._next()
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.events.append(answer)
+
+    def _next(self, seconds: float = 60) -> dict:
+        end = time.monotonic() + seconds
+        while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._read], [], [], max(0.0, end - time.monotonic()))
+            part = os.read(self._read, 65536) if ready else b""
+            if not part:
+                raise TimeoutError("Chromium does not answer")
+            self._buffer += part
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        return json.loads(message)
+
+    def open(self, path: Path) -> None:
+        self.events.clear()
+        self.call("Page.navigate", url=path.as_uri())
+        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+            self.events.append(self._next())
+
+    def run(self, script: str):
+        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def press(self, key: str) -> None:
+        code = {"Tab": 9, "Enter": 13}[key]
+        told = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        text = {"text": "\r"} if key == "Enter" else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **told, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **told)
+
+    def show(self, size: tuple[int, int], scheme: str) -> None:
+        width, height = size
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=size == PHONE
+        )
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def requests(self) -> list[str]:
+        sent = [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
+        return [url for url in sent if not url.startswith("data:")]
+
+    def complaints(self) -> list[dict]:
+        found = []
+        for event in self.events:
+            params = event.get("params", {})
+            if (
+                event.get("method") == "Runtime.exceptionThrown"
+                or (event.get("method") == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"))
+                or (event.get("method") == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"))
+            ):
+                found.append(event)
+        return found
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    binary = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if binary is None:
+        absent("no Chromium on this machine")
+    page = Browser(binary, tmp_path_factory.mktemp("profile"))
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    told = os.environ.get("AXE_CORE")
+    file = Path(told) if told else ROOT / "node_modules" / "axe-core" / "axe.min.js"
+    if not file.is_file():
+        absent(f"no axe-core at {file}")
+    return file.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def report(browser, tmp_path_factory) -> Path:
+    """The demo's report, of fewer samples."""
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "REAL", 300)
+        patch.setattr(demo, "GENERATED", 150)
+        assert main(["demo", "-o", str(folder)]) == 0
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory) -> Path:
+    """A report of captions that would run a script."""
+    folder = tmp_path_factory.mktemp("hostile")
+    attacks = ["<script>broken = 1</script>", "<img src=x onerror=broken=1>"]
+    things = [
+        f"{color} {shape}" for color in ("red", "blue", "green", "white") for shape in ("circle", "square", "star")
+    ]
+    lines = [f"{thing} {attack}" for thing in things for attack in attacks]
+    (folder / "c.txt").write_text("\n".join(lines))
+    captions, reference = str(folder / "c.txt"), str(folder / "r.safetensors")
+    assert main(["reference", "--captions", captions, "--encoder", "tiny", "-o", reference]) == 0
+    arguments = ["score", "--captions", captions, "--reference", reference, "--resamples", "20"]
+    assert main([*arguments, "--report", str(folder / "report.html")]) == 0
+    return folder / "report.html"
+
+
+def test_the_demos_report_opens_without_errors_and_without_a_request_off_the_page(browser, report):
+    browser.open(report)
+    assert browser.run("document.readyState") == "complete"
+    assert browser.complaints() == []
+    assert browser.requests() == [report.as_uri()]
+
+
+def test_a_request_and_an_error_would_be_seen(browser, tmp_path):
+    page = tmp_path / "bad.html"
+    page.write_text("<!DOCTYPE html><img src=absent.png><script>throw Error('x')</script>")
+    browser.open(page)
+    assert len(browser.requests()) == 2
+    assert browser.complaints() != []
+
+
+def test_the_images_of_the_gallery_load(browser, report):
+    browser.open(report)
+    assert browser.run(SEEN)
+    sizes = browser.run("[...document.querySelectorAll('.gallery img')].map(x => x.naturalWidth)")
+    assert 20 <= len(sizes) <= 48
+    assert min(sizes) > 0
+
+
+def test_sections_are_reached_by_keyboard(browser, report):
+    browser.open(report)
+    sections = browser.run("[...document.querySelectorAll('main > section')].map(x => x.id)")
+    assert sections[0] == "verdict"
+    browser.press("Tab")
+    focus = "document.activeElement.getAttribute('href') + ' ' + document.activeElement.getBoundingClientRect().left"
+    assert browser.run(focus) == "#verdict 0"  # the skip link comes first and shows itself
+    browser.press("Enter")
+    assert browser.run("document.activeElement.id") == "verdict"
+    for number, section in enumerate(sections):
+        browser.open(report)
+        for _ in range(number + 2):
+            browser.press("Tab")
+        assert browser.run("document.activeElement.getAttribute('href')") == f"#{section}"
+        browser.press("Enter")
+        assert browser.run("document.activeElement.id") == section
+
+
+def test_the_wide_table_is_reached_by_keyboard(browser, report):
+    browser.open(report)
+    for _ in range(30):
+        browser.press("Tab")
+        if browser.run("document.activeElement.className") == "scroll":
+            break
+    assert browser.run("document.activeElement.getAttribute('aria-label')") == "Figures of every run"
+
+
+def test_a_script_in_a_caption_stays_text(browser, hostile):
+    browser.open(hostile)
+    assert browser.run("typeof window.broken") == "undefined"
+    assert browser.run("document.scripts.length") == 0
+    words = browser.run("[...document.querySelectorAll('.gallery q')].map(x => x.textContent).join()")
+    assert "<script>broken = 1</script>" in words
+    assert "<img src=x onerror=broken=1>" in words
+    assert browser.requests() == [hostile.as_uri()]
+    assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_the_page_fits_its_width_and_takes_the_scheme(browser, report, size, scheme):
+    browser.show(size, scheme)
+    browser.open(report)
+    assert browser.run("document.documentElement.scrollWidth") <= size[0]
+    level = browser.run("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]")
+    assert (level > 127) == (scheme == "light")
+    ink = browser.run("getComputedStyle(document.querySelector('.plot svg text')).fill.match(/\\d+/g).map(Number)[0]")
+    assert (ink < 127) == (scheme == "light")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_axe_finds_no_serious_violation(browser, report, axe, size, scheme):
+    browser.show(size, scheme)
+    browser.open(report)
+    browser.run(axe + "; 0")
+    found = browser.run("axe.run().then(x => x.violations.map(v => [v.impact, v.id, v.nodes[0].html.slice(0, 200)]))")
+    assert [v for v in found if v[0] in ("serious", "critical")] == []
+
+
+def test_axe_would_find_one(browser, axe, tmp_path):
+    page = tmp_path / "bad.html"
+    page.write_text("<!DOCTYPE html><html><title>x</title><img src='data:,'></html>")
+    browser.open(page)
+    browser.run(axe + "; 0")
+    found = browser.run("axe.run().then(x => x.violations.map(v => v.id))")
+    assert {"image-alt", "html-has-lang"} <= set(found)

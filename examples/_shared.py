@@ -133,11 +133,11 @@ def table(reference: ReferenceSet, scores: dict[str, Score]) -> str:
         f"{'':7} {'':17} {'':7} {reference.count:6d}",
     ]
     for name, s in scores.items():
-        interval = f"[{s.kl_interval.low:.3f}, {s.kl_interval.high:.3f}]"
+        interval, floor = s.figures["conformity_kl"].interval_text(), s.figures["noise_floor"].text()
         kl = f"{'>' if s.kl_is_lower_bound else ''}{s.conformity_kl:.3f}"
         lines.append(
             f"{name:{wide}} {s.conformity_mean:8.3f} {s.self_conformity_mean:7.3f} {kl:>7} "
-            f"{interval:>17} {s.noise_floor:7.3f} {s.count:6d}"
+            f"{interval:>17} {floor:>7} {s.count:6d}"
         )
         lines.append(f"{'':{wide}} {s.sentences['typical']}; {s.sentences['varied']}")
     return "\n".join(lines)
@@ -151,9 +151,9 @@ def picture(path: Path, reference: ReferenceSet, scores: dict[str, Score], human
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, max(4.0, height)), layout="constrained")
     for place, (name, s) in enumerate(scores.items()):
         color = COLORS[place % len(COLORS)]
-        left.plot(s.kl_interval, [place, place], color=color, linewidth=2)
+        left.plot(s.kl_interval or [], [place] * len(s.kl_interval or []), color=color, linewidth=2)
         left.plot(s.conformity_kl, place, ">" if s.kl_is_lower_bound else "o", color=color, clip_on=False, zorder=3)
-        left.plot(s.noise_floor, place, "|", color=GREY, markersize=14)
+        left.plot(s.noise_floor or 0.0, place, "|", color=GREY, markersize=14)
         across, up = 1.96 * s.value("self_conformity_se"), 1.96 * s.value("conformity_se")
         right.errorbar(
             s.self_conformity_mean, s.conformity_mean, xerr=across, yerr=up, fmt="o", color=color, label=name

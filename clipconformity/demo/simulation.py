@@ -189,11 +189,11 @@ def _table(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Sco
 
 
 def _rows(run: Run, result: Score) -> list[str]:
-    interval = f"[{result.kl_interval.low:.3f}, {result.kl_interval.high:.3f}]"
+    interval, floor = result.figures["conformity_kl"].interval_text(), result.figures["noise_floor"].text()
     at_least = ">" if result.kl_is_lower_bound else " "
     figures = (
         f"{run.name:18} {result.conformity_mean:8.3f} {result.self_conformity_mean:7.3f} "
-        f"{at_least}{result.conformity_kl:6.3f} {interval:>17} {result.noise_floor:7.3f} {result.count:6d}"
+        f"{at_least}{result.conformity_kl:6.3f} {interval:>17} {floor:>7} {result.count:6d}"
     )
     words = result.sentences
     return [figures, f"  {run.title}: {words['typical']}; {words['varied']}."]

@@ -13,6 +13,7 @@ from clipconformity.functional.resampling import Interval
 from clipconformity.stream.readouts import Direction, Field
 from clipconformity.stream.reference import ReferenceSet
 
+ONE_GROUP = "all samples belong to one group"
 Outcome = Literal["same", "more", "less", "undecided"]
 
 
@@ -30,6 +31,14 @@ class Figure(NamedTuple):
     """95% interval."""
     reason: str | None = None
     """Why the value or its uncertainty cannot be had."""
+
+    def text(self, digits: int = 3) -> str:
+        """The value; empty where it cannot be had."""
+        return "" if self.value is None else f"{self.value:.{digits}f}"
+
+    def interval_text(self, digits: int = 3) -> str:
+        """The interval in brackets; empty where there is none."""
+        return "" if self.interval is None else f"[{self.interval.low:.{digits}f}, {self.interval.high:.{digits}f}]"
 
 
 class Verdict(NamedTuple):
@@ -112,14 +121,14 @@ class Score:
         return self.value("conformity_kl")
 
     @property
-    def kl_interval(self) -> Interval:
-        """95% interval of :attr:`conformity_kl`."""
-        return Interval(self.value("kl_low"), self.value("kl_high"))
+    def kl_interval(self) -> Interval | None:
+        """95% interval of :attr:`conformity_kl`; None where all samples belong to one group."""
+        return self.figures["conformity_kl"].interval
 
     @property
-    def noise_floor(self) -> float:
-        """What sampling noise alone gives :attr:`conformity_kl`, nats."""
-        return self.value("noise_floor")
+    def noise_floor(self) -> float | None:
+        """What sampling noise alone gives :attr:`conformity_kl`, nats; None where all samples belong to one group."""
+        return self.figures["noise_floor"].value
 
     @property
     def sentences(self) -> dict[str, str]:
@@ -157,7 +166,8 @@ def to_figures(fields: tuple[Field, ...], values: Mapping[str, Tensor]) -> dict[
             continue
         ends = [plain(name) for name in one.interval or ()]
         interval = Interval(*ends) if ends and None not in ends else None  # type: ignore[arg-type]
-        reason = "all samples belong to one group" if one.error is not None and plain(one.error) is None else None
+        unknown = plain(one.error) is None if one.error else one.interval is not None and interval is None
+        reason = ONE_GROUP if unknown else None
         figures[one.name] = Figure(plain(one.name), one.about, one.unit, one.better, plain(one.error), interval, reason)
     return figures
 
@@ -173,6 +183,13 @@ def judge(score_figures: Mapping[str, Figure], reference: ReferenceSet) -> dict[
         value = score_figures[name].value
         return math.nan if value is None else value
 
+    if score_figures["conformity_kl"].interval is None:
+        apart = of("self_conformity_mean") - float(reference.self_conformity)
+        shift = of("typicality_shift")
+        return {
+            "typicality": Verdict("undecided", shift, reason=ONE_GROUP),
+            "variety": Verdict("undecided", apart, reason=ONE_GROUP),
+        }
     shift = of("typicality_shift")
     typicality = Verdict("undecided", shift)
     if of("kl_low") > of("noise_floor"):
@@ -201,12 +218,16 @@ def typical(verdict: Verdict) -> str:
     if verdict.reason == SPREAD:
         return "as typical on average as the reference, but the spread differs"
     if verdict.outcome == "undecided":
-        return "typicality: cannot tell from the reference's at this N"
+        return f"typicality: {_undecided(verdict)}"
     return f"{verdict.outcome} typical than the reference"
 
 
 def varied(verdict: Verdict) -> str:
     """Say a verdict on variety in words."""
     if verdict.outcome == "undecided":
-        return "variety: cannot tell from the reference's at this N"
+        return f"variety: {_undecided(verdict)}"
     return f"{verdict.outcome} varied than the reference"
+
+
+def _undecided(verdict: Verdict) -> str:
+    return "cannot tell from the reference's " + (f"since {verdict.reason}" if verdict.reason else "at this N")

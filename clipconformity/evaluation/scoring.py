@@ -122,7 +122,7 @@ def _read(chosen: Sequence[ReadOut], stream: Stream, resamples: int) -> tuple[di
     values: dict[str, Tensor] = {}
     for one in chosen:
         values |= {name: torch.tensor(float("nan")) for name in one.names(compared=True)}
-        values |= one.read(stream) | one.resample(stream, resamples=resamples)
+        values |= one.figures(stream, resamples=resamples)
     return values, bool(values.pop("kl_is_lower_bound"))
 
 

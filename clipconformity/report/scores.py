@@ -10,6 +10,7 @@ from pathlib import Path
 from clipconformity import plots
 from clipconformity.evaluation import Figure, Score
 from clipconformity.evaluation.scoring import core_fields
+from clipconformity.functional.resampling import Interval
 from clipconformity.report.figures import figure, label
 from clipconformity.report.gallery import cards, extremes
 from clipconformity.report.page import Section, between, code, facts, number, table, versions, write_page
@@ -112,6 +113,9 @@ def _sentence(words: str) -> str:
 
 
 def _beyond(score: Score) -> str:
+    if score.kl_interval is None or score.noise_floor is None:
+        reason = score.figures["conformity_kl"].reason
+        return f"Cannot tell: the KL of conformity is {_kl(score)} nats, and {reason}."
     (low, high), floor = score.kl_interval, score.noise_floor
     told = f"the KL of conformity is {_kl(score)} nats ({between(low, high)})"
     if low > floor:
@@ -148,10 +152,10 @@ def _plots_of(key: str, reference: ReferenceSet, runs: Sequence[Run]) -> str:
     own = f"reference: mean {number(float(reference.conformities.mean()))}, "
     own += f"std {number(float(reference.conformities.std()))}"
     kls = "; ".join(
-        f"{run.name}: {number(s.conformity_kl)} ({between(*s.kl_interval)})"
-        for run, s in zip(runs, scores, strict=True)
+        f"{run.name}: {_of_figure(s.figures['conformity_kl'])}" for run, s in zip(runs, scores, strict=True)
     )
-    floor = max(s.noise_floor for s in scores)
+    floor = max((s.noise_floor for s in scores if s.noise_floor is not None), default=None)
+    ends = [s.kl_interval or Interval(s.conformity_kl, s.conformity_kl) for s in scores]
     norms = "; ".join(f"{run.name}: mean {number(float(run.score.norms.mean()))}" for run in runs)
     size = (5.0, 3.4 + 0.18 * max(0, len(runs) - 2))
     drawn = [
@@ -169,11 +173,11 @@ def _plots_of(key: str, reference: ReferenceSet, runs: Sequence[Run]) -> str:
             f"{key}-kl",
             lambda ax: plots.series(
                 [s.conformity_kl for s in scores],
-                [s.kl_interval.low for s in scores],
-                [s.kl_interval.high for s in scores],
+                [low for low, _ in ends],
+                [high for _, high in ends],
                 names=[label(run.name, 16) for run in runs], floor=floor, modality=kind, ax=ax,
             ),
-            alt=f"KL of conformity with 95% intervals, in nats. {kls}. Noise floor {number(floor)}.",
+            alt=f"KL of conformity with 95% intervals, in nats. {kls}.{_floor(floor)}",
             caption="How far the conformity distribution is from the reference's, with 95% intervals."
             + (" The noise floor is the highest of the runs'." if len(runs) > 1 else ""),
             size=(5.0, max(2.2, 1.2 + 0.55 * len(runs))),
@@ -191,6 +195,10 @@ def _plots_of(key: str, reference: ReferenceSet, runs: Sequence[Run]) -> str:
     ]  # fmt: skip
     heading = f"<h3>Against the reference{of}</h3>"
     return f'{heading}<div class="plots">{"".join(drawn)}</div>'
+
+
+def _floor(floor: float | None) -> str:
+    return "" if floor is None else f" Noise floor {number(floor)}."
 
 
 def _galleries(runs: Sequence[Run], thumbnails: int) -> str:
@@ -245,8 +253,8 @@ def _row(run: Run) -> list[str]:
         _of_figure(s.figures["conformity_mean"]),
         _of_figure(s.figures["self_conformity_mean"]),
         _kl(s),
-        between(*s.kl_interval),
-        number(s.noise_floor),
+        "" if s.kl_interval is None else between(*s.kl_interval),
+        "" if s.noise_floor is None else number(s.noise_floor),
         number(s.value("reverse_kl")),
         number(s.typicality_shift),
         number(s.spread_ratio),

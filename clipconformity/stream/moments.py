@@ -121,7 +121,9 @@ class Moments:
         embeddings: Tensor,
         groups: Labels | None = None,
         ids: Sequence[object] | None = None,
+        *,
         seen: int | None = None,
+        keys: Tensor | None = None,
     ) -> RowValues:
         """Take in rows ``(N, D)``; bad rows are counted and left out, with no wait for the device.
 
@@ -131,6 +133,7 @@ class Moments:
             ids: An id for each row.
             seen: Rows that came before, so that rows without groups are dealt to the buckets in turn; by default they
                 are dealt by their content.
+            keys: Keys of the row sample, where they are not those of each row's own content.
 
         Returns:
             Norm and conformity of each row, on the state's device.
@@ -145,8 +148,8 @@ class Moments:
         for start in range(0, len(embeddings), CHUNK):
             part = slice(start, start + CHUNK)
             chunk = working(embeddings[part]).to(device)
-            own = None if group is None else group[part]
-            found.append(self._add(chunk, own, label[part], None if seen is None else seen + start))
+            own, key = (None if x is None else x[part].to(device) for x in (group, keys))
+            found.append(self._add(chunk, own, label[part], None if seen is None else seen + start, key))
         norms, conformities = zip(*found, strict=True)
         return RowValues(torch.cat(norms), None if self.layout.direction is None else torch.cat(conformities))
 
@@ -159,14 +162,18 @@ class Moments:
             self.names.update(zip(hashes.tolist(), words, strict=True))
         return hashes.to(device)
 
-    def _add(self, values: Tensor, groups: Tensor | None, ids: Tensor, seen: int | None) -> RowValues:
+    def _add(
+        self, values: Tensor, groups: Tensor | None, ids: Tensor, seen: int | None, keys: Tensor | None
+    ) -> RowValues:
         norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
         good = within_range(norms)
         out_of_range = ~good & torch.isfinite(norms) & (norms > 0)
         weight = good.double()
         values = torch.where(good[:, None], values, 0.0)
         norms = torch.where(good, norms, 1.0)
-        keys = torch.where(good, row_keys(values, groups), NO_KEY) if self.layout.max_samples or seen is None else None
+        if keys is None and (self.layout.max_samples or seen is None):
+            keys = row_keys(values, groups)
+        keys = None if keys is None else torch.where(good, keys, NO_KEY)
         bucket = self._deal(len(values), keys, groups, seen)
         exact = values.double()
         units = exact / norms[:, None]  # (N, D)

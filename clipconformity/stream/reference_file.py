@@ -160,6 +160,8 @@ def _sample(about: dict[str, Any], ids: Any, tensors: dict[str, Tensor]) -> Iter
         yield f"sample_copies are {total} rows of {about['count']}, though all of them were to be kept"
     if bool((torch.linalg.vector_norm(tensors["sample_rows"].double(), dim=1) == 0).any()):
         yield "sample_rows hold a zero row"
+    if about["grouped"] and len(tensors["sample_groups"].unique()) < 2:
+        yield "sample_groups: all rows are of one group"
     if ids is not None and (
         not isinstance(ids, list) or len(ids) != len(keys) or not all(isinstance(one, str) for one in ids)
     ):

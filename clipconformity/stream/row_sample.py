@@ -70,7 +70,10 @@ def hash_labels(labels: Labels, count: int, device: torch.device, name: str = "g
     if len(labels) != count:
         raise ValueError(f"{name}: expected one id for each of the {count} samples, got {len(labels)}.")
     if not isinstance(labels, Tensor) and count and isinstance(labels[0], str):
-        hashes = [int.from_bytes(hashlib.blake2b(str(x).encode(), digest_size=8).digest(), "big") for x in labels]
+        hashes = [
+            int.from_bytes(hashlib.blake2b(str(x).encode(errors="surrogatepass"), digest_size=8).digest(), "big")
+            for x in labels
+        ]
         return torch.tensor(np.array(hashes, dtype=np.uint64).view(np.int64), device=device)
     tensor = torch.as_tensor(labels, device=device).flatten()
     if not count:  # an empty list has no type of its own

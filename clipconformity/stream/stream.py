@@ -110,7 +110,7 @@ class Stream:
         if side not in self.sides:
             return None
         check_same_dim(embeddings, self.sides[side].layout.dim, "batch", "the stream")
-        return self.sides[side].update(embeddings, groups, ids, None if side == REAL else seen)
+        return self.sides[side].update(embeddings, groups, ids, seen=None if side == REAL else seen)
 
     def checked(self, side: str = EVALUATED, min_samples: int = 2) -> Moments:
         """Give a side that can be read out.

@@ -329,6 +329,6 @@ def test_the_list_of_encoders_says_what_is_installed(monkeypatch):
     assert "openai" in known["open_clip:ViT-B-32/PRETRAINED"]["pretrained"]
     assert listed["tiny"]["embed_dim"] == 64
     assert listed["hf"]["installed"]
-    monkeypatch.setattr("clipconformity.encoders.available.find_spec", lambda name: None)
+    monkeypatch.setattr("clipconformity.encoders.registry.find_spec", lambda name: None)
     absent = available_encoders()["open_clip"]
     assert absent == {"installed": None, "install": "pip install 'clipconformity[open_clip]'"}

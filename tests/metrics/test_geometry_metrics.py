@@ -247,6 +247,18 @@ def test_states_stay_float64_in_a_half_module(rows, texts, reference):
         assert numbers(parent.metric.compute()) == expected, name
 
 
+@pytest.mark.parametrize("size", [3000, 500])
+def test_both_sides_of_a_gap_sample_the_same_pairs_in_the_same_order(size, generator):
+    """An interval redraws pairs: row i of one sample must belong to row i of the other."""
+    images = ellipsoid_rows(3000, DIM, generator)
+    metric = cc.ModalityGap(embed_dim=DIM, max_samples=size)
+    for batch in images.split(700):
+        metric.update(batch, 2 * batch)
+    image, text = (side.good_sample().rows for side in metric._stream().sides.values())
+    assert len(image) == size
+    assert torch.equal(text, 2 * image)
+
+
 def test_bad_input_is_refused(rows, texts, reference):
     gap = cc.ModalityGap(embed_dim=DIM)
     with pytest.raises(ValueError, match="expected pairs, got 400 images and 399 texts"):

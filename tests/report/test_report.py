@@ -13,6 +13,7 @@ from helpers import ellipsoid_rows
 from PIL import Image
 
 import clipconformity as cc
+from clipconformity import Interval
 from clipconformity.evaluation import Source, SourceBatch, score, write_per_sample
 from clipconformity.evaluation import geometry as properties
 from clipconformity.functional import shift_sweep
@@ -113,9 +114,9 @@ def test_the_verdict_stands_first_and_in_words(tmp_path, rows, reference):
 )
 def test_the_noise_floor_is_passed_by_the_whole_interval(tmp_path, rows, reference, low, high, word):
     result = scored(rows, reference)
-    given = {"kl_low": low, "kl_high": high, "noise_floor": 0.1}
-    figures = {name: one._replace(value=given.get(name, one.value)) for name, one in result.figures.items()}
-    result = dataclasses.replace(result, figures=figures)
+    kl, floor = result.figures["conformity_kl"], result.figures["noise_floor"]
+    given = {"conformity_kl": kl._replace(interval=Interval(low, high)), "noise_floor": floor._replace(value=0.1)}
+    result = dataclasses.replace(result, figures=result.figures | given)
     _, page = written(tmp_path / "r.html", [Run("mine", result)])
     assert page.said("dd")[2].startswith(word)
 

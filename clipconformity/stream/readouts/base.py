@@ -72,6 +72,14 @@ class ReadOut(ABC):
         """
         return {}
 
+    def figures(self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Give all fields, as scalars.
+
+        Raises:
+            ValueError: As :meth:`read` and :meth:`resample`.
+        """
+        return self.read(stream) | self.resample(stream, resamples=resamples, generator=generator)
+
     def names(self, compared: bool) -> list[str]:
         """Names of the fields that :meth:`read` gives, with and without a reference; the one value is always there."""
         there = [

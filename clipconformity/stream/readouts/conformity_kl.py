@@ -7,7 +7,8 @@ m_u(P) . delta, the evaluated ones are taken under the redrawn mean.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,10 +17,10 @@ from clipconformity.functional.density import CELLS, Grid
 from clipconformity.functional.divergence import (
     MIN_SAMPLES,
     Divergences,
+    Readout,
     Side,
     anchored_grid,
     corrected,
-    corrected_kl,
     is_lower_bound,
     plan,
     plug_in,
@@ -63,27 +64,39 @@ class ConformityKLReadOut(ReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the bias-corrected divergence; warn where it is only a lower bound."""
-        standing = Standing.of(stream)
-        if standing.is_lower_bound:
-            warn_lower_bound()
-        return {"conformity_kl": standing.divergences().forward}
+        return _value(Standing.of(stream))
 
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Give the reverse divergence, the interval and the noise floor."""
+        return _uncertainty(Standing.of(stream), resamples, generator)
+
+    def figures(self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Give all fields; the densities are fitted once for them."""
         standing = Standing.of(stream)
+        return _value(standing) | _uncertainty(standing, resamples, generator)
+
+
+def _value(standing: Standing) -> dict[str, Tensor]:
+    if standing.is_lower_bound:
+        warn_lower_bound()
+    return {"conformity_kl": standing.divergences().forward}
+
+
+def _uncertainty(standing: Standing, resamples: int, generator: torch.Generator | None) -> dict[str, Tensor]:
+    low = high = floor = float("nan")
+    if standing.parts > 1:  # one group alone says nothing of what another would give
         low, high = standing.interval(0.95, resamples, generator)
-        found = {
-            "reverse_kl": standing.divergences().reverse,
-            "kl_low": torch.tensor(low, dtype=torch.float64),
-            "kl_high": torch.tensor(high, dtype=torch.float64),
-            "noise_floor": torch.tensor(standing.noise_floor(0.95, resamples, generator), dtype=torch.float64),
-        }
-        return found | {"kl_is_lower_bound": torch.tensor(standing.is_lower_bound)}
+        floor = standing.noise_floor(0.95, resamples, generator)
+    found = {"kl_low": low, "kl_high": high, "noise_floor": floor}
+    tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+    tensors["reverse_kl"] = standing.divergences().reverse
+    return tensors | {"kl_is_lower_bound": torch.tensor(standing.is_lower_bound)}
 
 
-class Standing(NamedTuple):
+@dataclass(frozen=True)
+class Standing:
     """The evaluated side and the reference side of a divergence."""
 
     evaluated: Side
@@ -116,9 +129,24 @@ class Standing(NamedTuple):
         """Whether the supports barely overlap."""
         return is_lower_bound(self.evaluated, self.reference)
 
+    @property
+    def parts(self) -> int:
+        """Number of buckets that hold evaluated rows."""
+        return int((self.buckets.sum(1) > 0).sum())
+
+    @cached_property
+    def plan(self) -> Readout:
+        """How the two histograms are read out."""
+        return plan(self.evaluated, self.reference)
+
+    @cached_property
+    def plain(self) -> Divergences:
+        """Plug-in divergences both ways, before the bias is taken off."""
+        return plug_in(self.plan, self.evaluated.counts[None], self.reference.counts[None])
+
     def divergences(self) -> Divergences:
         """Bias-corrected divergences both ways."""
-        return corrected_kl(self.evaluated, self.reference)
+        return corrected(self.plan, self.plain, squeeze=True)
 
     def interval(self, confidence: float, resamples: int, generator: torch.Generator | None) -> Interval:
         """Bootstrap interval of the forward divergence."""
@@ -127,17 +155,15 @@ class Standing(NamedTuple):
         source = seeded(generator)
         evaluated = redraw_evaluated(self.buckets, resamples, source)
         reference = redraw_reference(self.against, self.unit_mean, self.grid, resamples, source)
-        readout = plan(self.evaluated, self.reference)
-        point = plug_in(readout, self.evaluated.counts[None], self.reference.counts[None]).forward[0]
-        draws = plug_in(readout, evaluated, reference).forward
-        low, high = basic_interval(point, sum(readout.biases), draws, confidence)
+        draws = plug_in(self.plan, evaluated, reference).forward
+        low, high = basic_interval(self.plain.forward[0], sum(self.plan.biases), draws, confidence)
         return Interval(float(low), float(high))
 
     def noise_floor(self, quantile: float, resamples: int, generator: torch.Generator | None) -> float:
         """Quantile of the forward divergence under P = Q."""
         check_level(quantile, "quantile")
         check_resamples(resamples)
-        check_clusters(int((self.buckets.sum(1) > 0).sum()))
+        check_clusters(self.parts)
         values = null_divergences(self.evaluated, self.reference, resamples, seeded(generator))
         return float(values.forward.quantile(quantile))
 

@@ -11,7 +11,7 @@ from clipconformity.functional.resampling import jackknife_error
 from clipconformity.stream.moments import Layout
 from clipconformity.stream.readouts.base import Field
 from clipconformity.stream.readouts.conformity import own_set_values
-from clipconformity.stream.row_sample import mix, row_keys
+from clipconformity.stream.row_sample import NO_KEY, mix, row_keys
 from clipconformity.stream.stream import Stream
 
 IMAGE, TEXT = "image", "text"
@@ -31,9 +31,10 @@ def pair_layouts(dim: int, max_samples: int) -> dict[str, Layout]:
 
 def take_in(stream: Stream, image: Tensor, text: Tensor, seen: int) -> Tensor:
     """Take pairs into both sides, keyed by the pair so that both keep the same ones; give the sum of their cosines."""
-    keys = mix(row_keys(image, None) ^ (row_keys(text, None) << 1), 5)
+    pairs = mix(row_keys(image, None) ^ (row_keys(text, None) << 1), 5)
+    keys = mix(pairs, 2) & NO_KEY  # of the pair alone: both sides hold the same pairs in the same order
     for side, rows in ((IMAGE, image), (TEXT, text)):
-        stream.sides[side].update(rows, keys, seen=seen)
+        stream.sides[side].update(rows, pairs, seen=seen, keys=keys)
     cosine = (units(image.double()) * units(text.double())).sum(1)
     return torch.where(torch.isfinite(cosine), cosine, 0.0).sum()  # the rest is bad, and refused by compute
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from clipconformity.data.results import (
     refuse_duplicates,
     result_entries,
 )
+from clipconformity.generators.runs import check_split, json_line, progress_bar, rank_path, split_batches
 
 
 class TransformersCaptioner:
@@ -160,23 +160,19 @@ def caption_images(
             of captions, a caption is empty, or the file holds captions of other images or settings.
         TypeError: If a caption is no string.
     """
-    from tqdm import tqdm
-
     ids = [coco_image_id(path) for path in paths] if image_ids is None else listed_ids(image_ids)
     _check_run(paths, ids, batch_size, rank, world, on_empty)
     share = list(zip(ids, paths, strict=True))[rank::world]
-    target = Path(output) if world == 1 else rank_path(output, rank, world)
+    target = rank_path(output, rank, world)
     _check_settings(target, settings)
     partial = target.with_name(target.name + ".partial.jsonl")
     done = _resumed(target, partial, [name for name, _ in share])
     todo = [(name, path) for name, path in share if name not in done]
-    disable = None if progress is None else not progress
     with (
         partial.open("a", encoding="utf-8") as lines,
-        tqdm(total=len(share), initial=len(share) - len(todo), unit="image", file=sys.stderr, disable=disable) as bar,
+        progress_bar(len(share), len(share) - len(todo), progress) as bar,
     ):
-        for start in range(0, len(todo), batch_size):
-            batch = todo[start : start + batch_size]
+        for batch in split_batches(todo, batch_size):
             texts = _checked_texts(captioner([open_image(path) for _, path in batch]), len(batch))
             for (name, _), text in zip(batch, texts, strict=True):
                 done[name] = text
@@ -212,23 +208,10 @@ def _check_settings(target: Path, settings: str | None) -> None:
         temporary.write_text(settings, encoding="utf-8")
 
 
-def rank_path(output: Path | str, rank: int, world: int) -> Path:
-    """Results file of one process.
-
-    Example:
-        >>> rank_path("out.json", 1, 2).name
-        'out-1-of-2.json'
-    """
-    path = Path(output)
-    return path.with_name(f"{path.stem}-{rank}-of-{world}{path.suffix}")
-
-
 def _check_run(
     paths: Sequence[Path], ids: Sequence[ImageId], batch_size: int, rank: int, world: int, on_empty: str
 ) -> None:
-    for name, value, least in (("batch_size", batch_size, 1), ("rank", rank, 0), ("world", world, rank + 1)):
-        if value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}.")
+    check_split(batch_size, rank, world)
     if on_empty not in ("raise", "skip"):
         raise ValueError(f"on_empty: expected 'raise' or 'skip', got {on_empty!r}.")
     if not paths:
@@ -270,4 +253,4 @@ def _resumed(target: Path, partial: Path, ids: list[ImageId]) -> dict[ImageId, s
 
 
 def _line(name: ImageId, text: str) -> str:
-    return json.dumps({"image_id": name, "caption": text}) + "\n"
+    return json_line({"image_id": name, "caption": text})

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from PIL import Image, PngImagePlugin
 
 from clipconformity.data.files import replacing
 from clipconformity.data.images import as_images
 from clipconformity.generators.pipelines import adapted, settings, unwrapped
+from clipconformity.generators.runs import (
+    check_numbers,
+    check_split,
+    json_line,
+    progress_bar,
+    rank_path,
+    sample_seed,
+    split_batches,
+)
 
 OnBlack = Literal["keep", "exclude"]
 SUFFIXES = {False: ".png", True: ".black"}
@@ -55,17 +62,6 @@ class Generated:
     generated: int = 0
     reused: int = 0
     black: list[Path] = field(default_factory=list)
-
-
-def sample_seed(seed: int, prompt_index: int, copy: int = 0) -> int:
-    """Seed of one image: a number of 53 bits that depends on the run's seed and the prompt's place alone.
-
-    Example:
-        >>> sample_seed(0, 3) == sample_seed(0, 3), sample_seed(0, 3) == sample_seed(1, 3)
-        (True, False)
-    """
-    state = np.random.SeedSequence([seed, prompt_index, copy]).generate_state(1, np.uint64)
-    return int(state[0]) >> 11
 
 
 def generate_images(
@@ -117,15 +113,8 @@ def generate_images(
         ValueError: If there is no prompt, one is empty, a number does not fit, the generator returns another number of
             images, or the folder holds images of another run: other prompts, seeds, options, weights or scheduler.
     """
-    for name, value, least in (
-        ("seed", seed, 0),
-        ("batch_size", batch_size, 1),
-        ("images_per_prompt", images_per_prompt, 1),
-        ("rank", rank, 0),
-        ("world", world, rank + 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}.")
+    check_numbers({"seed": (seed, 0), "images_per_prompt": (images_per_prompt, 1)})
+    check_split(batch_size, rank, world)
     if on_black not in ("keep", "exclude"):
         raise ValueError(f"on_black: expected 'keep' or 'exclude', got {on_black!r}.")
     prompts = _listed_prompts(prompts)
@@ -143,7 +132,7 @@ def generate_images(
     run.refuse_surplus(every)
     todo = run.resume(samples)
     if on_images is not None:
-        for reused in _batches(run.kept(samples), batch_size):
+        for reused in split_batches(run.kept(samples), batch_size):
             on_images(as_images(reused))
     _generate(run, call, todo, batch_size if together else 1, on_images, progress, len(samples))
     return Generated(run.kept(samples), run.manifest, len(todo), len(samples) - len(todo), run.blacks(samples))
@@ -194,7 +183,7 @@ class _Run:
 
     def __init__(self, folder: Path, on_black: OnBlack, settings: str, rank: int, world: int) -> None:
         self.folder, self.on_black, self.settings = folder, on_black, settings
-        self.manifest = folder / ("manifest.jsonl" if world == 1 else f"manifest-{rank}-of-{world}.jsonl")
+        self.manifest = rank_path(folder / "manifest.jsonl", rank, world)
         self.entries: dict[str, dict[str, Any]] = {}
 
     def resume(self, samples: list[Sample]) -> list[Sample]:
@@ -211,7 +200,7 @@ class _Run:
                 found[0].replace(path)
             self.entries[sample.stem] = about | {"file": path.name}
         with replacing(self.manifest) as temporary:
-            temporary.write_text("".join(_line(entry) for entry in self.entries.values()), encoding="utf-8")
+            temporary.write_text("".join(json_line(entry) for entry in self.entries.values()), encoding="utf-8")
         return todo
 
     def refuse_surplus(self, every: list[Sample]) -> None:
@@ -237,7 +226,7 @@ class _Run:
                 with replacing(path) as temporary:
                     image.save(temporary, format="PNG", pnginfo=info)
                 self.entries[sample.stem] = about | {"file": path.name}
-                manifest.write(_line(self.entries[sample.stem]))
+                manifest.write(json_line(self.entries[sample.stem]))
                 if not excluded:
                     kept.append(image)
         return kept
@@ -278,11 +267,8 @@ def _generate(
     progress: bool | None,
     total: int,
 ) -> None:
-    from tqdm import tqdm
-
-    disable = None if progress is None else not progress
-    with tqdm(total=total, initial=total - len(todo), unit="image", file=sys.stderr, disable=disable) as bar:
-        for batch in _batches(todo, batch_size):
+    with progress_bar(total, total - len(todo), progress) as bar:
+        for batch in split_batches(todo, batch_size):
             images = call([sample.prompt for sample in batch], [sample.seed for sample in batch])
             if len(images) != len(batch):
                 raise ValueError(f"the generator returned {len(images)} images for {len(batch)} prompts; expected one.")
@@ -290,15 +276,6 @@ def _generate(
             if kept and on_images is not None:
                 on_images(kept)
             bar.update(len(batch))
-
-
-def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def _line(entry: dict[str, Any]) -> str:
-    return json.dumps(entry) + "\n"
 
 
 def _listed_prompts(given: Iterable[str]) -> list[str]:

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 THREADED := tests/metrics/test_intervals.py tests/stream/test_moments.py tests/evaluation/test_real_data.py tests/demo/test_demo.py
 
-.PHONY: demo test test-transformers4 lint types docs bench clean
+.PHONY: demo test check test-threads test-transformers4 lint types docs bench clean
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -22,9 +22,14 @@ $(VENV)/.all: pyproject.toml | $(VENV)/bin/python
 demo: $(VENV)/.core
 	$(BIN)/python -m clipconformity demo -o demo-output
 
-# Side by side on one thread each; then what computes most, on as many threads as a user has.
+# Side by side, on one thread each.
 test: lint types docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+
+# What CI runs: besides, what computes most on as many threads as a user has, and transformers 4.
+check: test test-threads test-transformers4
+
+test-threads: $(VENV)/.all
 	$(BIN)/python -m pytest $(THREADED)
 
 # Transformers 4 beside the environment's 5, for what depends on it.

@@ -42,7 +42,7 @@ def build(options):
     return TransformersCaptioner(model, processor, tokenizer=words, prompt=prompt, options={"num_beams": options.beams})
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     made = _shared.parser(__doc__, "blip")
     made.add_argument("--model", default="Salesforce/blip-image-captioning-large", help="checkpoint")
     made.add_argument(
@@ -50,7 +50,7 @@ def main() -> None:
     )
     made.add_argument("--prompt", help="text to go on from, or a LLaVA-like model's instruction")
     made.add_argument("--beams", type=int, default=3, help="beams of the search")
-    options = _shared.parse(made)
+    options = _shared.parse(made, arguments)
     coco, encoder = _shared.coco_and_encoder(options, per_image=None)
     paths, ids = coco.image_paths[: options.limit], coco.image_ids[: options.limit]
     rank, world = _shared.processes()

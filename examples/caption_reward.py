@@ -38,13 +38,13 @@ def word(shift: float, low: float, high: float) -> str:
     return "less typical than people: more specific than they are"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     made = _shared.parser(__doc__, "caption_reward")
     made.add_argument("--results", type=_shared.named, nargs="+", metavar="NAME=FILE", help="COCO results files")
     made.add_argument(
         "--karpathy", type=Path, help="split file, where the results are of its test split (with --split test)"
     )
-    options = _shared.parse(made)
+    options = _shared.parse(made, arguments)
     if options.smoke:
         options.results = drawn(options)
     elif not options.results:

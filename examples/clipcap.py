@@ -175,7 +175,7 @@ def build(options, clip_dim: int):
     return model.eval().to(options.device), words, words.encode(".")[0]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     made = _shared.parser(__doc__, "clipcap")
     made.add_argument("--mapper", choices=("mlp", "transformer"), default="mlp", help="kind of mapper")
     made.add_argument("--mapper-weights", type=Path, help="published file, such as coco_weights.pt")
@@ -183,7 +183,7 @@ def main() -> None:
     made.add_argument("--gpt2", default="gpt2", help="checkpoint of GPT-2")
     made.add_argument("--prefix-length", type=int, help="by default 10 for the MLP and 40 for the transformer")
     made.add_argument("--beams", type=int, nargs="+", default=[1, 5], help="1 is greedy")
-    options = _shared.parse(made)
+    options = _shared.parse(made, arguments)
     _shared.alone(made, options)
     if min(options.beams) < 1:
         made.error(f"--beams: expected at least 1, got {min(options.beams)}")

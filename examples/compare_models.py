@@ -26,11 +26,11 @@ def drawn(options) -> list:
     return found
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     made = _shared.parser(__doc__, "compare_models")
     made.add_argument("--images", type=_shared.named, nargs="+", metavar="NAME=DIR", help="folders of generators")
     made.add_argument("--reference", help="reference file, instead of building one from --coco")
-    options = _shared.parse(made)
+    options = _shared.parse(made, arguments)
     if options.smoke:
         options.images = drawn(options)
     elif not options.images:

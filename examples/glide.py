@@ -97,12 +97,12 @@ def drawn(folder: Path) -> Path:
     return folder
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     made = _shared.parser(__doc__, "glide")
     made.add_argument("--samples", type=Path, help="folder of samples, instead of drawing them with glide_text2im")
     made.add_argument("--guidance", type=float, default=3.0, help="guidance scale")
     made.add_argument("--steps", type=int, default=100, help="denoising steps of the base model")
-    options = _shared.parse(made)
+    options = _shared.parse(made, arguments)
     _shared.alone(made, options)
     if not 2 <= options.steps <= 1000:
         made.error(f"--steps: expected 2 to 1000, got {options.steps}")

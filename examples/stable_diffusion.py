@@ -38,14 +38,14 @@ def draw(path: Path, reference: ReferenceSet, scores: dict[float, Score]) -> Non
     plt.close(figure)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     made = _shared.parser(__doc__, "stable_diffusion")
     made.add_argument("--model", default="stable-diffusion-v1-5/stable-diffusion-v1-5", help="any text-to-image model")
     made.add_argument("--guidance", type=float, nargs="+", default=[1.5, 3.0, 5.0, 7.5, 12.0], help="scales to try")
     made.add_argument("--steps", type=int, default=30, help="denoising steps")
     made.add_argument("--keep-black", action="store_true", help="count images that a safety checker blacked out")
     made.add_argument("--generate-only", action="store_true", help="leave measuring to a later call")
-    options = _shared.parse(made)
+    options = _shared.parse(made, arguments)
     _shared.alone(made, options)
     coco, encoder = _shared.coco_and_encoder(options)
     if options.smoke:

@@ -147,14 +147,14 @@ def draw(path, history: list[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     made = _shared.parser(__doc__, "training_loop")
     made.add_argument("--size", type=int, default=32, help="side of the images")
     made.add_argument("--epochs", type=int, default=20, help="epochs")
     made.add_argument("--samples", type=int, default=1000, help="samples for the metrics")
     made.add_argument("--steps", type=int, default=100, help="denoising steps of a sample")
     made.add_argument("--lightning", action="store_true", help="train with Lightning")
-    options = _shared.parse(made)
+    options = _shared.parse(made, arguments)
     torch.manual_seed(options.seed)
     width = (64, 128, 128)
     if options.smoke:

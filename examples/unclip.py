@@ -13,11 +13,11 @@ import clipconformity as cc
 from clipconformity.generators import generate_images
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     made = _shared.parser(__doc__, "unclip")
     made.add_argument("--model", default="kakaobrain/karlo-v1-alpha", help="checkpoint of UnCLIPPipeline")
     made.add_argument("--generate-only", action="store_true", help="leave measuring to a later call")
-    options = _shared.parse(made)
+    options = _shared.parse(made, arguments)
     _shared.alone(made, options)
     coco, encoder = _shared.coco_and_encoder(options)
     if options.smoke:

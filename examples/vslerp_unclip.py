@@ -51,7 +51,7 @@ def draw(path: Path, cells: list[list[Image.Image]], alphas: list[float], positi
     plt.close(figure)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     made = _shared.parser(__doc__, "vslerp_unclip")
     made.add_argument("--model", default="kakaobrain/karlo-v1-alpha-image-variations", help="checkpoint")
     made.add_argument("--start", type=Path, help="first image; by default the first of the split")
@@ -59,7 +59,7 @@ def main() -> None:
     made.add_argument("--alphas", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="rows")
     made.add_argument("--positions", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0], help="columns: t")
     made.add_argument("--edit", action="store_true", help=f"small steps, t of {', '.join(map(str, EDIT))}")
-    options = _shared.parse(made)
+    options = _shared.parse(made, arguments)
     positions = list(EDIT) if options.edit else options.positions
     steps: dict[str, int] = {}
     if options.smoke:

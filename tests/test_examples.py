@@ -1,11 +1,15 @@
 """Every example runs offline with ``--smoke`` and writes what it says."""
 
+import importlib
+import io
 import json
 import os
 import subprocess
 import sys
 import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -31,19 +35,39 @@ WRITES = {
 NEEDS_DIFFUSERS = {"unclip", "stable_diffusion", "training_loop", "vslerp_unclip"}
 
 
+class Done(NamedTuple):
+    """What a script said, and how it ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts():
+    """The examples can be imported, and two of them by name."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.syspath_prepend(str(EXAMPLES))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("MPLBACKEND", "Agg")
+        warnings.simplefilter("ignore")  # of third parties at import
+        yield
+
+
 def run(name, *arguments, check=True):
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(EXAMPLES)}
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=EXAMPLES.parent,
-        check=False,
-        timeout=240,
-    )
-    assert not check or done.returncode == 0, done.stderr
-    return done
+    """Call a script's ``main`` as its last line does, from the state that a new process has."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        shared, script = importlib.import_module("_shared"), importlib.import_module(name)
+        try:
+            shared.run(lambda: script.main([str(argument) for argument in arguments]))
+        except SystemExit as end:  # a message goes to standard error, as in a process
+            status = end.code if isinstance(end.code, int) else 1
+            err.write("" if isinstance(end.code, int) or end.code is None else str(end.code))
+    assert not check or status == 0, err.getvalue()
+    return Done(status, out.getvalue(), err.getvalue())
 
 
 def smoke(name, output, *more):
@@ -69,7 +93,7 @@ def test_every_example_is_tested():
             assert path.stem in WRITES or path.stem.startswith("_"), path
 
 
-@pytest.mark.parametrize("name", ["compare_models", "glide", "vslerp_unclip"])
+@pytest.mark.parametrize("name", ["glide", "vslerp_unclip"])
 def test_a_smoke_run_writes_its_files(name, tmp_path):
     smoke(name, tmp_path)
     written(tmp_path, name)
@@ -167,17 +191,8 @@ def test_clipcap_refuses_other_weights(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def examples():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of third parties at import
-            import _smoke
-            import clipcap
-
-            yield _smoke, clipcap
-    finally:
-        sys.path.remove(str(EXAMPLES))
+def examples(scripts):
+    return importlib.import_module("_smoke"), importlib.import_module("clipcap")
 
 
 @pytest.fixture(scope="module")
@@ -320,9 +335,16 @@ def test_clipcap_goes_on_greedily_to_the_first_full_stop(examples, tmp_path, map
     assert together == alone
 
 
-def test_help_and_a_missing_dataset_are_told():
-    done = run("compare_models", "--help")
-    assert "--smoke" in done.stdout
-    done = run("compare_models", check=False)
+def test_a_script_runs_as_a_process_and_tells_what_is_missing(tmp_path):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(EXAMPLES.parent)}
+
+    def process(*arguments):
+        command = [sys.executable, str(EXAMPLES / "compare_models.py"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+
+    assert "--smoke" in process("--help").stdout
+    done = process()
     assert done.returncode == 2
     assert "give --coco" in done.stderr
+    assert process("--smoke", "-o", str(tmp_path)).returncode == 0
+    written(tmp_path, "compare_models")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import warnings
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -15,7 +16,7 @@ from clipconformity.data.files import replacing
 from clipconformity.evaluation.results import Figure, Score, judge, to_figures
 from clipconformity.evaluation.sources import Source
 from clipconformity.functional.linalg import full_precision
-from clipconformity.stream.readouts import ReadOut, read_outs
+from clipconformity.stream.readouts import ReadOut, failed_read_outs, read_outs
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream, layouts
 
@@ -41,11 +42,15 @@ def score(
         metrics: Names of read-outs beside the core, or ``("all",)``; see :func:`metric_names`.
         allow_normalized: Take L2-normalised embeddings.
 
+    Metrics of other packages that cannot be imported are left out with a warning, unless they are asked for by name.
+
     Raises:
         ValueError: If a metric is unknown, encoder or modality are others than the reference's, the dimension does not
             fit, there are too few samples, or rows are zero, NaN, infinite or L2-normalised.
     """
     chosen = choose(metrics)
+    for reason in failed_read_outs().values():
+        warnings.warn(f"metrics: {reason}; it is left out.", stacklevel=2)
     remarks = reference.provenance.check(source.provenance)
     needs = reduce(Needs.union, (one.needs for one in chosen))
     stream = Stream(
@@ -88,10 +93,12 @@ def choose(names: Sequence[str]) -> list[ReadOut]:
     """Give the read-outs of the core, and of the names.
 
     Raises:
-        ValueError: If a name is unknown.
+        ValueError: If a name is unknown, or is that of one which cannot be imported.
     """
-    known = read_outs()
+    known, failed = read_outs(), failed_read_outs()
     for name in names:
+        if name in failed:
+            raise ValueError(f"metrics: {failed[name]}.")
         if name != "all" and name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             advice = f"; did you mean {near[0]!r}?" if near else "."
@@ -122,7 +129,10 @@ def _read(chosen: Sequence[ReadOut], stream: Stream, resamples: int) -> tuple[di
     values: dict[str, Tensor] = {}
     for one in chosen:
         values |= {name: torch.tensor(float("nan")) for name in one.names(compared=True)}
-        values |= one.figures(stream, resamples=resamples)
+        found = one.figures(stream, resamples=resamples)
+        if unknown := set(found) - {field.name for field in one.fields}:
+            raise ValueError(f"metrics: {one.name!r} gave {', '.join(sorted(unknown))}, which its fields do not name.")
+        values |= found
     return values, bool(values.pop("kl_is_lower_bound"))
 
 

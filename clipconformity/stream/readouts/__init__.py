@@ -4,37 +4,138 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
+from typing import NamedTuple
 
 from clipconformity.stream.readouts.base import Direction, Field, ReadOut
+from clipconformity.stream.stream import Needs, Stream
 
 ENTRY_POINTS = "clipconformity.metrics"
 """Group of the entry points by which other packages add theirs: each names a subclass of ``ReadOut``."""
+RESERVED = frozenset(
+    {
+        "count",
+        "exact",
+        "measured",
+        "reference",
+        "reference_conformity_std",
+        "reference_self_conformity",
+        "reference_self_conformity_se",
+        "skipped",
+        "truncated",
+        "verdict",
+        "verdicts",
+    }
+)
+"""Keys of a score's JSON that are no figures, so that no field may have them."""
 
-__all__ = ["ENTRY_POINTS", "Direction", "Field", "ReadOut", "read_outs"]
+__all__ = [
+    "ENTRY_POINTS",
+    "RESERVED",
+    "Direction",
+    "Field",
+    "Needs",
+    "ReadOut",
+    "Stream",
+    "failed_read_outs",
+    "read_outs",
+]
+
+
+class _Found(NamedTuple):
+    """What is installed."""
+
+    by_name: dict[str, ReadOut]
+    failed: dict[str, str]
+    """Entry points whose import failed, by name, each with a line that says so."""
+
+
+def read_outs() -> dict[str, ReadOut]:
+    """Every read-out that is installed, by name; without those of :func:`failed_read_outs`.
+
+    Raises:
+        TypeError: If an entry point names something else than a subclass of ``ReadOut`` that is whole.
+        ValueError: If two read-outs have the same name, two fields of different meaning have, or a declaration is
+            wrong.
+    """
+    return _find().by_name
+
+
+def failed_read_outs() -> dict[str, str]:
+    """Entry points whose import fails, by name, each with a line that says which package it is of, and why.
+
+    They are left out, so that one broken package does not stop every score; who asks for one by name is told.
+
+    Raises:
+        TypeError: As :func:`read_outs`.
+        ValueError: As :func:`read_outs`.
+    """
+    return _find().failed
 
 
 @lru_cache(maxsize=1)
-def read_outs() -> dict[str, ReadOut]:
-    """Every read-out that is installed, by name.
-
-    Raises:
-        TypeError: If an entry point names something else than a subclass of ``ReadOut``.
-        ValueError: If two read-outs have the same name, or two fields of different meaning have.
-    """
-    found: list[ReadOut] = []
+def _find() -> _Found:
+    found: list[tuple[str, ReadOut]] = []
+    own: list[Field] = []
     for module in sorted(part.name for part in pkgutil.iter_modules(__path__)):
-        found += _of_module(import_module(f"{__name__}.{module}"))
+        content = import_module(f"{__name__}.{module}")
+        own += getattr(content, "FIELDS", ())  # of what is no read-out, such as pairs
+        found += [("clipconformity", one) for one in _of_module(content)]
+    failed = {}
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
-        kind = point.load()
-        if not (inspect.isclass(kind) and issubclass(kind, ReadOut)):
-            raise TypeError(f"entry point {point.name!r} of {ENTRY_POINTS}: expected a ReadOut class, got {kind!r}.")
-        found.append(kind())
-    _check_names(found)
-    return {one.name: one for one in found}
+        try:
+            kind = point.load()
+        except Exception as error:  # someone else's module fails in any way
+            reason = " ".join(str(error).split()) or "no reason given"
+            failed[point.name] = f"{_called(point)} cannot be imported ({type(error).__name__}: {reason[:200]})"
+            continue
+        found.append((_called(point), _made(point, kind)))
+    _check_names(found, own)
+    return _Found({one.name: one for _, one in found}, failed)
+
+
+def _called(point: EntryPoint) -> str:
+    package = "an unknown package" if point.dist is None else f"package {point.dist.name!r}"
+    return f"entry point {point.name!r} of {package}"
+
+
+def _made(point: EntryPoint, kind: object) -> ReadOut:
+    """Make what an entry point names, once its declaration holds."""
+    if not (inspect.isclass(kind) and issubclass(kind, ReadOut)):
+        raise TypeError(f"{_called(point)}: expected a subclass of ReadOut, got {kind!r}.")
+    if inspect.isabstract(kind):
+        raise TypeError(f"{_called(point)}: {kind.__name__} has no method 'read'.")
+    if getattr(kind, "name", None) != point.name:
+        raise ValueError(
+            f"{_called(point)}: its ReadOut is called {getattr(kind, 'name', None)!r}; give both the same name."
+        )
+    fields = getattr(kind, "fields", ())
+    if not (isinstance(fields, tuple) and fields and all(isinstance(field, Field) for field in fields)):
+        raise TypeError(f"{_called(point)}: expected 'fields' to be a tuple of Field, got {fields!r}.")
+    for problem in _problems(kind):
+        raise ValueError(f"{_called(point)}: {problem}.")
+    return kind()
+
+
+def _problems(kind: type[ReadOut]) -> Iterator[str]:
+    """Find what is wrong with a declaration."""
+    if kind.name == "all" or not kind.name.isidentifier():
+        yield f"name {kind.name!r}: expected a name such as 'rare_tail', other than 'all'"
+    there = {field.name for field in kind.fields}
+    for field in kind.fields:
+        if not field.name.isidentifier() or not field.about:
+            yield f"field {field.name!r}: expected a name such as 'rare_tail', and in 'about' what it is"
+        if field.name in RESERVED:
+            yield f"field {field.name!r}: the JSON of a score has this key already"
+        for name in (field.error, *(field.interval or ())):
+            if name is not None and name not in there:
+                yield f"field {field.name!r}: its error or interval {name!r} is none of the fields"
+    if kind.value is not None and kind.value not in there:
+        yield f"value {kind.value!r} is none of the fields"
 
 
 def _of_module(module: ModuleType) -> list[ReadOut]:
@@ -42,12 +143,17 @@ def _of_module(module: ModuleType) -> list[ReadOut]:
     return [kind() for kind in kinds if kind.__module__ == module.__name__ and not inspect.isabstract(kind)]
 
 
-def _check_names(found: list[ReadOut]) -> None:
-    names = [one.name for one in found]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two read-outs have one name: {', '.join(sorted(n for n in names if names.count(n) > 1))}.")
-    fields: dict[str, Field] = {}
-    for one in found:
+def _check_names(found: list[tuple[str, ReadOut]], own: list[Field]) -> None:
+    """Refuse two read-outs of one name, and two fields of one name that differ."""
+    homes: dict[str, str] = {}
+    fields = {field.name: (field, "clipconformity") for field in own}
+    for home, one in found:
+        if one.name in homes:
+            raise ValueError(f"{home}: read-out {one.name!r} is in {homes[one.name]} already; choose another name.")
+        homes[one.name] = home
         for field in one.fields:
-            if fields.setdefault(field.name, field) != field:
-                raise ValueError(f"field {field.name!r} of read-out {one.name!r} has another meaning elsewhere.")
+            other, whose = fields.setdefault(field.name, (field, f"read-out {one.name!r} of {home}"))
+            if other != field:
+                raise ValueError(
+                    f"{home}: field {field.name!r} is {other.about!r} in {whose}; choose another name."
+                )

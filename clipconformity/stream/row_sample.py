@@ -105,7 +105,8 @@ def row_keys(values: Tensor, groups: Tensor | None) -> Tensor:
     if groups is None:
         return content & NO_KEY
     low = (1 << CONTENT_BITS) - 1
-    return ((mix(groups, 2) & ~low) | (content & low)) & NO_KEY
+    # The low bits know the group too: equal rows of two groups that share their 16 bits are no copies of each other.
+    return ((mix(groups, 2) & ~low) | (mix(content ^ mix(groups, 4), 5) & low)) & NO_KEY
 
 
 def _content_hash(values: Tensor) -> Tensor:

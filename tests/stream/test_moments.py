@@ -292,6 +292,14 @@ def test_no_row_of_one_large_group_is_taken_for_a_copy(generator):
     assert int(sample.copies.max()) == 1
 
 
+def test_equal_rows_of_different_groups_are_never_taken_for_copies():
+    """16 bits of group are shared by some pair of 2,000 groups: a caption that many images have is kept for each."""
+    rows = torch.ones(2000, DIM)
+    sample = streamed(Layout(DIM, max_samples=5000), rows.split(300), torch.arange(2000)).sketch()
+    assert len(sample.rows) == len(sample.groups.unique()) == 2000
+    assert int(sample.copies.max()) == 1
+
+
 def double_bits(keys: torch.Tensor) -> np.ndarray:
     return keys.numpy().astype(np.int64)
 

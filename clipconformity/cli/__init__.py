@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from clipconformity import __version__
 from clipconformity.cli import commands
+from clipconformity.encoders.registry import encoder_forms
 
 __all__ = ["main"]
 
@@ -180,9 +181,7 @@ def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False) 
         parser.add_argument("--karpathy", type=Path, metavar="FILE", help="Karpathy split file; --split is one of its")
         parser.add_argument("--per-image", metavar="K", help="captions of an image, or 'all' (default: 1)")
         parser.add_argument("--seed", type=int, help="of the choice of captions (default: 0)")
-    parser.add_argument(
-        "--encoder", metavar="SPEC", help="'tiny', 'open_clip:MODEL/PRETRAINED', 'hf:MODEL' or a folder"
-    )
+    parser.add_argument("--encoder", metavar="SPEC", help=encoder_forms())
     parser.add_argument("--device", help="where to run the encoder (default: CUDA if present)")
     parser.add_argument("--batch-size", type=int, default=64, help="images or captions encoded at once (default: 64)")
     parser.add_argument("--workers", type=int, help="processes that decode images ahead (default: by their number)")

@@ -26,6 +26,20 @@ SETTINGS = "open_clip_config.json"
 """File of such a model's settings."""
 
 
+def load(model: str, *, spec: str, device: torch.device, dtype: torch.dtype) -> OpenCLIPEncoder:
+    """Load what follows ``open_clip:`` in a spec: ``MODEL/PRETRAINED``, split at the first ``/``, or a repository.
+
+    Raises:
+        ValueError: If no model is named; as :class:`OpenCLIPEncoder`.
+    """
+    pretrained = ""
+    if not model.startswith(SELF_CONTAINED):
+        model, _, pretrained = model.partition("/")
+    if not model:
+        raise ValueError(f"{spec}: expected 'open_clip:MODEL/PRETRAINED', such as 'open_clip:ViT-B-32/openai'.")
+    return OpenCLIPEncoder(model, pretrained or None, spec=spec, device=device, dtype=dtype)
+
+
 class OpenCLIPEncoder(BaseEncoder):
     """Raw ``encode_image`` and ``encode_text`` of an open_clip model; CoCa, which normalises by default, included."""
 

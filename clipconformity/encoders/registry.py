@@ -4,22 +4,58 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
+if TYPE_CHECKING:  # the commands show the table in their help, which does without torch
+    import torch
 
-from clipconformity.encoders.base import BaseEncoder
+    from clipconformity.encoders.base import BaseEncoder
 
 TINY = Path(__file__).parent / "tiny_checkpoint"
 """The embedded default: an ordinary transformers checkpoint directory."""
 
-KINDS = ("tiny", "open_clip:", "hf:")
 
-OPEN_CLIP_FOLDER = "open_clip:local-dir:"
+class Package(NamedTuple):
+    """What a family rests on."""
+
+    module: str
+    name: str
+    """In the package index."""
+    extra: str | None = None
+    """The extra of clipconformity that installs it; None where it comes with the library."""
+
+
+class Family(NamedTuple):
+    """A kind of encoder: one row of ``FAMILIES``."""
+
+    start: str
+    """How its specs begin, up to a colon; without one, the whole spec."""
+    form: str
+    """What follows, as help and errors show it."""
+    loader: str
+    """``module:name`` of what makes the encoder, of ``(model, *, spec, device, dtype)``; imported when first used."""
+    package: Package | None = None
+    place: Path | None = None
+    """The model, where the spec does not say it."""
+    about: Callable[[], dict[str, Any]] | None = None
+    """What ``available_encoders`` tells beside the package; by default how a spec looks."""
+    files: Callable[[str], Iterable[Path]] | None = None
+    """From what follows the start to the local files that it names; by default all of a folder."""
+
+    @property
+    def name(self) -> str:
+        """What ``available_encoders`` calls it."""
+        return self.start.removesuffix(":")
+
+    def model(self, spec: str) -> str | Path | None:
+        """What a spec says to load; None if it is of another family."""
+        fits = spec.startswith(self.start) if self.start.endswith(":") else spec == self.start
+        return (self.place or spec.removeprefix(self.start)) if fits else None
 
 
 def hide_progress_bars() -> None:
@@ -31,15 +67,20 @@ def hide_progress_bars() -> None:
 
 def encoder_files(spec: str) -> Iterator[Path]:
     """Find the local files that a spec names: a checkpoint, or all that lies in the folder of one."""
-    if spec.startswith("open_clip:") and not spec.startswith(OPEN_CLIP_FOLDER):
-        yield Path(spec.partition("/")[2]).expanduser()
+    family, model = _of(spec)
+    if family is not None and family.files is not None:
+        yield from family.files(str(model))
     else:
-        named = spec.removeprefix(OPEN_CLIP_FOLDER).removeprefix("hf:")
-        yield from (TINY if spec == "tiny" else Path(named)).rglob("*")
+        yield from Path(model).rglob("*")
+
+
+def encoder_forms() -> str:
+    """How specs look, as help and errors show it."""
+    return f"{', '.join(repr(family.start + family.form) for family in FAMILIES)} or a local directory"
 
 
 def load_encoder(
-    spec: str | Path, device: str | torch.device | None = None, *, dtype: torch.dtype = torch.float32
+    spec: str | Path, device: str | torch.device | None = None, *, dtype: torch.dtype | None = None
 ) -> BaseEncoder:
     """Load an encoder that gives raw embeddings.
 
@@ -48,8 +89,8 @@ def load_encoder(
             pretrained tag or local checkpoint, split at the first ``/``, or ``"open_clip:hf-hub:..."``;
             ``"hf:openai/clip-vit-base-patch32"``, a transformers model; or a local directory of one.
         device: Where to run; CUDA if present.
-        dtype: Precision of the model's arithmetic: float32, or bfloat16 or float16 by autocast; embeddings are
-            float32 always.
+        dtype: Precision of the model's arithmetic: float32, the default, or bfloat16 or float16 by autocast;
+            embeddings are float32 always.
 
     Raises:
         ValueError: If the spec or the dtype is unknown, no weights are named, or the model is no dual encoder.
@@ -61,28 +102,31 @@ def load_encoder(
         >>> cc.load_encoder("tiny", device="cpu").encode_text(["a red circle"]).shape[0]
         1
     """
+    import torch
+
+    dtype = torch.float32 if dtype is None else dtype
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype: expected torch.float32, torch.bfloat16 or torch.float16, got {dtype}.")
     where = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name = str(spec)
-    if name.startswith("open_clip:"):
-        from clipconformity.encoders.open_clip import OpenCLIPEncoder
+    family, model = _of(name)
+    if family is not None:
+        loader = family.loader
+    elif Path(name).is_dir():
+        loader, model = FOLDER, Path(name)
+    else:
+        raise ValueError(_unknown(name))
+    encoder: BaseEncoder = resolve_name(loader)(model, spec=name, device=where, dtype=dtype)
+    return encoder
 
-        model = name.removeprefix("open_clip:")
-        hub = model.startswith(("hf-hub:", "local-dir:"))
-        model, _, pretrained = (model, "", "") if hub else model.partition("/")
-        if not model:
-            raise ValueError(f"{name}: expected 'open_clip:MODEL/PRETRAINED', such as 'open_clip:ViT-B-32/openai'.")
-        return OpenCLIPEncoder(model, pretrained or None, spec=name, device=where, dtype=dtype)
-    from clipconformity.encoders.transformers import TransformersEncoder
 
-    if name == "tiny":
-        return TransformersEncoder(TINY, spec=name, device=where, dtype=dtype)
-    if name.startswith("hf:"):
-        return TransformersEncoder(name.removeprefix("hf:"), spec=name, device=where, dtype=dtype)
-    if Path(name).is_dir():
-        return TransformersEncoder(Path(name), spec=name, device=where, dtype=dtype)
-    raise ValueError(_unknown(name))
+def _of(spec: str) -> tuple[Family | None, str | Path]:
+    """Give the family of a spec, and the model that the spec says; None and the spec where no family has it."""
+    for family in FAMILIES:
+        model = family.model(spec)
+        if model is not None:
+            return family, model
+    return None, spec
 
 
 def _usable(device: str | torch.device) -> torch.device:
@@ -91,6 +135,8 @@ def _usable(device: str | torch.device) -> torch.device:
     Raises:
         ValueError: If it cannot be used here.
     """
+    import torch
+
     try:
         return torch.empty(1, device=device).cpu().new_empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
@@ -99,10 +145,9 @@ def _usable(device: str | torch.device) -> torch.device:
 
 
 def _unknown(name: str) -> str:
-    known = "'tiny', 'open_clip:MODEL/PRETRAINED', 'hf:ORGANISATION/MODEL' or a local directory"
-    message = f"encoder {name!r} is unknown: expected {known}"
+    message = f"encoder {name!r} is unknown: expected {encoder_forms()}"
     kind, colon, rest = name.partition(":")
-    near = difflib.get_close_matches(kind + colon, KINDS, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(kind + colon, [family.start for family in FAMILIES], n=1, cutoff=0.5)
     if near:
         return f"{message}; did you mean '{near[0]}{rest}'?"
     if "/" in name:
@@ -116,23 +161,33 @@ def available_encoders() -> dict[str, Any]:
     Returns:
         For each kind its specs, the version of what it rests on, or the extra that is missing.
     """
-    config = json.loads((TINY / "config.json").read_text(encoding="utf-8"))
-    tiny = {"spec": "tiny", "embed_dim": config["projection_dim"], "resolution": config["vision_config"]["image_size"]}
-    return {
-        "tiny": tiny,
-        "hf": _installed("transformers", "transformers", None) | {"spec": "hf:ORGANISATION/MODEL or a local directory"},
-        "open_clip": _installed("open_clip", "open_clip_torch", "open_clip") | _open_clip_models(),
-    }
+    found = {}
+    for family in FAMILIES:
+        about = {"spec": family.start + family.form} if family.about is None else family.about()
+        found[family.name] = ({} if family.package is None else _installed(family.package)) | about
+    return found
 
 
-def _installed(module: str, package: str, extra: str | None) -> dict[str, Any]:
+def _installed(package: Package) -> dict[str, Any]:
     try:
-        if find_spec(module) is not None:
-            return {"installed": version(package)}
+        if find_spec(package.module) is not None:
+            return {"installed": version(package.name)}
     except (PackageNotFoundError, ValueError):
         pass
-    name = "clipconformity" if extra is None else f"clipconformity[{extra}]"
+    name = "clipconformity" if package.extra is None else f"clipconformity[{package.extra}]"
     return {"installed": None, "install": f"pip install '{name}'"}
+
+
+def _tiny() -> dict[str, Any]:
+    config = json.loads((TINY / "config.json").read_text(encoding="utf-8"))
+    return {"spec": "tiny", "embed_dim": config["projection_dim"], "resolution": config["vision_config"]["image_size"]}
+
+
+def _open_clip_files(model: str) -> Iterator[Path]:
+    if model.startswith("local-dir:"):
+        yield from Path(model.removeprefix("local-dir:")).rglob("*")
+    else:
+        yield Path(model.partition("/")[2]).expanduser()
 
 
 def _open_clip_models() -> dict[str, Any]:
@@ -154,3 +209,15 @@ def _open_clip_models() -> dict[str, Any]:
             }
         )
     return {"models": models}
+
+
+FOLDER = "clipconformity.encoders.transformers:TransformersEncoder"
+"""What loads a local directory."""
+FAMILIES: tuple[Family, ...] = (
+    Family("tiny", "", FOLDER, place=TINY, about=_tiny),
+    Family("open_clip:", "MODEL/PRETRAINED", "clipconformity.encoders.open_clip:load",
+           Package("open_clip", "open_clip_torch", "open_clip"), about=_open_clip_models, files=_open_clip_files),
+    Family("hf:", "ORGANISATION/MODEL", FOLDER, Package("transformers", "transformers"),
+           about=lambda: {"spec": "hf:ORGANISATION/MODEL or a local directory"}),
+)  # fmt: skip
+"""Every kind of encoder. A row is all that a new one needs here: loading, errors, the list and the help follow."""

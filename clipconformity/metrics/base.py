@@ -227,7 +227,13 @@ class EmbeddingMetric(Metric):
         self._seen = {}
         self._names = {}
         self._modality = None
-        super().reset()
+        with torch.inference_mode(False):  # as in add_state
+            super().reset()
+
+    def add_state(self, name: str, default: Any, *args: Any, **kwargs: Any) -> None:
+        """Add a state; one made under ``torch.inference_mode`` could not be updated outside of it."""
+        with torch.inference_mode(False):
+            super().add_state(name, default.clone() if isinstance(default, Tensor) else default, *args, **kwargs)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot one or several values of ``compute`` or ``forward``; returns ``(figure, axes)``."""
@@ -263,7 +269,8 @@ class EmbeddingMetric(Metric):
         shared = {name: state.pop(name) for name in ("_encoder", "_reference", "_layouts")}
         new = type(self).__new__(type(self))
         memo[id(self)] = new
-        new.__setstate__({**copy.deepcopy(state, memo), **shared})
+        with torch.inference_mode(False):  # as in add_state
+            new.__setstate__({**copy.deepcopy(state, memo), **shared})
         return new
 
 

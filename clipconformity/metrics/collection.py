@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -152,6 +152,10 @@ class ConformityMetrics(MetricCollection):
         }
         super().__init__(figures, prefix=prefix, postfix=postfix, compute_groups=False)
         self.__dict__["_core"] = core
+
+    def add_module(self, name: str, module: torch.nn.Module | None) -> None:
+        """Add a figure, also one with the name of a method, as ``noise_floor`` has: that is got by its key."""
+        self._modules[name] = cast("Metric", module)
 
     @property
     def encoder(self) -> Encoder | None:

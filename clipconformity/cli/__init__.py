@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from clipconformity import __version__
 from clipconformity.cli import commands
+from clipconformity.data.formats import suffixes
 from clipconformity.encoders.registry import encoder_forms
 
 __all__ = ["main"]
@@ -170,9 +171,7 @@ def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False) 
     source.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
     source.add_argument("--captions", type=Path, metavar="FILE", help="text lines, COCO annotations or COCO results")
     if embeddings:
-        source.add_argument(
-            "--embeddings", type=Path, nargs="+", metavar="FILE", help="raw embeddings: .safetensors, .npy, .npz, .pt"
-        )
+        source.add_argument("--embeddings", type=Path, nargs="+", metavar="FILE", help=f"raw embeddings: {suffixes()}")
         parser.add_argument("--modality", choices=("image", "text"), help="what the embeddings are of")
         parser.add_argument("--allow-normalized", action="store_true", help="take L2-normalised embeddings")
     if coco:

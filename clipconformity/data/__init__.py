@@ -1,10 +1,16 @@
 """Files in and out: images, captions, MS-COCO, captioners' results, embeddings, and writing whole files or none."""
 
-from clipconformity.data.captions import Captions, read_captions
-from clipconformity.data.coco import Coco, read_coco
-from clipconformity.data.embeddings import EmbeddingFile, read_embeddings, write_embeddings
-from clipconformity.data.images import list_images, open_image
-from clipconformity.data.results import coco_image_id, merge_results, read_results, write_results
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clipconformity.data.captions import Captions, read_captions
+    from clipconformity.data.coco import Coco, read_coco
+    from clipconformity.data.embeddings import EmbeddingFile, read_embeddings, write_embeddings
+    from clipconformity.data.images import list_images, open_image
+    from clipconformity.data.results import coco_image_id, merge_results, read_results, write_results
 
 __all__ = [
     "Captions",
@@ -21,3 +27,28 @@ __all__ = [
     "write_embeddings",
     "write_results",
 ]
+
+_HOMES = {
+    "Captions": "captions",
+    "Coco": "coco",
+    "EmbeddingFile": "embeddings",
+    "coco_image_id": "results",
+    "list_images": "images",
+    "merge_results": "results",
+    "open_image": "images",
+    "read_captions": "captions",
+    "read_coco": "coco",
+    "read_embeddings": "embeddings",
+    "read_results": "results",
+    "write_embeddings": "embeddings",
+    "write_results": "results",
+}
+"""They load when first used: the help of the commands shows the formats without torch."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

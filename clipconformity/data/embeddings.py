@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from clipconformity.data.files import write_tensors
+from clipconformity.data.formats import FORMAT, KEY, READERS, suffixes
 from clipconformity.functional.validation import check_matrix
 from clipconformity.provenance import UNKNOWN, Provenance
-
-FORMAT = "clipconformity-embeddings"
-KEY = "embeddings"
-SUFFIXES = (".safetensors", ".npy", ".npz", ".pt")
 
 
 @dataclass(frozen=True)
@@ -57,10 +51,10 @@ def read_embeddings(path: Path | str) -> EmbeddingFile:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file.")
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: expected a file ending in {', '.join(SUFFIXES)}.")
+    if path.suffix not in READERS:
+        raise ValueError(f"{path}: expected a file ending in {suffixes()}.")
     try:
-        arrays, about = _READERS[path.suffix](path)
+        arrays, about = READERS[path.suffix](path)
     except Exception as error:  # a damaged file makes its reader fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
@@ -110,51 +104,3 @@ def _choose(path: Path, arrays: Mapping[str, Tensor]) -> Tensor:
     if len(arrays) == 1:
         return next(iter(arrays.values()))
     raise ValueError(f"{path}: expected one array, or one named {KEY!r}, got {sorted(arrays)[:8]}.")
-
-
-def _from_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except SafetensorError as error:
-        raise ValueError(str(error)) from None
-    if metadata.get("format") == "clipconformity-reference":
-        raise ValueError("it is a reference set, not embeddings")
-    about = json.loads(metadata["about"]) if metadata.get("format") == FORMAT else {}
-    kinds = {"ids": list, "spec": str, "encoder_id": dict, "modality": str}
-    if not isinstance(about, dict) or any(not isinstance(about.get(k), (t, type(None))) for k, t in kinds.items()):
-        raise ValueError("its metadata is damaged")
-    return arrays, about
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"it holds {array.dtype}, not numbers")
-    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
-
-
-def _from_npy(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with path.open("rb") as file:
-        return {KEY: _tensor(np.load(file, allow_pickle=False))}, {}
-
-
-def _from_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        return {name: _tensor(arrays[name]) for name in arrays.files}, {}
-
-
-def _from_pt(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with warnings.catch_warnings():  # torch warns of pickle protocols that it may not know; it then fails or does not
-        warnings.simplefilter("ignore")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(content, Tensor):
-        return {KEY: content}, {}
-    if isinstance(content, dict) and any(isinstance(value, Tensor) for value in content.values()):
-        return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}, {}
-    raise ValueError(f"it holds {type(content).__name__}, not a tensor or a dict of tensors")
-
-
-_READERS = {".safetensors": _from_safetensors, ".npy": _from_npy, ".npz": _from_npz, ".pt": _from_pt}

@@ -154,6 +154,4 @@ def _check_names(found: list[tuple[str, ReadOut]], own: list[Field]) -> None:
         for field in one.fields:
             other, whose = fields.setdefault(field.name, (field, f"read-out {one.name!r} of {home}"))
             if other != field:
-                raise ValueError(
-                    f"{home}: field {field.name!r} is {other.about!r} in {whose}; choose another name."
-                )
+                raise ValueError(f"{home}: field {field.name!r} is {other.about!r} in {whose}; choose another name.")

@@ -264,14 +264,6 @@ def test_forward_of_norms_gives_the_batch_and_accumulates_everything(rows):
 
 
 @every_metric
-def test_forward_and_update_accumulate_the_same(name, rows, reference):
-    forwarded = make(name, reference)
-    for batch in rows.split(50):
-        forwarded(batch)
-    assert_equal(forwarded.compute(), fed(make(name, reference), rows, 50).compute())
-
-
-@every_metric
 def test_a_last_batch_of_one_sample_loses_nothing(name, rows, reference):
     metric = make(name, reference)
     values = [numbers(metric(batch)) for batch in rows[:193].split(64)]
@@ -309,24 +301,6 @@ def test_a_kl_before_the_first_real_rows_is_nan_for_that_batch(rows, reference_r
     assert math.isnan(float(metric(rows[:100])))
     metric.update(reference_rows, real=True)
     assert math.isfinite(float(metric(rows[100:])))
-
-
-@every_metric
-def test_compute_can_be_called_twice_and_between_updates(name, rows, reference):
-    metric = fed(make(name, reference), rows[:100])
-    first = metric.compute()
-    assert_equal(metric.compute(), first)
-    fed(metric, rows[100:])
-    assert_equal(metric.compute(), fed(make(name, reference), rows).compute(), rtol=1e-5)
-
-
-@every_metric
-def test_reset_forgets_everything(name, rows, reference):
-    metric = fed(make(name, reference, max_samples=20), rows)
-    metric.compute()
-    metric.reset()
-    fed(metric, rows[:77])
-    assert_equal(metric.compute(), fed(make(name, reference, max_samples=20), rows[:77]).compute())
 
 
 @every_metric

@@ -13,6 +13,9 @@ from clipconformity.functional.resampling import Interval
 from clipconformity.stream.readouts import Direction, Field
 from clipconformity.stream.reference import ReferenceSet
 
+SHIFT = 0.1
+"""Shift of the mean, in standard deviations of the reference, below which a difference is one of the spread."""
+SPREAD = "the spread differs"
 ONE_GROUP = "all samples belong to one group"
 Outcome = Literal["same", "more", "less", "undecided"]
 
@@ -172,45 +175,35 @@ def to_figures(fields: tuple[Field, ...], values: Mapping[str, Tensor]) -> dict[
     return figures
 
 
-def judge(score_figures: Mapping[str, Figure], reference: ReferenceSet) -> dict[str, Verdict]:
+def judge(figures: Mapping[str, Figure], self_conformity: float, error: float) -> dict[str, Verdict]:
     """Judge typicality and variety.
 
     Typicality differs when the KL's interval lies above the noise floor; variety, when the self-conformities are
     more than 1.96 standard errors apart. Otherwise no difference can be told at this N.
+
+    Args:
+        figures: Of the core.
+        self_conformity: The reference's.
+        error: Its standard error.
     """
-
-    def of(name: str) -> float:
-        value = score_figures[name].value
-        return math.nan if value is None else value
-
-    if score_figures["conformity_kl"].interval is None:
-        apart = of("self_conformity_mean") - float(reference.self_conformity)
-        shift = of("typicality_shift")
+    shift, own = (figures[name].value or 0.0 for name in ("typicality_shift", "self_conformity_mean"))
+    interval, floor = figures["conformity_kl"].interval, figures["noise_floor"].value
+    own_error = figures["self_conformity_mean"].error
+    apart = own - self_conformity
+    if interval is None or floor is None or own_error is None:
         return {
             "typicality": Verdict("undecided", shift, reason=ONE_GROUP),
             "variety": Verdict("undecided", apart, reason=ONE_GROUP),
         }
-    shift = of("typicality_shift")
     typicality = Verdict("undecided", shift)
-    if of("kl_low") > of("noise_floor"):
+    if interval.low > floor:
         if abs(shift) < SHIFT:
             typicality = Verdict("undecided", shift, reason=SPREAD)
         else:
             typicality = Verdict("more" if shift > 0 else "less", shift)
-    apart = of("self_conformity_mean") - float(reference.self_conformity)
-    error = math.hypot(of("self_conformity_se"), float(reference.self_conformity_se))
-    outcome: Outcome = "undecided"
-    if abs(apart) > 1.96 * error:
-        outcome = "less" if apart > 0 else "more"
-    return {
-        "typicality": typicality,
-        "variety": Verdict(outcome, apart, Interval(apart - 1.96 * error, apart + 1.96 * error)),
-    }
-
-
-SHIFT = 0.1
-"""Shift of the mean, in standard deviations of the reference, below which a difference is one of the spread."""
-SPREAD = "the spread differs"
+    half = 1.96 * math.hypot(own_error, error)
+    outcome: Outcome = "undecided" if abs(apart) <= half else "less" if apart > 0 else "more"
+    return {"typicality": typicality, "variety": Verdict(outcome, apart, Interval(apart - half, apart + half))}
 
 
 def typical(verdict: Verdict) -> str:

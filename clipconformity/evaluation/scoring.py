@@ -66,7 +66,7 @@ def score(
     origin = {"encoder": source.provenance.spec or reference.spec, "modality": source.provenance.modality}
     return Score(
         figures,
-        judge(figures, reference),
+        judge(figures, float(reference.self_conformity), float(reference.self_conformity_se)),
         count=int(stream.evaluated.total),
         ids=ids,
         conformities=conformities,

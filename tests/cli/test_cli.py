@@ -17,10 +17,11 @@ import torch
 from helpers import brute_conformity, brute_self_conformity, double, ellipsoid_rows
 from safetensors.torch import save_file
 
-from clipconformity import ReferenceSet
+from clipconformity import Interval, ReferenceSet
 from clipconformity.cli import main
 from clipconformity.data import write_embeddings
-from clipconformity.evaluation import verdict
+from clipconformity.evaluation import Figure, results
+from clipconformity.evaluation.results import judge
 from clipconformity.provenance import Provenance
 
 DIM = 8
@@ -245,35 +246,40 @@ def test_the_program_fails_with_one_line_and_no_traceback(folder):
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
 
-EQUAL = {
-    "kl_low": 0.0,
-    "kl_high": 0.02,
-    "noise_floor": 0.01,
-    "typicality_shift": 0.0,
-    "self_conformity_mean": 0.5,
-    "self_conformity_se": 0.003,
-    "reference_self_conformity": 0.5,
-    "reference_self_conformity_se": 0.004,
-}
+EQUAL = {"low": 0.0, "shift": 0.0, "own": 0.5}
 
 
 @pytest.mark.parametrize(
-    ("changes", "typical", "varied"),
+    ("changes", "outcomes", "typical", "varied"),
     [
-        ({}, "cannot tell", "cannot tell"),
-        ({"typicality_shift": 2.0}, "cannot tell", "cannot tell"),
-        ({"kl_low": 0.02, "typicality_shift": 0.5}, "more typical", "cannot tell"),
-        ({"kl_low": 0.02, "typicality_shift": -0.5}, "less typical", "cannot tell"),
-        ({"kl_low": 0.02}, "spread differs", "cannot tell"),
-        ({"self_conformity_mean": 0.511}, "cannot tell", "less varied"),
-        ({"self_conformity_mean": 0.489}, "cannot tell", "more varied"),
-        ({"self_conformity_mean": 0.509}, "cannot tell", "cannot tell"),
+        ({}, ("undecided", "undecided"), "cannot tell", "cannot tell"),
+        ({"shift": 2.0}, ("undecided", "undecided"), "cannot tell", "cannot tell"),
+        ({"low": 0.02, "shift": 0.5}, ("more", "undecided"), "more typical", "cannot tell"),
+        ({"low": 0.02, "shift": -0.5}, ("less", "undecided"), "less typical", "cannot tell"),
+        ({"low": 0.02}, ("undecided", "undecided"), "spread differs", "cannot tell"),
+        ({"own": 0.511}, ("undecided", "less"), "cannot tell", "less varied"),
+        ({"own": 0.489}, ("undecided", "more"), "cannot tell", "more varied"),
+        ({"own": 0.509}, ("undecided", "undecided"), "cannot tell", "cannot tell"),
+        ({"own_error": None}, ("undecided", "undecided"), "one group", "one group"),
     ],
 )
-def test_the_verdict_says_what_the_numbers_tell(changes, typical, varied):
-    found = verdict(EQUAL | changes)
-    assert typical in found["typical"]
-    assert varied in found["varied"]
+def test_the_verdict_says_what_the_numbers_tell(changes, outcomes, typical, varied):
+    """The floor is 0.01, the reference's self-conformity 0.5, and the errors 0.003 and 0.004."""
+    given = EQUAL | changes
+
+    def figure(value, **more):
+        return Figure(value, "", "", "neither", **more)
+
+    figures = {
+        "conformity_kl": figure(0.02, interval=Interval(given["low"], 0.05)),
+        "noise_floor": figure(0.01),
+        "typicality_shift": figure(given["shift"]),
+        "self_conformity_mean": figure(given["own"], error=given.get("own_error", 0.003)),
+    }
+    found = judge(figures, 0.5, 0.004)
+    assert (found["typicality"].outcome, found["variety"].outcome) == outcomes
+    assert typical in results.typical(found["typicality"])
+    assert varied in results.varied(found["variety"])
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -452,7 +458,7 @@ def test_files_that_disagree_on_their_origin_are_refused(folder, capsys):
     write_embeddings(folder / "a.safetensors", EVALUATED, provenance=Provenance(modality="image"))
     write_embeddings(folder / "b.safetensors", EVALUATED + 1, provenance=Provenance(modality="text"))
     files = ["--embeddings", folder / "a.safetensors", folder / "b.safetensors"]
-    assert_refused(capsys, folder, ["reference", *files, "-o", folder / "n.safetensors"], "image, text")
+    assert_refused(capsys, folder, ["reference", *files, "-o", folder / "n.safetensors"], "the files disagree: image and text")
 
 
 def test_files_with_and_without_groups_are_refused(folder, capsys):

@@ -458,7 +458,7 @@ def test_files_that_disagree_on_their_origin_are_refused(folder, capsys):
     write_embeddings(folder / "a.safetensors", EVALUATED, provenance=Provenance(modality="image"))
     write_embeddings(folder / "b.safetensors", EVALUATED + 1, provenance=Provenance(modality="text"))
     files = ["--embeddings", folder / "a.safetensors", folder / "b.safetensors"]
-    assert_refused(capsys, folder, ["reference", *files, "-o", folder / "n.safetensors"], "the files disagree: image and text")
+    assert_refused(capsys, folder, ["reference", *files, "-o", folder / "n.safetensors"], "disagree: image and text")
 
 
 def test_files_with_and_without_groups_are_refused(folder, capsys):

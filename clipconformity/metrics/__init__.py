@@ -1,18 +1,13 @@
-"""The torchmetrics classes: each is the skin of a read-out of a stream."""
+"""The torchmetrics classes: each is the skin of a read-out of a stream, and public by the ``__all__`` of its file."""
 
-from clipconformity.metrics.collection import ConformityMetrics
-from clipconformity.metrics.distribution import Conformity, ConformityKL, EmbeddingNorm, SelfConformity
-from clipconformity.metrics.gaussian import FrechetDistance, GaussianLikelihood
-from clipconformity.metrics.geometry import EllipsoidGeometry, ModalityGap
+from clipconformity.metrics import collection, distribution, gaussian, geometry
+from clipconformity.metrics.collection import *
+from clipconformity.metrics.distribution import *
+from clipconformity.metrics.gaussian import *
+from clipconformity.metrics.geometry import *
 
-__all__ = [
-    "Conformity",
-    "ConformityKL",
-    "ConformityMetrics",
-    "EllipsoidGeometry",
-    "EmbeddingNorm",
-    "FrechetDistance",
-    "GaussianLikelihood",
-    "ModalityGap",
-    "SelfConformity",
-]
+__all__: list[str] = []
+__all__ += collection.__all__
+__all__ += distribution.__all__
+__all__ += gaussian.__all__
+__all__ += geometry.__all__

@@ -21,6 +21,8 @@ from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.row_sample import Labels
 from clipconformity.stream.stream import Needs, Stream
 
+__all__ = ["ConformityMetrics"]
+
 PARTS: tuple[ReadOut, ...] = (ConformityReadOut(), ConformityKLReadOut(), NormReadOut())
 INTERVALS = ("kl_low", "kl_high", "noise_floor")
 RESAMPLES = 1000

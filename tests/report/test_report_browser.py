@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from clipconformity import demo
 from clipconformity.cli import main
+from clipconformity.demo import simulation as demo
 
 ROOT = Path(__file__).resolve().parents[2]
 PHONE, DESKTOP = (390, 844), (1280, 900)

@@ -13,7 +13,6 @@ import numpy as np
 from clipconformity.data.captions import Captions
 from clipconformity.data.files import replacing
 
-KARPATHY_SPLITS = ("train", "restval", "val", "test")
 _NAMED = 3
 """Missing files that an error names."""
 

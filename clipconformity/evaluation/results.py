@@ -186,7 +186,9 @@ def judge(figures: Mapping[str, Figure], self_conformity: float, error: float) -
         self_conformity: The reference's.
         error: Its standard error.
     """
-    shift, own = (figures[name].value or 0.0 for name in ("typicality_shift", "self_conformity_mean"))
+    shift, own = (figures[name].value for name in ("typicality_shift", "self_conformity_mean"))
+    assert shift is not None  # exact for any two samples
+    assert own is not None
     interval, floor = figures["conformity_kl"].interval, figures["noise_floor"].value
     own_error = figures["self_conformity_mean"].error
     apart = own - self_conformity

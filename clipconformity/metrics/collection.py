@@ -34,17 +34,15 @@ class _CoreReadOut(ReadOut):
     name = "core"
     fields = tuple(field for part in PARTS for field in part.fields)
     needs = Needs.union(PARTS[0].needs, PARTS[2].needs)
-    min_samples = max(part.min_samples for part in PARTS)
 
     def __init__(self, intervals: bool) -> None:
         self.intervals = intervals
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        found = {name: value for part in PARTS for name, value in part.read(stream).items()}
-        if self.intervals:
-            extra = PARTS[1].resample(stream, resamples=RESAMPLES)
-            found |= {name: extra[name] for name in INTERVALS}
-        return found
+        found: dict[str, Tensor] = {}
+        for part in PARTS:
+            found |= part.figures(stream, resamples=RESAMPLES) if self.intervals else part.read(stream)
+        return {name: found[name] for name in self.names(compared=True)}
 
     def names(self, compared: bool) -> list[str]:
         return super().names(compared) + (list(INTERVALS) if self.intervals else [])

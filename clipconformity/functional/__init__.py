@@ -1,4 +1,4 @@
-"""Pure functions on ``(N, D)`` tensors of raw embeddings; torch is all that they need."""
+"""Pure functions on ``(N, D)`` tensors of raw embeddings: torch, and SciPy for densities and quantiles when used."""
 
 from clipconformity.functional.conformity import (
     ConformityFit,

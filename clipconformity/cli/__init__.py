@@ -20,6 +20,9 @@ from clipconformity.encoders.registry import encoder_forms
 
 __all__ = ["main"]
 
+UNMET = 3
+"""Exit status where a requirement does not hold."""
+
 
 class Parser(argparse.ArgumentParser):
     """Argument parser whose errors are one line."""
@@ -43,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows the program's name; by default that of the process.
 
     Returns:
-        0; 2 for what was given wrong; 1 for what failed under way, such as a full disk. Both are told in one line on
-        standard error.
+        0; 2 for what was given wrong; 1 for what failed under way, such as a full disk; 3 where what ``--require`` asks
+        for does not hold. Each is told in one line on standard error.
     """
     if sys.stderr is None:  # closed: its number would go to the next file that is opened, and messages into it
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lasts
@@ -63,7 +66,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except KeyboardInterrupt:
         return 130
-    return _print(result if isinstance(result, str) else json.dumps(result, indent=2) + "\n")
+    if isinstance(result, str):
+        return _print(result)
+    return _print(json.dumps(result, indent=2) + "\n") or _unmet(result)
+
+
+def _unmet(result: dict[str, Any]) -> int:
+    """Tell of requirements that do not hold, and give the exit status."""
+    failed = [one for one in result.get("requirements", ()) if not one["holds"]]
+    for one in failed:
+        _tell("error", f"--require {one['requirement']} does not hold: {_bound_of(one)}.")
+    return UNMET if failed else 0
+
+
+def _bound_of(one: dict[str, Any]) -> str:
+    if one["judged_by"] is None:
+        return "it is not known well enough"
+    bound = "" if one["judged_by"] == one["value"] else f", and the bound of its interval {one['judged_by']:.4g}"
+    return f"the value is {one['value']:.4g}{bound}"
 
 
 def _print(text: str) -> int:
@@ -140,7 +160,19 @@ def _parser() -> Parser:
         metavar="NAME,...",
         help="further read-outs by name, or 'all' (default: the core)",
     )
-    score.add_argument("--resamples", type=int, default=1000, help="bootstrap redraws (default: 1000)")
+    score.add_argument("--resamples", type=int, default=1000, help="redraws of intervals and tests (default: 1000)")
+    score.add_argument(
+        "--margin",
+        metavar="NAME=X,...",
+        help="differences that do not matter (default: typicality=0.2,variety=0.05)",
+    )
+    score.add_argument(
+        "--require",
+        action="append",
+        default=[],
+        metavar="FIGURE>=X",
+        help="exit with status 3 unless the bound of the figure's interval meets it; may be repeated",
+    )
 
     geometry = _command(
         known, "geometry", "measure the six geometric properties of embeddings", commands.measure_geometry

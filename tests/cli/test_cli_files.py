@@ -130,6 +130,7 @@ def test_a_file_is_refused_under_its_own_name(command, target, folder, capsys):
     assert contents(folder) == before
 
 
+@pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")
 def test_an_older_output_is_replaced(folder, capsys):
     for _ in range(2):
         assert main([*SCORE.split(), "--embeddings", "e.npy", "--per-sample", "x.csv"]) == 0
@@ -206,6 +207,7 @@ def small_disk():
     signal.signal(signal.SIGXFSZ, handler)
 
 
+@pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")
 @pytest.mark.parametrize(
     "command",
     [
@@ -227,6 +229,7 @@ def test_a_disk_without_space_is_one_line_and_nothing_is_left(command, folder, c
     assert contents(folder) == before
 
 
+@pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")
 @pytest.mark.parametrize(
     ("command", "writer", "name"),
     [

@@ -165,6 +165,28 @@ def gaussian_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, othe
     return distance.clamp_min(0)
 
 
+def distance_influence(rows: Tensor, mean: Tensor, covariance: Tensor, other_mean: Tensor, other: Tensor) -> Tensor:
+    """How much each row moves the squared Frechet distance of its Gaussian to another, to first order, ``(N,)``.
+
+    With T = S2^1/2 (S2^1/2 S1 S2^1/2)^-1/2 S2^1/2, which transports the one Gaussian to the other, it is the centred
+    2 (m1 - m2) . (x - m1) + (x - m1)' (I - T) (x - m1). Directions without variance are left out.
+
+    Args:
+        rows: Rows of the one side ``(N, D)``, float64.
+        mean: Its mean ``(D,)``.
+        covariance: Its covariance ``(D, D)``.
+        other_mean: The mean of the other side.
+        other: The covariance of the other side.
+    """
+    root = _square_root(other)
+    spectrum, axes = torch.linalg.eigh(root @ covariance @ root)
+    least = float(spectrum[-1].clamp_min(0)) * len(spectrum) * torch.finfo(torch.float64).eps
+    half = root @ (axes * torch.where(spectrum > least, spectrum.clamp_min(least).pow(-0.25), 0.0))
+    centered = rows - mean
+    values = centered.square().sum(1) - (centered @ half).square().sum(1) + 2 * centered @ (mean - other_mean)
+    return values - values.mean()
+
+
 def _square_root(covariance: Tensor) -> Tensor:
     """Symmetric square root; eigenvalues that are rounding become 0, since their roots would not be small."""
     spectrum, axes = torch.linalg.eigh(covariance)

@@ -56,11 +56,10 @@ class Contrast:
         Args:
             of_one_kind: Whether encoder and modality of both sides are known to agree.
         """
-        shift = float(self.typicality_shift.value)
-        told = self.overlap.notes()
-        if shift < -SUSPICIOUS and not of_one_kind:
+        told, below = self.overlap.notes(), -float(self.typicality_shift.value)
+        if below > SUSPICIOUS and not of_one_kind:
             told.append(
-                f"the mean conformity lies {-shift:.1f} standard deviations below the reference's: are these embeddings "
+                f"the mean conformity lies {below:.1f} standard deviations below the reference's: are these embeddings "
                 "of the other modality, or of another encoder?"
             )
         return told

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from clipconformity.functional.resampling import Estimate, jackknife
-from clipconformity.stream.moments import Moments
+from clipconformity.functional.resampling import Estimate, jackknife, joint_jackknife
+from clipconformity.stream.moments import BUCKETS, Moments, bucket_of
 from clipconformity.stream.overlap import Overlap
+from clipconformity.stream.row_sample import Sample
 
 
 class Without(NamedTuple):
@@ -72,3 +74,24 @@ def cross_pairs(evaluated: Moments, reference: Moments, overlap: Overlap) -> Wit
         mean(left_totals[0] @ totals[1] - rest, left_rows[0] * rows[1] - rest_pairs, mine),
         mean(left_totals[1] @ totals[0] - rest, left_rows[1] * rows[0] - rest_pairs, theirs),
     )
+
+
+def influence_estimate(
+    value: Tensor, evaluated: tuple[Tensor, Sample, Moments], reference: tuple[Tensor, Sample, Moments]
+) -> Estimate:
+    """Estimate a figure of two sides from what each sampled row moves it by, to first order, summed by bucket.
+
+    Args:
+        value: The figure.
+        evaluated: The influence of each row ``(k,)``, of mean 0; the row sample that they are of; all of the side.
+        reference: The same of the other side.
+    """
+    left, counts = [], []
+    for influence, sample, moments in (evaluated, reference):
+        bucket = bucket_of(sample.groups)
+        zeros = torch.zeros(BUCKETS, dtype=torch.float64)
+        count = zeros.index_add(0, bucket, torch.ones_like(influence))
+        sums = zeros.index_add(0, bucket, influence) * (len(influence) / float(moments.total)) ** 0.5
+        left.append(value - sums / (count.sum() - count))
+        counts.append(count)
+    return joint_jackknife(value, left[0] + left[1] - value, (left[0], left[1]), (counts[0], counts[1]))

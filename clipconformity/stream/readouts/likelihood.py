@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.likelihood import check_gaussian, log_likelihood, oas_shrinkage
+from clipconformity.functional.resampling import Estimate
+from clipconformity.stream.pairs import influence_estimate
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
@@ -26,9 +28,12 @@ class LikelihoodReadOut(ReadOut):
         Field("log_likelihood_std", "standard deviation of the log-likelihood", "nats", compared=True),
         Field("whitened_norm_mean", "mean squared whitened norm", compared=True),
         Field("reference_log_likelihood", "mean log-likelihood of the reference, held out", "nats", compared=True),
-        Field("log_likelihood_shift", "difference of the two means", "reference std", "higher", compared=True),
+        Field("log_likelihood_shift", "difference of the two means", "reference std", "higher", compared=True,
+              interval=("log_likelihood_shift_low", "log_likelihood_shift_high")),
+        Field("log_likelihood_shift_low", "low end of its 95% interval", "reference std", compared=True),
+        Field("log_likelihood_shift_high", "high end of its 95% interval", "reference std", compared=True),
         Field("likelihood_shrinkage", "share of the sphere in the covariance", compared=True),
-    )
+    )  # fmt: skip
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the figures; means are exact."""
@@ -43,15 +48,32 @@ class LikelihoodReadOut(ReadOut):
         whitened = ((gaussian.axes.T @ spread @ gaussian.axes).diagonal() / gaussian.spectrum).sum()
         constant = len(gaussian.mean) * math.log(2 * math.pi) + gaussian.spectrum.log().sum()
         mean = -0.5 * (constant + whitened)
-        held_out = held_out_likelihoods(reference)
+        held_out, sampled = held_out_likelihoods(reference), sampled_likelihoods(stream, reference)
+        shift = (mean - held_out.mean()) / held_out.std()
+        low, high = _shift_estimate(stream, reference, shift, sampled, held_out).interval()
         return {
             "log_likelihood_mean": mean,
-            "log_likelihood_std": sampled_likelihoods(stream, reference).std(),
+            "log_likelihood_std": sampled.std(),
             "whitened_norm_mean": whitened,
             "reference_log_likelihood": held_out.mean(),
-            "log_likelihood_shift": (mean - held_out.mean()) / held_out.std(),
+            "log_likelihood_shift": shift,
+            "log_likelihood_shift_low": torch.tensor(low, dtype=torch.float64),
+            "log_likelihood_shift_high": torch.tensor(high, dtype=torch.float64),
             "likelihood_shrinkage": torch.tensor(shrinkage, dtype=torch.float64),
         }
+
+
+def _shift_estimate(
+    stream: Stream, reference: ReferenceSet, shift: Tensor, sampled: Tensor, held_out: Tensor
+) -> Estimate:
+    """Estimate the shift with the reference's Gaussian as it is: both sides are off by its errors alike."""
+    moments, spread = stream.checked(), held_out.std()
+    z = (held_out - held_out.mean()) / spread
+    return influence_estimate(
+        shift,
+        ((sampled - sampled.mean()) / spread, moments.good_sample().cpu(), moments),
+        (-z - shift * (z.square() - z.square().mean()) / 2, reference.sample, reference.moments),
+    )
 
 
 def sampled_likelihoods(stream: Stream, reference: ReferenceSet) -> Tensor:

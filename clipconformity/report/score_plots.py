@@ -151,13 +151,7 @@ PLOTS: tuple[ScorePlot, ...] = (
         _tell_conformity,
         lambda panel: f"Conformity{panel.of}: to the right is typical, to the left rare.",
     ),
-    ScorePlot(
-        "kl",
-        _draw_kl,
-        _tell_kl,
-        _caption_kl,
-        _line_each,
-    ),
+    ScorePlot("kl", _draw_kl, _tell_kl, _caption_kl, _line_each),
     ScorePlot("norm", _draw_norm, _tell_norm, lambda panel: f"Norms of the raw embeddings{panel.of}."),
 )
-"""The plots, in the order of the page. A row is all that a new one needs beside its drawing function."""
+"""The plots, in the order of the page. A row is all that a new one needs beside what draws and tells it."""

@@ -34,9 +34,10 @@ def figure(
 
 
 def label(name: str, width: int = 26) -> str:
-    """Give a run's name as text in a plot: broken into lines, and not read as mathematics or left out."""
-    safe = name.replace("\\", "\\\\").replace("$", r"\$")
-    return textwrap.fill(f"\N{ZERO WIDTH SPACE}{safe}" if safe.startswith("_") else safe, width)
+    """Give a run's name as text in a plot: broken into lines, and not refused, read as mathematics or left out."""
+    text = name.encode("utf-8", "backslashreplace").decode("utf-8")  # a folder's name may be none
+    lines = textwrap.fill(text, width).replace("$", r"\$")  # broken first: a line's end would part the two signs
+    return f"\N{ZERO WIDTH SPACE}{lines}" if lines.startswith("_") else lines
 
 
 def _svg(key: str, draw: Callable[[Axes], Any], alt: str, size: tuple[float, float]) -> str:

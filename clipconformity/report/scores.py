@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from clipconformity import plots
 from clipconformity.evaluation import Figure, Score
 from clipconformity.evaluation.scoring import core_fields
-from clipconformity.functional.resampling import Interval
-from clipconformity.report.figures import figure, label
 from clipconformity.report.gallery import cards, extremes
 from clipconformity.report.page import Section, between, code, facts, number, table, versions, write_page
+from clipconformity.report.score_plots import Panel, draw_plots
 from clipconformity.stream.reference import ReferenceSet
 
 THUMBNAILS = 48
@@ -144,68 +142,10 @@ def _by_reference(runs: Sequence[Run]) -> list[tuple[ReferenceSet, list[Run]]]:
 
 
 def _plots(runs: Sequence[Run]) -> str:
-    groups = _by_reference(runs)
-    return "".join(_plots_of(f"plot{n}", *group) for n, group in enumerate(groups))
-
-
-def _plots_of(key: str, reference: ReferenceSet, runs: Sequence[Run]) -> str:
-    kind = reference.modality
-    of = f" of {kind}s" if kind else ""
-    scores = [run.score for run in runs]
-    means = "; ".join(
-        f"{run.name}: mean {number(s.conformity_mean)}, std {number(s.value('conformity_std'))}"
-        for run, s in zip(runs, scores, strict=True)
+    return "".join(
+        draw_plots(f"plot{n}", Panel(reference, {run.name: run.score for run in members}))
+        for n, (reference, members) in enumerate(_by_reference(runs))
     )
-    own = f"reference: mean {number(float(reference.conformities.mean()))}, "
-    own += f"std {number(float(reference.conformities.std()))}"
-    kls = "; ".join(
-        f"{run.name}: {_of_figure(s.figures['conformity_kl'])}" for run, s in zip(runs, scores, strict=True)
-    )
-    floor = max((s.noise_floor for s in scores if s.noise_floor is not None), default=None)
-    ends = [s.kl_interval or Interval(s.conformity_kl, s.conformity_kl) for s in scores]
-    norms = "; ".join(f"{run.name}: mean {number(float(run.score.norms.mean()))}" for run in runs)
-    size = (5.0, 3.4 + 0.18 * max(0, len(runs) - 2))
-    drawn = [
-        figure(
-            f"{key}-conformity",
-            lambda ax: plots.distributions(
-                {label(run.name): run.score.conformities for run in runs},
-                reference.conformities, modality=kind, ax=ax,
-            ),
-            alt=f"Conformity distribution{of}. {own}; {means}.",
-            caption=f"Conformity{of}: to the right is typical, to the left rare.",
-            size=size,
-        ),
-        figure(
-            f"{key}-kl",
-            lambda ax: plots.series(
-                [s.conformity_kl for s in scores],
-                [low for low, _ in ends],
-                [high for _, high in ends],
-                names=[label(run.name, 16) for run in runs], floor=floor, modality=kind, ax=ax,
-            ),
-            alt=f"KL of conformity with 95% intervals, in nats. {kls}.{_floor(floor)}",
-            caption="How far the conformity distribution is from the reference's, with 95% intervals."
-            + (" The noise floor is the highest of the runs'." if len(runs) > 1 else ""),
-            size=(5.0, max(2.2, 1.2 + 0.55 * len(runs))),
-        ),
-        figure(
-            f"{key}-norm",
-            lambda ax: plots.distributions(
-                {label(run.name): run.score.norms for run in runs},
-                reference.norms, quantity="norm of the raw embedding (its units)", modality=kind, ax=ax,
-            ),
-            alt=f"Norms of the raw embeddings{of}. Reference: mean {number(float(reference.norms.mean()))}; {norms}.",
-            caption=f"Norms of the raw embeddings{of}.",
-            size=size,
-        ),
-    ]  # fmt: skip
-    heading = f"<h3>Against the reference{of}</h3>"
-    return f'{heading}<div class="plots">{"".join(drawn)}</div>'
-
-
-def _floor(floor: float | None) -> str:
-    return "" if floor is None else f" Noise floor {number(floor)}."
 
 
 def _galleries(runs: Sequence[Run], thumbnails: int) -> str:

@@ -1,11 +1,18 @@
-"""Metrics in a training loop: Lightning's ``self.log`` and ``self.log_dict``, and the wrappers of torchmetrics."""
+"""Metrics in a training loop: Lightning, accelerate, and the wrappers of torchmetrics."""
 
 from __future__ import annotations
 
+import ast
 import copy
 import math
+import os
 import pickle
+import re
+import subprocess
+import sys
 import warnings
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,6 +136,48 @@ def test_a_logged_collection_is_that_of_each_epoch_alone(intervals, where, refer
     assert found[-1] == pytest.approx(expected[1], rel=1e-6)
     if where == "validation":
         assert found[0] == pytest.approx(expected[0], rel=1e-6)
+
+
+# --- accelerate ------------------------------------------------------------------------------------------------------
+
+BEFORE = """
+import accelerate
+import torch
+import clipconformity as cc
+
+class encoder:
+    encode_image = staticmethod(lambda batch: batch)
+
+reference = cc.ReferenceSet.load("reference.safetensors")
+loader = torch.utils.data.DataLoader(torch.load("rows.pt"), batch_size=20)
+"""
+STARTS = {"one process": [], "two processes": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]}
+
+
+@pytest.mark.skipif(find_spec("accelerate") is None, reason="needs accelerate")
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+def test_the_page_on_accelerate_counts_every_row_once(start, reference, epochs, tmp_path):
+    page = Path(__file__).parents[2].joinpath("docs", "training-loop.md").read_text(encoding="utf-8")
+    code = re.search(r"\n## accelerate\n.*?```python\n(.*?)```", page, re.DOTALL)[1]
+    (tmp_path / "evaluate.py").write_text(f"{BEFORE}\n{code}", encoding="utf-8")
+    rows = epochs[0][:101]  # two processes have unequally many
+    torch.save(rows, tmp_path / "rows.pt")
+    reference.save(tmp_path / "reference.safetensors")
+    run = subprocess.run(
+        [sys.executable, *start, "evaluate.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    found = ast.literal_eval(run.stdout)  # one line: only the main process prints
+    expected = numbers(fed(cc.ConformityMetrics(reference), rows).compute())
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        # Rows without groups are dealt to buckets as they come, on each process anew.
+        assert found[name] == pytest.approx(value, rel=0.3 if name.endswith("_se") else 1e-5), name
 
 
 # --- wrappers of torchmetrics ----------------------------------------------------------------------------------------

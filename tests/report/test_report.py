@@ -17,6 +17,7 @@ from clipconformity.evaluation import Source, SourceBatch, score, write_per_samp
 from clipconformity.evaluation import geometry as properties
 from clipconformity.functional import shift_sweep
 from clipconformity.report import Run, write_geometry_report, write_report
+from clipconformity.report.score_plots import PLOTS
 
 DIM = 8
 ATTACK = "<script>alert('x')</script> & \"quoted\""
@@ -214,7 +215,7 @@ def test_many_runs_share_the_gallery_and_the_table(tmp_path, rows, reference):
     for run in runs:
         low, high = run.score.kl_interval
         assert f"{low:.4g} to {high:.4g}" in cells
-    assert len(page.of("svg")) == 3
+    assert len(page.of("svg")) == len(PLOTS)
 
 
 @pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")

@@ -63,15 +63,18 @@ def run(folder: Path, resamples: int, scratch: Path) -> dict[str, dict[str, Any]
 
 def line(name: str, figures: dict[str, Any]) -> str:
     if "error" in figures:
-        return f"| {name} | refused | | | | | |"
+        return f"| {name} | refused | | | | | | | |"
     interval = f"{figures['conformity_kl']:.3f} [{figures['kl_low']:.3f}, {figures['kl_high']:.3f}]"
     if figures["kl_is_lower_bound"]:
         interval = f"at least {figures['conformity_kl']:.1f}"
     mean = f"{figures['conformity_mean']:.4f} ± {figures['conformity_se']:.4f}"
-    own = f"{figures['self_conformity_mean']:.4f} ± {figures['self_conformity_se']:.4f}"
+    shift, variety = (
+        f"{figures[key]:{sign}.2f} [{figures[key + '_low']:{sign}.2f}, {figures[key + '_high']:{sign}.2f}]"
+        for key, sign in (("typicality_shift", "+"), ("variety_ratio", ""))
+    )
     return (
-        f"| {name} | {figures['count']} | {mean} | {own} | {figures['typicality_shift']:+.2f} | {interval} "
-        f"| {figures['noise_floor']:.3f} |"
+        f"| {name} | {figures['count']} | {mean} | {figures['self_conformity_mean']:.4f} | {shift} | {variety} "
+        f"| {figures['p_value']:.3f} | {interval} | {figures['noise_floor']:.3f} |"
     )
 
 
@@ -93,8 +96,9 @@ def main() -> int:
     half = results["other half"]
     print(f"Reference: {half['reference']['count']} images, self-conformity {half['reference_self_conformity']:.4f} ")
     print(f"± {half['reference_self_conformity_se']:.4f}. {options.resamples} resamples.\n")
-    print("| samples | count | conformity | self-conformity | typicality shift | KL [95%] | noise floor |")
-    print("|---|---|---|---|---|---|---|")
+    columns = "samples | count | conformity | self-conformity | typicality shift [95%] | variety ratio [95%] | p"
+    print(f"| {columns} | KL [95%] | noise floor |")
+    print("|---" * 9 + "|")
     for name, figures in results.items():
         print(line(name, figures))
     print()

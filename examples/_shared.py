@@ -154,16 +154,16 @@ def picture(path: Path, reference: ReferenceSet, scores: dict[str, Score], human
         left.plot(s.kl_interval or [], [place] * len(s.kl_interval or []), color=color, linewidth=2)
         left.plot(s.conformity_kl, place, ">" if s.kl_is_lower_bound else "o", color=color, clip_on=False, zorder=3)
         left.plot(s.noise_floor or 0.0, place, "|", color=GREY, markersize=14)
-        across, up = 1.96 * s.value("self_conformity_se"), 1.96 * s.value("conformity_se")
+        across, up = (s.figures[key].half_width for key in ("self_conformity_mean", "conformity_mean"))
         right.errorbar(
             s.self_conformity_mean, s.conformity_mean, xerr=across, yerr=up, fmt="o", color=color, label=name
         )
     right.plot(
-        float(reference.self_conformity), float(reference.conformities.mean()), "D", color="black", label="reference"
+        float(reference.self_conformity), float(reference.self_conformity), "D", color="black", label="reference"
     )
     if human is not None:
-        spread = float(reference.conformities.std())
-        typical = [float(reference.null_mean) + shift * spread for shift in human["typicality_shift"]]
+        own, spread = float(reference.self_conformity), float(reference.spread.whole)
+        typical = [own + shift * spread for shift in human["typicality_shift"]]
         right.plot(human["self_conformity"], typical, "k+", markersize=9, label="people, a caption each")
     left.set_yticks(range(len(scores)), list(scores))
     left.set_ylim(len(scores) - 0.5, -0.5)

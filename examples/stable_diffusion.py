@@ -27,7 +27,7 @@ def draw(path: Path, reference: ReferenceSet, scores: dict[float, Score]) -> Non
     )
     for ax, (key, label, real) in zip(axes, panels, strict=True):
         ax.axhline(real, color=_shared.GREY, linestyle="--", label="real images")
-        errors = [1.96 * one.value(key.replace("_mean", "_se")) for one in scores.values()]
+        errors = [one.figures[key].half_width for one in scores.values()]
         values = [one.value(key) for one in scores.values()]
         ax.errorbar(list(scores), values, yerr=errors, fmt="o-", color=_shared.COLORS[0], label="generated")
         ax.set_xlabel("guidance scale; bars: 95% intervals")

@@ -37,6 +37,11 @@ class Figure(NamedTuple):
     reason: str | None = None
     """Why the value or its uncertainty cannot be had."""
 
+    @property
+    def half_width(self) -> float:
+        """Half of the interval's width, for an error bar; 0 where there is none."""
+        return 0.0 if self.interval is None else (self.interval.high - self.interval.low) / 2
+
     def text(self, digits: int = 3) -> str:
         """The value; empty where it cannot be had."""
         return "" if self.value is None else f"{self.value:.{digits}f}"

@@ -16,6 +16,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -51,9 +52,11 @@ class Run(NamedTuple):
 
     shift_covered: bool
     variety_covered: bool
+    spread_covered: bool
     typicality_alarm: bool
     variety_alarm: bool
     p_value: float
+    """NaN where there are no redraws."""
     above_floor: bool
     same: bool
 
@@ -115,16 +118,21 @@ def found(stream: Stream, shift: float, ratio: float, resamples: int, seed: int)
     contrast = stream.contrast("benchmark")
     low, high = contrast.typicality_shift.interval()
     smaller, larger = contrast.variety_interval
-    standing = Standing.of(stream)
-    floor, p_value = standing.under_one_distribution(0.95, resamples, torch.Generator().manual_seed(seed))
+    low_spread, high_spread = contrast.log_spread_ratio.interval()
+    p_value, above = math.nan, False
+    if resamples:
+        standing = Standing.of(stream)
+        floor, p_value = standing.under_one_distribution(0.95, resamples, torch.Generator().manual_seed(seed))
+        above = float(standing.divergences().forward) > floor
     verdicts = judge(contrast)
     return Run(
         low <= shift <= high,
         smaller <= ratio <= larger,
+        low_spread <= 0 <= high_spread,
         verdicts["typicality"].outcome in ("more", "less"),
         verdicts["variety"].outcome in ("more", "less"),
         p_value,
-        float(standing.divergences().forward) > floor,
+        above,
         verdicts["typicality"].outcome == "same",
     )
 
@@ -154,12 +162,34 @@ def simulate(case: Case, seed: int, resamples: int) -> Run:
     return found(compared(rows[0], reference, labels[0]), case.shift, ratio, resamples, seed)
 
 
+def real_half(rows: Tensor, seed: int, resamples: int) -> Run:
+    """Split a real set at random and score one half against the other."""
+    torch.set_num_threads(1)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    reference = cc.ReferenceSet.fit(rows[order[: len(rows) // 2]], allow_normalized=True)
+    return found(compared(rows[order[len(rows) // 2 :]], reference, None), 0.0, 1.0, resamples, seed)
+
+
+def real_sets(folder: Path) -> dict[str, Tensor]:
+    """The real embedding sets of a folder, of which exact repeats are dropped."""
+    pairs = torch.from_numpy(np.load(folder / "vitb16-coco-pairs-500-unit.npy"))
+    sets = {
+        "images-1803": torch.load(folder / "vitb32-images-1803.pt", weights_only=True)[:, 0],
+        "lvis-1203": torch.from_numpy(np.load(folder / "vitb32-text-lvis-1203.npy")).float(),
+        "pairs, image": pairs[0],
+        "pairs, text": pairs[1],
+    }
+    return {name: rows.unique(dim=0) for name, rows in sets.items()}
+
+
 def line(case: Case, runs: list[Run]) -> str:
     """One line of the table."""
-    shares = [np.mean([getattr(run, name) for run in runs]) for name in Run._fields[:4]]
-    p = np.mean([run.p_value <= 0.05 for run in runs])
-    floor, same = np.mean([run.above_floor for run in runs]), np.mean([run.same for run in runs])
-    cells = [f"{x:.1%}" for x in (*shares, p, floor, same)]
+    shares = [np.mean([getattr(run, name) for run in runs]) for name in (*Run._fields[:5], "same")]
+    tested = ["", ""]
+    if not math.isnan(runs[0].p_value):
+        tests = ([run.p_value <= 0.05 for run in runs], [run.above_floor for run in runs])
+        tested = [f"{np.mean(x):.1%}" for x in tests]
+    cells = [*(f"{x:.1%}" for x in shares), *tested]
     told = (case.evaluated, case.reference, case.shape, case.grouping, case.shift)
     return "| " + " | ".join([*map(str, told), *cells]) + " |"
 
@@ -167,7 +197,9 @@ def line(case: Case, runs: list[Run]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200, help="runs for each line (default: %(default)s)")
-    parser.add_argument("--resamples", type=int, default=200, help="redraws (default: %(default)s)")
+    parser.add_argument(
+        "--resamples", type=int, default=200, help="redraws; 0 leaves out test and floor (default: 200)"
+    )
     parser.add_argument("--evaluated", type=int, nargs="+", default=[50, 200, 1000])
     parser.add_argument("--reference", type=int, nargs="+", default=[500, 1000, 5000])
     parser.add_argument("--shapes", nargs="+", default=SHAPES, choices=SHAPES)
@@ -175,20 +207,32 @@ def main() -> int:
     parser.add_argument("--shifts", type=float, nargs="+", default=[0.0, 0.5])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--real", type=Path, metavar="DIR", help="split the real sets of this folder instead")
     options = parser.parse_args()
-    cases = [
-        Case(n, m, shape, grouping, shift)
-        for grouping in options.groups
-        for shape in options.shapes
-        for n in options.evaluated
-        for m in options.reference
-        for shift in options.shifts
-    ]
+    sets = real_sets(options.real) if options.real else {}
+    cases = (
+        []
+        if sets
+        else [
+            Case(n, m, shape, grouping, shift)
+            for grouping in options.groups
+            for shape in options.shapes
+            for n in options.evaluated
+            for m in options.reference
+            for shift in options.shifts
+        ]
+    )
     start = time.perf_counter()
-    columns = "n | N | shape | groups | shift | shift covered | variety covered | typicality differs | variety differs"
-    print(f"| {columns} | p <= 0.05 | above floor | same |")
-    print("|---" * 12 + "|", flush=True)
+    columns = "n | N | shape | groups | shift | shift covered | variety covered | spread covered | typicality differs"
+    print(f"| {columns} | variety differs | same | p <= 0.05 | above floor |")
+    print("|---" * 13 + "|", flush=True)
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+        for name, rows in sets.items():
+            half, seeds = len(rows) // 2, range(options.runs)
+            runs = list(
+                pool.map(real_half, [rows] * options.runs, seeds, [options.resamples] * options.runs, chunksize=8)
+            )
+            print(line(Case(len(rows) - half, half, name, "none"), runs), flush=True)
         for number, case in enumerate(cases):
             seeds = [options.seed + 100_000 * number + run for run in range(options.runs)]
             runs = list(

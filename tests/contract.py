@@ -84,17 +84,13 @@ def numbers(value: Any) -> dict[str, float]:
     return {k: float(v) for k, v in value.items()} if isinstance(value, dict) else {"value": float(value)}
 
 
-def assert_same(found: Any, expected: Any, *, errors: bool = True, rel: float = 1e-5, nan_ok: bool = False) -> None:
-    """Compare two values; ``errors`` says whether standard errors must agree too.
-
-    Rows without groups are dealt to buckets by their place in the stream, which a standard error depends on.
-    """
+def assert_same(found: Any, expected: Any, *, rel: float = 1e-5, nan_ok: bool = False) -> None:
+    """Compare two values, standard errors and intervals too."""
     found, expected = numbers(found), numbers(expected)
     assert set(found) == set(expected)
     assert nan_ok or all(map(math.isfinite, expected.values())), expected
     for key, value in expected.items():
-        if errors or not key.endswith("_se"):
-            assert found[key] == pytest.approx(value, rel=rel, abs=1e-6, nan_ok=nan_ok), key
+        assert found[key] == pytest.approx(value, rel=rel, abs=1e-6, nan_ok=nan_ok), key
 
 
 @claim
@@ -109,14 +105,14 @@ def order_does_not_matter(make: Make) -> None:
     whole = feed(make()).compute()
     shuffled = torch.randperm(COUNT, generator=torch.Generator().manual_seed(4))
     for order in (rows().norm(dim=1).argsort(), shuffled):
-        assert_same(feed(make(), order).compute(), whole, errors=False)
+        assert_same(feed(make(), order).compute(), whole)
 
 
 @claim
 def order_does_not_matter_beyond_the_row_sample(make: Make) -> None:
     whole = feed(make(max_samples=60)).compute()
     shuffled = torch.randperm(COUNT, generator=torch.Generator().manual_seed(4))
-    assert_same(feed(make(max_samples=60), shuffled, size=17).compute(), whole, errors=False)
+    assert_same(feed(make(max_samples=60), shuffled, size=17).compute(), whole)
 
 
 @claim

@@ -144,7 +144,10 @@ def test_contributing_shows_the_same_map():
     assert shown == [part for part in LAYERS if part != "__main__"]
 
 
-def test_pure_functions_need_torch_alone_but_for_the_density_and_the_quantiles():
+NUMERIC = ("functional.density", "functional.resampling", "functional.two_sample")
+
+
+def test_pure_functions_need_torch_alone_but_for_densities_quantiles_and_permutations():
     torch_only = {*sys.stdlib_module_names, "torch", "clipconformity"}
     for module, source in package_files().items():
         if not module.startswith("functional"):
@@ -153,7 +156,7 @@ def test_pure_functions_need_torch_alone_but_for_the_density_and_the_quantiles()
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module or ""]
-            extra = {"numpy", "scipy"} if module in ("functional.density", "functional.resampling") else set()
+            extra = {"numpy", "scipy"} if module in NUMERIC else set()
             allowed = torch_only | extra
             assert {name.split(".")[0] for name in names} <= allowed, module
 

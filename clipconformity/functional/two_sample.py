@@ -6,7 +6,6 @@ draw without replacement from the pooled cells.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +24,8 @@ def permuted_histograms(
     Returns:
         Counts ``(R, K)`` of either side.
     """
+    import numpy as np
+
     pooled = (evaluated + reference).long()
     used = pooled.nonzero().flatten()
     draw = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))

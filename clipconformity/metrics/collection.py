@@ -113,7 +113,7 @@ class ConformityMetrics(MetricCollection):
         encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
         max_samples: Rows kept.
         allow_normalized: Take L2-normalised embeddings.
-        intervals: Also give ``kl_low``, ``kl_high``, ``noise_floor`` and ``p_value``, of 1,000 redraws: 0.3 s each time.
+        intervals: Also give ``kl_low``, ``kl_high``, ``noise_floor`` and ``p_value``, of 1,000 redraws: about 0.3 s.
         prefix: Put before every key.
         postfix: Put after every key.
 

@@ -45,6 +45,8 @@ CHUNK = 50
 """Resamples of the reference worked through at once: 50 x 10,000 conformities."""
 PLANS = 4
 """Parts of the redraws under one distribution, each with its own smoothing."""
+LEAST_VARIANCE = 0.1
+"""Share of the usual variance below which a redraw is taken without its counts below 0."""
 HEAVY = 1.0
 """Excess kurtosis above which the tails of a fitted density may be too light."""
 TAILS = "a side has heavy tails, of which the divergence may miss a part"
@@ -145,7 +147,8 @@ class Standing:
         either side, it would be stronger than on the observed ones, and the divergences smaller.
         """
         sizes, found = [side.effective for side in (self.evaluated, self.reference)], []
-        for mine, theirs in zip(evaluated.tensor_split(PLANS), reference.tensor_split(PLANS), strict=True):
+        sides = (fittable(side).tensor_split(PLANS) for side in (evaluated, reference))
+        for mine, theirs in zip(*sides, strict=True):
             if len(mine):
                 first = [
                     Side((side[0] * size / side[0].sum()).clamp_min(0), size)
@@ -166,6 +169,19 @@ class Standing:
         reference = redraw_reference(self.against, self.contrast.unit_mean, theirs)
         kept = (evaluated.sum(1) > 0) & (reference.sum(1) > 0)
         return evaluated[kept], reference[kept]
+
+
+def fittable(histograms: Tensor) -> Tensor:
+    """Give redraws ``(R, CELLS + 2)`` that a density fits, whose counts may be below 0.
+
+    What counts below 0 leave without a spread has no density: it takes none of them.
+    """
+    cell = torch.arange(histograms.shape[1], dtype=histograms.dtype)
+    total = histograms.sum(1)
+    mean = histograms @ cell / total
+    variance = histograms @ cell.square() / total - mean.square()
+    kept = variance > LEAST_VARIANCE * variance.median()
+    return torch.where(kept[:, None], histograms, histograms.clamp_min(0))
 
 
 def bucket_weights(count: Tensor, resamples: int, generator: torch.Generator) -> Tensor:

@@ -319,7 +319,7 @@ def test_a_reference_does_not_decide_what_is_loaded(spec, source, folder, capsys
     assert (captured.out, captured.err.count("\n"), loaded) == ("", 1, [])
 
 
-@pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")
+@pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning", "ignore::clipconformity.OverlapWarning")
 def test_an_encoder_that_a_reference_names_is_loaded_when_told(folder, capsys):
     Path("many.txt").write_text("".join(f"a {size} {hue} star\n" for size in ("big", "small") for hue in "abcdefgh"))
     told = ["--captions", "many.txt", "--encoder", "encoder"]

@@ -44,8 +44,8 @@ def test_every_rank_gives_what_one_process_gives(kind, name, ranks):
     expected = feed(maker(name)()).compute()
     again = feed(feed(maker(name)()), slice(first, COUNT)).compute()
     for rank in found:
-        assert_same(rank[kind, name][0], expected, errors=False)
-        assert_same(rank[kind, name][1], again, errors=False)
+        assert_same(rank[kind, name][0], expected)
+        assert_same(rank[kind, name][1], again)
         assert rank[kind, name] == found[0][kind, name]
 
 

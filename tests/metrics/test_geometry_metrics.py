@@ -200,6 +200,7 @@ def test_modality_gap_equals_brute_force(rows, texts, reference):
     assert float(low) <= found["modality_kl"] <= float(high)
 
 
+@pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")
 def test_the_standard_error_of_the_gap_is_that_of_repeated_draws():
     errors, gaps = [], []
     for seed in range(60):

@@ -1,0 +1,110 @@
+"""Redraws under one distribution: false alarms of the test and the floor, with groups and without."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from helpers import rows_with_cosine
+
+import clipconformity as cc
+from clipconformity.stream.null import FEW_GROUPS, redraw
+from clipconformity.stream.standing import fittable
+from clipconformity.stream.stream import Needs, Stream, layouts
+
+DIM = 16
+NEEDS = Needs(conformity=True, rows=True, reference=True)
+
+
+def drawn(groups: int, per_group: int, generator: torch.Generator, shift: float = 0.0, common=None) -> torch.Tensor:
+    """Rows in groups that share half of the variance of their conformity."""
+    shared = torch.randn(groups, generator=generator, dtype=torch.float64) if common is None else common
+    own = torch.randn(groups * per_group, generator=generator, dtype=torch.float64)
+    z = shared.repeat_interleave(per_group) * math.sqrt(0.5) + own * math.sqrt(0.5)
+    return rows_with_cosine((0.6 + 0.05 * (z + shift)).clamp(-0.95, 0.95), DIM, generator)
+
+
+def compared(rows, reference, groups=None):
+    stream = Stream(layouts(DIM, NEEDS, reference, 10_000), reference=reference)
+    stream.update(rows, groups=groups)
+    return stream.contrast("test")
+
+
+@pytest.mark.parametrize(("groups", "per_group"), [(200, 1), (60, 5), (30, 5)])
+def test_equal_distributions_seldom_differ(groups, per_group):
+    """150 runs: at a level of 5% more than 12% is four standard deviations above."""
+    below = 0
+    for seed in range(150):
+        generator = torch.Generator().manual_seed(seed)
+        label = [None if per_group == 1 else torch.arange(n).repeat_interleave(per_group) for n in (120, groups)]
+        reference = cc.ReferenceSet.fit(drawn(120, per_group, generator), groups=label[0])
+        metric = cc.ConformityKL(reference)
+        metric.update(drawn(groups, per_group, generator), groups=None if label[1] is None else label[1] + 1_000_000)
+        below += metric.p_value(resamples=100, generator=generator) <= 0.05
+    assert below <= 18
+
+
+def test_a_difference_is_seen_by_permutations_and_by_flips():
+    generator = torch.Generator().manual_seed(0)
+    for per_group in (1, 4):
+        label = None if per_group == 1 else torch.arange(200).repeat_interleave(per_group)
+        reference = cc.ReferenceSet.fit(drawn(200, per_group, generator), groups=label)
+        metric = cc.ConformityKL(reference)
+        metric.update(drawn(200, per_group, generator, 0.7), groups=None if label is None else label + 1000)
+        assert metric.p_value(resamples=200) < 0.02
+
+
+def test_the_p_value_does_not_depend_on_the_order_of_rows(generator):
+    rows, reference = drawn(300, 1, generator), cc.ReferenceSet.fit(drawn(200, 1, generator))
+    found = []
+    for order in (torch.arange(300), rows[:, 0].argsort()):
+        metric = cc.ConformityKL(reference)
+        metric.update(rows[order])
+        found.append((metric.p_value(resamples=100), metric.noise_floor(resamples=100)))
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
+def test_few_groups_are_worth_a_row_each(generator):
+    groups = torch.arange(FEW_GROUPS - 1).repeat_interleave(4)
+    reference = cc.ReferenceSet.fit(drawn(FEW_GROUPS - 1, 4, generator), groups=groups)
+    contrast = compared(drawn(100, 1, generator), reference)
+    observed = redraw(contrast, 10, generator).observed
+    assert [float(side.sum()) for side in observed] == [100, FEW_GROUPS - 1]
+
+
+def test_values_are_conformities_to_both_sides_together(generator):
+    """Under one distribution a label says nothing of them: brute force, the own row left out, up to a constant."""
+    rows, others = drawn(60, 1, generator), drawn(80, 1, generator)
+    contrast = compared(rows, cc.ReferenceSet.fit(others))
+    both = torch.cat([rows, others]).double().numpy()
+    units = both / np.linalg.norm(both, axis=1, keepdims=True)
+    matrix = units @ units.T
+    np.fill_diagonal(matrix, np.nan)
+    values = np.nanmean(matrix, 1)
+    order = np.argsort(values)
+    observed = redraw(contrast, 5, generator).observed
+    # Cells of equal width in the same order: how many evaluated rows lie below each pooled quantile agrees.
+    ours = np.cumsum(observed[0].numpy()) / 60
+    pooled = np.cumsum((observed[0] + observed[1]).numpy())
+    for rank in (20, 70, 120):
+        below = ours[np.searchsorted(pooled, rank)]
+        assert below == pytest.approx(np.isin(order[:rank], np.arange(60)).sum() / 60, abs=0.06)
+
+
+def test_redraws_without_a_spread_are_fitted_without_a_warning(generator):
+    """Signs of few groups can leave counts below 0 whose variance is negative."""
+    cell = torch.arange(1026).double()
+    base = torch.exp(-((cell - 500) ** 2) / 800).expand(9, -1).clone() * 10
+    base[0, 200] -= 5 * base[0].sum() / 100
+    fixed = fittable(base)
+    assert bool((fixed[1:] == base[1:]).all())
+    assert bool((fixed[0] >= 0).all())
+    reference = cc.ReferenceSet.fit(drawn(60, 5, generator), groups=torch.arange(60).repeat_interleave(5))
+    metric = cc.ConformityKL(reference)
+    metric.update(drawn(60, 1, generator), groups=torch.arange(60) + 500)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert metric.noise_floor(resamples=300) > 0

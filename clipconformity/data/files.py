@@ -249,6 +249,7 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
         OSError: If it cannot be written.
         ValueError: If its name promises another format.
     """
+    check_output(Path(path))
     if Path(path).suffix != SAFETENSORS:
         raise ValueError(f"expected a name that ends in {SAFETENSORS}, got {path}.")
     from safetensors import SafetensorError

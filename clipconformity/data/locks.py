@@ -21,6 +21,8 @@ except ImportError:  # of Windows
 
 LOCK = ".lock"
 """Name of the lock in a folder of temporary files."""
+LEFT = ".tmp"
+"""How the names of such folders end."""
 PAUSE = 0.1
 """Seconds between two looks at a lock that another process has."""
 
@@ -158,7 +160,7 @@ def claim(target: Path) -> Workplace:
 
 
 def _place(target: Path, number: int) -> Path:
-    return target.with_name(f".{target.name}.{number}.tmp")
+    return target.with_name(f".{target.name}.{number}{LEFT}")
 
 
 def _enter(folder: Path) -> Workplace | None:

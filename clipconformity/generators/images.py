@@ -13,6 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from clipconformity.data.files import replacing
 from clipconformity.data.images import as_images
+from clipconformity.data.strict_json import to_json
 from clipconformity.generators.pipelines import adapted, settings, unwrapped
 from clipconformity.generators.runs import (
     check_numbers,
@@ -222,7 +223,7 @@ class _Run:
                 excluded = about["black"] and self.on_black == "exclude"
                 path = self._path(sample, SUFFIXES[excluded])
                 info = PngImagePlugin.PngInfo()
-                info.add_itxt(_KEY, json.dumps(about))
+                info.add_itxt(_KEY, to_json(about))
                 with replacing(path) as temporary:
                     image.save(temporary, format="PNG", pnginfo=info)
                 self.entries[sample.stem] = about | {"file": path.name}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipconformity import __version__
 from clipconformity.cli import outputs
+from clipconformity.cli.parts import Parts
 from clipconformity.cli.sources import open_coco, open_source
 from clipconformity.provenance import without_folders
 
@@ -46,22 +47,23 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
     from clipconformity.stream.row_sample import hash_labels
 
     outputs.check(options, [("--output", options.output)])
-    source = open_source(options)
-    batches = list(source)
-    if not batches:
-        raise ValueError(source.nothing_read)
-    embeddings = torch.cat([batch.embeddings.cpu() for batch in batches])
-    groups = None
-    if source.groups is not None:
-        groups = hash_labels(source.groups, len(embeddings), embeddings.device)
-    with replacing(options.output, overwrite=options.overwrite) as output:
-        write_embeddings(
-            output,
-            embeddings,
-            ids=[name for batch in batches for name in batch.ids],
-            groups=groups,
-            provenance=source.provenance,
-        )
+    with Parts(options.output) as parts:
+        source = open_source(options, parts=parts)
+        batches = list(source)
+        if not batches:
+            raise ValueError(source.nothing_read)
+        embeddings = torch.cat([batch.embeddings.cpu() for batch in batches])
+        groups = None
+        if source.groups is not None:
+            groups = hash_labels(source.groups, len(embeddings), embeddings.device)
+        with replacing(options.output, overwrite=options.overwrite) as output:
+            write_embeddings(
+                output,
+                embeddings,
+                ids=[name for batch in batches for name in batch.ids],
+                groups=groups,
+                provenance=source.provenance,
+            )
     result = {"output": str(options.output), "count": len(embeddings), "embed_dim": embeddings.shape[1]}
     origin = {"encoder": source.provenance.spec, "modality": source.provenance.modality}
     return result | origin | source.remarks
@@ -75,16 +77,17 @@ def make_reference(options: argparse.Namespace) -> dict[str, Any]:
     if options.coco is not None:
         return _coco_references(options)
     outputs.check(options, [("--output", options.output)])
-    source = open_source(options)
-    reference = build_reference(
-        source,
-        dataset=options.dataset,
-        max_samples=options.max_samples,
-        allow_normalized=options.allow_normalized,
-    )
-    described = _described(reference, options.output)  # may refuse, and then nothing is written
-    with replacing(options.output, overwrite=options.overwrite) as output:
-        reference.save(output)
+    with Parts(options.output) as parts:
+        source = open_source(options, parts=parts)
+        reference = build_reference(
+            source,
+            dataset=options.dataset,
+            max_samples=options.max_samples,
+            allow_normalized=options.allow_normalized,
+        )
+        described = _described(reference, options.output)  # may refuse, and then nothing is written
+        with replacing(options.output, overwrite=options.overwrite) as output:
+            reference.save(output)
     return described | source.remarks
 
 

@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 import clipconformity.report  # noqa: F401 - loaded before the processes part, so that kills fall into the work
 from clipconformity import cli
@@ -86,6 +88,7 @@ def start(run: Callable[[], int], *before: Callable[[], object]) -> int:
         return child
     for number in (1, 2):
         os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    tqdm.set_lock(threading.RLock())  # its own is shared with the processes that were killed while they held it
     for prepare in before:
         prepare()
     try:

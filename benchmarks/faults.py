@@ -177,7 +177,7 @@ def kills(check: Check, count: int, draw: random.Random) -> None:
         # In Python only Ctrl-C is an exception; the commands make one of SIGTERM.
         caught = kind == signal.SIGINT or (kind == signal.SIGTERM and check.name not in RESUMED)
         # Before the command began, or where nothing catches it, the signal ends the process itself.
-        check.note("unexpected status", status not in ((EXPECTED[kind], -kind) if caught else (-kind,)))
+        check.note(f"status {status}", status not in ((EXPECTED[kind], -kind) if caught else (-kind,)))
         check.after_fault(caught and status != -kind)
         check.afterwards()
 
@@ -196,7 +196,7 @@ def full_disk(check: Check, draw: random.Random) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
         status = wait(start(check.run, small))
-        check.note("unexpected status", status != 1)
+        check.note(f"status {status}", status != 1)
         check.after_fault(caught=True)
         check.afterwards()
 
@@ -220,7 +220,7 @@ def inputs_change(check: Check) -> None:
 
         status = wait(start(check.run, lie))
         last.write_bytes(data)
-        check.note("unexpected status", status != 2)
+        check.note(f"status {status}", status != 2)
         check.note("output all the same", bool(contents(*check.outputs)))
         check.afterwards()
 
@@ -232,7 +232,7 @@ def two_at_once(check: Check, count: int, draw: random.Random) -> None:
         time.sleep(draw.uniform(0, 0.5) * check.seconds)
         children.append(start(check.run))
         found = sorted(wait(child) for child in children)
-        check.note("unexpected status", found != ([0, 0] if check.name in RESUMED else [0, 2]))
+        check.note(f"statuses {found}", found != ([0, 0] if check.name in RESUMED else [0, 2]))
         check.note("output differs", contents(*check.outputs) != check.whole)
         check.after_fault(caught=True)
         check.afterwards()

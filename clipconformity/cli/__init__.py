@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from clipconformity import __version__
 from clipconformity.cli import commands
-from clipconformity.cli.signals import Ended, ending
+from clipconformity.cli.signals import ending
 from clipconformity.data.formats import suffixes
 from clipconformity.data.strict_json import to_json
 from clipconformity.encoders.registry import encoder_forms
@@ -56,21 +56,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told = sys.argv[1:] if arguments is None else arguments
     options.line = shlex.join(["clipconformity", *(without_folders(word, Path.cwd()) for word in told)])
     command: Callable[[argparse.Namespace], dict[str, Any] | str] = options.command
-    try:
-        with ending(), warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            result = command(options)
-            return _print(result if isinstance(result, str) else to_json(result, indent=2) + "\n")
-    except OSError as error:
+    with ending() as signals:
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                result = command(options)
+                return _print(result if isinstance(result, str) else to_json(result, indent=2) + "\n")
+        except KeyboardInterrupt:
+            return signals.status or 130
+        except Exception as error:
+            if signals.status is not None:  # a library made an error of its own of it
+                return signals.status
+            return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """Tell an error in one line, and give the exit status; what is no error of the user or the machine is raised."""
+    if isinstance(error, OSError):
         return _fail(error, _status(error))
-    except (ValueError, TypeError, ImportError) as error:
+    if isinstance(error, (ValueError, TypeError, ImportError)):
         return _fail(error, 2)
-    except (MemoryError, RuntimeError) as error:  # a device without memory, a process that was killed
+    if isinstance(error, (MemoryError, RuntimeError)):  # a device without memory, a process that was killed
         return _fail(str(error) or "there is not enough memory.", 1)
-    except Ended as signal:
-        return signal.status
-    except KeyboardInterrupt:
-        return 130
+    raise error
 
 
 def _print(text: str) -> int:

@@ -12,36 +12,34 @@ ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
 """Ctrl-C; what a scheduler sends; the end of the terminal's connection, which Windows has not."""
 
 
-class Ended(KeyboardInterrupt):
-    """A signal that ends the command.
+class Signals:
+    """What came.
 
     Attributes:
-        status: The exit status, as of a shell: 128 and the signal's number.
+        status: Exit status of the first signal that came, as of a shell: 128 and its number.
     """
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.status = 128 + number
+    status: int | None = None
+
+    def _raise(self, number: int, _: FrameType | None) -> None:
+        self.status = self.status or 128 + number
+        raise KeyboardInterrupt
 
 
 @contextmanager
-def ending() -> Iterator[None]:
-    """Raise :class:`Ended` for each of :data:`ENDING`, but for those that are ignored or handled already.
+def ending() -> Iterator[Signals]:
+    """Raise ``KeyboardInterrupt`` for each of :data:`ENDING`, but for those that are ignored or handled already.
 
     Signals reach the main thread alone; in another nothing changes.
     """
-    before = {}
+    signals, before = Signals(), {}
     if threading.current_thread() is threading.main_thread():
         for name in ENDING:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                before[number] = signal.signal(number, _raise)
+                before[number] = signal.signal(number, signals._raise)
     try:
-        yield
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _raise(number: int, _: FrameType | None) -> None:
-    raise Ended(number)

@@ -11,10 +11,14 @@ import pytest
 from PIL import Image
 
 from clipconformity.cli import main
+from clipconformity.data import list_images
 from clipconformity.demo import sample_scenes, write_coco_scenes
+from clipconformity.encoders import load_encoder
 from clipconformity.encoders.registry import TINY
+from clipconformity.evaluation import build_reference, image_source, score
 from clipconformity.generators import generate_images
 from clipconformity.provenance import Provenance, without_folders
+from clipconformity.report import Run, write_report
 
 
 @pytest.fixture
@@ -132,3 +136,15 @@ def test_what_lies_in_the_working_directory_is_told_from_there(tmp_path, monkeyp
     assert without_folders(f"--report={tmp_path}/a/b.html", tmp_path) == "--report=a/b.html"
     assert without_folders("a/../b.html", tmp_path) == "b.html"
     assert without_folders("/elsewhere/b.html", tmp_path) == "b.html"
+
+
+@pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")
+def test_a_report_from_python_tells_samples_by_their_names(home):
+    paths, encoder = list_images(home / "coco" / "val2017"), load_encoder("tiny")
+    reference = build_reference(image_source(paths, encoder))
+    result = score(image_source(paths, encoder), reference, resamples=5)
+    assert str(home) in result.ids[0]
+    write_report("r.html", [Run("run", result, paths)])
+    page = Path("r.html").read_text(encoding="utf-8")
+    assert "anna" not in page
+    assert 'class="name">0000' in page

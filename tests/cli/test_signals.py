@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from clipconformity.cli import main
-from clipconformity.cli.signals import Ended, ending
+from clipconformity.cli.signals import ending
 
 STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 # A command that is held while its output is half written.
@@ -66,7 +66,7 @@ def test_a_signal_cleans_up_and_has_its_status(name, held, tmp_path):
 def test_what_the_signal_that_nothing_catches_leaves_is_removed_by_the_next_run(held, tmp_path, monkeypatch, capsys):
     held.kill()
     held.wait()
-    assert names(tmp_path) == [".out.safetensors.1.tmp", "c.txt"]
+    assert names(tmp_path) == [".out.safetensors.1.tmp", "c.txt", "out.safetensors.parts"]
     monkeypatch.chdir(tmp_path)
     assert main(["embed", "--captions", "c.txt", "--encoder", "tiny", "-o", "out.safetensors"]) == 0
     assert names(tmp_path) == ["c.txt", "out.safetensors"]
@@ -75,14 +75,26 @@ def test_what_the_signal_that_nothing_catches_leaves_is_removed_by_the_next_run(
 def test_a_signal_that_is_ignored_stays_so():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with ending():
+        with ending() as signals:
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            with pytest.raises(Ended) as raised:
+            with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGTERM)
-        assert raised.value.status == 143
+        assert signals.status == 143
     finally:
         signal.signal(signal.SIGHUP, before)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_signal_of_which_a_library_makes_an_error_keeps_its_status(monkeypatch, capsys):
+    def interrupted(*_):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    monkeypatch.setattr("clipconformity.cli.commands.list_encoders", interrupted)
+    assert main(["encoders"]) == 143
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_command_runs_in_a_thread_too(tmp_path):

@@ -381,3 +381,10 @@ def test_who_comes_second_is_told_and_waits(tmp_path):
     thread.join()
     assert order == ["first", "second"]
     assert names(tmp_path) == []
+
+
+def test_what_reads_and_writes_files_imports_where_there_are_no_locks():
+    """As on Windows."""
+    code = "import sys; sys.modules['fcntl'] = None; import clipconformity.cli, clipconformity.data.files"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

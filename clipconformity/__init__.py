@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from clipconformity.functional.resampling import Interval as Interval
     from clipconformity.metrics import *
     from clipconformity.stream.reference import ReferenceSet as ReferenceSet
+    from clipconformity.stream.stream import OverlapWarning as OverlapWarning
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,7 @@ _HOMES = {
     "Encoder": "encoders",
     "Interval": "functional.resampling",
     "LowerBoundWarning": "functional",
+    "OverlapWarning": "stream.stream",
     "ReferenceSet": "stream.reference",
     "Verdict": "evaluation",
     "load_encoder": "encoders",

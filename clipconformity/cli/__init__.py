@@ -22,6 +22,9 @@ from clipconformity.provenance import without_folders
 
 __all__ = ["main"]
 
+UNMET = 3
+"""Exit status where a requirement does not hold."""
+
 
 class Parser(argparse.ArgumentParser):
     """Argument parser whose errors are one line."""
@@ -45,8 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows the program's name; by default that of the process.
 
     Returns:
-        0; 2 for what was given wrong; 1 for what failed under way, such as a full disk. Both are told in one line on
-        standard error. 128 and the signal's number where one ended the command: 130 for Ctrl-C, 143 for SIGTERM.
+        0; 2 for what was given wrong; 1 for what failed under way, such as a full disk; 3 where what ``--require`` asks
+        for does not hold. Each is told in one line on standard error. 128 and the signal's number where one ended the
+        command: 130 for Ctrl-C, 143 for SIGTERM.
     """
     if sys.stderr is None:  # closed: its number would go to the next file that is opened, and messages into it
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lasts
@@ -61,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
                 result = command(options)
-                return _print(result if isinstance(result, str) else to_json(result, indent=2) + "\n")
+                if isinstance(result, str):
+                    return _print(result)
+                return _print(to_json(result, indent=2) + "\n") or _unmet(result)
         except KeyboardInterrupt:
             return signals.status or 130
         except Exception as error:
@@ -79,6 +85,21 @@ def _failed(error: Exception) -> int:
     if isinstance(error, (MemoryError, RuntimeError)):  # a device without memory, a process that was killed
         return _fail(str(error) or "there is not enough memory.", 1)
     raise error
+
+
+def _unmet(result: dict[str, Any]) -> int:
+    """Tell of requirements that do not hold, and give the exit status."""
+    failed = [one for one in result.get("requirements", ()) if not one["holds"]]
+    for one in failed:
+        _tell("error", f"--require {one['requirement']} does not hold: {_bound_of(one)}.")
+    return UNMET if failed else 0
+
+
+def _bound_of(one: dict[str, Any]) -> str:
+    if one["judged_by"] is None:
+        return "it is not known well enough"
+    bound = "" if one["judged_by"] == one["value"] else f", and the bound of its interval {one['judged_by']:.4g}"
+    return f"the value is {one['value']:.4g}{bound}"
 
 
 def _print(text: str) -> int:
@@ -161,7 +182,19 @@ def _parser() -> Parser:
         metavar="NAME,...",
         help="further read-outs by name, or 'all' (default: the core)",
     )
-    score.add_argument("--resamples", type=int, default=1000, help="bootstrap redraws (default: 1000)")
+    score.add_argument("--resamples", type=int, default=1000, help="redraws of intervals and tests (default: 1000)")
+    score.add_argument(
+        "--margin",
+        metavar="NAME=X,...",
+        help="differences that do not matter (default: typicality=0.2,variety=0.05)",
+    )
+    score.add_argument(
+        "--require",
+        action="append",
+        default=[],
+        metavar="FIGURE>=X",
+        help="exit with status 3 unless the bound of the figure's interval meets it; may be repeated",
+    )
 
     geometry = _command(
         known, "geometry", "measure the six geometric properties of embeddings", commands.measure_geometry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clipconformity.evaluation import Score
+    from clipconformity.evaluation.requirements import Requirement
     from clipconformity.stream.reference import ReferenceSet
 
 
@@ -132,7 +134,9 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     if options.resamples < 1:
         raise ValueError(f"--resamples: expected at least 1, got {options.resamples}.")
     metrics = options.metrics.split(",")
-    choose(metrics)
+    known = {field.name for one in choose(metrics) for field in one.fields}
+    requirements = [_required(text, known) for text in options.require]
+    margins = _margins(options.margin)
     reference = ReferenceSet.load(options.reference)
     source = open_source(options, reference_encoder=reference.spec)
     result = score(
@@ -140,6 +144,7 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
         reference,
         resamples=options.resamples,
         metrics=metrics,
+        margins=margins,
         allow_normalized=options.allow_normalized,
     )
     with Publication(overwrite=options.overwrite) as files:  # both files or none
@@ -153,7 +158,36 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
         if (value := getattr(options, name))
     }
     summary = result.to_dict()
+    if requirements:
+        summary["requirements"] = [one.judged(result) for one in requirements]
     return summary | {"measured": given | summary["measured"] | {"clipconformity": __version__}}
+
+
+def _required(text: str, known: set[str]) -> Requirement:
+    from clipconformity.evaluation.requirements import Requirement
+
+    try:
+        found = Requirement.parse(text)
+    except ValueError as error:
+        raise ValueError(f"--require: {error}") from None
+    if found.name not in known:
+        near = difflib.get_close_matches(found.name, known, n=1)
+        advice = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(sorted(known))}."
+        raise ValueError(f"--require: there is no figure {found.name!r} among the metrics{advice}")
+    return found
+
+
+def _margins(text: str | None) -> dict[str, float]:
+    from clipconformity.evaluation.results import checked_margins
+
+    margins = {}
+    for part in (text or "").split(",") if text else ():
+        name, _, value = part.partition("=")
+        try:
+            margins[name.strip()] = float(value)
+        except ValueError:
+            raise ValueError(f"--margin: expected NAME=NUMBER such as variety=0.05, got {part!r}.") from None
+    return checked_margins(margins)
 
 
 def _report(options: argparse.Namespace, path: Path, result: Score) -> None:
@@ -260,7 +294,7 @@ def _described(reference: ReferenceSet, path: Path) -> dict[str, Any]:
         "conformity_std": float(values.std()),
         "conformity_min": float(values.min()),
         "conformity_max": float(values.max()),
-        "self_conformity_se": float(reference.self_conformity_se),
+        "self_conformity_se": reference.known_error,
         "conformity_fit": {name: float(x) for name, x in reference.conformity_fit._asdict().items()},
         "norm_mean": float(reference.norms.mean()),
         "norm_std": float(reference.norms.std()),

@@ -24,6 +24,7 @@ class EmbeddingFile:
         path: The file.
         embeddings: ``(N, D)``.
         ids: A name for each row; by default its number, behind the file's stem.
+        named: Whether the file has names, so that the ids are more than places.
         groups: Group ids ``(N,)``, if the file has them.
         provenance: Encoder and modality, as far as the file says them.
     """
@@ -31,6 +32,7 @@ class EmbeddingFile:
     path: Path
     embeddings: Tensor
     ids: list[str]
+    named: bool = False
     groups: Tensor | None = None
     provenance: Provenance = UNKNOWN
 
@@ -75,7 +77,7 @@ def read_embeddings(path: Path | str) -> EmbeddingFile:
         provenance = Provenance(about.get("spec"), about.get("encoder_id"), about.get("modality"))
     except ValueError as error:
         raise ValueError(f"{path}: damaged: {error}") from None
-    return EmbeddingFile(path, embeddings, ids, groups, provenance)
+    return EmbeddingFile(path, embeddings, ids, bool(about.get("ids")), groups, provenance)
 
 
 def write_embeddings(

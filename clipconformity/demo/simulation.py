@@ -29,6 +29,8 @@ REAL, GENERATED = 2000, 1000
 """Number of real scenes, each with five captions, and of samples of each generator."""
 COMMON, DIVERSE = 2.0, 1.1
 """Concentrations: the generators draw scenes with probability proportional to p ** concentration."""
+TOLD = 1_000_000
+"""First image id of the scenes that the captioners describe, which are none of the real ones."""
 SPLIT = "val2017"
 REPORT, RESULTS, PLOT = "report.html", "results.json", "distributions.png"
 RUNS = ("images-common", "images-diverse", "images-single", "captions-generic", "captions-specific")
@@ -133,7 +135,7 @@ def _runs(root: Path, encoder: BaseEncoder, references: dict[str, ReferenceSet])
         draw_scene(scene, seed=20_000 + number).save(path)
     for name, (title, caption) in written.items():
         file = root / f"{name}.json"
-        write_results(file, range(len(told)), [caption(scene) for scene in told])
+        write_results(file, range(TOLD, TOLD + len(told)), [caption(scene) for scene in told])
         captions = read_captions(file)
         source = caption_source(captions, encoder)
         runs.append(Run(name, title, source, references["text"], shown, captions.texts))
@@ -184,16 +186,16 @@ def _table(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Sco
         "",
         "The model is a tiny CLIP and the data are drawn scenes: stand-ins, so that this runs with no download.",
         "Typical: conformity to the real set (higher is more common). Alike: self-conformity (lower is more varied).",
-        "KL: how far the conformity distribution is from the real one, in nats, with its 95% interval;",
-        "floor: what sampling noise alone would give.",
+        "Variety: mean distance of two samples over that of the real ones, with its 95% interval (low is less varied).",
+        "KL: how far the conformity distribution is from the real one, in nats; floor: what noise alone would give.",
         "",
-        f"{'':18} {'typical':>8} {'alike':>7} {'KL':>7} {'95% interval':>17} {'floor':>7} {'N':>6}",
+        f"{'':18} {'typical':>8} {'alike':>7} {'variety':>8} {'95% interval':>17} {'KL':>7} {'floor':>7} {'N':>6}",
     ]
     for modality, reference in references.items():
         lines.append(
             f"{'real ' + ('images' if modality == 'image' else 'captions'):18} "
             f"{float(reference.conformities.mean()):8.3f} {float(reference.self_conformity):7.3f} "
-            f"{'':7} {'':17} {'':7} {reference.count:6d}"
+            f"{'':8} {'':17} {'':7} {'':7} {reference.count:6d}"
         )
         for run, result in scores.values():
             if run.reference is reference:
@@ -204,11 +206,11 @@ def _table(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Sco
 
 
 def _rows(run: Run, result: Score) -> list[str]:
-    interval, floor = result.figures["conformity_kl"].interval_text(), result.figures["noise_floor"].text()
+    variety, floor = result.figures["variety_ratio"], result.figures["noise_floor"].text()
     at_least = ">" if result.kl_is_lower_bound else " "
     figures = (
-        f"{run.name:18} {result.conformity_mean:8.3f} {result.self_conformity_mean:7.3f} "
-        f"{at_least}{result.conformity_kl:6.3f} {interval:>17} {floor:>7} {result.count:6d}"
+        f"{run.name:18} {result.conformity_mean:8.3f} {result.self_conformity_mean:7.3f} {variety.text():>8} "
+        f"{variety.interval_text():>17} {at_least}{result.conformity_kl:6.3f} {floor:>7} {result.count:6d}"
     )
     words = result.sentences
-    return [figures, f"  {run.title}: {words['typical']}; {words['varied']}."]
+    return [figures, f"  {run.title}: {words['typical']}; {words['varied']}.", *(f"  {note}" for note in result.notes)]

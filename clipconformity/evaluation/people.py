@@ -120,5 +120,5 @@ def _figures(embeddings: Tensor, reference: ReferenceSet) -> dict[str, Tensor]:
     parts = (ConformityReadOut(), ConformityKLReadOut())
     sides = layouts(reference.embed_dim, parts[0].needs, reference, reference.max_samples)
     stream = Stream(sides, reference=reference, allow_normalized=reference.normalized)
-    stream.update(embeddings, seen=0)
+    stream.update(embeddings)
     return {name: value for part in parts for name, value in part.read(stream).items()}

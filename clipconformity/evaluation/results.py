@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from clipconformity.functional.resampling import Interval
+from clipconformity.functional.resampling import Estimate, Interval, student_quantile
+from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.readouts import Direction, Field
 from clipconformity.stream.reference import ReferenceSet
 
-SHIFT = 0.1
-"""Shift of the mean, in standard deviations of the reference, below which a difference is one of the spread."""
-SPREAD = "the spread differs"
-ONE_GROUP = "all samples belong to one group"
+MARGINS = {"typicality": 0.2, "variety": 0.05}
+"""Differences that do not matter unless told otherwise: standard deviations of the reference, and a share."""
+MARGIN_ERRORS = 1.959964 + 1.281552
+"""Standard errors that a margin holds where a true zero is found inside it in 80% of cases."""
+SMALL_REFERENCE = "the reference is too small"
 Outcome = Literal["same", "more", "less", "undecided"]
 
 
@@ -53,8 +55,9 @@ class Verdict(NamedTuple):
     interval: Interval | None = None
     margin: float | None = None
     needed: int | None = None
-    """Samples at which a difference of zero would be ``same``."""
+    """Samples at which a true difference of zero would be ``same`` in 80% of cases; of an undecided verdict."""
     reason: str | None = None
+    """Why it is undecided, or ``"few samples"`` or ``"few groups"`` where it may be off by some."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Score:
         exact: Whether quantiles and intervals rest on every sample rather than on row samples.
         measured: What was measured: encoder, modality, and what differs from the reference's encoder.
         remarks: What was left out or cut.
+        notes: What to know of these samples, a sentence each: what they share with the reference, and the like.
     """
 
     figures: Mapping[str, Figure]
@@ -85,6 +89,7 @@ class Score:
     kl_is_lower_bound: bool = False
     measured: Mapping[str, Any] = field(default_factory=dict)
     remarks: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def value(self, name: str) -> float:
         """Give the value of a figure.
@@ -119,6 +124,16 @@ class Score:
         return self.value("spread_ratio")
 
     @property
+    def variety_ratio(self) -> float:
+        """Mean cosine distance of two samples over the reference's: below 1 is less varied."""
+        return self.value("variety_ratio")
+
+    @property
+    def p_value(self) -> float | None:
+        """Of the test that the conformities are of one distribution; None where all samples belong to one group."""
+        return self.figures["p_value"].value
+
+    @property
     def conformity_kl(self) -> float:
         """KL of the conformity distribution from the reference's, nats."""
         return self.value("conformity_kl")
@@ -143,21 +158,31 @@ class Score:
         reference = self.reference
         result: dict[str, Any] = {"count": self.count} | {name: one.value for name, one in self.figures.items()}
         result |= {
-            "reference_conformity_std": float(reference.conformities.std()),
+            "reference_conformity_std": float(reference.spread.whole),
             "reference_self_conformity": float(reference.self_conformity),
-            "reference_self_conformity_se": float(reference.self_conformity_se),
+            "reference_self_conformity_se": reference.known_error,
             "kl_is_lower_bound": self.kl_is_lower_bound,
             "exact": self.exact,
             "verdict": self.sentences,
             "verdicts": {name: verdict._asdict() for name, verdict in self.verdicts.items()},
             "reference": reference.describe(),
+            "notes": list(self.notes),
             "measured": dict(self.measured),
         }
         return result | dict(self.remarks)
 
 
-def to_figures(fields: tuple[Field, ...], values: Mapping[str, Tensor]) -> dict[str, Figure]:
-    """Give values their meaning, error and interval; those of other fields are passed over."""
+def to_figures(
+    fields: tuple[Field, ...], values: Mapping[str, Tensor], degrees: float, unknown: str
+) -> dict[str, Figure]:
+    """Give values their meaning, error and interval; those of other fields are passed over.
+
+    Args:
+        fields: Their declarations.
+        values: By key.
+        degrees: Degrees of freedom of the standard errors.
+        unknown: Why an uncertainty cannot be had, where it cannot.
+    """
 
     def plain(name: str | None) -> float | None:
         found = math.nan if name is None or name not in values else float(values[name])
@@ -167,62 +192,103 @@ def to_figures(fields: tuple[Field, ...], values: Mapping[str, Tensor]) -> dict[
     for one in fields:
         if one.name not in values:
             continue
+        value, error = plain(one.name), plain(one.error)
         ends = [plain(name) for name in one.interval or ()]
         interval = Interval(*ends) if ends and None not in ends else None  # type: ignore[arg-type]
-        unknown = plain(one.error) is None if one.error else one.interval is not None and interval is None
-        reason = ONE_GROUP if unknown else None
-        figures[one.name] = Figure(plain(one.name), one.about, one.unit, one.better, plain(one.error), interval, reason)
+        if interval is None and value is not None and error is not None and degrees > 0:
+            half = student_quantile(0.975, degrees) * error
+            interval = Interval(value - half, value + half)
+        reason = unknown if (one.error or one.interval) and interval is None else None
+        figures[one.name] = Figure(value, one.about, one.unit, one.better, error, interval, reason)
     return figures
 
 
-def judge(figures: Mapping[str, Figure], self_conformity: float, error: float) -> dict[str, Verdict]:
-    """Judge typicality and variety.
+def judge(contrast: Contrast, margins: Mapping[str, float] | None = None) -> dict[str, Verdict]:
+    """Judge typicality and variety, each by its effect with a 95% interval, against a margin.
 
-    Typicality differs when the KL's interval lies above the noise floor; variety, when the self-conformities are
-    more than 1.96 standard errors apart. Otherwise no difference can be told at this N.
+    ``same``: the interval lies inside the margin. ``more`` or ``less``: it excludes no difference, and does not lie
+    inside. ``undecided``: neither.
 
     Args:
-        figures: Of the core.
-        self_conformity: The reference's.
-        error: Its standard error.
+        contrast: The evaluated samples beside the reference.
+        margins: Differences that do not matter: of ``"typicality"`` in standard deviations of the reference, of
+            ``"variety"`` as a share of its own; by default :data:`MARGINS`.
+
+    Raises:
+        ValueError: If a margin is unknown, or not between 0 and 1 for variety, or not above 0.
     """
-    shift, own = (figures[name].value for name in ("typicality_shift", "self_conformity_mean"))
-    assert shift is not None  # exact for any two samples
-    assert own is not None
-    interval, floor = figures["conformity_kl"].interval, figures["noise_floor"].value
-    own_error = figures["self_conformity_mean"].error
-    apart = own - self_conformity
-    if interval is None or floor is None or own_error is None:
-        return {
-            "typicality": Verdict("undecided", shift, reason=ONE_GROUP),
-            "variety": Verdict("undecided", apart, reason=ONE_GROUP),
-        }
-    typicality = Verdict("undecided", shift)
-    if interval.low > floor:
-        if abs(shift) < SHIFT:
-            typicality = Verdict("undecided", shift, reason=SPREAD)
-        else:
-            typicality = Verdict("more" if shift > 0 else "less", shift)
-    half = 1.96 * math.hypot(own_error, error)
-    outcome: Outcome = "undecided" if abs(apart) <= half else "less" if apart > 0 else "more"
-    return {"typicality": typicality, "variety": Verdict(outcome, apart, Interval(apart - half, apart + half))}
+    allowed = MARGINS | checked_margins(margins or {})
+    shift, variety = contrast.typicality_shift, contrast.log_variety_ratio
+    ratio = math.exp(float(variety.value))
+    found = {
+        "typicality": (shift, float(shift.value), shift.interval(), 0.0),
+        "variety": (variety, ratio, contrast.variety_interval, 1.0),
+    }
+    return {
+        name: _verdict(estimate, effect, interval, no_effect, allowed[name], contrast)
+        for name, (estimate, effect, interval, no_effect) in found.items()
+    }
+
+
+def checked_margins(margins: Mapping[str, float]) -> dict[str, float]:
+    """Refuse margins that nothing is judged by."""
+    for name, value in margins.items():
+        if name not in MARGINS:
+            raise ValueError(f"margins: {name!r} is unknown; expected {' or '.join(MARGINS)}.")
+        if not 0 < value < (1 if name == "variety" else math.inf):
+            allowed = "between 0 and 1" if name == "variety" else "above 0"
+            raise ValueError(f"margins: expected {name} {allowed}, got {value}.")
+    return dict(margins)
+
+
+def _verdict(
+    estimate: Estimate, effect: float, interval: Interval, no_effect: float, margin: float, contrast: Contrast
+) -> Verdict:
+    if not math.isfinite(interval.low) or not math.isfinite(interval.high):
+        return Verdict("undecided", effect, None, margin, None, contrast.unknown)
+    few = contrast.few
+    if no_effect - margin <= interval.low and interval.high <= no_effect + margin:
+        return Verdict("same", effect, interval, margin, None, few)
+    if interval.low > no_effect:
+        return Verdict("more", effect, interval, margin, None, few)
+    if interval.high < no_effect:
+        return Verdict("less", effect, interval, margin, None, few)
+    needed = _needed(estimate, margin, contrast.count)
+    return Verdict("undecided", effect, interval, margin, needed, few if needed is not None else SMALL_REFERENCE)
+
+
+def _needed(estimate: Estimate, margin: float, count: int) -> int | None:
+    """Samples at which a true zero would be ``same`` in 80% of cases; None where the reference is too small for any.
+
+    The chance is 2 Phi(margin/se - 1.96) - 1, and the square of the error is a part over n and the reference's.
+    """
+    mine, theirs = estimate.parts
+    left = (margin / MARGIN_ERRORS) ** 2 - theirs
+    return math.ceil(count * mine / left) if left > 0 else None
 
 
 def typical(verdict: Verdict) -> str:
     """Say a verdict on typicality in words."""
-    if verdict.reason == SPREAD:
-        return "as typical on average as the reference, but the spread differs"
-    if verdict.outcome == "undecided":
-        return f"typicality: {_undecided(verdict)}"
-    return f"{verdict.outcome} typical than the reference"
+    return _words(verdict, "typicality", "typical")
 
 
 def varied(verdict: Verdict) -> str:
     """Say a verdict on variety in words."""
-    if verdict.outcome == "undecided":
-        return f"variety: {_undecided(verdict)}"
-    return f"{verdict.outcome} varied than the reference"
+    return _words(verdict, "variety", "varied")
 
 
-def _undecided(verdict: Verdict) -> str:
-    return "cannot tell from the reference's " + (f"since {verdict.reason}" if verdict.reason else "at this N")
+def _words(verdict: Verdict, noun: str, adjective: str) -> str:
+    if verdict.outcome != "undecided":
+        few = f" ({verdict.reason})" if verdict.reason else ""
+        than = f"as {adjective} as" if verdict.outcome == "same" else f"{verdict.outcome} {adjective} than"
+        return f"{than} the reference{few}"
+    start = f"{noun}: cannot tell from the reference's"
+    if verdict.needed is not None:
+        return f"{start} at this N; about {_rounded(verdict.needed):,} samples would tell"
+    return f"{start} since {verdict.reason}"
+
+
+def _rounded(count: int) -> int:
+    """Two digits of a number of samples, upwards."""
+    unit = 10 ** max(0, len(str(count)) - 2)
+    return -(-count // unit) * unit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from clipconformity.data.files import replacing
-from clipconformity.evaluation.results import Figure, Score, judge, to_figures
+from clipconformity.evaluation.results import Figure, Score, checked_margins, judge, to_figures
 from clipconformity.evaluation.sources import Source
 from clipconformity.functional.linalg import full_precision
+from clipconformity.functional.resampling import effective_number
 from clipconformity.stream.readouts import ReadOut, failed_read_outs, read_outs
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream, layouts
@@ -31,6 +32,7 @@ def score(
     *,
     resamples: int = 1000,
     metrics: Sequence[str] = ("conformity",),
+    margins: Mapping[str, float] | None = None,
     allow_normalized: bool = False,
 ) -> Score:
     """Score a stream of samples against a reference.
@@ -40,15 +42,18 @@ def score(
         reference: What they are compared with.
         resamples: Bootstrap redraws for intervals and noise floor.
         metrics: Names of read-outs beside the core, or ``("all",)``; see :func:`metric_names`.
+        margins: Differences that do not matter to the verdicts: ``{"typicality": 0.2}``, standard deviations of the
+            reference, and ``{"variety": 0.05}``, a share of its variety; these are the defaults.
         allow_normalized: Take L2-normalised embeddings.
 
     Metrics of other packages that cannot be imported are left out with a warning, unless they are asked for by name.
 
     Raises:
-        ValueError: If a metric is unknown, encoder or modality are others than the reference's, the dimension does not
-            fit, there are too few samples, or rows are zero, NaN, infinite or L2-normalised.
+        ValueError: If a metric or margin is unknown, encoder or modality are others than the reference's, the dimension
+            does not fit, there are too few samples, or rows are zero, NaN, infinite or L2-normalised.
     """
     chosen = choose(metrics)
+    checked_margins(margins or {})
     for reason in failed_read_outs().values():
         warnings.warn(f"metrics: {reason}; it is left out.", stacklevel=2)
     remarks = reference.provenance.check(source.provenance)
@@ -58,15 +63,19 @@ def score(
         reference=reference,
         allow_normalized=allow_normalized or reference.normalized,
     )
+    stream.of_one_kind = None not in (source.provenance.modality, reference.modality)
     ids, norms, conformities = _stream_in(source, stream)
     values, lower_bound = _read(chosen, stream, resamples)
+    contrast = stream.contrast("score")
+    verdicts = judge(contrast, margins)
+    degrees = effective_number(stream.evaluated["count"]) - 1
     figures: dict[str, Figure] = {}
     for one in chosen:
-        figures |= to_figures(one.fields, values)
+        figures |= to_figures(one.fields, values, degrees, contrast.unknown)
     origin = {"encoder": source.provenance.spec or reference.spec, "modality": source.provenance.modality}
     return Score(
         figures,
-        judge(figures, float(reference.self_conformity), float(reference.self_conformity_se)),
+        verdicts,
         count=int(stream.evaluated.total),
         ids=ids,
         conformities=conformities,
@@ -76,6 +85,7 @@ def score(
         kl_is_lower_bound=lower_bound,
         measured=origin | {"remarks": remarks},
         remarks=source.remarks,
+        notes=[note for one in chosen for note in one.notes(stream)],
     )
 
 
@@ -112,7 +122,7 @@ def _stream_in(source: Source, stream: Stream) -> tuple[list[str], Tensor, Tenso
     ids: list[str] = []
     norms, conformities = [], []
     for batch in source:
-        found = stream.update(batch.embeddings, groups=batch.groups, ids=batch.ids, seen=len(ids))
+        found = stream.update(batch.embeddings, groups=batch.groups, ids=batch.ids, placed=batch.placed)
         assert found is not None
         assert found.conformity is not None
         ids += batch.ids

@@ -32,6 +32,8 @@ class SourceBatch(NamedTuple):
     embeddings: Tensor
     ids: Sequence[str]
     groups: Labels | None = None
+    placed: bool = False
+    """Whether the names are the rows' places alone."""
 
 
 @dataclass
@@ -98,7 +100,7 @@ def embedding_source(paths: Sequence[Path], *, spec: str | None = None, modality
             for start in range(0, len(file.embeddings), ROWS):
                 rows = slice(start, start + ROWS)
                 groups = None if file.groups is None else file.groups[rows]
-                yield SourceBatch(file.embeddings[rows], file.ids[rows], groups)
+                yield SourceBatch(file.embeddings[rows], file.ids[rows], groups, placed=not file.named)
 
     return Source(
         batches(),
@@ -193,7 +195,7 @@ def build_reference(
         if moments is None:
             moments = Moments(reference_layout(batch.embeddings.shape[1], max_samples))
         check_same_dim(batch.embeddings, moments.layout.dim, "a later batch", "the first")
-        moments.update(batch.embeddings.cpu(), batch.groups, batch.ids)
+        moments.update(batch.embeddings.cpu(), batch.groups, batch.ids, placed=batch.placed)
     if moments is None:
         raise ValueError(source.nothing_read)
     return ReferenceSet.from_moments(moments, source.provenance, dataset=dataset, allow_normalized=allow_normalized)

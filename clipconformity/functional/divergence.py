@@ -27,12 +27,14 @@ MOST_CELLS = 256
 """Most cells read out; a set far away and narrow is read out more coarsely."""
 TAIL_FLOOR = 1e-4
 """The smooth tail is followed down to this share of one sample's weight per cell, and held constant below."""
+TAIL_MOVES = 0.05
+"""A value is a lower bound when following the tail further raises it by more than this share."""
 OUTSIDE = 0.25
 """A value is a lower bound when more than this share of one set lies outside the other's range."""
 
 
 class LowerBoundWarning(UserWarning):
-    """The supports barely overlap, or one set is too narrow to resolve: the KL is finite but only a lower bound."""
+    """The supports barely overlap, a set is too narrow, or a tail decides: the KL is finite but only a lower bound."""
 
 
 class Side(NamedTuple):
@@ -111,9 +113,11 @@ def conformity_kl(evaluated: Tensor, reference: Tensor) -> Tensor:
     check_conformities(reference, "reference")
     grid = anchored_grid(reference.detach())
     sides = [Side(grid.counts(x.detach()).cpu(), float(len(x))) for x in (evaluated, reference)]
-    if is_lower_bound(*sides):
+    readout = plan(*sides)
+    if is_lower_bound(readout, *sides):
         warn_lower_bound()
-    return corrected_kl(*sides).forward.to(evaluated.device, result_dtype(evaluated))
+    values = plug_in(readout, sides[0].counts[None], sides[1].counts[None])
+    return corrected(readout, values, squeeze=True).forward.to(evaluated.device, result_dtype(evaluated))
 
 
 def check_conformities(values: Tensor, name: str) -> None:
@@ -148,29 +152,24 @@ def anchored_grid(reference: Tensor) -> Grid:
     return Grid(float(values.mean()), std / CELLS_PER_STD)
 
 
-def is_lower_bound(evaluated: Side, reference: Side) -> bool:
+def is_lower_bound(readout: Readout, evaluated: Side, reference: Side) -> bool:
     """Whether KL(evaluated || reference) is only a lower bound at these samples."""
     used = reference.counts.nonzero().flatten()
     inside = evaluated.counts[int(used[0]) : int(used[-1]) + 1].sum()
     outside = 1 - float(inside / evaluated.counts.sum())
     overflow = float((evaluated.counts[0] + evaluated.counts[-1]) / evaluated.counts.sum())
-    return outside > OUTSIDE or overflow > 0.001 or _std(evaluated.counts) < 1
+    apart = outside > OUTSIDE or overflow > 0.001 or _std(evaluated.counts) < 1
+    return apart or tail_decides(readout, evaluated.counts, reference.counts)
 
 
 def warn_lower_bound() -> None:
     """Say once, at the caller's line, that a value is only a lower bound."""
     warnings.warn(
-        "the two conformity distributions barely overlap, or one is too narrow to resolve: "
-        "the KL divergence is only a lower bound.",
+        "the two conformity distributions barely overlap, one is too narrow to resolve, or a tail decides that is not "
+        "sampled: the KL divergence is only a lower bound.",
         LowerBoundWarning,
         stacklevel=4,
     )
-
-
-def corrected_kl(evaluated: Side, reference: Side) -> Divergences:
-    """Bias-corrected divergences of one pair, cut at 0, each a scalar."""
-    readout = plan(evaluated, reference)
-    return corrected(readout, plug_in(readout, evaluated.counts[None], reference.counts[None]), squeeze=True)
 
 
 def corrected(readout: Readout, values: Divergences, squeeze: bool = False) -> Divergences:
@@ -214,15 +213,42 @@ def plan(evaluated: Side, reference: Side) -> Readout:
 
 def plug_in(readout: Readout, evaluated: Tensor, reference: Tensor) -> Divergences:
     """Plug-in divergences of histograms ``(B, CELLS + 2)`` under a settled read-out."""
-    logs, floors = [], []
+    logs = _log_densities(readout, evaluated, reference)
+    forward = relative_entropy(logs[0], logs[1], _log_floor(readout, 1))
+    reverse = relative_entropy(logs[1], logs[0], _log_floor(readout, 0))
+    return Divergences(torch.from_numpy(forward), torch.from_numpy(reverse))
+
+
+def tail_decides(readout: Readout, evaluated: Tensor, reference: Tensor) -> bool:
+    """Whether the forward divergence rests on how far the reference's smooth tail is followed.
+
+    Held at a thousandth of ``TAIL_FLOOR``, it would then be larger by more than ``TAIL_MOVES`` of itself.
+    """
+    log_p, log_q = _log_densities(readout, evaluated[None], reference[None])
+    floor = _log_floor(readout, 1)
+    value, lower = (float(relative_entropy(log_p, log_q, end)[0]) for end in (floor, floor - math.log(1000)))
+    return lower - value > TAIL_MOVES * value
+
+
+def _log_densities(readout: Readout, evaluated: Tensor, reference: Tensor) -> list[Array]:
+    logs = []
     for i, histograms in enumerate((evaluated, reference)):
         coarse = _coarsened(_folded(histograms), readout.factor)[:, readout.first : readout.last]
         weighed = coarse * (readout.effective[i] / coarse.sum(1, keepdim=True))
         logs.append(log_probabilities(weighed.numpy(), readout.penalties[i], readout.starts[i]))
-        floors.append(math.log(TAIL_FLOOR / readout.effective[i]))
-    forward = relative_entropy(logs[0], logs[1], floors[1])
-    reverse = relative_entropy(logs[1], logs[0], floors[0])
-    return Divergences(torch.from_numpy(forward), torch.from_numpy(reverse))
+    return logs
+
+
+def _log_floor(readout: Readout, side: int) -> float:
+    return math.log(TAIL_FLOOR / readout.effective[side])
+
+
+def excess_kurtosis(counts: Tensor) -> float:
+    """Excess kurtosis of a histogram ``(CELLS + 2,)``: 0 of a Gaussian."""
+    cell = torch.arange(len(counts), dtype=counts.dtype)
+    apart = cell - counts @ cell / counts.sum()
+    second, fourth = (float(counts @ apart.pow(power) / counts.sum()) for power in (2, 4))
+    return fourth / second**2 - 3 if second > 0 else 0.0
 
 
 def _folded(counts: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -106,6 +107,35 @@ def share_interval(hits: float, count: float, confidence: float = 0.95) -> Inter
     return Interval(low, high)
 
 
+class Estimate(NamedTuple):
+    """A figure with what is known of its uncertainty."""
+
+    value: Tensor
+    error: Tensor
+    """Standard error; NaN where it cannot be had."""
+    degrees: float
+    """Degrees of freedom that the error is known by; 0 where it cannot be had."""
+    parts: tuple[float, float] = (math.nan, math.nan)
+    """What each of two sides adds to the squared error, if they are independent."""
+
+    def half_width(self, confidence: float = 0.95) -> float:
+        """Half of the interval by Student's t; NaN where it cannot be had."""
+        if not self.degrees > 0:
+            return math.nan
+        return student_quantile((1 + confidence) / 2, self.degrees) * float(self.error)
+
+    def interval(self, confidence: float = 0.95) -> Interval:
+        """Interval by Student's t; NaN where it cannot be had."""
+        half = self.half_width(confidence)
+        return Interval(float(self.value) - half, float(self.value) + half)
+
+
+def effective_number(count: Tensor) -> float:
+    """How many buckets of equal size these are worth, (sum n)^2 / sum n^2 (Kish 1965); 0 where there is nothing."""
+    squares = float(count.square().sum())
+    return float(count.sum()) ** 2 / squares if squares > 0 else 0.0
+
+
 def jackknife_error(left_out: Tensor, count: Tensor) -> Tensor:
     """Standard error of a scalar from its values with one bucket left out each; NaN where all rows are in one bucket.
 
@@ -118,6 +148,40 @@ def jackknife_error(left_out: Tensor, count: Tensor) -> Tensor:
     if used < 2:  # nothing is known about the spread between groups
         return torch.full_like(count.sum(), float("nan"))
     return ((used - 1) / used * (values - values.mean()).square().sum()).sqrt()
+
+
+def jackknife(value: Tensor, left_out: Tensor, count: Tensor) -> Estimate:
+    """Estimate a figure of one side; arguments as of :func:`jackknife_error`."""
+    return _known(value, jackknife_error(left_out, count), effective_number(count) - 1)
+
+
+def joint_jackknife(
+    value: Tensor, left_out: Tensor, sides: tuple[Tensor, Tensor], counts: tuple[Tensor, Tensor]
+) -> Estimate:
+    """Estimate a figure of two sides whose rows are dealt to the same buckets; each is left out of both at once.
+
+    Where the sides share groups they are paired by that; where they do not, the covariance of what a bucket adds to
+    either side is 0, and the error is that of independent sides. The degrees of freedom are Satterthwaite's.
+
+    Args:
+        value: The figure.
+        left_out: Its values without bucket g of both sides, ``(G,)``.
+        sides: Its values without bucket g of one side and with all of the other, ``(G,)`` each.
+        counts: Rows of each bucket on either side, ``(G,)`` each.
+    """
+    error = jackknife_error(left_out, counts[0] + counts[1])
+    parts = tuple(float(jackknife_error(own, count)) ** 2 for own, count in zip(sides, counts, strict=True))
+    known = [effective_number(count) - 1 for count in counts]
+    if not math.isfinite(sum(parts)) or min(known) <= 0:  # one side is a single bucket
+        return Estimate(value, torch.full_like(error, math.nan), 0.0)
+    spread = sum(part**2 / degrees for part, degrees in zip(parts, known, strict=True))
+    return _known(value, error, sum(parts) ** 2 / spread if spread > 0 else min(known), (parts[0], parts[1]))
+
+
+def _known(value: Tensor, error: Tensor, degrees: float, parts: tuple[float, float] = (math.nan, math.nan)) -> Estimate:
+    if not math.isfinite(float(error)) or not degrees > 0:
+        return Estimate(value, torch.full_like(error, math.nan), 0.0)
+    return Estimate(value, error, degrees, parts)
 
 
 def mean_error(sums: Tensor, count: Tensor) -> Tensor:

@@ -279,7 +279,7 @@ def _compare(image: Tensor, text: Tensor) -> _Compared:
     sides = [Side(grid.counts(x), float(len(x))) for x in (image, text)]
     readout = plan(*sides)
     plain = plug_in(readout, *(side.counts[None] for side in sides))
-    return _Compared(grid, readout, plain, is_lower_bound(*sides))
+    return _Compared(grid, readout, plain, is_lower_bound(readout, *sides))
 
 
 def _subsampled_losses(

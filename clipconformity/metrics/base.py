@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from clipconformity.stream.moments import Layout, State
 from clipconformity.stream.readouts.base import ReadOut
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.row_sample import Labels
-from clipconformity.stream.stream import EVALUATED, REAL, Stream, layouts
+from clipconformity.stream.stream import EVALUATED, Stream, layouts
 
 EncoderOrSpec: TypeAlias = "Encoder | str | Path"
 
@@ -58,7 +59,6 @@ class EmbeddingMetric(Metric):
         self.allow_normalized = allow_normalized or (reference is not None and reference.normalized)
         # Past nn.Module.__setattr__, which would register an encoder that is a module.
         self.__dict__.update(_encoder=encoder, _encoder_spec=None, _reference=reference)
-        self._seen: dict[str, int] = {}
         self._names: dict[str, dict[int, str]] = {}
         self._modality: str | None = None
         self.max_samples = max_samples
@@ -125,10 +125,7 @@ class EmbeddingMetric(Metric):
                 ``compute``.
         """
         embeddings = self._encode(batch)
-        side = REAL if real else EVALUATED
-        seen = self._seen.get(side, 0)
-        self._stream().update(embeddings, real=real, groups=groups, ids=ids, seen=seen)
-        self._seen[side] = seen + len(embeddings)
+        self._stream().update(embeddings, real=real, groups=groups, ids=ids)
 
     @full_precision
     def forward(
@@ -139,13 +136,14 @@ class EmbeddingMetric(Metric):
             raise TorchMetricsUserError("forward was called on a synchronised metric; call unsync first.")
         embeddings = self._encode(batch)
         self.update(embeddings, real=real, groups=groups, ids=ids)
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # only compute warns of what the values are, and raises
             stream = self._batch_stream()
             if not real:
-                stream.update(embeddings, groups=groups, seen=0)
+                stream.update(embeddings, groups=groups, ids=ids)
             try:
                 self._forward_cache = self._value(self._read(stream))
-            except ValueError:  # only compute raises for what the values are
+            except ValueError:
                 self._forward_cache = self._value(self._without_values(stream))
         return self._forward_cache
 
@@ -226,7 +224,6 @@ class EmbeddingMetric(Metric):
 
     def reset(self) -> None:
         """Forget all samples."""
-        self._seen = {}
         self._names = {}
         self._modality = None
         with torch.inference_mode(False):  # as in add_state

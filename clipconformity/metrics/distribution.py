@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.density import Grid
-from clipconformity.functional.divergence import COARSEST, anchored_grid
+from clipconformity.functional.divergence import COARSEST
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import Interval
 from clipconformity.metrics.base import EmbeddingMetric, SetMetric
 from clipconformity.stream.readouts.conformity import ConformityReadOut, SelfConformityReadOut, histogram
-from clipconformity.stream.readouts.conformity_kl import ConformityKLReadOut, Standing
+from clipconformity.stream.readouts.conformity_kl import ConformityKLReadOut
 from clipconformity.stream.readouts.norm import NormReadOut, sampled_norms
+from clipconformity.stream.standing import Standing
 
 __all__ = ["Conformity", "ConformityKL", "EmbeddingNorm", "SelfConformity"]
 
@@ -39,7 +40,9 @@ class Conformity(EmbeddingMetric):
     ``compute`` gives a dict of scalars: ``conformity_mean``, ``conformity_std``, ``conformity_se`` (standard error of
     the mean, the reference taken as fixed), ``conformity_q05``, ``conformity_q50``, ``conformity_q95``,
     ``self_conformity_mean`` and ``self_conformity_se``, all cosines in [-1, 1]. To a reference or real rows also
-    ``typicality_shift``, (mean - reference mean)/reference std, and ``spread_ratio``, std/reference std.
+    ``typicality_shift``, (mean - reference mean)/reference std; ``variety_ratio``, the mean cosine distance of two
+    samples over that of two reference samples; and ``spread_ratio``, std/reference std. Each of these has the ends of
+    its 95% interval under ``_low`` and ``_high``. Where rows have groups, pairs of rows of one group are left out.
 
     Raises:
         ValueError: If the dimension is not told, or told twice differently.
@@ -83,8 +86,7 @@ class Conformity(EmbeddingMetric):
         with self._read_stream() as stream:
             known = stream.compared_with()
         if known is not None:
-            grid = anchored_grid(known.conformities)
-            reference = trimmed(grid.counts(known.conformities), grid)
+            reference = trimmed(known.grid.counts(known.null_conformities), known.grid)
         modality = None if known is None else known.modality
         return plots.conformity_distribution(self.histogram(), reference, modality=modality, ax=ax)
 
@@ -201,10 +203,23 @@ class ConformityKL(EmbeddingMetric):
 
         Args:
             quantile: Level in (0, 1).
-            resamples: Number of redraws of both sides from the reference.
+            resamples: Number of redraws of both sides as if they were of one distribution.
             generator: Source of randomness; by default freshly seeded.
         """
-        return self._standing().noise_floor(quantile, resamples, generator)
+        return self._standing().under_one_distribution(quantile, resamples, generator).floor
+
+    @full_precision
+    def p_value(self, *, resamples: int = 1000, generator: torch.Generator | None = None) -> float:
+        """Anderson-Darling test whether both sides' conformities are of one distribution: small where they are not.
+
+        It is taken on the conformity to the mean of both sides together. Independent rows are permuted between the
+        sides; rows in groups keep theirs, and the signs of what groups add are flipped.
+
+        Args:
+            resamples: Number of redraws R; the value is at least 1/(R + 1).
+            generator: Source of randomness; by default freshly seeded.
+        """
+        return self._standing().under_one_distribution(0.95, resamples, generator).p_value
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot the value with its interval and noise floor, or ``val``, one or several values over steps.

@@ -128,9 +128,7 @@ class ModalityGap(SetMetric):
         """
         self.matched_sum: Tensor
         image, text = self._encoded(images, texts)
-        seen = self._seen.get(modality_gap.IMAGE, 0)
-        self.matched_sum.add_(modality_gap.take_in(self._stream(), image, text, seen).to(self.matched_sum))
-        self._seen[modality_gap.IMAGE] = seen + len(image)
+        self.matched_sum.add_(modality_gap.take_in(self._stream(), image, text).to(self.matched_sum))
 
     @full_precision
     def forward(self, images: Any, texts: Any) -> dict[str, Tensor]:  # type: ignore[override]
@@ -142,7 +140,7 @@ class ModalityGap(SetMetric):
         states = {side: layout.zeros(self.matched_sum.device) for side, layout in self._layouts.items()}
         stream = Stream(self._layouts, allow_normalized=self.allow_normalized, states=states)
         with torch.no_grad():
-            matched = modality_gap.take_in(stream, *pair, seen=0)
+            matched = modality_gap.take_in(stream, *pair)
             try:
                 fields = modality_gap.read(stream, matched)
             except ValueError:  # only compute raises for what the values are

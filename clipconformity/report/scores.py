@@ -18,6 +18,8 @@ from clipconformity.stream.reference import ReferenceSet
 
 THUMBNAILS = 48
 """Most samples in the galleries of a report, all runs together."""
+LEAST_P = 0.001
+"""The smallest p-value of a thousand redraws."""
 MOST_EACH = 12
 """Most samples at either end of a run's gallery."""
 
@@ -99,30 +101,35 @@ def _verdicts(runs: Sequence[Run]) -> str:
 
 
 def _verdict(run: Run) -> str:
+    """The two verdicts in words, and under them what the distributions say, which judges nothing."""
     answers = facts({
-        "Typical?": _sentence(run.score.sentences["typical"]),
-        "Varied?": _sentence(run.score.sentences["varied"]),
-        "Beyond the noise floor?": _beyond(run.score),
+        "Typical?": _sentence(run.score, "typicality"),
+        "Varied?": _sentence(run.score, "variety"),
     })  # fmt: skip
-    return f'<article class="verdict"><h3>{escape(run.name)}</h3>{answers}</article>'
+    lines = [_distributions(run.score), *run.score.notes]
+    notes = "".join(f'<p class="note">{escape(line[:1].upper() + line[1:])}</p>' for line in lines)
+    return f'<article class="verdict"><h3>{escape(run.name)}</h3>{answers}{notes}</article>'
 
 
-def _sentence(words: str) -> str:
-    words = words.removeprefix("typicality: ").removeprefix("variety: ")
-    return words[:1].upper() + words[1:] + "."
+def _sentence(score: Score, name: str) -> str:
+    words = score.sentences["typical" if name == "typicality" else "varied"].removeprefix(f"{name}: ")
+    verdict, unit = score.verdicts[name], " std" if name == "typicality" else " of its variety"
+    told = f"{words[:1].upper()}{words[1:]}: {number(verdict.effect)}{unit}"
+    if verdict.interval is None:
+        return f"{told}."
+    return f"{told} ({between(*verdict.interval)}; what does not matter: {verdict.margin:g})."
 
 
-def _beyond(score: Score) -> str:
-    if score.kl_interval is None or score.noise_floor is None:
-        reason = score.figures["conformity_kl"].reason
-        return f"Cannot tell: the KL of conformity is {_kl(score)} nats, and {reason}."
-    (low, high), floor = score.kl_interval, score.noise_floor
-    told = f"the KL of conformity is {_kl(score)} nats ({between(low, high)})"
-    if low > floor:
-        return f"Yes: {told}, above the noise floor of {number(floor)}."
-    if high <= floor:
-        return f"No: {told}, within the noise floor of {number(floor)}."
-    return f"Cannot tell: {told}, and the noise floor is {number(floor)}."
+def _distributions(score: Score) -> str:
+    """The test and the divergence in one line."""
+    kl = f"KL of conformity {_kl(score)} nats"
+    if score.kl_interval is None or score.noise_floor is None or score.p_value is None:
+        return f"{kl}; {score.figures['conformity_kl'].reason}, so no interval and no test."
+    least = " or less" if score.p_value <= LEAST_P else ""
+    floor = f"noise floor {number(score.noise_floor)}"
+    return (
+        f"Test of equal distributions: p = {score.p_value:.3g}{least}. {kl} ({between(*score.kl_interval)}), {floor}."
+    )
 
 
 def _kl(score: Score) -> str:
@@ -219,14 +226,14 @@ def _galleries(runs: Sequence[Run], thumbnails: int) -> str:
 def _table(runs: Sequence[Run]) -> str:
     head = [
         "run", "N", "conformity", "self-conformity", "KL (nats)", "95% interval", "noise floor",
-        "reverse KL (nats)", "typicality shift (std)", "spread ratio", "norm",
+        "reverse KL (nats)", "typicality shift (std)", "variety ratio", "spread ratio", "p", "norm",
     ]  # fmt: skip
     rows: list[list[str]] = []
     for reference, members in _by_reference(runs):
-        own, error = float(reference.self_conformity), float(reference.self_conformity_se)
+        own = float(reference.self_conformity)
         norm = number(float(reference.norms.mean()))
         count = str(reference.count)
-        rows.append([_called(reference), count, number(own), _estimate(own, error), *[""] * 6, norm])
+        rows.append([_called(reference), count, number(own), _own_estimate(reference), *[""] * 8, norm])
         rows += [_row(run) for run in members]
     return (
         "<p>Conformity says how typical samples are, higher being more common; self-conformity how alike they are, "
@@ -241,8 +248,9 @@ def _called(reference: ReferenceSet) -> str:
     return "reference" + (f" ({', '.join(parts)})" if parts else "")
 
 
-def _estimate(value: float, error: float) -> str:
-    return f"{number(value)} ({between(value - 1.96 * error, value + 1.96 * error)})"
+def _own_estimate(reference: ReferenceSet) -> str:
+    value, interval = number(float(reference.self_conformity)), reference.own_pairs.interval()
+    return f"{value} ({between(*interval)})" if reference.known_error is not None else value
 
 
 def _row(run: Run) -> list[str]:
@@ -256,8 +264,10 @@ def _row(run: Run) -> list[str]:
         "" if s.kl_interval is None else between(*s.kl_interval),
         "" if s.noise_floor is None else number(s.noise_floor),
         number(s.value("reverse_kl")),
-        number(s.typicality_shift),
-        number(s.spread_ratio),
+        _of_figure(s.figures["typicality_shift"]),
+        _of_figure(s.figures["variety_ratio"]),
+        _of_figure(s.figures["spread_ratio"]),
+        "" if s.p_value is None else f"{s.p_value:.3g}",
         number(s.value("norm_mean")),
     ]
 
@@ -268,7 +278,7 @@ def _of_figure(figure: Figure) -> str:
         return "not to be had"
     if figure.interval is not None:
         return f"{number(figure.value)} ({between(*figure.interval)})"
-    return number(figure.value) if figure.error is None else _estimate(figure.value, figure.error)
+    return number(figure.value)
 
 
 def _more_figures(runs: Sequence[Run]) -> str:

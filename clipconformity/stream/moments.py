@@ -46,6 +46,8 @@ class Layout:
         dim: Dimension D of the embeddings.
         buckets: Number of buckets G.
         direction: The reference's mean unit vector ``(D,)``, where conformity to it is accumulated.
+        between: The same without each bucket ``(G, D)``, where the reference has groups: what rows with groups are
+            taken to, since the reference may hold others of their group.
         grid: Cells of the conformity histogram; goes with ``direction``.
         max_samples: Rows of the sample; 0 keeps none.
         rows: Whether the sample keeps the raw rows, beside their norm and their conformity to ``direction``.
@@ -55,6 +57,7 @@ class Layout:
     dim: int
     buckets: int = BUCKETS
     direction: Tensor | None = None
+    between: Tensor | None = None
     grid: Grid | None = None
     max_samples: int = 0
     rows: bool = True
@@ -74,7 +77,8 @@ class Layout:
             "norm_square_sum": (self.buckets,),
         }
         if self.direction is not None:
-            shapes |= {"conformity_square_sum": (), "conformity_counts": (self.buckets, CELLS + 2)}
+            sums = dict.fromkeys(("conformity_sum", "conformity_square_sum"), (self.buckets,))
+            shapes |= {**sums, "conformity_counts": (self.buckets, CELLS + 2)}
         return shapes | ({"second_moment": (self.dim, self.dim)} if self.second_moment else {})
 
     def zeros(self, device: torch.device | None = None) -> State:
@@ -122,34 +126,43 @@ class Moments:
         groups: Labels | None = None,
         ids: Sequence[object] | None = None,
         *,
-        seen: int | None = None,
         keys: Tensor | None = None,
+        placed: bool = False,
     ) -> RowValues:
         """Take in rows ``(N, D)``; bad rows are counted and left out, with no wait for the device.
+
+        Each row goes to the bucket of its group, else of its id, else of its content: never to one by its place, so
+        that order, batches and ranks change nothing.
 
         Args:
             embeddings: Checked embeddings.
             groups: A group id for each row.
             ids: An id for each row.
-            seen: Rows that came before, so that rows without groups are dealt to the buckets in turn; by default they
-                are dealt by their content.
             keys: Keys of the row sample, where they are not those of each row's own content.
+            placed: Whether the ids are the rows' places: these name the sampled rows, and deal none.
 
         Returns:
             Norm and conformity of each row, on the state's device.
         """
         device = self["count"].device
+        group = None if groups is None else hash_labels(groups, len(embeddings), device)
+        names = self._hash_ids(ids, len(embeddings), device)
+        own = None if ids is None or placed else names
+        return self._take_in(embeddings, own if group is None else group, names, keys, group is not None)
+
+    def _take_in(
+        self, embeddings: Tensor, groups: Tensor | None, ids: Tensor, keys: Tensor | None, grouped: bool
+    ) -> RowValues:
+        device = self["count"].device
         if not len(embeddings):
             none = torch.empty(0, dtype=torch.float64, device=device)
             return RowValues(none, None if self.layout.direction is None else none)
-        group = None if groups is None else hash_labels(groups, len(embeddings), device)
-        label = self._hash_ids(ids, len(embeddings), device)
         found = []
         for start in range(0, len(embeddings), CHUNK):
             part = slice(start, start + CHUNK)
             chunk = working(embeddings[part]).to(device)
-            own, key = (None if x is None else x[part].to(device) for x in (group, keys))
-            found.append(self._add(chunk, own, label[part], None if seen is None else seen + start, key))
+            own, key = (None if x is None else x[part].to(device) for x in (groups, keys))
+            found.append(self._add(chunk, own, ids[part], key, grouped))
         norms, conformities = zip(*found, strict=True)
         return RowValues(torch.cat(norms), None if self.layout.direction is None else torch.cat(conformities))
 
@@ -162,19 +175,19 @@ class Moments:
             self.names.update(zip(hashes.tolist(), words, strict=True))
         return hashes.to(device)
 
-    def _add(
-        self, values: Tensor, groups: Tensor | None, ids: Tensor, seen: int | None, keys: Tensor | None
-    ) -> RowValues:
+    def _add(self, values: Tensor, groups: Tensor | None, ids: Tensor, keys: Tensor | None, grouped: bool) -> RowValues:
         norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
         good = within_range(norms)
         out_of_range = ~good & torch.isfinite(norms) & (norms > 0)
         weight = good.double()
         values = torch.where(good[:, None], values, 0.0)
         norms = torch.where(good, norms, 1.0)
-        if keys is None and (self.layout.max_samples or seen is None):
-            keys = row_keys(values, groups)
+        if keys is None and (self.layout.max_samples or groups is None):
+            keys = row_keys(values, groups if grouped else None)
         keys = None if keys is None else torch.where(good, keys, NO_KEY)
-        bucket = self._deal(len(values), keys, groups, seen)
+        groups = keys if groups is None else groups
+        assert groups is not None
+        bucket = bucket_of(groups, self.layout.buckets)
         exact = values.double()
         units = exact / norms[:, None]  # (N, D)
 
@@ -182,36 +195,36 @@ class Moments:
         self["bad"].add_(len(values) - weight.sum() - out_of_range.sum())
         self["out_of_range"].add_(out_of_range.sum())
         self["normalized"].add_((((norms - 1).abs() < UNIT_TOLERANCE) & good).sum())
-        self["grouped"].add_(0 if groups is None else weight.sum())
+        self["grouped"].add_(weight.sum() if grouped else 0)
         self["raw_sum"].add_(exact.sum(0))
         self["unit_sum"].index_add_(0, bucket, units)
         length = norms * weight
         self["norm_sum"].index_add_(0, bucket, length)
         self["norm_square_sum"].index_add_(0, bucket, length.square())
-        conformity = None
-        if self.layout.direction is not None and self.layout.grid is not None:
-            conformity = units @ self.layout.direction.to(units)
-            self["conformity_square_sum"].add_(conformity.square().sum())
-            cell = bucket * (CELLS + 2) + self.layout.grid.locate(conformity)
-            self["conformity_counts"].view(-1).index_add_(0, cell, weight)
+        conformity = self._towards_reference(units, bucket, weight, grouped)
         if self.layout.second_moment:
             self["second_moment"].add_(second_moment(exact))
         if self.layout.max_samples and keys is not None:
             columns = torch.stack([norms] if conformity is None else [norms, conformity], 1)
             rows = values.float() if self.layout.rows else values.new_empty(len(values), 0, dtype=torch.float32)
-            self._sample(Sample(rows, columns, keys, keys if groups is None else groups, ids, torch.ones_like(keys)))
+            self._sample(Sample(rows, columns, keys, groups, ids, torch.ones_like(keys)))
         nan = torch.full_like(norms, float("nan"))
         found = None if conformity is None else torch.where(good, conformity, nan)
         return RowValues(torch.where(good, norms, nan), found)
 
-    def _deal(self, count: int, keys: Tensor | None, groups: Tensor | None, seen: int | None) -> Tensor:
-        """Number of each row's bucket."""
-        if groups is not None:
-            return (mix(groups, 3) & NO_KEY) % self.layout.buckets
-        if seen is None:
-            assert keys is not None
-            return (mix(keys, 3) & NO_KEY) % self.layout.buckets
-        return torch.arange(seen, seen + count, device=self["count"].device) % self.layout.buckets
+    def _towards_reference(self, units: Tensor, bucket: Tensor, weight: Tensor, grouped: bool) -> Tensor | None:
+        """Accumulate the conformity of rows to the reference, and give it."""
+        if self.layout.direction is None or self.layout.grid is None:
+            return None
+        if grouped and self.layout.between is not None:
+            conformity = (units * self.layout.between.to(units)[bucket]).sum(1)
+        else:
+            conformity = units @ self.layout.direction.to(units)
+        self["conformity_sum"].index_add_(0, bucket, conformity * weight)
+        self["conformity_square_sum"].index_add_(0, bucket, conformity.square() * weight)
+        cell = bucket * (CELLS + 2) + self.layout.grid.locate(conformity)
+        self["conformity_counts"].view(-1).index_add_(0, cell, weight)
+        return conformity
 
     def _sample(self, batch: Sample) -> None:
         for name, value in zip(SAMPLE, batch, strict=True):
@@ -307,22 +320,22 @@ class Moments:
     @property
     def conformity_std(self) -> Tensor:
         """Standard deviation of the conformity to the layout's direction, with N - 1."""
-        assert self.layout.direction is not None
-        mean = self.unit_mean @ self.layout.direction.to(self.unit_mean)
-        total = self.total
-        return ((self["conformity_square_sum"] - total * mean.square()) / (total - 1)).clamp_min(0).sqrt()
+        first, second, total = self["conformity_sum"].sum(), self["conformity_square_sum"].sum(), self.total
+        return ((second - first.square() / total) / (total - 1)).clamp_min(0).sqrt()
 
-    def towards(self, direction: Tensor, grid: Grid) -> Moments:
+    def towards(self, layout: Layout) -> Moments:
         """Give the stream as seen from a reference: itself if it was accumulated so, else its row sample."""
         if self.layout.direction is not None:
             return self
         sample = self.good_sample()
-        layout = Layout(
-            self.layout.dim, direction=direction, grid=grid, max_samples=self.layout.max_samples, rows=False
-        )
         view = Moments(layout, layout.zeros(sample.rows.device))
-        view.update(sample.rows.double(), sample.groups if self.grouped else None, seen=0)
+        view._take_in(sample.rows.double(), sample.groups, sample.ids, sample.keys, self.grouped)
         return view
+
+
+def bucket_of(groups: Tensor, buckets: int = BUCKETS) -> Tensor:
+    """Number of the bucket of each group's hash; a row without a group is one of its own."""
+    return (mix(groups, 3) & NO_KEY) % buckets
 
 
 def second_moment(values: Tensor) -> Tensor:

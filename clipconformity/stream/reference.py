@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,17 +14,29 @@ from torch import Tensor
 
 from clipconformity.functional.conformity import (
     ConformityFit,
-    conformity,
     estimated_conformity,
     fit_lines,
     own_set_conformity,
 )
-from clipconformity.functional.resampling import check_clusters
+from clipconformity.functional.density import Grid
+from clipconformity.functional.divergence import anchored_grid
+from clipconformity.functional.resampling import Estimate
 from clipconformity.functional.validation import check_matrix, check_same_dim
 from clipconformity.provenance import UNKNOWN, Identified, Provenance
 from clipconformity.stream.checks import check_stream
-from clipconformity.stream.moments import Layout, Moments
+from clipconformity.stream.moments import BUCKETS, Layout, Moments, bucket_of
+from clipconformity.stream.pairs import own_pairs
 from clipconformity.stream.row_sample import Labels, Sample
+
+
+class Spread(NamedTuple):
+    """Standard deviation of a reference's conformity, whole and without each bucket."""
+
+    whole: Tensor
+    fixed: Tensor
+    """Without each bucket, under the mean of all, ``(G,)``."""
+    moving: Tensor
+    """Without each bucket, under the mean that the rest has, ``(G,)``."""
 
 
 class ReferenceSet:
@@ -135,10 +148,10 @@ class ReferenceSet:
         check_stream(moments, allow_normalized)
         moments = moments.cpu()
         reference = cls(moments, provenance, dataset=dataset)
-        if reference.grouped and len(reference.sketch.groups.unique()) < 2:
+        if reference.grouped and int((moments["count"] > 0).sum()) < 2:
             raise ValueError(
-                f"groups: expected at least two groups among the {len(reference.sketch.keys)} different rows that a "
-                "reference keeps, got one; give ids that differ between independent samples, or none."
+                "groups: expected several groups, whose hashes differ, and got one; give ids that differ between "
+                "independent samples, or none."
             )
         return reference
 
@@ -187,18 +200,26 @@ class ReferenceSet:
         """Sample covariance of the raw embeddings, ``(D, D)`` float64."""
         return self.moments.covariance
 
+    @cached_property
+    def own_pairs(self) -> Estimate:
+        """Mean pairwise cosine of the set, with its standard error; see :attr:`self_conformity`."""
+        return own_pairs(self.moments)
+
     @property
     def self_conformity(self) -> Tensor:
-        """Mean pairwise cosine of the set, exact, in [-1, 1]: low is varied."""
-        return own_set_conformity(self.unit_mean @ self.unit_mean, self.count)
+        """Mean pairwise cosine of the set, exact, in [-1, 1]: low is varied. With groups, over pairs between them."""
+        return self.own_pairs.value
 
     @property
     def self_conformity_se(self) -> Tensor:
-        """Standard error of :attr:`self_conformity`, from the row sample; groups count as one."""
-        values = self.conformities
-        check_clusters(int(self.clusters.max()) + 1)
-        sums = torch.zeros(len(values), dtype=torch.float64).index_add_(0, self.clusters, values - values.mean())
-        return 2 * (sums.square().sum() / len(values) / self.count).sqrt()
+        """Standard error of :attr:`self_conformity`; groups count as one. NaN where it cannot be had."""
+        return self.own_pairs.error
+
+    @property
+    def known_error(self) -> float | None:
+        """:attr:`self_conformity_se` as a number; None where it cannot be had."""
+        error = float(self.self_conformity_se)
+        return error if math.isfinite(error) else None
 
     @cached_property
     def sample(self) -> Sample:
@@ -219,8 +240,12 @@ class ReferenceSet:
     @cached_property
     def conformities(self) -> Tensor:
         """Conformity of the sampled rows inside the set, self excluded, ``(k,)`` float64."""
-        cosine = conformity(self.sample.rows.double(), self)
-        return own_set_conformity(cosine, self.count)
+        return own_set_conformity(self.units @ self.unit_mean, self.count)
+
+    @cached_property
+    def units(self) -> Tensor:
+        """The sampled rows over their norms, ``(k, D)`` float64."""
+        return self.sample.units
 
     @cached_property
     def clusters(self) -> Tensor:
@@ -230,30 +255,68 @@ class ReferenceSet:
         return self.sample.groups.unique(return_inverse=True)[1]
 
     @cached_property
-    def within_groups(self) -> tuple[Tensor, Tensor]:
-        """For each sampled row, its summed cosine to its own group, itself included, and the group's size, ``(k,)``."""
-        rows = self.sample.rows.double()
-        units = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        sums = torch.zeros(len(rows), self.embed_dim, dtype=torch.float64).index_add_(0, self.clusters, units)
-        sizes = torch.bincount(self.clusters)
-        return (units * sums[self.clusters]).sum(1), sizes[self.clusters].double()
+    def between(self) -> Tensor | None:
+        """Mean unit vector without each bucket, ``(G, D)``: what rows with groups are taken to; None without groups."""
+        if not self.grouped:
+            return None
+        count, sums = self.moments["count"], self.moments["unit_sum"]
+        return (sums.sum(0) - sums) / (count.sum() - count)[:, None]
 
     @cached_property
     def null_conformities(self) -> Tensor:
-        """What :attr:`conformities` would be of samples from elsewhere: the own group is excluded, ``(k,)`` float64.
+        """What :attr:`conformities` would be of samples from elsewhere: the own group is left out, ``(k,)`` float64.
 
         This is the Q of the divergence. A caption is nearer to the other captions of its image than to those of others,
-        and an evaluated sample has no such companions in the reference. Without groups it equals :attr:`conformities`.
+        and an evaluated sample has no such companions in the reference. The whole bucket of the group is left out, of
+        which there are 256. Without groups it equals :attr:`conformities`.
         """
-        if not self.grouped:
+        if self.between is None:
             return self.conformities
-        cosine, size = self.within_groups
-        return (self.count * conformity(self.sample.rows.double(), self) - cosine) / (self.count - size)
+        return (self.units * self.between[self.buckets]).sum(1)
 
-    @property
-    def null_mean(self) -> Tensor:
-        """Mean of :attr:`null_conformities`; without groups the exact :attr:`self_conformity`."""
-        return self.self_conformity + (self.null_conformities - self.conformities).mean()
+    @cached_property
+    def buckets(self) -> Tensor:
+        """Number of each sampled row's bucket, ``(k,)``."""
+        return bucket_of(self.sample.groups)
+
+    @cached_property
+    def spread(self) -> Spread:
+        """Standard deviation of :attr:`null_conformities`, and what it is without each bucket."""
+        values = self.null_conformities
+        total = len(values)
+        apart = values - values.mean()
+
+        def by_bucket(x: Tensor) -> Tensor:
+            return torch.zeros(BUCKETS, dtype=torch.float64).index_add_(0, self.buckets, x)
+
+        left = total - by_bucket(torch.ones_like(values))
+        first, second = by_bucket(apart), by_bucket(apart.square())
+        fixed = (apart.square().sum() - second - first.square() / left) / (left - 1)
+        count, sums = self.moments["count"], self.moments["unit_sum"]
+        moved = (sums.sum(0) - sums) / (count.sum() - count)[:, None] - self.unit_mean  # (G, D)
+        moving = fixed + 2 * moved @ (self.units.T @ apart / (total - 1))
+        return Spread(values.std(), fixed.clamp_min(0).sqrt(), moving.clamp_min(0).sqrt())
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Cells of a histogram of conformity to this set.
+
+        Raises:
+            ValueError: If its own conformities do not vary.
+        """
+        return anchored_grid(self.null_conformities)
+
+    def view(self, *, max_samples: int = 0, rows: bool = False, second_moment: bool = False) -> Layout:
+        """Say what a stream accumulates that is compared with this set; arguments as of ``Layout``."""
+        return Layout(
+            self.embed_dim,
+            direction=self.unit_mean,
+            between=self.between,
+            grid=self.grid,
+            max_samples=max_samples,
+            rows=rows,
+            second_moment=second_moment,
+        )
 
     @cached_property
     def conformity_fit(self) -> ConformityFit:

@@ -27,13 +27,23 @@ class Sample(NamedTuple):
     """Norm and, towards a direction, conformity of each, float64 ``(k, 1)`` or ``(k, 2)``."""
     keys: Tensor
     groups: Tensor
+    """Hash of each row's group; a row without one is a group of its own, by its id, else by its content."""
     ids: Tensor
     """Hash of each row's id; 0 where it has none."""
     copies: Tensor
 
+    @property
+    def units(self) -> Tensor:
+        """Rows over their norms, ``(k, D)`` float64."""
+        return self.rows.double() / self.values[:, :1]
+
     def smallest(self, size: int) -> Sample:
-        """Keep the ``size`` different rows of smallest key, in the order of their keys."""
-        order = self.keys.sort(stable=True).indices
+        """Keep the ``size`` different rows of smallest key, in the order of their keys.
+
+        Of equal rows the one of smallest id stands for all, so that it is the same whatever came first.
+        """
+        order = self.ids.sort(stable=True).indices
+        order = order[self.keys[order].sort(stable=True).indices]
         keys, which = self.keys[order].unique_consecutive(return_inverse=True)
         copies = torch.zeros_like(keys).index_add_(0, which, self.copies[order])
         first = order[torch.searchsorted(self.keys[order], keys)][:size]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
-from clipconformity.functional.divergence import anchored_grid
 from clipconformity.functional.validation import check_same_dim
 from clipconformity.stream.checks import check_stream
+from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.moments import Layout, Moments, RowValues, State
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.row_sample import Labels
@@ -44,19 +45,16 @@ def layouts(dim: int, needs: Needs, reference: ReferenceSet | None, max_samples:
         raise ValueError(f"max_samples: expected at least 2, got {max_samples}.")
     kept = max_samples if needs.rows or needs.conformity else 0
     if needs.conformity and reference is not None:
-        evaluated = Layout(
-            dim,
-            direction=reference.unit_mean,
-            grid=anchored_grid(reference.conformities),
-            max_samples=kept,
-            rows=needs.rows,
-            second_moment=needs.second_moment,
-        )
+        evaluated = reference.view(max_samples=kept, rows=needs.rows, second_moment=needs.second_moment)
     else:
         evaluated = Layout(dim, max_samples=kept, second_moment=needs.second_moment)
     if needs.reference and reference is None:
         return {EVALUATED: evaluated, REAL: reference_layout(dim, max_samples)}
     return {EVALUATED: evaluated}
+
+
+class OverlapWarning(UserWarning):
+    """Evaluated samples are also in the reference."""
 
 
 class Stream:
@@ -68,6 +66,9 @@ class Stream:
         allow_normalized: Take L2-normalised embeddings.
         states: The state of each side; by default new ones.
         names: The ids behind the hashes of each side's row sample.
+
+    Attributes:
+        of_one_kind: Whether encoder and modality of both sides are known to agree.
     """
 
     def __init__(
@@ -83,6 +84,9 @@ class Stream:
         self.sides = {side: Moments(layout, given.get(side), known.get(side)) for side, layout in sides.items()}
         self.reference = reference
         self.allow_normalized = allow_normalized
+        self.of_one_kind = False
+        self._real: ReferenceSet | None = None  # what the real rows make, and what is compared: until the next update
+        self._contrast: Contrast | None = None
 
     @property
     def evaluated(self) -> Moments:
@@ -96,9 +100,9 @@ class Stream:
         real: bool = False,
         groups: Labels | None = None,
         ids: Sequence[object] | None = None,
-        seen: int | None = None,
+        placed: bool = False,
     ) -> RowValues | None:
-        """Take in rows ``(N, D)``; real ones are left out where there is no such side.
+        """Take in rows ``(N, D)``; real ones are left out where there is no such side. Options as ``Moments.update``.
 
         Returns:
             Norm and conformity of each row; None where the rows are left out.
@@ -110,7 +114,8 @@ class Stream:
         if side not in self.sides:
             return None
         check_same_dim(embeddings, self.sides[side].layout.dim, "batch", "the stream")
-        return self.sides[side].update(embeddings, groups, ids, seen=None if side == REAL else seen)
+        self._real = self._contrast = None
+        return self.sides[side].update(embeddings, groups, ids, placed=placed)
 
     def checked(self, side: str = EVALUATED, min_samples: int = 2) -> Moments:
         """Give a side that can be read out.
@@ -129,8 +134,22 @@ class Stream:
     def compared_with(self) -> ReferenceSet | None:
         """Give the reference, else the one that the real rows make, else None."""
         if REAL in self.sides and self.sides[REAL].started:
-            return ReferenceSet.from_moments(self.checked(REAL), allow_normalized=self.allow_normalized)
+            if self._real is None:
+                self._real = ReferenceSet.from_moments(self.checked(REAL), allow_normalized=self.allow_normalized)
+            return self._real
         return self.reference
+
+    def contrast(self, name: str) -> Contrast:
+        """Put the evaluated samples beside what they are compared with.
+
+        Raises:
+            ValueError: If there is nothing; ``name`` is who asks.
+        """
+        if self._contrast is None:
+            self._contrast = Contrast.of(self.checked(), self.needed_reference(name))
+            if self._contrast.overlap.rows:
+                warnings.warn(self._contrast.overlap.notes()[0], OverlapWarning, stacklevel=2)
+        return self._contrast
 
     def needed_reference(self, name: str) -> ReferenceSet:
         """Give what the samples are compared with.

@@ -147,6 +147,7 @@ WRITING = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")
 @pytest.mark.parametrize("command", WRITING)
 def test_an_output_that_is_there_is_refused_before_any_work_and_replaced_with_leave(command, folder, monkeypatch):
     line, written = WRITING[command]
@@ -189,6 +190,7 @@ def test_an_output_of_another_kind_is_refused_before_any_work(command, message, 
     assert contents(folder) == before
 
 
+@pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")
 def test_an_output_that_appears_under_way_stays(folder, monkeypatch):
     def write(path, *_, **__):
         Path(path).write_text("mine")
@@ -271,6 +273,7 @@ def small_disk():
     signal.signal(signal.SIGXFSZ, handler)
 
 
+@pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")
 @pytest.mark.parametrize(
     "command",
     [
@@ -292,6 +295,7 @@ def test_a_disk_without_space_is_one_line_and_nothing_is_left(command, folder, c
     assert contents(folder) == before
 
 
+@pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")
 @pytest.mark.parametrize(
     ("command", "writer", "name"),
     [

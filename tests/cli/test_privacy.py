@@ -41,7 +41,7 @@ def run(*arguments: object) -> None:
     assert main([str(one) for one in arguments]) == 0
 
 
-@pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")
+@pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")
 def test_no_report_reference_or_embeddings_say_where_things_lie(home, capsys):
     images, captions = home / "coco" / "val2017", home / "coco" / "annotations" / "captions_val2017.json"
     told = ["--encoder", home / "checkpoint"]
@@ -80,7 +80,7 @@ def test_a_manifest_tells_a_file_by_its_name_and_another_of_that_name_from_it(ho
         generate_images(made, ["a"], "images", options=options | {"style": tmp_path / "style.png"})
 
 
-@pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")
+@pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")
 @pytest.mark.parametrize("kind", ["--images", "--captions"])
 def test_without_images_a_report_shows_no_image_prompt_or_caption(kind, home, capsys):
     source = home / "coco" / ("val2017" if kind == "--images" else "annotations/captions_val2017.json")
@@ -138,7 +138,7 @@ def test_what_lies_in_the_working_directory_is_told_from_there(tmp_path, monkeyp
     assert without_folders("/elsewhere/b.html", tmp_path) == "b.html"
 
 
-@pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")
+@pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")
 def test_a_report_from_python_tells_samples_by_their_names(home):
     paths, encoder = list_images(home / "coco" / "val2017"), load_encoder("tiny")
     reference = build_reference(image_source(paths, encoder))

@@ -113,6 +113,7 @@ def run(capsys, *arguments):
     return code, json.loads(out) if code == 0 else None, err
 
 
+@pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning")
 def test_images_go_through_embed_reference_and_score(scenes, tmp_path, capsys):
     images, file, reference = scenes / "val2017", tmp_path / "e.safetensors", tmp_path / "r.safetensors"
     code, told, _ = run(capsys, "embed", "--images", images, "--encoder", "tiny", "-o", file)

@@ -16,7 +16,9 @@ SCALES = [1e-50, 1e-30, 1e-20, 1e-17, 1e-13, 1e-6, 1e6, 1e13, 1e17, 1e19, 1e30, 
 REFUSED = r"norm outside 1e-15 to 1e\+15.*rescale"
 UNITS = {"mu": 1, "variance": 2, "mu_squared": 2, "raw_gap": 1, "raw_modality_gap": 1}
 UNITS |= {"shell_mu": 1, "shell_variance": 2, "norm_mean": 1, "norm_std": 1, "norm_se": 1}
-DEALT = ("permuted_", "modality_gap_se")
+DEALT = ("permuted_", "modality_gap_se", "conformity_se", "self_conformity_se")
+"""What rests on random columns, or on buckets that rows are dealt to by their content."""
+ENDS = ("_low", "_high")
 """Figures that deal rows out by the hash of their content, which another scale changes."""
 
 
@@ -77,7 +79,7 @@ CALLS = {
 def figures(name, image, text, scale=1.0):
     found = CALLS[name](image, text)
     found = found if isinstance(found, dict) else {"value": found}
-    kept = {key: value for key, value in found.items() if not key.startswith(DEALT)}
+    kept = {key: value for key, value in found.items() if not key.startswith(DEALT) and not key.endswith(ENDS)}
     return {key: value.double() / scale ** UNITS.get(key, 0) for key, value in kept.items()}
 
 

@@ -10,7 +10,7 @@ from helpers import double, ellipsoid_rows, unit
 from clipconformity.functional.density import Grid
 from clipconformity.functional.resampling import jackknife_error
 from clipconformity.stream.moments import CHUNK, Layout, Moments, second_moment
-from clipconformity.stream.readouts.conformity import self_conformity
+from clipconformity.stream.pairs import own_pairs
 from clipconformity.stream.row_sample import NO_KEY, hash_labels, row_keys
 
 DIM = 6
@@ -27,18 +27,16 @@ every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def streamed(layout: Layout, batches, groups=None) -> Moments:
     moments, seen = Moments(layout), 0
     for batch in batches:
-        moments.update(batch, None if groups is None else groups[seen : seen + len(batch)], seen=seen)
+        moments.update(batch, None if groups is None else groups[seen : seen + len(batch)])
         seen += len(batch)
     return moments
 
 
-def assert_same(found: Moments, expected: Moments, bucketwise: bool = True) -> None:
+def assert_same(found: Moments, expected: Moments) -> None:
     for name in found.layout.names():
         if name.startswith("sample_"):
             continue
         a, b = found[name], expected[name]
-        if not bucketwise and name in ("count", "unit_sum", "norm_sum", "norm_square_sum", HISTOGRAM):
-            a, b = a.sum(0), b.sum(0)  # rows without groups are dealt to buckets by their position
         scale = max(1.0, float(b.abs().max()))
         np.testing.assert_allclose(a / scale, b / scale, rtol=0, atol=2e-6, err_msg=name)
     if found.layout.max_samples:
@@ -105,7 +103,7 @@ def test_an_empty_batch_changes_nothing(layout, rows):
 def test_the_order_of_rows_changes_nothing(layout, rows, groups, generator):
     order = torch.randperm(200, generator=generator)
     shuffled = streamed(layout, rows[order].split(33))
-    assert_same(shuffled, streamed(layout, [rows]), bucketwise=False)
+    assert_same(shuffled, streamed(layout, [rows]))
     grouped = streamed(layout, rows[order].split(33), groups[order])
     assert_same(grouped, streamed(layout, [rows], groups))
 
@@ -374,9 +372,30 @@ def test_a_group_is_dealt_to_one_bucket(rows, groups):
     assert set((moments["count"] % 5).tolist()) == {0.0}
 
 
-def test_rows_without_groups_are_dealt_evenly(rows):
-    count = streamed(Layout(DIM, buckets=16), rows.split(3))["count"]
-    assert float(count.max() - count.min()) <= 1
+@pytest.mark.parametrize("ids", [None, range(200)], ids=["by content", "by id"])
+def test_rows_are_dealt_at_random_and_not_by_their_place(ids, rows):
+    """A chi-squared statistic of 15 degrees of freedom: 31 is exceeded in 1% of cases."""
+    moments = Moments(Layout(DIM, buckets=16))
+    moments.update(rows, ids=ids)
+    count = double(moments["count"])
+    assert ((count - 12.5) ** 2 / 12.5).sum() < 31
+    assert count.max() > count.min()
+
+
+def test_ids_deal_rows_whose_last_bits_differ_to_the_same_bucket(rows):
+    exact, rounded = Moments(Layout(DIM)), Moments(Layout(DIM))
+    exact.update(rows, ids=range(200))
+    rounded.update(rows.double() * (1 + 1e-7), ids=range(200))
+    np.testing.assert_array_equal(exact["count"], rounded["count"])
+
+
+def test_places_for_ids_deal_no_rows(rows):
+    """Rows of a file without names are dealt by content: sorted and shuffled alike."""
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    one, two = Moments(Layout(DIM)), Moments(Layout(DIM))
+    one.update(rows, ids=[f"file:{n}" for n in range(200)], placed=True)
+    two.update(rows[order], ids=[f"file:{n}" for n in range(200)], placed=True)
+    np.testing.assert_array_equal(one["count"], two["count"])
 
 
 def test_jackknife_error_of_a_mean_is_the_textbook_standard_error(generator):
@@ -399,12 +418,15 @@ def test_self_conformity_error_is_an_explicit_jackknife(rows, groups):
     for group in range(40):  # which groups share a bucket is read off their counts, one group at a time
         alone = streamed(Layout(DIM, buckets=256), [rows[groups == group]], groups[groups == group])
         bucket.setdefault(int(alone["count"].argmax()), []).append(group)
+    for members in bucket.values():  # no pairs inside a bucket
+        inside = np.isin(groups.numpy(), members)
+        cosine[np.ix_(inside, inside)] = np.nan
     left_out = []
     for members in bucket.values():
         keep = ~np.isin(groups.numpy(), members)
         left_out.append(np.nanmean(cosine[np.ix_(keep, keep)]))
     left_out = np.array(left_out)
     expected = np.sqrt((len(left_out) - 1) / len(left_out) * ((left_out - left_out.mean()) ** 2).sum())
-    value, error = self_conformity(moments)
+    value, error = own_pairs(moments)[:2]
     np.testing.assert_allclose(value, np.nanmean(cosine), rtol=1e-9)
     np.testing.assert_allclose(error, expected, rtol=1e-9)

@@ -75,14 +75,6 @@ def test_metrics_of_one_reference_share_their_state(generator):
     assert ["Conformity", "ConformityKL"] in metrics.compute_groups.values()
 
 
-def test_real_rows_do_not_take_the_evaluated_rows_buckets(generator):
-    metric = cc.Conformity(embed_dim=DIM)
-    for _ in range(20):
-        metric.update(ellipsoid_rows(255, DIM, generator), real=True)
-        metric.update(ellipsoid_rows(1, DIM, generator))
-    assert float(metric.compute()["conformity_se"]) > 0
-
-
 @pytest.mark.parametrize("dim", [-1, 0, "a", 2.5])
 def test_a_dimension_that_is_none_is_refused(dim):
     with pytest.raises(ValueError, match="embed_dim: expected a dimension of at least 1"):

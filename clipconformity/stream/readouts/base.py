@@ -80,6 +80,10 @@ class ReadOut(ABC):
         """
         return self.read(stream) | self.resample(stream, resamples=resamples, generator=generator)
 
+    def notes(self, stream: Stream) -> list[str]:
+        """Give what a reader of the figures should know of these samples, a sentence each; by default nothing."""
+        return []
+
     def names(self, compared: bool) -> list[str]:
         """Names of the fields that :meth:`read` gives, with and without a reference; the one value is always there."""
         there = [

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from clipconformity.functional.conformity import own_set_conformity, quantiles
 from clipconformity.functional.density import Grid
 from clipconformity.functional.divergence import anchored_grid
-from clipconformity.functional.resampling import jackknife_error, mean_error
+from clipconformity.functional.resampling import Interval, jackknife_error
+from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.moments import Moments
+from clipconformity.stream.pairs import own_pairs
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
 
 LEVELS = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 """Quantiles by the end of their key."""
 COSINE = "cosine"
+RELATIVE = (
+    ("typicality_shift", "mean conformity from the reference's", "reference std"),
+    ("variety_ratio", "mean cosine distance of two samples over the reference's", ""),
+    ("spread_ratio", "standard deviation of conformity over the reference's", ""),
+)
+"""What is given relative to a reference: key, what it is, unit."""
 
 
 class ConformityReadOut(ReadOut):
     """How typical samples are, by their conformity, and how alike, by their self-conformity."""
 
     name = "conformity"
-    needs = Needs(conformity=True, reference=True)
+    needs = Needs(conformity=True, rows=True, reference=True)
     fields = (
         Field("conformity_mean", "mean conformity: how typical", COSINE, error="conformity_se"),
         Field("conformity_std", "standard deviation of conformity", COSINE),
@@ -32,31 +42,56 @@ class ConformityReadOut(ReadOut):
         Field("conformity_q95", "95% quantile of conformity", COSINE),
         Field("self_conformity_mean", "mean cosine of two samples: how alike", COSINE, error="self_conformity_se"),
         Field("self_conformity_se", "standard error of the self-conformity", COSINE),
-        Field("typicality_shift", "mean conformity from the reference's", "reference std", compared=True),
-        Field("spread_ratio", "standard deviation of conformity over the reference's", compared=True),
+        *(
+            Field(name, about, unit, interval=(f"{name}_low", f"{name}_high"), compared=True)
+            for name, about, unit in RELATIVE
+        ),
+        *(
+            Field(f"{name}_{end}", f"{end} end of the 95% interval of {name}", unit, compared=True)
+            for name, _, unit in RELATIVE
+            for end in Interval._fields
+        ),
     )
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the fields; without a reference conformity is taken inside the own set."""
         moments = stream.checked()
-        own, own_error = self_conformity(moments)
-        reference = stream.compared_with()
-        if reference is None:
+        own = own_pairs(moments)
+        if stream.compared_with() is None:
             values = own_set_values(moments)
-            mean, std, error = own, values.std(), own_error
+            result = {"conformity_mean": own.value, "conformity_std": values.std(), "conformity_se": own.error}
+            compared = {}
         else:
-            view = moments.towards(reference.unit_mean, anchored_grid(reference.conformities))
-            values, std = view.good_sample().values[:, 1], view.conformity_std
-            sums = moments["unit_sum"] @ reference.unit_mean.to(own)
-            mean, error = sums.sum() / moments.total, mean_error(sums, moments["count"])
-        result = {"conformity_mean": mean, "conformity_std": std, "conformity_se": error}
+            contrast = stream.contrast(self.name)
+            view, mean = contrast.view, contrast.conformity
+            values = view.good_sample().values[:, 1]
+            error = jackknife_error(mean.evaluated, moments["count"].cpu())
+            result = {"conformity_mean": mean.whole, "conformity_std": view.conformity_std, "conformity_se": error}
+            compared = _compared(contrast)
         result |= {f"conformity_{name}": quantiles(values, (level,))[0] for name, level in LEVELS.items()}
-        result |= {"self_conformity_mean": own, "self_conformity_se": own_error}
-        if reference is not None:
-            spread = reference.conformities.std().to(own)
-            result["typicality_shift"] = (mean - reference.null_mean.to(own)) / spread
-            result["spread_ratio"] = std / spread
-        return result
+        result |= {"self_conformity_mean": own.value, "self_conformity_se": own.error}
+        return result | compared
+
+    def notes(self, stream: Stream) -> list[str]:
+        """Say what the samples share with the reference."""
+        return [] if stream.compared_with() is None else stream.contrast(self.name).notes(stream.of_one_kind)
+
+
+def _compared(contrast: Contrast) -> dict[str, Tensor]:
+    """Figures relative to the reference, with their intervals."""
+    shift, variety, spread = contrast.typicality_shift, contrast.log_variety_ratio, contrast.log_spread_ratio
+    spread_ends = (math.exp(end) for end in spread.interval())
+    found = {
+        "typicality_shift": (shift.value, *shift.interval()),
+        "variety_ratio": (variety.value.exp(), *contrast.variety_interval),
+        "spread_ratio": (spread.value.exp(), *spread_ends),
+    }
+    keys = ("", "_low", "_high")
+    return {
+        f"{name}{key}": torch.as_tensor(value, dtype=torch.float64)
+        for name, values in found.items()
+        for key, value in zip(keys, values, strict=True)
+    }
 
 
 class SelfConformityReadOut(ReadOut):
@@ -68,28 +103,13 @@ class SelfConformityReadOut(ReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the mean pairwise cosine, exact, and its standard error."""
-        value, error = self_conformity(stream.checked())
-        return {"self_conformity_mean": value, "self_conformity_se": error}
-
-
-def self_conformity(moments: Moments) -> tuple[Tensor, Tensor]:
-    """Self-conformity of a stream, exact, and its standard error: the mean moves with the samples."""
-    count, sums = moments["count"], moments["unit_sum"]
-
-    def pairwise(total: Tensor, rows: Tensor) -> Tensor:
-        return (total.square().sum(-1) - rows) / (rows * (rows - 1))
-
-    whole = pairwise(sums.sum(0), count.sum())
-    if int(count.sum()) == 2 and int((count > 0).sum()) == 2:  # one sample less leaves no pair
-        return whole, (1 - whole).abs()
-    return whole, jackknife_error(pairwise(sums.sum(0) - sums, count.sum() - count), count)
+        own = own_pairs(stream.checked())
+        return {"self_conformity_mean": own.value, "self_conformity_se": own.error}
 
 
 def own_set_values(moments: Moments) -> Tensor:
     """Conformities of the sampled rows inside the whole stream, self excluded."""
-    rows = moments.good_sample().rows.double()
-    units = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return own_set_conformity(units @ moments.unit_mean, moments.total)
+    return own_set_conformity(moments.good_sample().units @ moments.unit_mean, moments.total)
 
 
 def histogram(stream: Stream) -> tuple[Tensor, Grid]:
@@ -97,10 +117,9 @@ def histogram(stream: Stream) -> tuple[Tensor, Grid]:
 
     They are anchored on the reference; without one on the set's own conformities, and the row sample is counted.
     """
-    moments, reference = stream.checked(), stream.compared_with()
-    if reference is None:
-        values = own_set_values(moments)
+    if stream.compared_with() is None:
+        values = own_set_values(stream.checked())
         grid = anchored_grid(values)
         return grid.counts(values), grid
-    grid = anchored_grid(reference.conformities)
-    return moments.towards(reference.unit_mean, grid)["conformity_counts"].sum(0), grid
+    contrast = stream.contrast("Conformity")
+    return contrast.view["conformity_counts"].sum(0), contrast.reference.grid

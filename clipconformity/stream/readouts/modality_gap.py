@@ -29,12 +29,12 @@ def pair_layouts(dim: int, max_samples: int) -> dict[str, Layout]:
     return {side: Layout(dim, max_samples=max_samples) for side in (IMAGE, TEXT)}
 
 
-def take_in(stream: Stream, image: Tensor, text: Tensor, seen: int) -> Tensor:
+def take_in(stream: Stream, image: Tensor, text: Tensor) -> Tensor:
     """Take pairs into both sides, keyed by the pair so that both keep the same ones; give the sum of their cosines."""
     pairs = mix(row_keys(image, None) ^ (row_keys(text, None) << 1), 5)
     keys = mix(pairs, 2) & NO_KEY  # of the pair alone: both sides hold the same pairs in the same order
     for side, rows in ((IMAGE, image), (TEXT, text)):
-        stream.sides[side].update(rows, pairs, seen=seen, keys=keys)
+        stream.sides[side].update(rows, pairs, keys=keys)
     cosine = (units(image.double()) * units(text.double())).sum(1)
     return torch.where(torch.isfinite(cosine), cosine, 0.0).sum()  # the rest is bad, and refused by compute
 

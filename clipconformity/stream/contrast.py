@@ -1,0 +1,187 @@
+"""How far evaluated samples are from a reference in typicality and in variety, with what is known of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional.resampling import Estimate, Interval, effective_number, joint_jackknife
+from clipconformity.stream.moments import Moments, bucket_of
+from clipconformity.stream.overlap import Overlap, find_overlap
+from clipconformity.stream.pairs import Without, cross_pairs, own_pairs_without
+from clipconformity.stream.reference import ReferenceSet
+from clipconformity.stream.row_sample import Sample
+
+TINY = 1e-9
+"""Mean cosine distance, or spread, below which a set does not vary beyond rounding."""
+RARE = 0.025
+"""Chance that what is rare in a set does not show in its sample."""
+SUSPICIOUS = 5.0
+"""Standard deviations below the reference at which samples may be of another kind: texts lie 8 to 16 below images."""
+MIN_ROWS = 50
+"""Independent samples of either side from which intervals cover what they should."""
+MIN_GROUPS = 40
+"""Groups of equal size, likewise."""
+FEW_SAMPLES, FEW_GROUPS = "few samples", "few groups"
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Evaluated samples beside a reference, from the buckets of both.
+
+    The jackknife leaves each bucket out of both sides at once.
+
+    Attributes:
+        evaluated: The evaluated side.
+        reference: What it is compared with.
+        overlap: What both share.
+    """
+
+    evaluated: Moments
+    reference: ReferenceSet
+    overlap: Overlap
+
+    @classmethod
+    def of(cls, evaluated: Moments, reference: ReferenceSet) -> Contrast:
+        """Find what both sides share, and put them beside each other."""
+        return cls(evaluated, reference, find_overlap(evaluated, reference))
+
+    def notes(self, of_one_kind: bool) -> list[str]:
+        """Say what to know of these samples, a sentence each.
+
+        Args:
+            of_one_kind: Whether encoder and modality of both sides are known to agree.
+        """
+        shift = float(self.typicality_shift.value)
+        told = self.overlap.notes()
+        if shift < -SUSPICIOUS and not of_one_kind:
+            told.append(
+                f"the mean conformity lies {-shift:.1f} standard deviations below the reference's: are these embeddings "
+                "of the other modality, or of another encoder?"
+            )
+        return told
+
+    @property
+    def count(self) -> int:
+        """Number of evaluated samples."""
+        return int(self.evaluated.total)
+
+    @property
+    def unknown(self) -> str:
+        """Why an uncertainty cannot be had, where it cannot."""
+        grouped = self.evaluated.grouped or self.reference.grouped
+        return "all samples belong to one group" if grouped else "there are too few samples"
+
+    @cached_property
+    def few(self) -> str | None:
+        """Whether a side has so few samples, or groups, that intervals and tests may be off by some; None if not."""
+        for side, sample in ((self._mine, self._mine.sketch()), (self.reference.moments, self.reference.sketch)):
+            if side.grouped:
+                sizes = torch.zeros(len(sample.keys)).index_add_(
+                    0, sample.groups.unique(return_inverse=True)[1], sample.copies.float()
+                )
+                if effective_number(sizes) < MIN_GROUPS:
+                    return FEW_GROUPS
+            elif float(side.total) < MIN_ROWS:
+                return FEW_SAMPLES
+        return None
+
+    @cached_property
+    def conformity(self) -> Without:
+        """Mean conformity of the evaluated rows to the reference."""
+        return cross_pairs(self.evaluated, self.reference.moments, self.overlap)
+
+    @cached_property
+    def typicality_shift(self) -> Estimate:
+        """Mean conformity less the reference's own, in standard deviations of the reference's conformity."""
+        spread, (own, own_without) = self.reference.spread, own_pairs_without(self.reference.moments)
+        mean = self.conformity
+        return self._estimate(
+            Without(
+                (mean.whole - own) / spread.whole,
+                (mean.both - own_without) / spread.moving,
+                (mean.evaluated - own) / spread.whole,
+                (mean.reference - own_without) / spread.moving,
+            )
+        )
+
+    @cached_property
+    def log_variety_ratio(self) -> Estimate:
+        """Logarithm of the mean cosine distance of two rows, over that of the reference."""
+        (mine, without), (theirs, others) = (own_pairs_without(side) for side in (self._mine, self.reference.moments))
+        return self._ratio(*((1 - x).clamp_min(TINY) for x in (mine, without, theirs, others)))
+
+    @property
+    def variety_interval(self) -> Interval:
+        """95% interval of the variety ratio.
+
+        A sample of a set that is nearly one point may show nothing of the rest: d of the rows, the most that stays
+        unseen with a chance of 2.5%, could be as varied as the reference. The upper end is not below what they give.
+        """
+        estimate = self.log_variety_ratio
+        low, high = (math.exp(end) for end in estimate.interval())
+        unseen = 1 - RARE ** (1 / max(effective_number(self._mine["count"]), 1.0))
+        mine, theirs = float(own_pairs_without(self._mine)[0]), float(self.reference.self_conformity)
+        mixed = (1 - unseen) ** 2 * mine + 2 * unseen * (1 - unseen) * float(self.conformity.whole) + unseen**2 * theirs
+        return Interval(low, max(high, (1 - mixed) / max(1 - theirs, TINY)) if math.isfinite(high) else high)
+
+    @cached_property
+    def log_spread_ratio(self) -> Estimate:
+        """Logarithm of the standard deviation of conformity over the reference's."""
+        first, second, count = (self.view[name].cpu() for name in ("conformity_sum", "conformity_square_sum", "count"))
+        if self.overlap.pairs:
+            bucket, weight, with_own, without_own = self._own_rows
+            first = first.index_add(0, bucket, weight * (without_own - with_own))
+            second = second.index_add(0, bucket, weight * (without_own.square() - with_own.square()))
+        left, rest = count.sum() - count, first.sum() - first
+        without = (second.sum() - second - rest.square() / left) / (left - 1)
+        whole = (second.sum() - first.sum().square() / count.sum()) / (count.sum() - 1)
+        spread = self.reference.spread
+        sides = whole.clamp_min(0).sqrt(), without.clamp_min(0).sqrt(), spread.whole, spread.fixed
+        return self._ratio(*(x.clamp_min(TINY) for x in sides))
+
+    @cached_property
+    def histograms(self) -> Tensor:
+        """Conformity of the evaluated rows to the reference by bucket, ``(G, CELLS + 2)``, their own row left out."""
+        counts = self.view["conformity_counts"].cpu()
+        if not self.overlap.pairs:
+            return counts
+        bucket, weight, with_own, without_own = self._own_rows
+        counts = counts.clone()
+        counts.index_put_((bucket, self.reference.grid.locate(with_own)), -weight, accumulate=True)
+        counts.index_put_((bucket, self.reference.grid.locate(without_own)), weight, accumulate=True)
+        return counts
+
+    @cached_property
+    def view(self) -> Moments:
+        """The evaluated side as seen from the reference: its own stream, else its row sample."""
+        return self.evaluated.towards(self.reference.view(max_samples=self.evaluated.layout.max_samples))
+
+    @cached_property
+    def _own_rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of evaluated rows that are in the reference: bucket, how often, conformity with and without the own row."""
+        own = Sample(*(part[self.overlap.own] for part in self._mine.sketch()))
+        values, count = own.units @ self.reference.unit_mean, self.reference.count
+        return bucket_of(own.groups), own.copies.double(), values, (count * values - 1) / (count - 1)
+
+    @property
+    def unit_mean(self) -> Tensor:
+        """Mean unit vector of the evaluated rows, ``(D,)``."""
+        return self._mine.unit_mean
+
+    @cached_property
+    def _mine(self) -> Moments:
+        return self.evaluated.cpu()
+
+    def _ratio(self, mine: Tensor, without: Tensor, theirs: Tensor, others: Tensor) -> Estimate:
+        """Estimate log(mine / theirs), each given whole and without each bucket."""
+        mine, without, theirs, others = (x.log() for x in (mine, without, theirs, others))
+        return self._estimate(Without(mine - theirs, without - others, without - theirs, mine - others))
+
+    def _estimate(self, figure: Without) -> Estimate:
+        counts = self._mine["count"], self.reference.moments["count"]
+        return joint_jackknife(figure.whole, figure.both, (figure.evaluated, figure.reference), counts)

@@ -1,0 +1,158 @@
+"""Rows and groups that the evaluated samples share with the reference: found by cosine, counted, left out."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional.resampling import seeded
+from clipconformity.stream.moments import BUCKETS, Moments, bucket_of
+from clipconformity.stream.row_sample import Sample
+
+if TYPE_CHECKING:
+    from clipconformity.stream.reference import ReferenceSet
+
+NEAR = 1e-5
+"""Two rows are the same sample where their cosine is within this of 1: equal bits do not tell, since an encoder rounds
+its rows differently in batches of another size."""
+AXES = 16
+"""Directions that rows are compared along before their cosine is taken."""
+CELL_AXES = 3
+"""The first of them, along which rows are put into cells."""
+EXACT = 1 << 15
+"""Most pairs whose cosine is taken at once."""
+DENSE = 0.2
+"""Share of all pairs that lie near each other along these, above which all cosines are taken."""
+DENSE_ROWS = 2000
+"""Rows of either side that are compared where all cosines are."""
+
+
+class Overlap(NamedTuple):
+    """What the row samples of both sides share."""
+
+    rows: int
+    """Evaluated rows that are also in the reference; 0 where there are no more than by chance, as of short captions."""
+    sampled: int
+    """Evaluated rows that were looked at."""
+    pairs: float
+    """Pairs of equal rows that are taken out of the mean conformity: at most one for each row."""
+    without: tuple[Tensor, Tensor, Tensor]
+    """``pairs`` without each bucket of both sides, of the evaluated side, and of the reference, ``(G,)`` each."""
+    own: Tensor
+    """Whether each row of the evaluated side's sketch has its own row left out, ``(k,)``."""
+    shared_groups: int
+    """Groups of the evaluated side that are also in the reference."""
+    groups: int
+    """Groups of the evaluated side."""
+
+    def notes(self) -> list[str]:
+        """Say what was found, a sentence each."""
+        told = []
+        if self.rows:
+            told.append(
+                f"{self.rows} of {self.sampled} samples are also in the reference (cosine above 1 - {NEAR:g}); each is "
+                "left out of the mean that it is compared with."
+            )
+        if self.shared_groups:
+            told.append(
+                f"{self.shared_groups} of {self.groups} groups are also in the reference; no row is compared with its "
+                "own group."
+            )
+        return told
+
+
+def find_overlap(evaluated: Moments, reference: ReferenceSet) -> Overlap:
+    """Find what both sides share, as far as their row samples tell.
+
+    Short captions repeat, and two sets of them share rows without one being a copy of the other. What tells a copy is a
+    row that comes once in the reference: a sample of the same kind would hit such with the share of the rows that come
+    twice (Good 1953).
+    """
+    mine, theirs = evaluated.sketch().cpu(), reference.sketch
+    grouped = evaluated.grouped and reference.grouped
+    own = mine.groups.unique() if grouped else mine.groups[:0]
+    shared = int(torch.isin(own, theirs.groups).sum())
+    sampled = int(mine.copies.sum())
+    first, second = _matches(mine, theirs, grouped)
+    rows, pairs = 0, 0.0
+    weight = (mine.copies[first] * theirs.copies[second]).double()
+    if len(first):
+        often = _occurrences(theirs, grouped)
+        total = float(theirs.copies.sum())
+        alone = first[often[second] == 1].unique()
+        usual = sampled * float(theirs.copies[often == 2].sum()) / total
+        if float(mine.copies[alone].sum()) > usual + 3 * math.sqrt(2 * usual):
+            rows = int(mine.copies[first.unique()].sum())
+            by_chance = float((theirs.copies * (often - 1)).sum()) / (total * max(total - 1, 1.0))
+            pairs = min(max(float(weight.sum()) - sampled * total * by_chance, 0.0), rows)
+    if not pairs:
+        first, second, weight = first[:0], second[:0], weight[:0]
+    weight = weight * (pairs / weight.sum().clamp_min(1.0))
+    where = bucket_of(mine.groups[first]), bucket_of(theirs.groups[second])
+    without = [pairs - torch.zeros(BUCKETS, dtype=torch.float64).index_add_(0, bucket, weight) for bucket in where]
+    apart = where[0] != where[1]
+    both = without[0].index_add(0, where[1][apart], -weight[apart])
+    kept = torch.zeros(len(mine.keys), dtype=torch.bool)
+    kept[first] = True
+    return Overlap(rows, sampled, pairs, (both, without[0], without[1]), kept, shared, len(own))
+
+
+def _occurrences(sample: Sample, apart: bool) -> Tensor:
+    """How often each row of a sample comes in it, itself included, ``(k,)``."""
+    first, second = _matches(sample, sample, apart)
+    return sample.copies.index_add(0, first[first != second], sample.copies[second[first != second]])
+
+
+def _matches(first: Sample, second: Sample, apart: bool) -> tuple[Tensor, Tensor]:
+    """Numbers of the rows of two samples that are equal, ``(m,)`` each; ``apart``: in different buckets alone."""
+    row, other = near_pairs(*(side.rows / side.values[:, :1].float() for side in (first, second)))
+    if apart:
+        differ = bucket_of(first.groups[row]) != bucket_of(second.groups[other])
+        row, other = row[differ], other[differ]
+    return row, other
+
+
+def near_pairs(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of the unit rows of ``(n, D)`` and ``(m, D)`` whose cosine is above 1 - ``NEAR``.
+
+    Such rows lie within sqrt(2 NEAR) of each other along any direction, hence in the same cell of that width, or in one
+    beside it, along each of a few directions in which rows vary much. Of sets that do not vary, the first
+    ``DENSE_ROWS`` are compared.
+    """
+    axes, near = _axes(others), math.sqrt(2 * NEAR) + 1e-6
+    mine, theirs = rows @ axes, others @ axes
+    cells, their_cells = ((side[:, :CELL_AXES] / near).floor().long() for side in (mine, theirs))
+    steps = torch.cartesian_prod(*[torch.arange(-1, 2)] * cells.shape[1]).view(-1, cells.shape[1])
+    ladder, order = _number(their_cells).sort()
+    wanted = _number(cells[:, None] + steps).flatten()  # (n * steps,)
+    low = torch.searchsorted(ladder, wanted)
+    count = torch.searchsorted(ladder, wanted, right=True) - low
+    if int(count.sum()) > max(DENSE * len(rows) * len(others), DENSE_ROWS):
+        found = (rows[:DENSE_ROWS] @ others[:DENSE_ROWS].T > 1 - NEAR).nonzero()
+        return found[:, 0], found[:, 1]
+    which = torch.arange(len(wanted)).repeat_interleave(count)
+    row = which // len(steps)
+    other = order[low[which] + torch.arange(len(which)) - (count.cumsum(0) - count)[which]]
+    close = (mine[row] - theirs[other]).square().sum(1) <= near**2
+    row, other = row[close], other[close]
+    cosines = [(rows[a] * others[b]).sum(1) for a, b in zip(row.split(EXACT), other.split(EXACT), strict=True)]
+    same = torch.cat(cosines) > 1 - NEAR
+    return row[same], other[same]
+
+
+def _number(cells: Tensor) -> Tensor:
+    """One number for each cell ``(..., k)``; those of different cells seldom agree, and then cost a cosine."""
+    factors = torch.tensor([1, 0x9E3779B1, 0x85EBCA77C2B2])[: cells.shape[-1]]
+    return (cells * factors).sum(-1)
+
+
+def _axes(rows: Tensor) -> Tensor:
+    """Orthonormal directions along which rows vary much, the most first, ``(D, AXES)``."""
+    some = rows[:: max(1, len(rows) // 512)]
+    centered = some - some.mean(0)  # a step of subspace iteration on it comes near its principal axes
+    start = torch.randn(len(some), min(AXES, rows.shape[1]), generator=seeded(None), dtype=rows.dtype)
+    axes = torch.linalg.qr(centered.T @ start).Q
+    return axes[:, (centered @ axes).var(0).argsort(descending=True)]

@@ -1,0 +1,242 @@
+"""Both sides of a conformity KL, its interval, and what sampling noise alone would give.
+
+For the interval both sides are redrawn by their buckets, which hold whole groups: the same buckets where they share
+groups. A redrawn reference has another mean unit vector, so its own conformities and, by the shift m_u(P) . delta, the
+evaluated ones are taken under the redrawn mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional.density import CELLS, Grid
+from clipconformity.functional.divergence import (
+    MIN_SAMPLES,
+    Divergences,
+    Readout,
+    Side,
+    corrected,
+    excess_kurtosis,
+    is_lower_bound,
+    plan,
+    plug_in,
+)
+from clipconformity.functional.resampling import (
+    Interval,
+    basic_interval,
+    bootstrap_weights,
+    check_clusters,
+    check_level,
+    check_resamples,
+    seeded,
+)
+from clipconformity.functional.two_sample import anderson_darling, tail_probability
+from clipconformity.stream.contrast import Contrast
+from clipconformity.stream.null import redraw
+from clipconformity.stream.reference import ReferenceSet
+from clipconformity.stream.stream import Stream
+
+CHUNK = 50
+"""Resamples of the reference worked through at once: 50 x 10,000 conformities."""
+PLANS = 4
+"""Parts of the redraws under one distribution, each with its own smoothing."""
+HEAVY = 1.0
+"""Excess kurtosis above which the tails of a fitted density may be too light."""
+TAILS = "a side has heavy tails, of which the divergence may miss a part"
+
+
+class UnderOne(NamedTuple):
+    """What sampling noise gives where both sides are of one distribution."""
+
+    floor: float
+    """Quantile of the divergence, nats."""
+    p_value: float
+    """Of the Anderson-Darling test."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The evaluated side and the reference side of a divergence."""
+
+    evaluated: Side
+    reference: Side
+    buckets: Tensor
+    """Histograms of the evaluated side by bucket, ``(G, CELLS + 2)``."""
+    contrast: Contrast
+
+    @classmethod
+    def of(cls, stream: Stream) -> Standing:
+        """Read both sides out of a stream.
+
+        Raises:
+            ValueError: If there is no reference, or either side has too few samples.
+        """
+        moments = stream.checked(min_samples=MIN_SAMPLES)
+        reference = stream.needed_reference("ConformityKL")
+        if len(reference.conformities) < MIN_SAMPLES:
+            raise ValueError(f"reference: expected at least {MIN_SAMPLES} samples, got {reference.count}.")
+        contrast = stream.contrast("ConformityKL")
+        buckets = contrast.histograms
+        evaluated = evaluated_side(buckets, moments.grouped)
+        return cls(evaluated, reference_side(reference, reference.grid), buckets, contrast)
+
+    @property
+    def against(self) -> ReferenceSet:
+        """What is compared with."""
+        return self.contrast.reference
+
+    @cached_property
+    def is_lower_bound(self) -> bool:
+        """Whether the supports barely overlap, or a tail decides."""
+        return is_lower_bound(self.plan, self.evaluated, self.reference)
+
+    @property
+    def heavy_tails(self) -> bool:
+        """Whether a side has tails that the fitted densities may understate."""
+        return max(excess_kurtosis(side.counts) for side in (self.evaluated, self.reference)) > HEAVY
+
+    @property
+    def parts(self) -> int:
+        """Number of buckets that hold evaluated rows."""
+        return int((self.buckets.sum(1) > 0).sum())
+
+    @cached_property
+    def plan(self) -> Readout:
+        """How the two histograms are read out."""
+        return plan(self.evaluated, self.reference)
+
+    @cached_property
+    def plain(self) -> Divergences:
+        """Plug-in divergences both ways, before the bias is taken off."""
+        return plug_in(self.plan, self.evaluated.counts[None], self.reference.counts[None])
+
+    def divergences(self) -> Divergences:
+        """Bias-corrected divergences both ways."""
+        return corrected(self.plan, self.plain, squeeze=True)
+
+    def interval(self, confidence: float, resamples: int, generator: torch.Generator | None) -> Interval:
+        """Bootstrap interval of the forward divergence."""
+        check_level(confidence)
+        check_resamples(resamples)
+        check_clusters(self.parts)
+        draws = plug_in(self.plan, *self._redrawn(resamples, seeded(generator))).forward
+        low, high = basic_interval(self.plain.forward[0], sum(self.plan.biases), draws, confidence)
+        return Interval(float(low), float(high))
+
+    def under_one_distribution(self, quantile: float, resamples: int, generator: torch.Generator | None) -> UnderOne:
+        """Floor of the divergence, and the test whether it is one distribution, from the same redraws."""
+        check_level(quantile, "quantile")
+        check_resamples(resamples)
+        check_clusters(self.parts)
+        (mine, theirs), *drawn = redraw(self.contrast, resamples, seeded(generator))
+        observed = anderson_darling(mine[None], theirs[None], mine + theirs)
+        p_value = tail_probability(observed, anderson_darling(drawn[0], drawn[1], mine + theirs))
+        return UnderOne(float(self._divergences_of(drawn[0], drawn[1]).quantile(quantile)), p_value)
+
+    def _divergences_of(self, evaluated: Tensor, reference: Tensor) -> Tensor:
+        """Bias-corrected divergences of redraws ``(R, CELLS + 2)``.
+
+        The smoothing is settled on redraws, a part of them each: on the pooled histogram, which has less noise than
+        either side, it would be stronger than on the observed ones, and the divergences smaller.
+        """
+        sizes, found = [side.effective for side in (self.evaluated, self.reference)], []
+        for mine, theirs in zip(evaluated.tensor_split(PLANS), reference.tensor_split(PLANS), strict=True):
+            if len(mine):
+                first = [
+                    Side((side[0] * size / side[0].sum()).clamp_min(0), size)
+                    for side, size in zip((mine, theirs), sizes, strict=True)
+                ]
+                readout = plan(*first)
+                found.append(corrected(readout, plug_in(readout, mine, theirs)).forward)
+        return torch.cat(found)
+
+    def _redrawn(self, resamples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Histograms ``(R, CELLS + 2)`` of both sides, from redrawn buckets."""
+        counts = self.buckets.sum(1), self.against.moments["count"]
+        if self.contrast.overlap.shared_groups:
+            mine = theirs = bucket_weights(counts[0] + counts[1], resamples, generator)
+        else:
+            mine, theirs = (bucket_weights(count, resamples, generator) for count in counts)
+        evaluated = mine @ self.buckets
+        reference = redraw_reference(self.against, self.contrast.unit_mean, theirs)
+        kept = (evaluated.sum(1) > 0) & (reference.sum(1) > 0)
+        return evaluated[kept], reference[kept]
+
+
+def bucket_weights(count: Tensor, resamples: int, generator: torch.Generator) -> Tensor:
+    """How often each bucket is drawn from those that hold rows, ``(resamples, G)``."""
+    used = count > 0
+    weights = torch.zeros(resamples, len(count), dtype=torch.float64)
+    weights[:, used] = bootstrap_weights(resamples, int(used.sum()), generator)
+    return weights
+
+
+def evaluated_side(histogram: Tensor, grouped: bool) -> Side:
+    """Side of a divergence from bucket histograms ``(G, CELLS + 2)``."""
+    counts = histogram.sum(0)
+    total = float(counts.sum())
+    return Side(counts, total / (design_effect(histogram) if grouped else 1.0))
+
+
+def reference_side(reference: ReferenceSet, grid: Grid) -> Side:
+    """Side of a divergence from a reference's row sample."""
+    values = reference.null_conformities
+    effect = 1.0
+    if reference.grouped:
+        cell = reference.clusters * (CELLS + 2) + grid.locate(values)
+        cells, weight = cell.unique(return_counts=True)
+        effect = _design_effect(cells // (CELLS + 2), cells % (CELLS + 2), weight.double())
+    return Side(grid.counts(values), len(values) / effect)
+
+
+def design_effect(histogram: Tensor) -> float:
+    """How many times fewer independent samples there are than rows, from the spread between buckets; at least 1."""
+    cluster, cell = histogram.nonzero(as_tuple=True)
+    return _design_effect(cluster, cell, histogram[cluster, cell])
+
+
+def _design_effect(cluster: Tensor, cell: Tensor, weight: Tensor) -> float:
+    """Variance of the mean and of the spread under clusters, over that under independent rows, averaged."""
+    total = weight.sum()
+    z = cell.double()
+    z = z - weight @ z / total
+    square = z.square() - weight @ z.square() / total
+    effects = []
+    for score in (z, square):
+        sums = torch.zeros(int(cluster.max()) + 1, dtype=torch.float64).index_add_(0, cluster, weight * score)
+        independent = weight @ score.square()
+        effects.append(float(sums.square().sum() / independent) if independent > 0 else 1.0)
+    return max(1.0, sum(effects) / 2)
+
+
+def redraw_reference(reference: ReferenceSet, evaluated_mean: Tensor, weights: Tensor) -> Tensor:
+    """Histograms ``(R, CELLS + 2)`` of the reference under redrawn buckets and the mean that they give.
+
+    Args:
+        reference: The reference.
+        evaluated_mean: Mean unit vector of the evaluated samples, ``(D,)``.
+        weights: How often each bucket is drawn, ``(R, G)``.
+    """
+    rows, bucket = reference.units.float(), reference.buckets
+    counts, sums = reference.moments["count"], reference.moments["unit_sum"]
+    # A row is no companion of itself: what its own bucket adds to it is taken off as often as the bucket is drawn.
+    own = (
+        (reference.units * sums[bucket]).sum(1) - counts[bucket] * (reference.units @ reference.unit_mean)
+    ) / counts.sum()
+    cell = reference.grid.cell
+    start = ((reference.null_conformities - reference.grid.center) / cell).float() + CELLS // 2
+    own, histograms = (own / cell).float(), []
+    for part in weights.split(CHUNK):
+        moved = (part @ sums) / (part @ counts)[:, None].clamp_min(1.0) - reference.unit_mean  # (b, D)
+        shift = start - (moved @ evaluated_mean)[:, None].float() / cell
+        weight = part.float()[:, bucket]
+        value = shift.addmm_((moved / cell).float(), rows.T).addcmul_(weight - 1, own, value=-1)
+        place = value.floor_().clamp_(-1, CELLS).long().add_(1 + (CELLS + 2) * torch.arange(len(part))[:, None])
+        flat = torch.bincount(place.flatten(), weight.double().flatten(), minlength=len(part) * (CELLS + 2))
+        histograms.append(flat.view(len(part), CELLS + 2))
+    return torch.cat(histograms)

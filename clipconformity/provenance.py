@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 MODALITIES = ("image", "text")
 DECISIVE = ("weights", "preprocessing")
 """Parts of an encoder's identity without which two sets do not compare; the others move the last digits."""
+
+
+_LEADING_AWAY = re.compile(r"(?:^|(?<=[=:/]))(?:/|~[^/]*/|(?:[^/]+/)*?\.\.(?:/|$))")
+"""Where a path begins that leads out of the working directory: at the start, or behind ``--option=`` or ``hf:``."""
 
 
 class Identified(Protocol):
@@ -29,7 +35,8 @@ class Provenance:
     """Where embeddings come from; None is what is not known.
 
     Attributes:
-        spec: The encoder, as ``load_encoder`` takes it.
+        spec: The encoder, as ``load_encoder`` takes it; of a folder elsewhere its name alone, since files and reports
+            are passed on and say nothing of the machine.
         encoder_id: What the encoder was: hash of its weights, preprocessing, precision, backend.
         modality: ``"image"`` or ``"text"``.
 
@@ -44,6 +51,8 @@ class Provenance:
     def __post_init__(self) -> None:
         if self.modality not in (None, *MODALITIES):
             raise ValueError(f"modality: expected 'image', 'text' or None, got {self.modality!r}.")
+        if self.spec is not None:
+            object.__setattr__(self, "spec", without_folders(self.spec))
 
     @classmethod
     def of(cls, encoder: str | Identified | None, modality: str | None = None) -> Provenance:
@@ -114,6 +123,31 @@ class Provenance:
         """Give the fields as plain values, for JSON."""
         encoder_id = None if self.encoder_id is None else dict(self.encoder_id)
         return {"spec": self.spec, "encoder_id": encoder_id, "modality": self.modality}
+
+
+def without_folders(word: str, inside: Path | None = None) -> str:
+    """Shorten the path that a word is, or ends in, where it tells of the machine: absolute, of a home, or with ``..``.
+
+    Args:
+        word: An argument of a command, or a spec.
+        inside: Folder below which a path is told in full, from there.
+
+    Example:
+        >>> without_folders("/home/ann/images"), without_folders("open_clip:ViT-B-32//mnt/a/b.pt")
+        ('images', 'open_clip:ViT-B-32/b.pt')
+        >>> without_folders("hf:openai/clip-vit-base-patch32")
+        'hf:openai/clip-vit-base-patch32'
+    """
+    start = _LEADING_AWAY.search(word)
+    if start is None:
+        return word
+    path = Path(word[start.start() :])
+    if inside is not None:
+        try:
+            return word[: start.start()] + str(path.expanduser().resolve().relative_to(inside.resolve()))
+        except (OSError, RuntimeError, ValueError):
+            pass
+    return word[: start.start()] + (path.name if path.name not in ("", "..") else "...")
 
 
 def _article(modality: str | None) -> str:

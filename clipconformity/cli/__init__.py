@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -15,8 +14,11 @@ from typing import Any, NoReturn
 
 from clipconformity import __version__
 from clipconformity.cli import commands
+from clipconformity.cli.signals import ending
 from clipconformity.data.formats import suffixes
+from clipconformity.data.strict_json import to_json
 from clipconformity.encoders.registry import encoder_forms
+from clipconformity.provenance import without_folders
 
 __all__ = ["main"]
 
@@ -47,28 +49,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 2 for what was given wrong; 1 for what failed under way, such as a full disk; 3 where what ``--require`` asks
-        for does not hold. Each is told in one line on standard error.
+        for does not hold. Each is told in one line on standard error. 128 and the signal's number where one ended the
+        command: 130 for Ctrl-C, 143 for SIGTERM.
     """
     if sys.stderr is None:  # closed: its number would go to the next file that is opened, and messages into it
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lasts
     if sys.stdout is None:
         return _fail("standard output is closed, so that no result could be told; open it.", 1)
     options = _parser().parse_args(arguments)
-    options.line = shlex.join(["clipconformity", *(sys.argv[1:] if arguments is None else arguments)])
+    told = sys.argv[1:] if arguments is None else arguments
+    options.line = shlex.join(["clipconformity", *(without_folders(word, Path.cwd()) for word in told)])
     command: Callable[[argparse.Namespace], dict[str, Any] | str] = options.command
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            result = command(options)
-    except OSError as error:
+    with ending() as signals:
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                result = command(options)
+                if isinstance(result, str):
+                    return _print(result)
+                return _print(to_json(result, indent=2) + "\n") or _unmet(result)
+        except KeyboardInterrupt:
+            return signals.status or 130
+        except Exception as error:
+            if signals.status is not None:  # a library made an error of its own of it
+                return signals.status
+            return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """Tell an error in one line, and give the exit status; what is no error of the user or the machine is raised."""
+    if isinstance(error, OSError):
         return _fail(error, _status(error))
-    except (ValueError, TypeError, ImportError) as error:
+    if isinstance(error, (ValueError, TypeError, ImportError)):
         return _fail(error, 2)
-    except KeyboardInterrupt:
-        return 130
-    if isinstance(result, str):
-        return _print(result)
-    return _print(json.dumps(result, indent=2) + "\n") or _unmet(result)
+    if isinstance(error, (MemoryError, RuntimeError)):  # a device without memory, a process that was killed
+        return _fail(str(error) or "there is not enough memory.", 1)
+    raise error
 
 
 def _unmet(result: dict[str, Any]) -> int:
@@ -142,18 +158,24 @@ def _parser() -> Parser:
     embed = _command(known, "embed", "encode images or captions to a file of raw embeddings", commands.embed)
     _add_source(embed, embeddings=False)
     embed.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
+    _add_overwrite(embed)
 
     reference = _command(known, "reference", "build a reference set", commands.make_reference)
     _add_source(reference, coco=True)
     reference.add_argument("--dataset", help="what the samples are, such as 'coco val2017'")
     reference.add_argument("--max-samples", type=int, default=10_000, help="rows kept (default: 10000)")
     reference.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
+    _add_overwrite(reference)
 
     score = _command(known, "score", "score samples against a reference", commands.score_samples)
     _add_source(score)
     score.add_argument("--reference", type=Path, required=True, help="file of `clipconformity reference`")
     score.add_argument("--per-sample", type=Path, metavar="FILE.csv", help="write id, conformity, norm and rank")
     score.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots and a gallery")
+    score.add_argument(
+        "--no-images", action="store_true", help="leave the gallery out of the report: no image, prompt or caption"
+    )
+    _add_overwrite(score)
     score.add_argument(
         "--metrics",
         default="conformity",
@@ -183,10 +205,12 @@ def _parser() -> Parser:
     geometry.add_argument("--unpaired", action="store_true", help="equal lengths are no pairs: leave out the loss")
     geometry.add_argument("--allow-normalized", action="store_true", help="take L2-normalised embeddings")
     geometry.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots")
+    _add_overwrite(geometry)
 
     merge = _command(known, "merge", "join references of different samples", commands.merge_references)
     merge.add_argument("references", type=Path, nargs="+", metavar="REFERENCE", help="files to join")
     merge.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
+    _add_overwrite(merge)
     return parser
 
 
@@ -196,6 +220,10 @@ def _command(
     parser: Parser = known.add_parser(name, help=text, description=text.capitalize() + ".", allow_abbrev=False)
     parser.set_defaults(command=function)
     return parser
+
+
+def _add_overwrite(parser: Parser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace outputs that are there already")
 
 
 def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False) -> None:

@@ -6,12 +6,14 @@ import argparse
 import difflib
 import sys
 import warnings
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipconformity import __version__
-from clipconformity.cli.sources import inputs, open_coco, open_source
+from clipconformity.cli import outputs
+from clipconformity.cli.parts import Parts
+from clipconformity.cli.sources import open_coco, open_source
+from clipconformity.provenance import without_folders
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,24 +45,27 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from clipconformity.data import write_embeddings
+    from clipconformity.data.files import replacing
     from clipconformity.stream.row_sample import hash_labels
 
-    _check_safetensors(options)
-    source = open_source(options)
-    batches = list(source)
-    if not batches:
-        raise ValueError(source.nothing_read)
-    embeddings = torch.cat([batch.embeddings.cpu() for batch in batches])
-    groups = None
-    if source.groups is not None:
-        groups = hash_labels(source.groups, len(embeddings), embeddings.device)
-    write_embeddings(
-        options.output,
-        embeddings,
-        ids=[name for batch in batches for name in batch.ids],
-        groups=groups,
-        provenance=source.provenance,
-    )
+    outputs.check(options, [("--output", options.output)])
+    with Parts(options.output) as parts:
+        source = open_source(options, parts=parts)
+        batches = list(source)
+        if not batches:
+            raise ValueError(source.nothing_read)
+        embeddings = torch.cat([batch.embeddings.cpu() for batch in batches])
+        groups = None
+        if source.groups is not None:
+            groups = hash_labels(source.groups, len(embeddings), embeddings.device)
+        with replacing(options.output, overwrite=options.overwrite) as output:
+            write_embeddings(
+                output,
+                embeddings,
+                ids=[name for batch in batches for name in batch.ids],
+                groups=groups,
+                provenance=source.provenance,
+            )
     result = {"output": str(options.output), "count": len(embeddings), "embed_dim": embeddings.shape[1]}
     origin = {"encoder": source.provenance.spec, "modality": source.provenance.modality}
     return result | origin | source.remarks
@@ -68,26 +73,29 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
 
 def make_reference(options: argparse.Namespace) -> dict[str, Any]:
     """Build a reference set."""
+    from clipconformity.data.files import replacing
     from clipconformity.evaluation import build_reference
 
     if options.coco is not None:
         return _coco_references(options)
-    _check_safetensors(options)
-    source = open_source(options)
-    reference = build_reference(
-        source,
-        dataset=options.dataset,
-        max_samples=options.max_samples,
-        allow_normalized=options.allow_normalized,
-    )
-    described = _described(reference, options.output)  # may refuse, and then nothing is written
-    reference.save(options.output)
+    outputs.check(options, [("--output", options.output)])
+    with Parts(options.output) as parts:
+        source = open_source(options, parts=parts)
+        reference = build_reference(
+            source,
+            dataset=options.dataset,
+            max_samples=options.max_samples,
+            allow_normalized=options.allow_normalized,
+        )
+        described = _described(reference, options.output)  # may refuse, and then nothing is written
+        with replacing(options.output, overwrite=options.overwrite) as output:
+            reference.save(output)
     return described | source.remarks
 
 
 def _coco_references(options: argparse.Namespace) -> dict[str, Any]:
     """Build ``NAME-image`` and ``NAME-text`` from one reading of MS-COCO, with the chosen captions beside them."""
-    from clipconformity.data.files import replacing
+    from clipconformity.data.files import Publication
     from clipconformity.evaluation import build_reference
 
     paths = {
@@ -95,7 +103,7 @@ def _coco_references(options: argparse.Namespace) -> dict[str, Any]:
         for name in ("image", "text")
     }
     chosen = options.output.with_name(f"{options.output.stem}-captions.json")
-    _check_safetensors(options, *paths.values(), chosen)
+    outputs.check(options, [*(("--output", path) for path in paths.values()), ("captions beside --output", chosen)])
     found = open_coco(options)
     coco, sources = found.coco, {"image": found.image, "text": found.text}
     references = {
@@ -105,23 +113,24 @@ def _coco_references(options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {  # may refuse, and then nothing is written
         name: _described(reference, paths[name]) | sources[name].remarks for name, reference in references.items()
     }
-    with ExitStack() as whole:  # all of the files or none
+    with Publication(overwrite=options.overwrite) as files:  # all of the files or none
         for name, reference in references.items():
-            reference.save(whole.enter_context(replacing(paths[name])))
-        coco.save_captions(whole.enter_context(replacing(chosen)))
+            reference.save(files.add(paths[name]))
+        coco.save_captions(files.add(chosen))
     missing = {"missing": {"count": len(coco.missing), "files": [str(path) for path in coco.missing]}}
     return result | {"captions": str(chosen), "coco": coco.describe()} | (missing if coco.missing else {})
 
 
 def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     """Score samples against a reference."""
-    from clipconformity.data.files import check_outputs, replacing
+    from clipconformity.data.files import Publication
     from clipconformity.evaluation import score, write_per_sample
     from clipconformity.evaluation.scoring import choose
     from clipconformity.stream.reference import ReferenceSet
 
-    outputs = {"--per-sample": options.per_sample, "--report": options.report}
-    check_outputs([(name, path) for name, path in outputs.items() if path is not None], inputs(options))
+    outputs.check(options, [("--per-sample", options.per_sample), ("--report", options.report)])
+    if options.no_images and options.report is None:
+        raise ValueError("--no-images: goes with --report; leave it out.")
     if options.resamples < 1:
         raise ValueError(f"--resamples: expected at least 1, got {options.resamples}.")
     metrics = options.metrics.split(",")
@@ -138,11 +147,11 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
         margins=margins,
         allow_normalized=options.allow_normalized,
     )
-    with ExitStack() as whole:  # both files or none
+    with Publication(overwrite=options.overwrite) as files:  # both files or none
         if options.per_sample is not None:
-            write_per_sample(whole.enter_context(replacing(options.per_sample)), result)
+            write_per_sample(files.add(options.per_sample), result)
         if options.report is not None:
-            _report(options, whole.enter_context(replacing(options.report)), result)
+            _report(options, files.add(options.report), result)
     given = {
         name: [str(path) for path in (value if isinstance(value, list) else [value])]
         for name in ("images", "captions", "embeddings")
@@ -184,23 +193,25 @@ def _margins(text: str | None) -> dict[str, float]:
 def _report(options: argparse.Namespace, path: Path, result: Score) -> None:
     from clipconformity.data import read_captions
     from clipconformity.report import Run, write_report
+    from clipconformity.report.scores import THUMBNAILS
 
-    images = {name: options.images / name for name in result.ids} if options.images else None
-    captions = read_captions(options.captions).texts if options.captions else None
     given = options.images or options.captions or options.embeddings[0]
+    images = captions = None
+    if not options.no_images:
+        images = {name: options.images / name for name in result.ids} if options.images else None
+        captions = read_captions(options.captions).texts if options.captions else None
     run = Run(given.name or str(given), result, images, captions)
-    write_report(path, [run], command=options.line)
+    write_report(path, [run], command=options.line, thumbnails=0 if options.no_images else THUMBNAILS)
 
 
 def measure_geometry(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the six geometric properties of embeddings."""
     from clipconformity.data import read_embeddings
-    from clipconformity.data.files import check_outputs
+    from clipconformity.data.files import replacing
     from clipconformity.evaluation import geometry as properties
     from clipconformity.stream.checks import refuse_normalized
 
-    if options.report is not None:
-        check_outputs([("--report", options.report)], inputs(options))
+    outputs.check(options, [("--report", options.report)])
     paths = {"image": options.image_embeddings, "text": options.text_embeddings}
     rows, groups, origins = {}, {}, {}
     for modality, path in paths.items():
@@ -239,16 +250,17 @@ def measure_geometry(options: argparse.Namespace) -> dict[str, Any]:
     if options.report is not None:
         from clipconformity.report import write_geometry_report
 
-        write_geometry_report(
-            options.report,
-            found,
-            image=image,
-            text=text,
-            sweep=sweep,
-            gap=gap,
-            measured=measured,
-            command=options.line,
-        )
+        with replacing(options.report, overwrite=options.overwrite) as output:
+            write_geometry_report(
+                output,
+                found,
+                image=image,
+                text=text,
+                sweep=sweep,
+                gap=gap,
+                measured={name: without_folders(path, Path.cwd()) for name, path in measured.items()},
+                command=options.line,
+            )
     result = {"properties": properties.as_json(found)} | ({} if gap is None else {"gap": gap})
     return result | {"measured": measured | {"clipconformity": __version__}}
 
@@ -259,18 +271,19 @@ def _repeated(groups: Tensor | None) -> bool:
 
 def merge_references(options: argparse.Namespace) -> dict[str, Any]:
     """Join references of different samples."""
-    from clipconformity.data.files import refuse_same
+    from clipconformity.data.files import refuse_same, replacing
     from clipconformity.stream.reference import ReferenceSet
 
     if len(options.references) < 2:
         raise ValueError("merge: expected at least two references.")
     refuse_same([("REFERENCE", path) for path in options.references])
-    _check_safetensors(options)
+    outputs.check(options, [("--output", options.output)])
     merged, *others = (ReferenceSet.load(path) for path in options.references)
     for other in others:
         merged = merged.merge(other)
     described = _described(merged, options.output)
-    merged.save(options.output)
+    with replacing(options.output, overwrite=options.overwrite) as output:
+        merged.save(output)
     return described
 
 
@@ -288,18 +301,3 @@ def _described(reference: ReferenceSet, path: Path) -> dict[str, Any]:
         "exact": reference.exact,
     }
     return {"output": str(path)} | reference.describe() | figures
-
-
-def _check_safetensors(options: argparse.Namespace, *outputs: Path) -> None:
-    """Refuse outputs that cannot be written, that would replace an input, or whose name promises another format.
-
-    Args:
-        options: Of the command.
-        outputs: What is written; by default what ``--output`` names.
-    """
-    from clipconformity.data.files import check_outputs
-
-    written = outputs or (options.output,)
-    check_outputs([("--output", path) for path in written], inputs(options))
-    if written[0].suffix != ".safetensors":
-        raise ValueError(f"--output: expected a name that ends in .safetensors, got {written[0]}.")

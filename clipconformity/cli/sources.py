@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from clipconformity.cli.parts import Parts
     from clipconformity.data import Coco
     from clipconformity.data.files import NamedPath
     from clipconformity.encoders import BaseEncoder
@@ -45,17 +46,20 @@ def _flag(name: str) -> str:
     return "REFERENCE" if name == "references" else f"--{name.replace('_', '-')}"
 
 
-def open_source(options: argparse.Namespace, reference_encoder: str | None = None) -> Source:
+def open_source(
+    options: argparse.Namespace, reference_encoder: str | None = None, parts: Parts | None = None
+) -> Source:
     """Open what one of ``--images``, ``--captions`` and ``--embeddings`` names.
 
     Args:
         options: Of the command.
         reference_encoder: What the reference says; taken where no encoder is told, if it comes with the package.
+        parts: Where what is encoded is kept, and what a killed run left is taken up.
 
     Raises:
         ValueError: If options do not fit together, no encoder is named, or a file cannot be read.
     """
-    from clipconformity.data import list_images, read_captions
+    from clipconformity.data import Captions, list_images, read_captions
     from clipconformity.data.files import refuse_same
     from clipconformity.evaluation import caption_source, embedding_source
 
@@ -73,9 +77,35 @@ def open_source(options: argparse.Namespace, reference_encoder: str | None = Non
         )
     if options.images:
         paths = list_images(options.images)
-        return _images(options, paths, options.images, _encoder(options, reference_encoder))
+        encoder = _encoder(options, reference_encoder)
+
+        def images_from(start: int) -> Source:
+            return _images(options, paths[start:], options.images, encoder)
+
+        if parts is None:
+            return images_from(0)
+        told = [_told(path, options.images) for path in paths]
+        return parts.source(encoder, told, (kind, options.batch_size, options.on_error), images_from)
     captions = read_captions(options.captions)
-    return caption_source(captions, _encoder(options, reference_encoder), batch_size=options.batch_size)
+    encoder = _encoder(options, reference_encoder)
+
+    def captions_from(start: int) -> Source:
+        groups = None if captions.groups is None else captions.groups[start:]
+        left = Captions(captions.texts[start:], captions.ids[start:], groups)
+        source = caption_source(left, encoder, batch_size=options.batch_size)
+        source.groups = captions.groups
+        return source
+
+    if parts is None:
+        return captions_from(0)
+    told = [f"{name} {text}" for name, text in zip(captions.ids, captions.texts, strict=True)]
+    return parts.source(encoder, told, (kind, options.batch_size), captions_from)
+
+
+def _told(path: Path, root: Path) -> str:
+    """What an image file is told by, without reading it."""
+    found = path.stat()
+    return f"{path.relative_to(root)} {found.st_size} {found.st_mtime_ns}"
 
 
 class CocoSources(NamedTuple):

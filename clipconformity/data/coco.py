@@ -12,6 +12,7 @@ import numpy as np
 
 from clipconformity.data.captions import Captions
 from clipconformity.data.files import replacing
+from clipconformity.data.strict_json import to_json
 
 _NAMED = 3
 """Missing files that an error names."""
@@ -69,7 +70,7 @@ class Coco:
         ]
         content = {"info": self.describe() | {"seed": self.seed}, "annotations": annotations}
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps(content), encoding="utf-8")
+            temporary.write_text(to_json(content), encoding="utf-8")
 
 
 class _Image(NamedTuple):

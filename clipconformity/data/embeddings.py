@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from clipconformity.data.files import write_tensors
 from clipconformity.data.formats import FORMAT, KEY, READERS, suffixes
+from clipconformity.data.strict_json import to_json
 from clipconformity.functional.validation import check_matrix
 from clipconformity.provenance import UNKNOWN, Provenance
 
@@ -97,7 +97,7 @@ def write_embeddings(
     if groups is not None:
         tensors["groups"] = groups
     about = {"ids": None if ids is None else list(ids)} | provenance.describe()
-    write_tensors(path, tensors, {"format": FORMAT, "about": json.dumps(about)})
+    write_tensors(path, tensors, {"format": FORMAT, "about": to_json(about)})
 
 
 def _choose(path: Path, arrays: Mapping[str, Tensor]) -> Tensor:

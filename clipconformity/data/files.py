@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from clipconformity.data.locks import Workplace, claim
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 NamedPath = tuple[str, Path]
 """A file, and the option or argument that names it."""
 
-FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO})
+SAFETENSORS = ".safetensors"
+"""How the names of what is written in that format end."""
+FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 """What fails under way though nothing was given wrong: no space is left, or the device does not work."""
 
 
@@ -87,34 +91,155 @@ def _identity(path: Path) -> object:
     return found.st_dev, found.st_ino
 
 
+@dataclass
+class _Part:
+    """A file of a publication: where it is written, and where it comes to lie."""
+
+    path: Path
+    """As it was asked for."""
+    target: Path
+    place: Workplace
+
+    @property
+    def written(self) -> Path:
+        """The file until it is published; hidden, and with the suffix that was asked for."""
+        return self.place.folder / f".{self.path.name}"
+
+    @property
+    def older(self) -> Path:
+        """What was replaced, until all is published."""
+        return self.place.folder / ".older"
+
+    def publish(self, overwrite: bool) -> None:
+        if not overwrite:
+            return self._publish_new()
+        with suppress(OSError):  # there is none, or the file system has no second names
+            os.link(self.target, self.older)
+        self.written.replace(self.target)
+        return None
+
+    def _publish_new(self) -> None:
+        """Give the file its name unless another has it by now."""
+        try:
+            os.link(self.written, self.target)
+        except OSError as error:
+            if isinstance(error, FileExistsError) or self.target.exists():
+                raise FileExistsError(
+                    f"{self.path} was written by another while this ran, and is left as it is; name another file, or "
+                    "replace it with --overwrite."
+                ) from None
+            self.written.replace(self.target)  # the file system has no second names
+
+    def take_back(self) -> None:
+        """Undo :meth:`publish`, as far as it came."""
+        if self.written.exists() and not (self.target.exists() and self.written.samefile(self.target)):
+            return
+        if self.older.exists():
+            self.older.replace(self.target)
+        else:
+            self.target.unlink(missing_ok=True)
+
+
+class Publication:
+    """Files that appear together, once all are written, or not at all.
+
+    Until then each lies in a hidden folder beside its place. What a killed process left in such a folder is removed by
+    the next that writes to the same place; that of a living process is not touched.
+
+    Args:
+        overwrite: Replace files that are there.
+
+    Raises:
+        OSError: If a file cannot be written, or no space is left; told of the file that was asked for.
+    """
+
+    def __init__(self, *, overwrite: bool = True) -> None:
+        self.overwrite = overwrite
+        self._parts: list[_Part] = []
+
+    def add(self, path: Path | str) -> Path:
+        """Give a temporary file to write to, which becomes ``path``; through a symbolic link the file behind it.
+
+        Raises:
+            OSError: If there can be no such file, as of :func:`check_output`.
+        """
+        path = Path(path)
+        target = check_output(path)
+        try:
+            part = _Part(path, target, claim(target))
+        except OSError as error:
+            raise _told_of(path, error) from error
+        self._parts.append(part)
+        return part.written
+
+    def __enter__(self) -> Publication:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                self._publish()
+            elif isinstance(error, OSError) and (told := self._told(error)) is not error:
+                raise told from error
+        finally:
+            for part in self._parts:
+                part.place.remove()
+
+    def _publish(self) -> None:
+        mask = os.umask(0)
+        os.umask(mask)
+        try:
+            for part in self._parts:
+                part.written.chmod(0o666 & ~mask)
+                part.publish(self.overwrite)
+        except BaseException as error:
+            for part in reversed(self._parts):
+                part.take_back()
+            if isinstance(error, OSError) and (told := self._told(error)) is not error:
+                raise told from error
+            raise
+
+    def _told(self, error: OSError) -> OSError:
+        """Say it of the file that was asked for, where the error is of one of these."""
+        name = error.filename
+        if name is None and self._parts:
+            return _told_of(self._parts[-1].path, error)
+        place = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else Path()
+        part = next((part for part in self._parts if part.place.folder in place.parents), None)
+        return error if part is None else _told_of(part.path, error)
+
+
+def _told_of(path: Path, error: OSError) -> OSError:
+    if error.errno not in FULL:
+        return error
+    return OSError(error.errno, f"cannot be written ({os.strerror(error.errno)})", str(path))
+
+
 @contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
-    """Give a temporary file beside ``path`` to write to; it takes the name only when all went well.
+def replacing(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
+    """Give a temporary file to write to, which becomes ``path`` when all went well.
 
     Through a symbolic link the file behind it is replaced.
 
     Raises:
         OSError: If it cannot be written, as of :func:`check_output`, or no space is left; then nothing is.
     """
-    target = check_output(Path(path))
-    temporary: Path | None = None
+    with Publication(overwrite=overwrite) as files:
+        yield files.add(path)
+
+
+@contextmanager
+def scratch(beside: Path) -> Iterator[Path]:
+    """Give a folder of temporary files beside a place; that of a killed run is removed by the next.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    place = claim(beside)
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(target)
-    except OSError as error:
-        ours = temporary is None or error.filename in (None, str(temporary))
-        if ours and error.errno in FULL:  # said of the file that was asked for
-            raise OSError(error.errno, f"cannot be written ({os.strerror(error.errno)})", str(path)) from error
-        raise
+        yield place.folder
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        place.remove()
 
 
 def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -122,7 +247,11 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
 
     Raises:
         OSError: If it cannot be written.
+        ValueError: If its name promises another format.
     """
+    check_output(Path(path))
+    if Path(path).suffix != SAFETENSORS:
+        raise ValueError(f"expected a name that ends in {SAFETENSORS}, got {path}.")
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeGuard
 
 from clipconformity.data.captions import Captions
 from clipconformity.data.files import check_outputs, replacing
+from clipconformity.data.strict_json import to_json
 
 ImageId = int | str
 _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
@@ -42,7 +43,7 @@ def write_results(path: Path | str, image_ids: Sequence[ImageId], captions: Sequ
         raise ValueError("captions: expected words, got an empty caption.")
     entries = [{"image_id": name, "caption": text} for name, text in zip(image_ids, captions, strict=True)]
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(entries), encoding="utf-8")
+        temporary.write_text(to_json(entries), encoding="utf-8")
 
 
 def read_results(

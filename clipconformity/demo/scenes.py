@@ -8,7 +8,6 @@ code written for COCO runs on them unchanged.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from clipconformity.data.files import replacing
+from clipconformity.data.strict_json import to_json
 
 __all__ = [
     "ATTRIBUTES",
@@ -331,4 +331,4 @@ def write_coco_scenes(
     content = {"info": info, "images": images, "annotations": annotations}
     (root / "annotations").mkdir(exist_ok=True)
     with replacing(root / "annotations" / f"captions_{split}.json") as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.write_text(to_json(content), encoding="utf-8")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clipconformity.data import list_images, read_captions
-from clipconformity.data.files import check_outputs, replacing
+from clipconformity.data import list_images, read_captions, write_results
+from clipconformity.data.files import Publication, check_outputs, scratch
+from clipconformity.data.locks import LEFT
+from clipconformity.data.strict_json import to_json
 from clipconformity.demo.scenes import (
     Scene,
     draw_scene,
@@ -32,6 +33,7 @@ TOLD = 1_000_000
 """First image id of the scenes that the captioners describe, which are none of the real ones."""
 SPLIT = "val2017"
 REPORT, RESULTS, PLOT = "report.html", "results.json", "distributions.png"
+RUNS = ("images-common", "images-diverse", "images-single", "captions-generic", "captions-specific")
 
 
 class Run(NamedTuple):
@@ -49,19 +51,21 @@ def run(output: Path) -> tuple[dict[str, Any], str]:
     """Build references from real scenes, score five simulated generators, and write figures, a plot and a report.
 
     Args:
-        output: Folder to write :data:`RESULTS`, :data:`PLOT` and :data:`REPORT` to; made if absent.
+        output: Folder to write :data:`RESULTS`, :data:`PLOT` and :data:`REPORT` to; made if absent. Those of an earlier
+            demo are replaced, once all is computed.
 
     Returns:
         What ``results.json`` holds, and the same as a table.
 
     Raises:
         OSError: If a file cannot be written there.
+        ValueError: If it is a folder with files in it, and no demo made it.
     """
     output.mkdir(parents=True, exist_ok=True)
     check_outputs([("--output", output / name) for name in (REPORT, RESULTS, PLOT)])
+    _refuse_foreign(output)
     encoder = load_encoder("tiny")
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+    with scratch(output / "scenes") as root, Publication() as files:
         _say(f"drawing {REAL} real scenes with 5 captions each, in the layout of MS-COCO")
         write_coco_scenes(root / "real", sample_scenes(REAL, seed=1), split=SPLIT, seed=1)
         references = _references(root / "real", encoder)
@@ -70,12 +74,24 @@ def run(output: Path) -> tuple[dict[str, Any], str]:
             _say(f"scoring {each.title}")
             scores[each.name] = (each, score(each.source, each.reference, resamples=500))
         _say("writing the report")
-        _report(output / REPORT, scores)
-    result = _results(references, scores)
-    with replacing(output / RESULTS) as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    _plot(output / PLOT, references, scores)
-    return result, _table(references, scores, output)
+        result = _results(references, scores)
+        # First, since a later demo knows by it that the folder is a demo's.
+        files.add(output / RESULTS).write_text(to_json(result, indent=2) + "\n", encoding="utf-8")
+        _plot(files.add(output / PLOT), references, scores)
+        _report(files.add(output / REPORT), scores)
+        return result, _table(references, scores, output)
+
+
+def _refuse_foreign(output: Path) -> None:
+    """Refuse a folder with files in it that no demo made."""
+    if not any(path for path in output.iterdir() if not path.name.endswith(LEFT)):
+        return
+    try:
+        made = set(json.loads((output / RESULTS).read_text(encoding="utf-8"))["runs"]) == set(RUNS)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        made = False
+    if not made:
+        raise ValueError(f"--output: {output} holds files that no demo made; name a new folder, or an empty one.")
 
 
 def _say(text: str) -> None:
@@ -119,7 +135,7 @@ def _runs(root: Path, encoder: BaseEncoder, references: dict[str, ReferenceSet])
         draw_scene(scene, seed=20_000 + number).save(path)
     for name, (title, caption) in written.items():
         file = root / f"{name}.json"
-        file.write_text(json.dumps([{"image_id": TOLD + i, "caption": caption(s)} for i, s in enumerate(told)]))
+        write_results(file, range(TOLD, TOLD + len(told)), [caption(scene) for scene in told])
         captions = read_captions(file)
         source = caption_source(captions, encoder)
         runs.append(Run(name, title, source, references["text"], shown, captions.texts))
@@ -154,8 +170,7 @@ def _plot(path: Path, references: dict[str, ReferenceSet], scores: dict[str, tup
     for modality, reference in references.items():
         lines = {run.title: result.conformities for run, result in scores.values() if run.reference is reference}
         panels.append((modality, reference.conformities, lines))
-    with replacing(path) as temporary:
-        plots.save(plots.conformity_panels(panels), temporary)
+    plots.save(plots.conformity_panels(panels), path)
 
 
 def _report(path: Path, scores: dict[str, tuple[Run, Score]]) -> None:

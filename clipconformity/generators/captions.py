@@ -15,6 +15,7 @@ from torch import Tensor
 from clipconformity.data import Captions, write_results
 from clipconformity.data.files import check_output, replacing
 from clipconformity.data.images import open_image
+from clipconformity.data.locks import one_at_a_time
 from clipconformity.data.results import (
     ImageId,
     coco_image_id,
@@ -139,7 +140,8 @@ def caption_images(
     """Caption images into a COCO results file, or what is still missing there.
 
     Captions are kept in a file of JSON lines beside the output as they come, and the results file is written once all
-    are there. A second call takes up the lines and captions the rest; after that it takes up the results file.
+    are there. A second call takes up the lines and captions the rest; after that it takes up the results file. While
+    another process writes the same file it waits, with a warning.
 
     Args:
         captioner: From a list of RGB images to as many strings: a :class:`TransformersCaptioner` or any function.
@@ -164,7 +166,21 @@ def caption_images(
     _check_run(paths, ids, batch_size, rank, world, on_empty)
     share = list(zip(ids, paths, strict=True))[rank::world]
     target = rank_path(output, rank, world)
-    _check_settings(target, settings)
+    check_output(target)
+    with one_at_a_time(target.with_name(f".{target.name}.lock"), target):
+        _check_settings(target, settings)
+        return _run(captioner, share, target, batch_size, on_empty, progress)
+
+
+def _run(
+    captioner: Callable[[list[Image.Image]], Sequence[str]],
+    share: list[tuple[ImageId, Path]],
+    target: Path,
+    batch_size: int,
+    on_empty: Literal["raise", "skip"],
+    progress: bool | None,
+) -> Captioned:
+    """Caption what is missing of a share, and write the results."""
     partial = target.with_name(target.name + ".partial.jsonl")
     done = _resumed(target, partial, [name for name, _ in share])
     todo = [(name, path) for name, path in share if name not in done]
@@ -195,7 +211,6 @@ def caption_images(
 
 def _check_settings(target: Path, settings: str | None) -> None:
     """Keep what captions beside the results, and refuse to go on with another."""
-    check_output(target)
     if settings is None:
         return
     path = target.with_name(target.name + ".settings")

@@ -13,6 +13,8 @@ from PIL import Image, PngImagePlugin
 
 from clipconformity.data.files import replacing
 from clipconformity.data.images import as_images
+from clipconformity.data.locks import one_at_a_time
+from clipconformity.data.strict_json import to_json
 from clipconformity.generators.pipelines import adapted, settings, unwrapped
 from clipconformity.generators.runs import (
     check_numbers,
@@ -86,7 +88,8 @@ def generate_images(
     are the same up to the rounding of batched arithmetic, which may move a value by a grey level.
 
     An image is written under a temporary name and then renamed, with prompt, seed and options inside the PNG; a file
-    of JSON lines beside the images repeats them. A second call finds what is there and makes the rest.
+    of JSON lines beside the images repeats them. A second call finds what is there and makes the rest; while another
+    process is at the same share it waits, with a warning.
 
     Args:
         generator: A diffusers text-to-image pipeline, which is called with ``prompt`` and ``generator``; or a function
@@ -129,12 +132,13 @@ def generate_images(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(folder, on_black, settings(generator, given), rank, world)
-    run.refuse_surplus(every)
-    todo = run.resume(samples)
-    if on_images is not None:
-        for reused in split_batches(run.kept(samples), batch_size):
-            on_images(as_images(reused))
-    _generate(run, call, todo, batch_size if together else 1, on_images, progress, len(samples))
+    with one_at_a_time(folder / f".{run.manifest.name}.lock", folder):
+        run.refuse_surplus(every)
+        todo = run.resume(samples)
+        if on_images is not None:
+            for reused in split_batches(run.kept(samples), batch_size):
+                on_images(as_images(reused))
+        _generate(run, call, todo, batch_size if together else 1, on_images, progress, len(samples))
     return Generated(run.kept(samples), run.manifest, len(todo), len(samples) - len(todo), run.blacks(samples))
 
 
@@ -222,7 +226,7 @@ class _Run:
                 excluded = about["black"] and self.on_black == "exclude"
                 path = self._path(sample, SUFFIXES[excluded])
                 info = PngImagePlugin.PngInfo()
-                info.add_itxt(_KEY, json.dumps(about))
+                info.add_itxt(_KEY, to_json(about))
                 with replacing(path) as temporary:
                     image.save(temporary, format="PNG", pnginfo=info)
                 self.entries[sample.stem] = about | {"file": path.name}

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from clipconformity.data.images import as_images
+from clipconformity.provenance import without_folders
 
 
 def unwrapped(generator: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -117,7 +118,10 @@ def _ends(value: torch.Tensor) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, (str, Path)):
+        told = without_folders(str(value))  # the images carry it: by its name and a hash, another is told from it
+        return told if told == str(value) else f"{told} {_hash(str(value).encode(errors='surrogatepass'))}"
+    if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, np.generic):
         return value.item()
@@ -127,7 +131,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(value[key]) for key in sorted(value, key=str)}
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
-    if isinstance(value, (torch.dtype, torch.device, Path)):
+    if isinstance(value, (torch.dtype, torch.device)):
         return str(value)
     if isinstance(value, torch.Tensor):
         content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+
+from clipconformity.data.strict_json import to_json
 
 T = TypeVar("T")
 
@@ -74,4 +75,4 @@ def progress_bar(total: int, done: int, progress: bool | None) -> Any:
 
 def json_line(entry: Any) -> str:
     """One line of a file of JSON lines."""
-    return json.dumps(entry) + "\n"
+    return to_json(entry) + "\n"

@@ -18,6 +18,7 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 from clipconformity.encoders.protocol import Encoder
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.validation import check_matrix, check_same_dim
+from clipconformity.metrics.ranks import check_ranks
 from clipconformity.provenance import Provenance
 from clipconformity.stream.moments import Layout, State
 from clipconformity.stream.readouts.base import ReadOut
@@ -215,6 +216,7 @@ class EmbeddingMetric(Metric):
             yield self._stream()
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
+        check_ranks(self, *args, **kwargs)
         for side in self._stream().sides.values():  # a rank without rows still sends an empty sample of the right kind
             if side.layout.max_samples:
                 side.replace_sample(side.sample())

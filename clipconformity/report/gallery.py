@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from clipconformity.data.images import open_image
 from clipconformity.evaluation import Score
+from clipconformity.provenance import without_folders
 from clipconformity.report.page import number, shortened
 
 SIDE = 192
@@ -53,7 +54,7 @@ def _card(
     images: Mapping[str, Path] | Sequence[Path] | None,
     captions: Mapping[str, str] | Sequence[str] | None,
 ) -> str:
-    name = shortened(score.ids[row], NAME)
+    name = shortened(without_folders(score.ids[row]), NAME)
     image, caption = _of(images, score.ids[row], row), _of(captions, score.ids[row], row)
     picture = "" if image is None else _picture(image, name)
     words = "" if caption is None else f"<q>{escape(shortened(caption, CAPTION))}</q>"

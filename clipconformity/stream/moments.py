@@ -17,6 +17,7 @@ from torch import Tensor
 from clipconformity.functional.density import CELLS, Grid
 from clipconformity.functional.linalg import full_precision, working
 from clipconformity.functional.validation import within_range
+from clipconformity.stream.interrupts import uninterrupted
 from clipconformity.stream.row_sample import NO_KEY, Labels, Sample, hash_labels, mix, row_keys
 
 BUCKETS = 256
@@ -146,11 +147,26 @@ class Moments:
         """
         device = self["count"].device
         group = None if groups is None else hash_labels(groups, len(embeddings), device)
-        names = self._hash_ids(ids, len(embeddings), device)
+        batch = Moments(self.layout, self.layout.zeros(device))  # added at the end: an error or an interrupt adds nothing
+        names = batch._hash_ids(ids, len(embeddings), device)
         own = None if ids is None or placed else names
-        return self._take_in(embeddings, own if group is None else group, names, keys, group is not None)
+        found = batch._accumulate(embeddings, own if group is None else group, names, keys, group is not None)
+        self._take_in(batch)
+        return found
 
-    def _take_in(
+    def _take_in(self, batch: Moments) -> None:
+        """Add what a batch came to, whole or not at all."""
+        with uninterrupted():
+            for name in self.layout.shapes():
+                self[name].add_(batch[name])
+            if self.layout.max_samples:
+                for name in SAMPLE:
+                    self._list(name).extend(batch._list(name))
+                self.names.update(batch.names)
+        if self.layout.max_samples and sum(len(keys) for keys in self._list("sample_keys")) >= 2 * self.layout.max_samples:
+            self.replace_sample(self.sample())
+
+    def _accumulate(
         self, embeddings: Tensor, groups: Tensor | None, ids: Tensor, keys: Tensor | None, grouped: bool
     ) -> RowValues:
         device = self["count"].device
@@ -207,7 +223,8 @@ class Moments:
         if self.layout.max_samples and keys is not None:
             columns = torch.stack([norms] if conformity is None else [norms, conformity], 1)
             rows = values.float() if self.layout.rows else values.new_empty(len(values), 0, dtype=torch.float32)
-            self._sample(Sample(rows, columns, keys, groups, ids, torch.ones_like(keys)))
+            for name, value in zip(SAMPLE, (rows, columns, keys, groups, ids, torch.ones_like(keys)), strict=True):
+                self._list(name).append(value)
         nan = torch.full_like(norms, float("nan"))
         found = None if conformity is None else torch.where(good, conformity, nan)
         return RowValues(torch.where(good, norms, nan), found)
@@ -226,12 +243,6 @@ class Moments:
         self["conformity_counts"].view(-1).index_add_(0, cell, weight)
         return conformity
 
-    def _sample(self, batch: Sample) -> None:
-        for name, value in zip(SAMPLE, batch, strict=True):
-            self._list(name).append(value)
-        if sum(len(keys) for keys in self._list("sample_keys")) >= 2 * self.layout.max_samples:
-            self.replace_sample(self.sample())
-
     def _list(self, name: str) -> list[Tensor]:
         value = self.state[name]
         if isinstance(value, Tensor):  # a synchronised list state has been concatenated
@@ -240,10 +251,10 @@ class Moments:
 
     def replace_sample(self, sample: Sample) -> None:
         """Hold this sample instead of the chunks that it was read from."""
-        for name, value in zip(SAMPLE, sample, strict=True):
-            self._list(name)[:] = [value]
-        if self.names:
-            kept = set(sample.ids.tolist())
+        kept = set(sample.ids.tolist()) if self.names else set()
+        with uninterrupted():
+            for name, value in zip(SAMPLE, sample, strict=True):
+                self._list(name)[:] = [value]
             for label in [label for label in self.names if label not in kept]:
                 del self.names[label]
 
@@ -329,7 +340,7 @@ class Moments:
             return self
         sample = self.good_sample()
         view = Moments(layout, layout.zeros(sample.rows.device))
-        view._take_in(sample.rows.double(), sample.groups, sample.ids, sample.keys, self.grouped)
+        view._accumulate(sample.rows.double(), sample.groups, sample.ids, sample.keys, self.grouped)
         return view
 
 

@@ -508,7 +508,7 @@ def test_merge_refuses_references_of_different_kinds(folder, capsys):
 
 def test_a_failed_command_leaves_an_older_output_as_it_was(folder, capsys):
     bad = save(folder, with_row(math.nan))
-    arguments = ["reference", "--embeddings", bad, "-o", folder / "r.safetensors"]
+    arguments = ["reference", "--embeddings", bad, "-o", folder / "r.safetensors", "--overwrite"]
     assert_refused(capsys, folder, arguments, "1 of 120 embeddings")
     assert ReferenceSet.load(folder / "r.safetensors").count == 500
 

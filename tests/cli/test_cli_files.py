@@ -130,12 +130,78 @@ def test_a_file_is_refused_under_its_own_name(command, target, folder, capsys):
     assert contents(folder) == before
 
 
+# Every command that writes, with what it writes.
+WRITING = {
+    "embed": (f"{EMBED} out.safetensors", ["out.safetensors"]),
+    "reference": ("reference --embeddings e.npy -o out.safetensors", ["out.safetensors"]),
+    "coco": (
+        f"{COCO} -o out.safetensors",
+        ["out-image.safetensors", "out-text.safetensors", "out-captions.json"],
+    ),
+    "merge": ("merge r.safetensors s.safetensors -o out.safetensors", ["out.safetensors"]),
+    "score": (
+        f"{SCORE} --embeddings e.npy --resamples 5 --per-sample out.csv --report out.html",
+        ["out.csv", "out.html"],
+    ),
+    "geometry": ("geometry --image-embeddings e.npy --report out.html", ["out.html"]),
+}
+
+
 @pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")
-def test_an_older_output_is_replaced(folder, capsys):
-    for _ in range(2):
-        assert main([*SCORE.split(), "--embeddings", "e.npy", "--per-sample", "x.csv"]) == 0
-        assert main([*EMBED.split(), "x.safetensors"]) == 0
-    assert Path("x.csv").read_text().startswith("id,")
+@pytest.mark.parametrize("command", WRITING)
+def test_an_output_that_is_there_is_refused_before_any_work_and_replaced_with_leave(command, folder, monkeypatch):
+    line, written = WRITING[command]
+    for name in written:
+        Path(name).write_text("older")
+        with monkeypatch.context() as patched:
+            for work in ("open_source", "open_coco"):
+                patched.setattr(f"clipconformity.cli.commands.{work}", None)
+            status, out, err = told(line)
+        assert (status, out) == (2, "")
+        assert f"{name} is there already; name another file, or give --overwrite" in err
+        assert Path(name).read_text() == "older"
+        Path(name).unlink()
+    for name in written:
+        Path(name).write_text("older")
+    before = set(contents(folder))
+    assert told(f"{line} --overwrite")[0] == 0
+    assert all(Path(name).read_bytes() != b"older" for name in written)
+    assert set(contents(folder)) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (f"{EMBED} out.npy", "--output: expected a name that ends in .safetensors, got out.npy"),
+        (f"{COCO} -o out.pt", "--output: expected a name that ends in .safetensors, got out-image.pt"),
+        ("merge r.safetensors s.safetensors -o out.csv", "--output: expected a name that ends in .safetensors"),
+        (f"{SCORE} --embeddings e.npy --per-sample out.xlsx", "--per-sample: expected a name that ends in .csv"),
+        (f"{SCORE} --embeddings e.npy --report out.pdf", "--report: expected a name that ends in .html or .htm"),
+        ("geometry --image-embeddings e.npy --report out", "--report: expected a name that ends in .html or .htm"),
+    ],
+)
+def test_an_output_of_another_kind_is_refused_before_any_work(command, message, folder, monkeypatch):
+    for work in ("open_source", "open_coco"):
+        monkeypatch.setattr(f"clipconformity.cli.commands.{work}", None)
+    before = contents(folder)
+    status, out, err = told(command)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert contents(folder) == before
+
+
+@pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")
+def test_an_output_that_appears_under_way_stays(folder, monkeypatch):
+    def write(path, *_, **__):
+        Path(path).write_text("mine")
+        Path("out.csv").write_text("another's")
+
+    monkeypatch.setattr("clipconformity.evaluation.write_per_sample", write)
+    status, out, err = told(WRITING["score"][0])
+    assert (status, out) == (2, "")
+    assert "out.csv was written by another while this ran" in err
+    assert Path("out.csv").read_text() == "another's"
+    assert not Path("out.html").exists()
 
 
 def test_a_file_that_takes_standard_output_is_no_output_too(folder):

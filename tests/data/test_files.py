@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,16 @@ import torch
 
 from clipconformity import ReferenceSet
 from clipconformity.data import merge_results, write_embeddings, write_results
-from clipconformity.data.files import check_outputs, refuse_same, replacing, write_tensors
+from clipconformity.data.files import (
+    Publication,
+    _Part,
+    check_outputs,
+    refuse_same,
+    replacing,
+    scratch,
+    write_tensors,
+)
+from clipconformity.data.locks import LOCK, one_at_a_time, try_lock
 
 
 def write(path: Path, text: str = "new") -> None:
@@ -157,3 +170,221 @@ def test_results_are_not_merged_into_one_of_their_parts(tmp_path):
     with pytest.raises(ValueError, match="are the same file"):
         merge_results(parts, parts[1])
     assert parts[1].read_bytes() == before
+
+
+# --- killed, together, and not over what is there --------------------------------------------------------------------
+
+WRITER = """
+import sys
+from pathlib import Path
+from clipconformity.data.files import replacing
+with replacing(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half of a file")
+    print("written", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def writer():
+    """Start processes that write half of a file, and wait."""
+    started = []
+
+    def start(path: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "written\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, writer):
+    kill(writer(tmp_path / "out"))
+    assert names(tmp_path) == [".out.1.tmp"]
+    write(tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out").read_text() == "new"
+
+
+def test_what_a_living_process_writes_is_left_to_it(tmp_path, writer):
+    living = writer(tmp_path / "out")
+    write(tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "new"
+    assert (tmp_path / ".out.1.tmp" / ".out").read_text() == "half of a file"
+    living.communicate()
+    assert living.returncode == 0
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out").read_text() == "half of a file"
+
+
+def test_what_several_killed_processes_left_is_removed_beside_a_living_one(tmp_path, writer):
+    first, living, last = (writer(tmp_path / "out") for _ in range(3))
+    kill(first)
+    kill(last)
+    write(tmp_path / "out")
+    assert names(tmp_path) == [".out.2.tmp", "out"]
+    living.communicate()
+    assert names(tmp_path) == ["out"]
+
+
+def test_what_lies_there_without_locks_is_never_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr("clipconformity.data.locks.fcntl", None)
+    (tmp_path / ".out.1.tmp").mkdir()
+    (tmp_path / ".out.1.tmp" / ".out").write_text("someone's")
+    write(tmp_path / "out")
+    assert names(tmp_path) == [".out.1.tmp", "out"]
+    assert (tmp_path / ".out.1.tmp" / ".out").read_text() == "someone's"
+
+
+def test_many_writers_at_once_leave_one_whole_file(tmp_path):
+    texts = [str(number) * 1000 for number in range(8)]
+    threads = [threading.Thread(target=write, args=(tmp_path / "out", text)) for text in texts for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out").read_text() in texts
+
+
+def test_files_appear_together_when_all_are_written(tmp_path):
+    with Publication() as files:
+        for name in ("a", "b"):
+            files.add(tmp_path / name).write_text(name)
+            assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    assert names(tmp_path) == ["a", "b"]
+
+
+def publish(folder: Path, *names: str, overwrite: bool, meanwhile: str | None = None) -> None:
+    """Publish files; ``meanwhile`` appears before they do."""
+    with Publication(overwrite=overwrite) as files:
+        for name in names:
+            files.add(folder / name).write_text("new")
+        if meanwhile is not None:
+            (folder / meanwhile).write_text("another's")
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_where_the_last_cannot_appear_the_first_is_taken_back(overwrite, error, tmp_path, monkeypatch):
+    if overwrite:
+        (tmp_path / "a").write_text("old")
+    publish_part = _Part.publish
+
+    def fail(part, *arguments):
+        if part.path.name == "b":
+            raise error
+        publish_part(part, *arguments)
+        assert part.target.read_text() == "new"
+
+    monkeypatch.setattr(_Part, "publish", fail)
+    with pytest.raises(type(error)):
+        publish(tmp_path, "a", "b", overwrite=overwrite)
+    assert names(tmp_path) == (["a"] if overwrite else [])
+    assert not overwrite or (tmp_path / "a").read_text() == "old"
+
+
+def test_a_file_that_appeared_under_way_is_not_replaced_without_leave(tmp_path):
+    with pytest.raises(FileExistsError, match="out was written by another while this ran"):
+        publish(tmp_path, "first", "out", overwrite=False, meanwhile="out")
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out").read_text() == "another's"
+
+
+def test_without_second_names_files_appear_all_the_same(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for overwrite in (False, True):
+        publish(tmp_path, "out", overwrite=overwrite)
+        assert (tmp_path / "out").read_text() == "new"
+    (tmp_path / "out").write_text("old")
+    with pytest.raises(FileExistsError):
+        publish(tmp_path, "out", overwrite=False)
+    assert (tmp_path / "out").read_text() == "old"
+
+
+def fail_in_scratch(path: Path) -> None:
+    with scratch(path) as folder:
+        (folder / "below").mkdir()
+        (folder / "below" / "file").write_text("x")
+        raise RuntimeError
+
+
+def test_a_scratch_folder_is_gone_afterwards(tmp_path):
+    with pytest.raises(RuntimeError):
+        fail_in_scratch(tmp_path / "scenes")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x", "x.npy", "x.SAFETENSORS"])
+@pytest.mark.parametrize("writer", ["embeddings", "reference"])
+def test_a_name_of_another_format_is_not_written_as_safetensors(name, writer, tmp_path):
+    with pytest.raises(ValueError, match=r"expected a name that ends in \.safetensors, got"):
+        WRITERS[writer](tmp_path / name)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_in_python_an_older_file_is_replaced(writer, tmp_path):
+    path = tmp_path / "out.safetensors"
+    path.write_text("old")
+    WRITERS[writer](path)
+    assert path.read_bytes() != b"old"
+    assert names(tmp_path) == ["out.safetensors"]
+
+
+def test_a_lock_is_one_holder_s(tmp_path):
+    held = try_lock(tmp_path / LOCK)
+    assert held is not None
+    assert try_lock(tmp_path / LOCK) is None
+    held.release()
+    assert names(tmp_path) == []
+    again = try_lock(tmp_path / LOCK)
+    assert again is not None
+    again.release()
+
+
+def test_who_comes_second_is_told_and_waits(tmp_path):
+    inside, order = threading.Event(), []
+
+    def first():
+        with one_at_a_time(tmp_path / LOCK, "here"):
+            inside.set()
+            waiting.wait(20)
+            order.append("first")
+
+    waiting = threading.Event()
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert inside.wait(20)
+    threading.Timer(0.3, waiting.set).start()
+    with pytest.warns(UserWarning, match="here: another run is at work"), one_at_a_time(tmp_path / LOCK, "here"):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+    assert names(tmp_path) == []
+
+
+def test_what_reads_and_writes_files_imports_where_there_are_no_locks():
+    """As on Windows."""
+    code = "import sys; sys.modules['fcntl'] = None; import clipconformity.cli, clipconformity.data.files"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,6 +1,8 @@
 """The demo's figures, plot and table, and the commands on images and captions."""
 
+import errno
 import json
+import shutil
 import warnings
 
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 
 from clipconformity.cli import main
 from clipconformity.data import read_embeddings
-from clipconformity.demo import draw_scene, sample_scenes, write_coco_scenes
+from clipconformity.demo import draw_scene, sample_scenes, simulation, write_coco_scenes
 from clipconformity.stream.reference import ReferenceSet
 
 KEYS = {"conformity_mean", "conformity_std", "self_conformity_mean", "conformity_kl", "kl_low", "kl_high"}
@@ -25,13 +27,7 @@ def demo(tmp_path_factory):
 
 def test_every_run_has_its_figures(demo):
     results, output = demo
-    assert set(results["runs"]) == {
-        "images-common",
-        "images-diverse",
-        "images-single",
-        "captions-generic",
-        "captions-specific",
-    }
+    assert set(results["runs"]) == set(simulation.RUNS)
     for run in results["runs"].values():
         assert set(run) >= KEYS
         assert run["kl_low"] <= run["conformity_kl"] <= run["kl_high"]
@@ -59,6 +55,50 @@ def test_the_order_comes_out_of_the_measurement(demo):
     human = reference["text_conformity_mean"]
     assert generic["conformity_mean"] - 1.96 * generic["conformity_se"] > human
     assert specific["conformity_mean"] + 1.96 * specific["conformity_se"] < human
+
+
+def test_a_second_demo_replaces_the_first(demo, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "again"
+    shutil.copytree(demo[1], output)
+    (output / "notes.txt").write_text("mine")
+    (output / ".scenes.1.tmp").mkdir()  # of a demo that was killed
+    (output / "report.html").write_text("older")
+    monkeypatch.setattr(simulation, "REAL", 200)
+    monkeypatch.setattr(simulation, "GENERATED", 60)
+    assert main(["demo", "-o", str(output)]) == 0
+    assert "conformity" in (output / "report.html").read_text()
+    assert json.loads((output / "results.json").read_text())["reference"]["image_count"] == 200
+    assert sorted(path.name for path in output.iterdir()) == [
+        "distributions.png",
+        "notes.txt",
+        "report.html",
+        "results.json",
+    ]
+
+
+@pytest.mark.parametrize("content", ["mine", "{}", '{"runs": 3}', '{"runs": {"images-common": {}}}', "[]"])
+@pytest.mark.parametrize("name", ["results.json", "report.html", "thesis.tex"])
+def test_a_folder_that_no_demo_made_is_refused(name, content, tmp_path, monkeypatch, capsys):
+    (tmp_path / name).write_text(content)
+    monkeypatch.setattr(simulation, "load_encoder", None)  # before any work
+    assert main(["demo", "-o", str(tmp_path)]) == 2
+    assert "holds files that no demo made; name a new folder, or an empty one" in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, content)]
+
+
+def test_a_demo_that_fails_leaves_an_earlier_one_as_it_was(demo, tmp_path, monkeypatch):
+    output = tmp_path / "again"
+    shutil.copytree(demo[1], output)
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(simulation, "_report", fail)
+    monkeypatch.setattr(simulation, "REAL", 200)
+    monkeypatch.setattr(simulation, "GENERATED", 60)
+    assert main(["demo", "-o", str(output)]) == 1
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
 
 
 @pytest.fixture

@@ -133,6 +133,39 @@ def test_two_processes_at_once_one_of_them_killed_make_the_same_images(tmp_path)
     assert sum(Counter(lines(log)).values()) <= COUNT + 2
 
 
+def test_two_generations_in_one_folder_at_once_make_each_image_once(tmp_path):
+    whole = generate_images(made, PROMPTS, tmp_path / "whole", batch_size=2)
+    log, images = tmp_path / "log", tmp_path / "images"
+    both = [start("images", tmp_path, log, pause=0.02) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert pixels(images) == pixels(whole.manifest.parent)
+    assert sorted(lines(log)) == sorted(PROMPTS)
+    assert lines(images / "manifest.jsonl") == lines(whole.manifest)
+    assert {path.suffix for path in images.iterdir()} == {".png", ".jsonl"}
+
+
+def test_two_captioners_of_one_file_at_once_caption_each_image_once(tmp_path):
+    source = tmp_path / "source"
+    generate_images(made, PROMPTS, source)
+    log, target = tmp_path / "log", tmp_path / "out.json"
+    both = [start("captions", tmp_path, log, pause=0.02) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert sorted(lines(log)) == sorted(read_results(target).texts)
+    assert len(lines(log)) == COUNT
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "out.json", "source"]
+
+
+@pytest.mark.parametrize("kind", ["images", "captions"])
+def test_the_lock_of_a_killed_run_holds_nobody_up(kind, tmp_path):
+    generate_images(made, PROMPTS, tmp_path / "source")
+    log = tmp_path / "log"
+    kill_when(start(kind, tmp_path, log, pause=0.05), lambda: len(lines(log)) > 4)
+    place = tmp_path / "images" if kind == "images" else tmp_path
+    assert list(place.glob(".*.lock"))
+    assert start(kind, tmp_path, log).wait(120) == 0
+    assert not list(place.glob(".*"))
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_killed_captioner_goes_on_and_captions_nothing_twice(tmp_path, world):
     source = tmp_path / "source"

@@ -389,6 +389,36 @@ def test_ids_deal_rows_whose_last_bits_differ_to_the_same_bucket(rows):
     np.testing.assert_array_equal(exact["count"], rounded["count"])
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@every_layout
+def test_an_interrupt_leaves_the_state_as_before_the_batch(error, layout, rows, monkeypatch):
+    moments = streamed(layout, [rows[:100]])
+    before = streamed(layout, [rows[:100]])
+    monkeypatch.setattr("clipconformity.stream.moments.RowValues", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(error):
+        moments.update(rows[100:], ids=range(100))
+    assert_same(moments, before)
+    assert moments.names == {}
+
+
+def test_an_interrupt_while_a_batch_is_added_comes_after_it(rows, monkeypatch):
+    import signal
+
+    moments = Moments(LAYOUTS["own"])
+    extend = Moments._list
+
+    def interrupted(self, name):
+        if self is moments:
+            signal.raise_signal(signal.SIGINT)
+        return extend(self, name)
+
+    monkeypatch.setattr(Moments, "_list", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        moments.update(rows)
+    monkeypatch.setattr(Moments, "_list", extend)
+    assert_same(moments, streamed(LAYOUTS["own"], [rows]))
+
+
 def test_places_for_ids_deal_no_rows(rows):
     """Rows of a file without names are dealt by content: sorted and shuffled alike."""
     order = torch.randperm(200, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,170 @@
+"""What a killed run has encoded: kept beside its output, and taken up by the next run with the same samples."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipconformity.data.locks import LEFT, LOCK, Lock, Workplace, try_lock
+from clipconformity.data.strict_json import to_json
+
+if TYPE_CHECKING:
+    from clipconformity.encoders import BaseEncoder
+    from clipconformity.evaluation import Source
+    from clipconformity.evaluation.sources import SourceBatch
+
+INTERVAL = 30.0
+"""Seconds of encoding that a kill costs at most."""
+FORMAT = "clipconformity-part"
+_NAME = re.compile(r"\d{9}\.safetensors")
+
+
+class Parts:
+    """The folder ``OUTPUT.parts`` of a command that encodes; it goes when the command is done.
+
+    A part holds whole batches, with what they were made from: the encoder, the batch size, and of each sample its name
+    and content, or of an image file its size and time. So what is taken up is what would have been computed again, bit
+    for bit; samples that changed, and all behind them, are encoded anew.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.folder = output.with_name(output.name + ".parts")
+        self._lock: Lock | None = None
+
+    def __enter__(self) -> Parts:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._lock is None:
+            return
+        if kind is None:
+            Workplace(self.folder, self._lock).remove()
+            return
+        self._lock.release()
+        with suppress(OSError):  # it is empty
+            self.folder.rmdir()
+        if self.folder.exists():
+            warnings.warn(f"what was encoded is kept in {self.folder}, and the same command takes it up.", stacklevel=2)
+
+    def source(
+        self, encoder: BaseEncoder, samples: Sequence[str], settings: Sequence[object], rest: Callable[[int], Source]
+    ) -> Source:
+        """Give the source of all samples: what lies here first, and what is encoded then, which is kept here.
+
+        Args:
+            encoder: What encodes.
+            samples: For each sample what it is told by.
+            settings: What else embeddings depend on.
+            rest: Opens the source of the samples from a number on.
+        """
+        if not self._enter():
+            return rest(0)
+        about = {"format": FORMAT, "encoder": encoder.id, "settings": [str(one) for one in settings]}
+        stored = list(self._stored(about, samples))
+        done = stored[-1][0]["end"] if stored else 0
+        source = rest(done)
+        if done:
+            warnings.warn(f"{done} of {len(samples)} samples are taken up from {self.folder}.", stacklevel=2)
+            source.skipped[:0] = [one for told, _ in stored for one in told["skipped"]]
+            encoder.truncated += sum(told["truncated"] for told, _ in stored)
+            source.count = len(samples)
+        old = (batch for _, batches in stored for batch in batches)
+        source.batches = chain(old, self._kept(source, source.batches, about, samples, done))
+        return source
+
+    def _enter(self) -> bool:
+        """Take the folder, unless another run has it or other things lie in it."""
+        with suppress(FileExistsError):
+            self.folder.mkdir()
+        if not self.folder.is_dir():
+            return False
+        for path in self.folder.iterdir():
+            if not (_NAME.fullmatch(path.name) or path.name == LOCK or path.name.endswith(LEFT)):
+                return False
+        with suppress(OSError):
+            self._lock = try_lock(self.folder / LOCK)
+        return self._lock is not None
+
+    def _stored(
+        self, about: dict[str, Any], samples: Sequence[str]
+    ) -> Iterator[tuple[dict[str, Any], list[SourceBatch]]]:
+        """Read the parts from the first sample on, as far as they are of these; the others are removed."""
+        done = 0
+        while (found := _read(self._path(done), about, samples)) is not None:
+            done = found[0]["end"]
+            yield found
+        for path in self.folder.iterdir():
+            if _NAME.fullmatch(path.name) and int(path.stem) >= done:
+                path.unlink()
+
+    def _kept(
+        self,
+        source: Source,
+        batches: Iterator[SourceBatch],
+        about: dict[str, Any],
+        samples: Sequence[str],
+        done: int,
+    ) -> Iterator[SourceBatch]:
+        """Keep what comes, every while."""
+        skipped, cut = len(source.skipped), source.encoder.truncated if source.encoder else 0
+        waiting: list[SourceBatch] = []
+        since = time.monotonic()
+        for batch in batches:
+            waiting.append(batch)
+            if time.monotonic() - since >= INTERVAL:
+                new, now = source.skipped[skipped:], source.encoder.truncated if source.encoder else 0
+                end = done + sum(len(one.ids) for one in waiting) + len(new)
+                told = {"start": done, "end": end, "samples": _told(samples[done:end])}
+                _write(self._path(done), waiting, about | told | {"skipped": new, "truncated": now - cut})
+                done, skipped, cut, waiting = end, skipped + len(new), now, []
+                since = time.monotonic()
+            yield batch
+
+    def _path(self, start: int) -> Path:
+        return self.folder / f"{start:09d}.safetensors"
+
+
+def _told(samples: Sequence[str]) -> str:
+    return hashlib.blake2b("\0".join(samples).encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+def _write(path: Path, batches: Sequence[SourceBatch], about: dict[str, Any]) -> None:
+    import torch
+
+    from clipconformity.data.files import write_tensors
+
+    tensors = {"embeddings": torch.cat([batch.embeddings.cpu() for batch in batches])}
+    groups = [None if batch.groups is None else list(batch.groups) for batch in batches]
+    told = about | {"ids": [list(batch.ids) for batch in batches], "groups": groups}
+    write_tensors(path, tensors, {"about": to_json(told)})
+
+
+def _read(path: Path, about: dict[str, Any], samples: Sequence[str]) -> tuple[dict[str, Any], list[SourceBatch]] | None:
+    """Read a part; None where there is none, it is damaged, or is of other samples."""
+    from safetensors import safe_open
+
+    from clipconformity.evaluation.sources import SourceBatch
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = json.loads(file.metadata()["about"])
+            embeddings = file.get_tensor("embeddings")
+        start, end = told["start"], told["end"]
+        same = all(told.get(name) == value for name, value in about.items()) and start == int(path.stem) < end
+        if not same or told["samples"] != _told(samples[start:end]):
+            return None
+        sizes = [len(names) for names in told["ids"]]
+        parts = zip(embeddings.split(sizes), told["ids"], told["groups"], strict=True)
+        return told, [SourceBatch(*part) for part in parts]
+    except Exception:  # a damaged file makes its reader fail in any way; it is computed anew
+        return None

@@ -1,0 +1,191 @@
+"""Locks that end with their process, however it ends: who is at work on a file, and what a killed one left."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # of Windows
+    fcntl = None
+
+LOCK = ".lock"
+"""Name of the lock in a folder of temporary files."""
+LEFT = ".tmp"
+"""How the names of such folders end."""
+PAUSE = 0.1
+"""Seconds between two looks at a lock that another process has."""
+
+
+@dataclass
+class Lock:
+    """A lock that is held: a file that is there as long.
+
+    Attributes:
+        path: The file.
+        handle: The open file, which holds the lock: the system lets go of it with the process.
+        sure: Whether the system locks there; not on Windows, nor on every network drive.
+    """
+
+    path: Path
+    handle: int
+    sure: bool
+
+    def release(self) -> None:
+        """Let go; the file is removed first, so that who waits for it sees that it is another's no more."""
+        try:
+            self.path.unlink()
+        except PermissionError:  # of Windows, where an open file is not removed
+            os.close(self.handle)
+            with suppress(OSError):
+                self.path.unlink()
+        except OSError:
+            os.close(self.handle)
+        else:
+            os.close(self.handle)
+
+
+def try_lock(path: Path) -> Lock | None:
+    """Lock a file, which is made; None where another process or thread has it.
+
+    Raises:
+        OSError: If the file cannot be made.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            taken = _flock(handle)
+            if taken is not False and _is_at(handle, path):
+                return Lock(path, handle, taken is True)
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+        if taken is False:
+            return None  # else its holder let go, and removed it, in between
+
+
+def _flock(handle: int) -> bool | None:
+    """Lock an open file; False where another has it, None where nothing locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return True
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def one_at_a_time(path: Path, place: object) -> Iterator[None]:
+    """Hold a lock; where another process has it, warn and wait for that one to end.
+
+    Where the system locks nothing there is no waiting.
+
+    Raises:
+        OSError: If the lock's file cannot be made.
+    """
+    lock = try_lock(path)
+    if lock is None:
+        warnings.warn(f"{place}: another run is at work there; this one waits for it to end.", stacklevel=4)
+        while lock is None:
+            time.sleep(PAUSE)
+            lock = try_lock(path)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@dataclass
+class Workplace:
+    """A folder of temporary files that belongs to this process; others see by its lock that it lives."""
+
+    folder: Path
+    lock: Lock
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it."""
+        with suppress(OSError):
+            self.clear()
+        self.lock.release()  # the last of its files: from here on the folder may be another's
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def clear(self) -> None:
+        """Remove what is in it but the lock."""
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path != self.lock.path:
+                path.unlink()
+
+
+def claim(target: Path) -> Workplace:
+    """Make a folder of temporary files beside ``target``, and remove those that killed processes left there.
+
+    Its name is made of the target's and a number, the first that no living process has: so what was left is found
+    without looking through a folder of a million files.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    numbers = itertools.count(1)
+    while (place := _enter(_place(target, next(numbers)))) is None:
+        pass
+    while (later := _place(target, next(numbers))).is_dir():
+        left = _enter(later)
+        if left is not None:
+            left.remove()
+    return place
+
+
+def _place(target: Path, number: int) -> Path:
+    return target.with_name(f".{target.name}.{number}{LEFT}")
+
+
+def _enter(folder: Path) -> Workplace | None:
+    """Take a folder, new or left by a killed process; None where it is, or may be, another's."""
+    while True:
+        try:
+            folder.mkdir()
+            new = True
+        except FileExistsError:
+            new = False
+        try:
+            lock = try_lock(folder / LOCK)
+        except FileNotFoundError:  # its owner removed it in between
+            continue
+        except OSError:
+            if new:
+                with suppress(OSError):
+                    folder.rmdir()
+                raise
+            return None
+        if lock is None:
+            return None
+        if not new and not lock.sure:  # nothing says whether its owner lives
+            os.close(lock.handle)
+            return None
+        place = Workplace(folder, lock)
+        place.clear()
+        return place

@@ -1,5 +1,6 @@
 """From samples to results: sources, scores, the six geometric properties, and people as the yardstick."""
 
+from clipconformity.evaluation.comparison import Comparison, Difference, compare
 from clipconformity.evaluation.people import HumanSpread, human_spread
 from clipconformity.evaluation.results import Figure, Score, Verdict
 from clipconformity.evaluation.scoring import metric_names, score, write_per_sample
@@ -13,6 +14,8 @@ from clipconformity.evaluation.sources import (
 )
 
 __all__ = [
+    "Comparison",
+    "Difference",
     "Figure",
     "HumanSpread",
     "Score",
@@ -21,6 +24,7 @@ __all__ = [
     "Verdict",
     "build_reference",
     "caption_source",
+    "compare",
     "embedding_source",
     "human_spread",
     "image_source",

@@ -81,6 +81,7 @@ class Score:
         measured: What was measured: encoder, modality, and what differs from the reference's encoder.
         remarks: What was left out or cut.
         notes: What to know of these samples, a sentence each: what they share with the reference, and the like.
+        contrast: The buckets of both sides, by which scores are compared with each other; None of a score without.
     """
 
     figures: Mapping[str, Figure]
@@ -95,6 +96,7 @@ class Score:
     measured: Mapping[str, Any] = field(default_factory=dict)
     remarks: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    contrast: Contrast | None = field(default=None, repr=False, compare=False)
 
     def value(self, name: str) -> float:
         """Give the value of a figure.
@@ -267,7 +269,7 @@ def _needed(estimate: Estimate, margin: float, count: int) -> int | None:
 
     The chance is 2 Phi(margin/se - 1.96) - 1, and the square of the error is a part over n and the reference's.
     """
-    mine, theirs = estimate.parts
+    mine, theirs = estimate.parts  # of the samples and of the reference
     left = (margin / MARGIN_ERRORS) ** 2 - theirs
     return math.ceil(count * mine / left) if left > 0 else None
 

@@ -86,6 +86,7 @@ def score(
         measured=origin | {"remarks": remarks},
         remarks=source.remarks,
         notes=[note for one in chosen for note in one.notes(stream)],
+        contrast=contrast,
     )
 
 

@@ -115,8 +115,8 @@ class Estimate(NamedTuple):
     """Standard error; NaN where it cannot be had."""
     degrees: float
     """Degrees of freedom that the error is known by; 0 where it cannot be had."""
-    parts: tuple[float, float] = (math.nan, math.nan)
-    """What each of two sides adds to the squared error, if they are independent."""
+    parts: tuple[float, ...] = ()
+    """What each of several sides adds to the squared error, if they are independent."""
 
     def half_width(self, confidence: float = 0.95) -> float:
         """Half of the interval by Student's t; NaN where it cannot be had."""
@@ -155,30 +155,28 @@ def jackknife(value: Tensor, left_out: Tensor, count: Tensor) -> Estimate:
     return _known(value, jackknife_error(left_out, count), effective_number(count) - 1)
 
 
-def joint_jackknife(
-    value: Tensor, left_out: Tensor, sides: tuple[Tensor, Tensor], counts: tuple[Tensor, Tensor]
-) -> Estimate:
-    """Estimate a figure of two sides whose rows are dealt to the same buckets; each is left out of both at once.
+def joint_jackknife(value: Tensor, left_out: Tensor, sides: tuple[Tensor, ...], counts: tuple[Tensor, ...]) -> Estimate:
+    """Estimate a figure of several sides whose rows are dealt to the same buckets; each is left out of all at once.
 
-    Where the sides share groups they are paired by that; where they do not, the covariance of what a bucket adds to
-    either side is 0, and the error is that of independent sides. The degrees of freedom are Satterthwaite's.
+    Where sides share groups they are paired by that; where they do not, the covariance of what a bucket adds to
+    each is 0, and the error is that of independent sides. The degrees of freedom are Satterthwaite's.
 
     Args:
         value: The figure.
-        left_out: Its values without bucket g of both sides, ``(G,)``.
-        sides: Its values without bucket g of one side and with all of the other, ``(G,)`` each.
-        counts: Rows of each bucket on either side, ``(G,)`` each.
+        left_out: Its values without bucket g of all sides, ``(G,)``.
+        sides: Its values without bucket g of one side and with all of the others, ``(G,)`` each.
+        counts: Rows of each bucket on every side, ``(G,)`` each.
     """
-    error = jackknife_error(left_out, counts[0] + counts[1])
+    error = jackknife_error(left_out, torch.stack(counts).sum(0))
     parts = tuple(float(jackknife_error(own, count)) ** 2 for own, count in zip(sides, counts, strict=True))
     known = [effective_number(count) - 1 for count in counts]
     if not math.isfinite(sum(parts)) or min(known) <= 0:  # one side is a single bucket
         return Estimate(value, torch.full_like(error, math.nan), 0.0)
     spread = sum(part**2 / degrees for part, degrees in zip(parts, known, strict=True))
-    return _known(value, error, sum(parts) ** 2 / spread if spread > 0 else min(known), (parts[0], parts[1]))
+    return _known(value, error, sum(parts) ** 2 / spread if spread > 0 else min(known), parts)
 
 
-def _known(value: Tensor, error: Tensor, degrees: float, parts: tuple[float, float] = (math.nan, math.nan)) -> Estimate:
+def _known(value: Tensor, error: Tensor, degrees: float, parts: tuple[float, ...] = ()) -> Estimate:
     if not math.isfinite(float(error)) or not degrees > 0:
         return Estimate(value, torch.full_like(error, math.nan), 0.0)
     return Estimate(value, error, degrees, parts)

@@ -124,8 +124,9 @@ class EmbeddingMetric(Metric):
             ValueError: If the shape, the dimension, the groups or the ids do not fit. Bad values are reported by
                 ``compute``.
         """
-        embeddings = self._encode(batch)
+        embeddings, modality = self._encode(batch)
         self._stream().update(embeddings, real=real, groups=groups, ids=ids)
+        self._modality = modality
 
     @full_precision
     def forward(
@@ -134,8 +135,9 @@ class EmbeddingMetric(Metric):
         """Accumulate the batch, and give its own value: NaN where it is too small for one, and for real rows."""
         if self._is_synced:
             raise TorchMetricsUserError("forward was called on a synchronised metric; call unsync first.")
-        embeddings = self._encode(batch)
+        embeddings, modality = self._encode(batch)
         self.update(embeddings, real=real, groups=groups, ids=ids)
+        self._modality = modality
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # only compute warns of what the values are, and raises
             stream = self._batch_stream()
@@ -169,12 +171,12 @@ class EmbeddingMetric(Metric):
             return fields[self.readout.value].float()
         return {name: value.float() for name, value in fields.items()}
 
-    def _encode(self, batch: Any) -> Tensor:
+    def _encode(self, batch: Any) -> tuple[Tensor, str | None]:
+        """Give the embeddings of a batch, and the modality that they fix."""
         modality = check_batch_modality(batch, self._modality, self.reference)
         embeddings = encode_batch(batch, self.encoder)
         check_same_dim(embeddings, self.embed_dim, "batch", "this metric")
-        self._modality = modality
-        return embeddings
+        return embeddings, modality
 
     def _stream(self) -> Stream:
         """View the states as a stream."""

@@ -95,24 +95,37 @@ class Contrast:
         return cross_pairs(self.evaluated, self.reference.moments, self.overlap)
 
     @cached_property
-    def typicality_shift(self) -> Estimate:
+    def typicality(self) -> Without:
         """Mean conformity less the reference's own, in standard deviations of the reference's conformity."""
         spread, (own, own_without) = self.reference.spread, own_pairs_without(self.reference.moments)
         mean = self.conformity
-        return self._estimate(
-            Without(
-                (mean.whole - own) / spread.whole,
-                (mean.both - own_without) / spread.moving,
-                (mean.evaluated - own) / spread.whole,
-                (mean.reference - own_without) / spread.moving,
-            )
+        return Without(
+            (mean.whole - own) / spread.whole,
+            (mean.both - own_without) / spread.moving,
+            (mean.evaluated - own) / spread.whole,
+            (mean.reference - own_without) / spread.moving,
         )
 
     @cached_property
-    def log_variety_ratio(self) -> Estimate:
+    def log_variety(self) -> Without:
         """Logarithm of the mean cosine distance of two rows, over that of the reference."""
         (mine, without), (theirs, others) = (own_pairs_without(side) for side in (self._mine, self.reference.moments))
-        return self._ratio(*((1 - x).clamp_min(TINY) for x in (mine, without, theirs, others)))
+        return _log_ratio(*((1 - x).clamp_min(TINY) for x in (mine, without, theirs, others)))
+
+    @cached_property
+    def typicality_shift(self) -> Estimate:
+        """:attr:`typicality` with its uncertainty."""
+        return self._estimate(self.typicality)
+
+    @cached_property
+    def log_variety_ratio(self) -> Estimate:
+        """:attr:`log_variety` with its uncertainty."""
+        return self._estimate(self.log_variety)
+
+    @property
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """Rows of each bucket on either side, ``(G,)`` each."""
+        return self._mine["count"], self.reference.moments["count"]
 
     @property
     def variety_interval(self) -> Interval:
@@ -141,7 +154,7 @@ class Contrast:
         whole = (second.sum() - first.sum().square() / count.sum()) / (count.sum() - 1)
         spread = self.reference.spread
         sides = whole.clamp_min(0).sqrt(), without.clamp_min(0).sqrt(), spread.whole, spread.fixed
-        return self._ratio(*(x.clamp_min(TINY) for x in sides))
+        return self._estimate(_log_ratio(*(x.clamp_min(TINY) for x in sides)))
 
     @cached_property
     def histograms(self) -> Tensor:
@@ -176,11 +189,11 @@ class Contrast:
     def _mine(self) -> Moments:
         return self.evaluated.cpu()
 
-    def _ratio(self, mine: Tensor, without: Tensor, theirs: Tensor, others: Tensor) -> Estimate:
-        """Estimate log(mine / theirs), each given whole and without each bucket."""
-        mine, without, theirs, others = (x.log() for x in (mine, without, theirs, others))
-        return self._estimate(Without(mine - theirs, without - others, without - theirs, mine - others))
-
     def _estimate(self, figure: Without) -> Estimate:
-        counts = self._mine["count"], self.reference.moments["count"]
-        return joint_jackknife(figure.whole, figure.both, (figure.evaluated, figure.reference), counts)
+        return joint_jackknife(figure.whole, figure.both, (figure.evaluated, figure.reference), self.counts)
+
+
+def _log_ratio(mine: Tensor, without: Tensor, theirs: Tensor, others: Tensor) -> Without:
+    """log(mine / theirs), of either side given whole and without each bucket."""
+    mine, without, theirs, others = (x.log() for x in (mine, without, theirs, others))
+    return Without(mine - theirs, without - others, without - theirs, mine - others)

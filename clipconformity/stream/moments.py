@@ -147,7 +147,9 @@ class Moments:
         """
         device = self["count"].device
         group = None if groups is None else hash_labels(groups, len(embeddings), device)
-        batch = Moments(self.layout, self.layout.zeros(device))  # added at the end: an error or an interrupt adds nothing
+        batch = Moments(
+            self.layout, self.layout.zeros(device)
+        )  # added at the end: an error or an interrupt adds nothing
         names = batch._hash_ids(ids, len(embeddings), device)
         own = None if ids is None or placed else names
         found = batch._accumulate(embeddings, own if group is None else group, names, keys, group is not None)
@@ -163,7 +165,10 @@ class Moments:
                 for name in SAMPLE:
                     self._list(name).extend(batch._list(name))
                 self.names.update(batch.names)
-        if self.layout.max_samples and sum(len(keys) for keys in self._list("sample_keys")) >= 2 * self.layout.max_samples:
+        if (
+            self.layout.max_samples
+            and sum(len(keys) for keys in self._list("sample_keys")) >= 2 * self.layout.max_samples
+        ):
             self.replace_sample(self.sample())
 
     def _accumulate(

@@ -1,0 +1,119 @@
+"""Runs against each other: differences with intervals, paired where samples share groups or ids."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import rows_with_cosine
+
+import clipconformity as cc
+from clipconformity.evaluation import compare, embedding_source, score
+from clipconformity.evaluation.sources import Source, SourceBatch
+
+DIM = 16
+
+
+def drawn(count, mean, generator, common=None) -> torch.Tensor:
+    own = torch.randn(count, generator=generator, dtype=torch.float64)
+    z = own if common is None else (0.8**0.5) * common + (0.2**0.5) * own
+    return rows_with_cosine((mean + 0.05 * z).clamp(-0.95, 0.95), DIM, generator).float()
+
+
+def source(rows, groups=None, ids=None) -> Source:
+    names = [str(n) for n in range(len(rows))] if ids is None else ids
+    batch = SourceBatch(rows, names, groups, placed=ids is None and groups is None)
+    return Source(iter([batch]), len(rows), groups=groups)
+
+
+@pytest.fixture(scope="module")
+def reference() -> cc.ReferenceSet:
+    return cc.ReferenceSet.fit(drawn(600, 0.6, torch.Generator().manual_seed(9)))
+
+
+def compared(reference, *rows, **labels):
+    runs = {name: source(one, **labels) for name, one in zip("abc", rows, strict=False)}
+    return compare(runs, reference, resamples=20)
+
+
+def test_the_difference_of_two_runs_is_that_of_their_figures(reference, generator):
+    found = compared(reference, drawn(200, 0.62, generator), drawn(150, 0.6, generator))
+    a, b = found.scores["a"], found.scores["b"]
+    assert found.difference("a", "b").value == pytest.approx(a.typicality_shift - b.typicality_shift, rel=1e-9)
+    ratio = found.difference("a", "b", "variety_ratio").value
+    assert ratio == pytest.approx(a.variety_ratio / b.variety_ratio, rel=1e-9)
+    with pytest.raises(KeyError, match="no difference of 'b' and 'a'"):
+        found.difference("b", "a")
+
+
+@pytest.mark.parametrize("labels", ["none", "groups", "ids"])
+def test_the_interval_of_a_difference_covers_it(labels, reference):
+    """120 runs at a true difference of 0.3: below 88% is more than three standard deviations under 95%."""
+    covered, widths = 0, []
+    for seed in range(120):
+        generator = torch.Generator().manual_seed(seed)
+        common = None if labels == "none" else torch.randn(150, generator=generator, dtype=torch.float64)
+        label = {"none": {}, "groups": {"groups": torch.arange(150)}, "ids": {"ids": [f"p{n}" for n in range(150)]}}
+        one, two = (drawn(150, mean, generator, common) for mean in (0.615, 0.6))
+        found = compared(reference, one, two, **label[labels]).difference("a", "b")
+        # In the reference's units, whose standard deviation is known to 3%.
+        truth = 0.015 / 0.05 * 0.05 / float(reference.spread.whole) * float(reference.unit_mean.norm())
+        covered += found.interval.low <= truth <= found.interval.high
+        widths.append(found.interval.high - found.interval.low)
+    assert covered >= 106
+    half = np.mean(widths) / 2
+    assert half < 0.15 if labels != "none" else half > 0.2  # paired: sqrt(0.2) of it
+
+
+def test_a_difference_is_told_and_its_absence_is_not(reference, generator):
+    found = compared(reference, drawn(300, 0.63, generator), drawn(300, 0.6, generator), drawn(300, 0.6, generator))
+    assert [one.outcome for one in found.differences if one.figure == "typicality_shift"] == [
+        "more",
+        "more",
+        "undecided",
+    ]
+    assert len(found.differences) == 6
+    lines = found.table().splitlines()
+    assert lines[0].split()[:2] == ["run", "N"]
+    assert any(line.startswith("a is more typical than b (typicality_shift 0.") for line in lines)
+    assert any(line.startswith("b, c: no difference in how typical can be told") for line in lines)
+
+
+def test_tables_hold_the_figures(reference, generator):
+    found = compared(reference, drawn(100, 0.6, generator), drawn(100, 0.6, generator))
+    rows = list(csv.DictReader(io.StringIO(found.table("csv"))))
+    assert [row["run"] for row in rows] == ["a", "b"]
+    assert rows[0]["variety ratio"].startswith(f"{found.scores['a'].variety_ratio:.3f} [")
+    assert found.table("markdown").splitlines()[1].count("---") == len(rows[0])
+    assert json.loads(json.dumps(found.to_dict()))["differences"][0]["first"] == "a"
+    with pytest.raises(ValueError, match="format: expected 'text', 'markdown' or 'csv', got 'html'"):
+        found.table("html")
+
+
+def test_scores_are_compared_as_they_are(reference, generator, tmp_path):
+    np.save(tmp_path / "a.npy", drawn(100, 0.6, generator).numpy())
+    one = score(embedding_source([tmp_path / "a.npy"]), reference, resamples=20)
+    found = compare({"kept": one, "new": source(drawn(100, 0.6, generator))}, reference, resamples=20)
+    assert found.scores["kept"] is one
+
+
+def test_one_run_and_other_references_are_refused(reference, generator):
+    with pytest.raises(ValueError, match="runs: expected at least two, got 1"):
+        compare({"a": source(drawn(50, 0.6, generator))}, reference)
+    other = cc.ReferenceSet.fit(drawn(100, 0.6, generator))
+    one = score(source(drawn(60, 0.6, generator)), other, resamples=20)
+    with pytest.raises(ValueError, match="'a' was scored against another reference"):
+        compare({"a": one, "b": source(drawn(60, 0.6, generator))}, reference, resamples=20)
+
+
+def test_one_group_leaves_a_difference_without_an_interval(reference, generator):
+    rows = drawn(60, 0.6, generator)
+    one = source(rows, groups=torch.zeros(60, dtype=torch.int64))
+    found = compare({"a": one, "b": source(drawn(60, 0.6, generator))}, reference, resamples=20)
+    told = found.difference("a", "b")
+    assert (told.interval, told.outcome) == (None, "undecided")
+    assert "nothing is known of how typical they are" in told.text()

@@ -24,7 +24,7 @@ INPUT_FILES = ("captions", "embeddings", "image_embeddings", "text_embeddings", 
 
 def inputs(options: argparse.Namespace) -> Iterator[NamedPath]:
     """Find every file that a command reads, each with the option that leads to it."""
-    from clipconformity.data.images import image_files
+    from clipconformity.data.folders import image_files
     from clipconformity.encoders.registry import encoder_files
 
     given = vars(options)

@@ -75,10 +75,16 @@ def hash_labels(labels: Labels, count: int, device: torch.device, name: str = "g
             for x in labels
         ]
         return torch.tensor(np.array(hashes, dtype=np.uint64).view(np.int64), device=device)
-    tensor = torch.as_tensor(labels, device=device).flatten()
+    try:
+        tensor = torch.as_tensor(labels, device=device)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # of mixed types, or of more than 64 bits
+        raise TypeError(f"{name}: expected whole numbers of at most 64 bits, or strings, throughout.") from None
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.numel() != count:
+        raise ValueError(f"{name}: expected a dense tensor with one id for each of the {count} samples.")
+    tensor = tensor.flatten()
     if not count:  # an empty list has no type of its own
         return tensor.long()
-    if tensor.is_floating_point() or tensor.dtype == torch.bool:
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name}: expected whole numbers or strings, got {tensor.dtype}.")
     return tensor.long()
 

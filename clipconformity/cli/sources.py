@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from clipconformity.data import Coco
+    from clipconformity.data import Coco, ImageFolder
     from clipconformity.data.files import NamedPath
     from clipconformity.encoders import BaseEncoder
     from clipconformity.evaluation import Source
@@ -55,7 +56,7 @@ def open_source(options: argparse.Namespace, reference_encoder: str | None = Non
     Raises:
         ValueError: If options do not fit together, no encoder is named, or a file cannot be read.
     """
-    from clipconformity.data import list_images, read_captions
+    from clipconformity.data import read_captions, survey_images
     from clipconformity.data.files import refuse_same
     from clipconformity.evaluation import caption_source, embedding_source
 
@@ -72,8 +73,10 @@ def open_source(options: argparse.Namespace, reference_encoder: str | None = Non
             f"--modality: {options.modality} was told, but --{'images' if options.images else 'captions'} given."
         )
     if options.images:
-        paths = list_images(options.images)
-        return _images(options, paths, options.images, _encoder(options, reference_encoder))
+        folder = survey_images(options.images)
+        if folder.remark:
+            warnings.warn(folder.remark, stacklevel=2)
+        return _images(options, folder.paths, options.images, _encoder(options, reference_encoder), folder)
     captions = read_captions(options.captions)
     return caption_source(captions, _encoder(options, reference_encoder), batch_size=options.batch_size)
 
@@ -145,7 +148,13 @@ def _encoder(options: argparse.Namespace, of_reference: str | None = None) -> Ba
     return load_encoder(spec, options.device)
 
 
-def _images(options: argparse.Namespace, paths: Sequence[Path], root: Path, encoder: BaseEncoder) -> Source:
+def _images(
+    options: argparse.Namespace,
+    paths: Sequence[Path],
+    root: Path,
+    encoder: BaseEncoder,
+    folder: ImageFolder | None = None,
+) -> Source:
     from clipconformity.evaluation import image_source
 
     workers = options.workers
@@ -158,4 +167,5 @@ def _images(options: argparse.Namespace, paths: Sequence[Path], root: Path, enco
         batch_size=options.batch_size,
         workers=workers,
         skip_errors=options.on_error == "skip",
+        folder=folder,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,17 @@ def as_images(batch: Any) -> list[Image.Image]:
         TypeError: If it is nothing of the kind.
         ValueError: If a shape or range does not fit.
     """
+    return list(each_image(batch))
+
+
+def each_image(batch: Any) -> Iterator[Image.Image]:
+    """Turn a batch into RGB images one after another, as of :func:`as_images`; files are opened as they come up."""
     if isinstance(batch, (Tensor, np.ndarray)) and batch.ndim == 4:
-        return [_from_array(part) for part in batch]
-    if isinstance(batch, Sequence) and not isinstance(batch, str):
-        return [_as_image(item) for item in batch]
-    return [_as_image(batch)]
+        yield from map(_from_array, batch)
+    elif isinstance(batch, Sequence) and not isinstance(batch, str):
+        yield from map(_as_image, batch)
+    else:
+        yield _as_image(batch)
 
 
 def _as_image(item: Any) -> Image.Image:

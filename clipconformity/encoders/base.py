@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.encoders.inputs import is_text, listed_images, listed_texts
+from clipconformity.data.images import each_image
+from clipconformity.encoders.inputs import NO_IMAGE, is_text, joined, listed_texts
 from clipconformity.functional.validation import check_matrix
 
 Preprocess = Callable[[list[Image.Image]], dict[str, Tensor]]
@@ -77,7 +78,11 @@ class BaseEncoder(ABC):
             TypeError: If they are no images.
             ValueError: If a shape or range does not fit, the list is empty, or a file cannot be read.
         """
-        return self.project_image(self.preprocess_images(listed_images(images)))
+        # One at a time: decoded images are large, and what the tower takes in is small.
+        inputs = [self.preprocess_images([image]) for image in each_image(images)]
+        if not inputs:
+            raise ValueError(NO_IMAGE)
+        return self.project_image(joined(inputs))
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Encode texts; those beyond the context length are cut, with their end token kept, and counted.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipconformity.data.files import write_tensors
 from clipconformity.data.formats import FORMAT, KEY, READERS, check_expansion, suffixes
-from clipconformity.data.limits import LimitError, check_limit
+from clipconformity.data.limits import RefusedError, check_limit
 from clipconformity.data.untrusted import check_input, shown
 from clipconformity.functional.validation import check_matrix
 from clipconformity.provenance import UNKNOWN, Provenance
@@ -57,7 +57,7 @@ def read_embeddings(path: Path | str) -> EmbeddingFile:
         raise ValueError(f"{path}: expected a file ending in {suffixes()}.")
     try:
         arrays, about = READERS[path.suffix](path)
-    except LimitError:
+    except RefusedError:
         raise
     except Exception as error:  # a damaged file makes its reader fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -33,6 +33,8 @@ def open_image(path: Path | str) -> Image.Image:
     try:
         with _opened(path) as image:
             check_limit(path, "pixels", image.width * image.height)  # before any is decoded
+            # Resized by its short side, a line of pixels would grow to gigabytes.
+            check_limit(path, "aspect", max(image.size) // max(min(image.size), 1))
             return to_rgb(image)
     except LimitError:
         raise

@@ -12,7 +12,11 @@ ENVIRONMENT = "CLIPCONFORMITY_LIMITS"
 """Variable that raises limits, as ``pixels=200000000,rows=10000000``: processes that decode images inherit it."""
 
 
-class LimitError(ValueError):
+class RefusedError(ValueError):
+    """A file is not read, whole as it may be."""
+
+
+class LimitError(RefusedError):
     """Something is over a limit."""
 
 
@@ -26,6 +30,7 @@ class Limit(NamedTuple):
 
 LIMITS = {
     "pixels": Limit(89_478_485, "pixels of an image"),
+    "aspect": Limit(200, "times its short side, which an image is long,"),
     "batch_pixels": Limit(500_000_000, "pixels of the images that are decoded at once"),
     "expansion": Limit(20, "times the size of its file, of arrays beyond 64 MiB"),
     "rows": Limit(5_000_000, "rows of a file"),

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
-from clipconformity.data.limits import check_limit
+from clipconformity.data.limits import RefusedError, check_limit
 
 SOUND_TORCH = (2, 10)
 """From this version on ``torch.load(weights_only=True)`` runs nothing and corrupts nothing that is known.
@@ -130,14 +130,14 @@ def check_unpickling(path: Path, version: str | None = None) -> None:
         version: Of torch; by default of the one that is installed.
 
     Raises:
-        ValueError: If it is.
+        RefusedError: If it is.
     """
     import torch
 
     version = torch.__version__ if version is None else version
     found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if found < SOUND_TORCH:
-        raise ValueError(
+        raise RefusedError(
             f"{path}: holds a pickle, which torch {version} reads unsafely even with weights_only (CVE-2025-32434, "
             f"CVE-2026-24747); use torch {'.'.join(map(str, SOUND_TORCH))} or newer, or save it as .safetensors."
         )

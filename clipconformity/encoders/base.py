@@ -108,6 +108,25 @@ class BaseEncoder(ABC):
         """
         return self.encode_text(batch) if is_text(batch) else self.encode_image(batch)
 
+    def _try(self) -> None:
+        """Run once, so that settings of wrong types are found now, and not amid an evaluation.
+
+        Raises:
+            ValueError: If it cannot encode a grey square and a word, or gives them different dimensions.
+        """
+        try:
+            image = self.encode_image(Image.new("RGB", (32, 32), "grey"))
+            text = self.encode_text(["a"])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of a library, given wrong settings
+            raise ValueError(f"{str(explained(self.spec, error)).rstrip('.')} (as it was tried).") from error
+        if image.shape != text.shape:
+            raise ValueError(
+                f"{self.spec}: its image embeddings have dimension {image.shape[1]} and its text embeddings "
+                f"{text.shape[1]}; expected one for both."
+            )
+
     def project_image(self, inputs: dict[str, Tensor]) -> Tensor:
         """Run the image tower on what :attr:`preprocess_images` made; raw float32 ``(N, D)``."""
         moved = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
@@ -163,6 +182,18 @@ def brings_code(spec: str) -> ValueError:
         f"{spec}: the checkpoint needs Python code of its own, and code that comes with a checkpoint is not run here; "
         "give a model that the library itself has, or load it yourself and give it as a CallableEncoder."
     )
+
+
+def explained(spec: str, error: Exception) -> Exception:
+    """Tell in one line what a library raised as it opened or ran a model."""
+    if "trust_remote_code" in str(error):
+        return brings_code(spec)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = (lines[0][:300] if lines else type(error).__name__).rstrip(".")
+    if isinstance(error, KeyError | IndexError | AttributeError | ZeroDivisionError):  # whose words alone say little
+        first = f"{type(error).__name__} {first}; its configuration or its tokenizer may be wrong"
+    absent = isinstance(error, OSError) or type(error).__name__ == "HFValidationError"  # no name of a model
+    return unreachable(spec, first) if absent else ValueError(f"{spec}: {first}.")
 
 
 def _weights_hash(model: torch.nn.Module) -> str:

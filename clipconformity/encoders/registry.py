@@ -93,7 +93,8 @@ def load_encoder(
             embeddings are float32 always.
 
     Raises:
-        ValueError: If the spec or the dtype is unknown, no weights are named, or the model is no dual encoder.
+        ValueError: If the spec or the dtype is unknown, no weights are named, the model is no dual encoder, or it
+            cannot be run.
         FileNotFoundError: If the model cannot be found or downloaded.
         ImportError: If the extra that it needs is not installed.
 

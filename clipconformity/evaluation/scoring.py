@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import re
 import warnings
 from collections.abc import Sequence
 from functools import reduce
@@ -136,6 +137,17 @@ def _read(chosen: Sequence[ReadOut], stream: Stream, resamples: int) -> tuple[di
     return values, bool(values.pop("kl_is_lower_bound"))
 
 
+def spreadsheet_safe(text: str) -> str:
+    """Put an apostrophe before a text that a spreadsheet would run as a formula; numbers stay.
+
+    Example:
+        >>> spreadsheet_safe("=cmd|' /C calc'!A0"), spreadsheet_safe("-3"), spreadsheet_safe("cat.png")
+        ("'=cmd|' /C calc'!A0", '-3', 'cat.png')
+    """
+    runs = text[:1] in ("=", "+", "-", "@", "\t", "\r") and not re.fullmatch(r"[+-]?\d+(\.\d+)?", text)
+    return f"'{text}" if runs else text
+
+
 def write_per_sample(path: Path | str, result: Score) -> None:
     """Write id, conformity, norm and rank of every sample as CSV, from the most to the least typical.
 
@@ -150,4 +162,6 @@ def write_per_sample(path: Path | str, result: Score) -> None:
         writer = csv.writer(file)
         writer.writerow(["id", "conformity", "norm", "rank"])
         for rank, row in enumerate(order, start=1):
-            writer.writerow([result.ids[row], f"{result.conformities[row]:.9g}", f"{result.norms[row]:.9g}", rank])
+            writer.writerow(
+                [spreadsheet_safe(result.ids[row]), f"{result.conformities[row]:.9g}", f"{result.norms[row]:.9g}", rank]
+            )

@@ -113,7 +113,7 @@ def load_encoder(
     family, model = _of(name)
     if family is not None:
         loader = family.loader
-    elif Path(name).is_dir():
+    elif name and Path(name).is_dir():
         loader, model = FOLDER, Path(name)
     else:
         raise ValueError(_unknown(name))

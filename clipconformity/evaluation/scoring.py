@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clipconformity.data.files import replacing
 from clipconformity.evaluation.results import Figure, Score, judge, to_figures
-from clipconformity.evaluation.sources import Source
+from clipconformity.evaluation.sources import Source, check_source
 from clipconformity.functional.linalg import full_precision
 from clipconformity.stream.readouts import ReadOut, failed_read_outs, read_outs
 from clipconformity.stream.reference import ReferenceSet
@@ -49,6 +49,7 @@ def score(
         ValueError: If a metric is unknown, encoder or modality are others than the reference's, the dimension does not
             fit, there are too few samples, or rows are zero, NaN, infinite or L2-normalised.
     """
+    check_source(source)
     chosen = choose(metrics)
     for reason in failed_read_outs().values():
         warnings.warn(f"metrics: {reason}; it is left out.", stacklevel=2)

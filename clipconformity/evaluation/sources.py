@@ -89,7 +89,7 @@ def embedding_source(paths: Sequence[Path], *, spec: str | None = None, modality
     Raises:
         ValueError: If a file cannot be read, or files and arguments disagree.
     """
-    files = [read_embeddings(path) for path in paths]
+    files = [read_embeddings(path) for path in _listed(paths)]
     known = [file.groups for file in files if file.groups is not None]
     if known and len(known) < len(files):
         raise ValueError("embeddings: some files have groups and some have none; give them for all or for none.")
@@ -110,6 +110,28 @@ def embedding_source(paths: Sequence[Path], *, spec: str | None = None, modality
         provenance,
         torch.cat(known) if known else None,
     )
+
+
+def _listed(paths: Sequence[Path]) -> list[Path]:
+    """Refuse a single path, whose letters would be taken for files."""
+    if isinstance(paths, str | Path):
+        raise TypeError(
+            f"paths: expected a list of files, got {str(paths)!r}; give it in a list, or list_images(folder)."
+        )
+    return [Path(path) for path in paths]
+
+
+def check_source(source: object) -> None:
+    """Refuse what is no source.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(source, Source):
+        raise TypeError(
+            f"source: expected a Source, got {type(source).__name__}; make one with embedding_source, image_source or "
+            "caption_source."
+        )
 
 
 class _ImageBatches(Dataset[tuple[dict[str, Tensor], list[str], list[tuple[str, str]]]]):
@@ -158,6 +180,7 @@ def image_source(
     Raises:
         ValueError: While reading, if a file is no image or truncated; names the file.
     """
+    paths = _listed(paths)
     skipped: list[dict[str, str]] = []
     loader = DataLoader(
         _ImageBatches(paths, encoder, root, batch_size),
@@ -194,6 +217,7 @@ def build_reference(
     source: Source, *, dataset: str | None = None, max_samples: int = 10_000, allow_normalized: bool = False
 ) -> ReferenceSet:
     """Build a reference set from a source; arguments and errors as of ``ReferenceSet.fit``."""
+    check_source(source)
     moments: Moments | None = None
     for batch in source:
         if moments is None:

@@ -23,7 +23,7 @@ from clipconformity.functional.validation import check_matrix, check_same_dim
 from clipconformity.provenance import UNKNOWN, Identified, Provenance
 from clipconformity.stream.checks import check_stream
 from clipconformity.stream.moments import Layout, Moments
-from clipconformity.stream.row_sample import Labels, Sample
+from clipconformity.stream.row_sample import Labels, Sample, check_labels
 
 
 class ReferenceSet:
@@ -102,6 +102,7 @@ class ReferenceSet:
             ReferenceSet(count=200, embed_dim=8, modality='image')
         """
         provenance = Provenance.of(spec, modality)
+        check_labels(groups)
         moments: Moments | None = None
         seen = 0
         for batch in _batches(embeddings_or_batches):

@@ -281,3 +281,13 @@ def test_other_formats_are_read_under_an_unsound_torch(tmp_path, monkeypatch):
 def test_a_byte_order_mark_is_no_damage(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf[1]")
     assert read_json(tmp_path / "a.json", "file") == [1]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("kind", ["nested", "meta", "sparse", "float8"])
+def test_embeddings_and_groups_without_plain_values_are_refused_in_python_too(kind):
+    with pytest.raises(TypeError, match="embeddings_or_batches: expected"):
+        ReferenceSet.fit(ODD[kind][0]())
+    if kind != "float8":
+        with pytest.raises(TypeError, match="groups: expected a dense tensor"):
+            ReferenceSet.fit(ROWS, groups=ODD[kind][0]())

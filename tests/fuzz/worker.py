@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -38,6 +37,8 @@ def forget_most() -> None:
 
 def main() -> int:
     """Run cases, and tell in a line of JSON what became of them."""
+    import resource  # which not every system has
+
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0)

@@ -70,6 +70,7 @@ def read_embeddings(path: Path | str) -> EmbeddingFile:
         value = value.reshape([len(value), *(n for n in value.shape[1:] if n != 1)])
     embeddings = check_matrix(value, str(path))
     check_limit(path, "rows", len(embeddings))
+    check_limit(path, "dimension", embeddings.shape[1])
     groups = _groups(path, arrays["groups"], len(embeddings)) if "groups" in arrays else None
     ids = about.get("ids") or [f"{path.stem}:{row}" for row in range(len(embeddings))]
     if len(ids) != len(embeddings):

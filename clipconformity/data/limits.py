@@ -34,6 +34,7 @@ LIMITS = {
     "batch_pixels": Limit(500_000_000, "pixels of the images that are decoded at once"),
     "expansion": Limit(20, "times the size of its file, of arrays beyond 64 MiB"),
     "rows": Limit(5_000_000, "rows of a file"),
+    "dimension": Limit(4096, "columns of embeddings, whose square is held,"),
     "text_bytes": Limit(2**28, "bytes of a file of captions, annotations or results"),
     "json_values": Limit(20_000_000, "values of a JSON file"),
     "caption_characters": Limit(10_000, "characters of a caption"),

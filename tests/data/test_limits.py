@@ -140,6 +140,13 @@ def test_a_file_of_many_rows_is_refused(tmp_path, small):
             read(tmp_path / name)
 
 
+def test_a_file_of_many_columns_is_refused(tmp_path):
+    """A file of 40 kB would take gigabytes, for its covariance."""
+    np.save(tmp_path / "e.npy", np.ones((2, 5000), np.float32))
+    with pytest.raises(LimitError, match=r"e\.npy: 5,000 columns of embeddings.* limit of 4,096"):
+        read_embeddings(tmp_path / "e.npy")
+
+
 def test_a_view_that_repeats_its_rows_is_refused(tmp_path):
     """A file of a kilobyte, of a thousand million rows."""
     torch.save(torch.ones(1, 1).expand(10**9, 1), tmp_path / "e.pt")

@@ -157,7 +157,8 @@ def numpy_arrays(folder: Path, random: Random) -> Act:
         np.asfortranarray(rows),
         rows[None],
         rows[:0],
-        np.zeros((random.randrange(1, 4000), 4096)),
+        rows.repeat(10 ** random.randrange(5), 1)[:2],
+        np.zeros((random.randrange(1, 60_000), 256)),
     )
     rows = random.choice(odd) if random.random() < 0.3 else rows
     path = folder / f"e.{kind}"

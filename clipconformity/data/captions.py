@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipconformity.data.limits import check_limit
-from clipconformity.data.untrusted import check_id, check_input, check_words, read_json, read_text, shown
+from clipconformity.data.untrusted import check_all_words, check_id, check_input, read_json, read_text, shown
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def read_captions(path: Path | str) -> Captions:
 def _from_lines(path: Path, text: str) -> Captions:
     check_limit(path, "rows", text.count("\n"))
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    texts = [check_words(f"{path}: line {number}", line) for number, line in lines]
-    return Captions(texts, [str(number) for number, _ in lines])
+    check_all_words([line for _, line in lines], lambda row: f"{path}: line {lines[row][0]}")
+    return Captions([line for _, line in lines], [str(number) for number, _ in lines])
 
 
 def _from_json(path: Path, content: Any) -> Captions:
@@ -71,8 +71,10 @@ def _from_json(path: Path, content: Any) -> Captions:
     check_limit(path, "rows", len(content))
     if all(isinstance(entry, str) for entry in content):
         said = [_caption(path, number, number + 1, entry) for number, entry in enumerate(content)]
+        check_all_words(said, lambda number: f"{path}: entry {number}")
         return Captions(said, [str(number) for number in range(1, len(said) + 1)])
     entries = [_entry(path, number, entry) for number, entry in enumerate(content)]
+    check_all_words([caption for _, _, caption in entries], lambda number: f"{path}: entry {number}")
     images = [image for _, image, _ in entries]
     mixed = next((number for number, image in enumerate(images) if type(image) is not type(images[0])), None)
     if mixed is not None:
@@ -88,9 +90,8 @@ def _entry(path: Path, number: int, entry: Any) -> tuple[str, int | str, str]:
     if not isinstance(entry, dict) or not {"image_id", "caption"} <= set(entry):
         got = shown(sorted(entry)) if isinstance(entry, dict) else type(entry).__name__
         raise ValueError(f"{path}: entry {number}: expected keys image_id and caption, got {got}.")
-    where = f"{path}: entry {number}"
-    image = check_id(where, entry["image_id"])
-    name = check_id(where, entry.get("id", image))
+    image = check_id(path, number, entry["image_id"])
+    name = check_id(path, number, entry.get("id", image))
     return str(name), image, _caption(path, number, image, entry["caption"])
 
 
@@ -99,4 +100,4 @@ def _caption(path: Path, number: int, image: object, caption: object) -> str:
         raise ValueError(
             f"{path}: entry {number} (image_id {shown(image)}): expected a caption in words, got {shown(caption)}."
         )
-    return check_words(f"{path}: entry {number}", caption.strip())
+    return caption.strip()

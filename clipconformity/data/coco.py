@@ -252,9 +252,9 @@ def _fields(path: Path, part: str, number: int, entry: Any, wanted: dict[str, ty
                 raise ValueError(
                     f"{path}: {part}, entry {number}: expected {key} ({kind.__name__}), got {shown(value)}."
                 )
-            where = f"{path}: {part}, entry {number}"
             if isinstance(value, int) and not 0 <= value < WHOLE:
-                raise ValueError(f"{where}: expected {key} from 0 to 2^63, got {shown(value)}.")
-            yield check_words(where, value) if isinstance(value, str) else value
+                raise ValueError(f"{path}: {part}, entry {number}: expected {key} from 0 to 2^63, got {shown(value)}.")
+            plain = not isinstance(value, str) or (len(value) < 300 and value.isascii() and "\0" not in value)
+            yield value if plain else check_words(f"{path}: {part}, entry {number}", value)
 
     return tuple(values())

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeGuard
 from clipconformity.data.captions import Captions
 from clipconformity.data.files import check_outputs, replacing
 from clipconformity.data.limits import check_limit
-from clipconformity.data.untrusted import check_id, check_words, read_json, shown
+from clipconformity.data.untrusted import check_all_words, check_id, read_json, shown
 
 ImageId = int | str
 _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
@@ -124,8 +124,8 @@ def result_entries(path: Path) -> list[tuple[ImageId, str]]:
         name, text = (entry.get("image_id"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
         if not _is_id(name) or not isinstance(text, str) or not text.strip():
             raise ValueError(f"{path}: entry {number}: expected image_id and a caption in words, got {shown(entry)}.")
-        where = f"{path}: entry {number}"
-        entries.append((check_id(where, name), check_words(where, text.strip())))
+        entries.append((check_id(path, number, name), text.strip()))
+    check_all_words([text for _, text in entries], lambda number: f"{path}: entry {number}")
     return entries
 
 

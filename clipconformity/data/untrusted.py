@@ -6,10 +6,11 @@ import json
 import re
 import reprlib
 import stat
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from clipconformity.data.limits import RefusedError, check_limit
+from clipconformity.data.limits import RefusedError, allowed, check_limit
 
 SOUND_TORCH = (2, 10)
 """From this version on ``torch.load(weights_only=True)`` runs nothing and corrupts nothing that is known.
@@ -20,6 +21,8 @@ CVE-2025-32434, code that is run in spite of it, is mended in 2.6.0, and CVE-202
 WHOLE = 2**63
 """Whole numbers that ids may be are below this, and not below its negative."""
 
+_NONE = re.compile("[\0\ud800-\udfff]")
+"""What is no character of a text."""
 _brief = reprlib.Repr()
 _brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlong = 2, 60, 60, 40
 
@@ -102,24 +105,51 @@ def check_words(where: object, text: str) -> str:
         ValueError: If it holds a character that is none, or is too long.
     """
     check_limit(where, "caption_characters", len(text))
-    if not text.isascii() and re.search("[\ud800-\udfff]", text):
-        raise ValueError(f"{where}: {shown(text)} holds half of a surrogate pair, which is no character.")
-    if "\0" in text:
-        raise ValueError(f"{where}: {shown(text)} holds a null character.")
+    if found := _NONE.search(text):
+        what = "a null character" if found[0] == "\0" else "half of a surrogate pair, which is no character"
+        raise ValueError(f"{where}: {shown(text)} holds {what}.")
     return text
 
 
-def check_id(where: object, name: object) -> int | str:
+def check_all_words(texts: Sequence[str], where: Callable[[int], object]) -> None:
+    """Refuse texts as :func:`check_words` does; those of a whole file soon, since nearly always all are right.
+
+    Args:
+        texts: All of them.
+        where: From the number of one to its place.
+
+    Raises:
+        ValueError: If one is refused.
+    """
+    if max(map(len, texts), default=0) > allowed("caption_characters") or _NONE.search("\n".join(texts)):
+        for number, text in enumerate(texts):
+            check_words(where(number), text)
+
+
+def check_id(path: Path, number: int, name: object) -> int | str:
     """Refuse an id that is neither a whole number nor a string.
+
+    Args:
+        path: The file.
+        number: Of the entry.
+        name: The id.
 
     Raises:
         ValueError: If it is neither, is too large, or holds a character that is none.
     """
     if isinstance(name, str):
-        return check_words(where, name)
+        return (
+            name if len(name) < 100 and name.isascii() and name.isprintable() else check_words(_at(path, number), name)
+        )
     if not isinstance(name, int) or isinstance(name, bool) or not -WHOLE <= name < WHOLE:
-        raise ValueError(f"{where}: expected a whole number of at most 64 bits or a string as id, got {shown(name)}.")
+        raise ValueError(
+            f"{_at(path, number)}: expected a whole number of at most 64 bits or a string as id, got {shown(name)}."
+        )
     return name
+
+
+def _at(path: Path, number: int) -> str:
+    return f"{path}: entry {number}"
 
 
 def check_unpickling(path: Path, version: str | None = None) -> None:

@@ -254,7 +254,8 @@ def _fields(path: Path, part: str, number: int, entry: Any, wanted: dict[str, ty
                 )
             if isinstance(value, int) and not 0 <= value < WHOLE:
                 raise ValueError(f"{path}: {part}, entry {number}: expected {key} from 0 to 2^63, got {shown(value)}.")
-            plain = not isinstance(value, str) or (len(value) < 300 and value.isascii() and "\0" not in value)
-            yield value if plain else check_words(f"{path}: {part}, entry {number}", value)
+            if isinstance(value, str) and not (len(value) < 300 and value.isascii() and "\0" not in value):
+                check_words(f"{path}: {part}, entry {number}", value)
+            yield value
 
     return tuple(values())

@@ -117,7 +117,7 @@ class BaseEncoder(ABC):
         try:
             image = self.encode_image(Image.new("RGB", (32, 32), "grey"))
             text = self.encode_text(["a"])
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # of a library, given wrong settings
             raise ValueError(f"{str(explained(self.spec, error)).rstrip('.')} (as it was tried).") from error

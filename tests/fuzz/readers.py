@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def numpy_arrays(folder: Path, random: Random) -> Act:
         rows[None],
         rows[:0],
         rows.repeat(10 ** random.randrange(5), 1)[:2],
-        np.zeros((random.randrange(1, 60_000), 256)),
+        np.zeros((random.randrange(1, 80_000), 256), np.float32),
     )
     rows = random.choice(odd) if random.random() < 0.3 else rows
     path = folder / f"e.{kind}"
@@ -285,8 +286,14 @@ READERS: dict[str, Callable[[Path, Random], Act]] = {
 }
 
 
-def run_case(number: int, seed: int, folder: Path) -> str:
+def run_case(number: int, seed: int, folder: Path, watched: AbstractContextManager[object] | None = None) -> str:
     """Run one case; each depends on the seed and its number alone.
+
+    Args:
+        number: Of the case.
+        seed: Of all cases.
+        folder: Where the input is made; emptied before.
+        watched: Entered for the reading, and not for the making of the input.
 
     Returns:
         ``"read"``, or the name of the declared error that it ended with.
@@ -299,7 +306,8 @@ def run_case(number: int, seed: int, folder: Path) -> str:
     folder.mkdir()
     act = reader(folder, random.Random(f"{seed} {number}"))
     try:
-        act()
+        with watched or nullcontext():
+            act()
     except (ValueError, OSError, TypeError) as error:
         message = str(error)
         assert "\n" not in message, f"more than one line: {message!r}"

@@ -56,9 +56,9 @@ def test_the_fuzzer_itself_sees(kind, tmp_path):
     for path in HERE.glob("*.py"):
         (tmp_path / path.name).write_text(path.read_text())
     text = (tmp_path / "readers.py").read_text()
-    spot = "    try:\n        act()\n"
+    spot = "            act()\n"
     assert text.count(spot) == 1
-    faulty = f"    try:\n        if seed >= 0:\n            {fault}\n        act()\n"
+    faulty = f"            if seed >= 0:\n                {fault}\n            act()\n"
     (tmp_path / "readers.py").write_text(text.replace(spot, faulty))
     worker = (tmp_path / "worker.py").read_text()
     assert "SECONDS = 10\n" in worker

@@ -35,6 +35,21 @@ def forget_most() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+class Watch:
+    """Time and memory of what is done within; ten seconds end the process."""
+
+    seconds, bytes = 0.0, 0
+
+    def __enter__(self) -> None:
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        forget_most()
+        self.before, self.started = held("VmRSS"), time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds, self.bytes = time.perf_counter() - self.started, held("VmHWM") - self.before
+        faulthandler.cancel_dump_traceback_later()
+
+
 def main() -> int:
     """Run cases, and tell in a line of JSON what became of them."""
     import resource  # which not every system has
@@ -54,19 +69,15 @@ def main() -> int:
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY + RESERVE, -1))
         for number in range(options.start, options.start + options.count):
             print(f"case {number}", file=sys.stderr, flush=True)  # noqa: T201 - of a process that ends, the last is shown
-            faulthandler.dump_traceback_later(SECONDS, exit=True)
-            forget_most()
-            before, started = held("VmRSS"), time.perf_counter()
+            watch = Watch()
             try:
-                outcome = run_case(number, options.seed, Path(place) / "c")
+                outcome = run_case(number, options.seed, Path(place) / "c", watch)
             except BaseException:
                 outcome = "FAILED"
                 failures.append({"case": number, "error": traceback.format_exc()[-1500:]})
-            taken, more = time.perf_counter() - started, held("VmHWM") - before
-            faulthandler.cancel_dump_traceback_later()
-            slowest, largest = max(slowest, (taken, number)), max(largest, (more, number))
-            if more > MEMORY:
-                failures.append({"case": number, "error": f"held {more / 2**30:.2f} GiB"})
+            slowest, largest = max(slowest, (watch.seconds, number)), max(largest, (watch.bytes, number))
+            if watch.bytes > MEMORY:
+                failures.append({"case": number, "error": f"held {watch.bytes / 2**30:.2f} GiB"})
             outcomes[list(READERS)[number % len(READERS)]][outcome] += 1
     told = {"outcomes": outcomes, "seconds": slowest, "bytes": largest, "failures": failures}
     print(json.dumps(told))  # noqa: T201

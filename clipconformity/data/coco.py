@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -15,6 +16,8 @@ from clipconformity.data.files import replacing
 from clipconformity.data.limits import check_limit
 from clipconformity.data.untrusted import WHOLE, check_words, read_json, shown, shown_path
 
+LONGEST_NAME = 255
+"""Bytes of a file's name, or of a folder's, on every usual system."""
 _NAMED = 3
 """Missing files that an error names."""
 
@@ -229,6 +232,8 @@ def _inside(path: Path, name: str) -> str:
     for kind in (PurePosixPath, PureWindowsPath):
         if kind(name).is_absolute() or ".." in kind(name).parts or kind(name).drive or "\0" in name:
             raise ValueError(f"{path}: the file name {shown(name)} leads out of the folder of images.")
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise ValueError(f"{path}: the file name {shown(name)} has over {LONGEST_NAME} bytes, which no file's has.")
     return name
 
 

@@ -119,7 +119,9 @@ class BaseEncoder(ABC):
             text = self.encode_text(["a"])
         except torch.cuda.OutOfMemoryError:
             raise
-        except Exception as error:  # of a library, given wrong settings
+        except BaseException as error:  # of a library, given wrong settings
+            if not is_failure(error):
+                raise
             raise ValueError(f"{str(explained(self.spec, error)).rstrip('.')} (as it was tried).") from error
         if image.shape != text.shape:
             raise ValueError(
@@ -138,6 +140,14 @@ class BaseEncoder(ABC):
             embeddings = project(prepared)
         # A copy made out here is an ordinary tensor: an inference tensor could not be changed in place.
         return check_matrix(embeddings, "the encoder's output").to(torch.float32, copy=True)
+
+    def _check_tokens(self, tokens: Tensor, known: object) -> None:
+        """Refuse tokens that the model does not have; on a GPU they would end the process."""
+        most = int(tokens.max())
+        if isinstance(known, int) and most >= known:
+            raise ValueError(
+                f"{self.spec}: its tokenizer gives token {most}, and its model has {known}; they do not fit together."
+            )
 
     def _count_cut(self, lengths: Sequence[int]) -> None:
         """Count the texts whose number of tokens is beyond the context length, and warn of the first ones."""
@@ -184,7 +194,12 @@ def brings_code(spec: str) -> ValueError:
     )
 
 
-def explained(spec: str, error: Exception) -> Exception:
+def is_failure(error: BaseException) -> bool:
+    """Whether a library failed: the tokenizers, in Rust, do so with what is no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def explained(spec: str, error: BaseException) -> Exception:
     """Tell in one line what a library raised as it opened or ran a model."""
     if "trust_remote_code" in str(error):
         return brings_code(spec)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from clipconformity.data.limits import check_limit
 from clipconformity.data.untrusted import check_input, check_unpickling
-from clipconformity.encoders.base import BaseEncoder, Preprocess, brings_code, unreachable
+from clipconformity.encoders.base import BaseEncoder, Preprocess, brings_code, is_failure, unreachable
 from clipconformity.encoders.checkpoints import ABSENT, check_checkpoint, check_widths, hub
 
 LOCAL = "local-dir:"
@@ -82,7 +82,9 @@ class OpenCLIPEncoder(BaseEncoder):
                     check_widths(folder, json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
                 model, self.preprocess = open_clip.create_model_from_pretrained(name, **options)
                 return model, open_clip.get_tokenizer(name)
-        except Exception as error:  # whatever the library raises is told in one line
+        except BaseException as error:  # whatever the library raises is told in one line
+            if not is_failure(error):
+                raise
             if absent and re.search("download|locate|HF Hub|offline", str(error)):
                 raise unreachable(spec, ABSENT) from error
             raise _explained(spec, error) from error
@@ -97,6 +99,7 @@ class OpenCLIPEncoder(BaseEncoder):
 
     def _project_text(self, texts: list[str]) -> Tensor:
         tokens = self.tokenizer(texts)
+        self._check_tokens(tokens, getattr(self.model, "vocab_size", None))
         self._count_cut([self._token_count(texts[row]) for row in self._full_rows(tokens)])
         return self.model.encode_text(tokens.to(self.device), normalize=False)  # type: ignore[operator]
 
@@ -216,7 +219,7 @@ def _near(name: str, known: list[str]) -> str:
     return f"did you mean {' or '.join(repr(one) for one in near)}?" if near else f"there are {', '.join(known)}."
 
 
-def _explained(spec: str, error: Exception) -> Exception:
+def _explained(spec: str, error: BaseException) -> Exception:
     if "trust_remote_code" in str(error):
         return brings_code(spec)
     reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.encoders.base import BaseEncoder, Preprocess, explained, unreachable
+from clipconformity.encoders.base import BaseEncoder, Preprocess, explained, is_failure, unreachable
 from clipconformity.encoders.checkpoints import ABSENT, check_checkpoint, check_size, hub_answers
 
 LONGEST = 100_000
@@ -44,7 +44,9 @@ class TransformersEncoder(BaseEncoder):
             self.processor = transformers.AutoImageProcessor.from_pretrained(
                 location, trust_remote_code=False, local_files_only=silent, **backend
             )
-        except Exception as error:  # whatever the library raises is told in one line
+        except BaseException as error:  # whatever the library raises is told in one line
+            if not is_failure(error):
+                raise
             if silent and not here and isinstance(error, OSError):
                 raise unreachable(spec, ABSENT) from error
             raise explained(spec, error) from error
@@ -57,6 +59,7 @@ class TransformersEncoder(BaseEncoder):
             logit_scale=_logit_scale(model),
         )
         self._family: str = model.config.model_type
+        self._words: object = getattr(model.config.text_config, "vocab_size", None)
         # SigLIP was trained on texts padded to their full length, without a mask.
         self._unmasked = "siglip" in self._family
         self._try()
@@ -78,6 +81,7 @@ class TransformersEncoder(BaseEncoder):
             return_attention_mask=True,
             return_tensors="pt",
         )
+        self._check_tokens(inputs["input_ids"], self._words)
         full = (inputs["attention_mask"].sum(1) >= self.context_length).nonzero().flatten().tolist()
         if full:
             whole = self.tokenizer([texts[row] for row in full], truncation=False, verbose=False)["input_ids"]

@@ -160,6 +160,12 @@ def test_a_file_name_does_not_lead_out_of_the_folder(name, tmp_path):
         read_coco(tmp_path, on_missing="skip")
 
 
+def test_a_file_name_longer_than_any_is_told_short(tmp_path):
+    with pytest.raises(ValueError, match="has over 255 bytes") as raised:
+        read_coco(annotations(tmp_path, file_name="x" * 10_000), on_missing="skip")
+    assert len(str(raised.value)) < 250 + len(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", OUTSIDE)
 @pytest.mark.parametrize("key", ["filepath", "filename"])
 def test_a_karpathy_file_does_not_lead_out_of_the_folder(key, name, tmp_path):

@@ -20,6 +20,12 @@ from clipconformity.encoders import checkpoints
 from clipconformity.encoders.registry import TINY
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _imported():
+    """What is imported when a first encoder is loaded is not part of the time that a refusal takes."""
+    cc.load_encoder("tiny", "cpu")
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     shutil.copytree(TINY, tmp_path / "c")
@@ -114,6 +120,32 @@ def test_settings_of_wrong_types_are_found_on_loading(kind, folder):
     name, fields = TYPES[kind]
     edited(folder, name, **fields)
     assert str(folder) in refusal(folder)
+
+
+def test_a_tokenizer_of_another_model_is_told_before_its_tokens_are_looked_up(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["square"] = 10**6
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    encoder = cc.load_encoder(folder, "cpu")
+    with pytest.raises(ValueError, match="its tokenizer gives token 1000000, and its model has"):
+        encoder.encode_text(["a square"])
+
+
+def test_a_panic_of_the_tokenizer_is_an_error_like_others(folder, monkeypatch):
+    """In Rust they are no Exception; Ctrl-C is none either, and stays."""
+
+    class PanicException(BaseException):
+        pass
+
+    pairs = ((PanicException("no entry found for key"), ValueError), (KeyboardInterrupt(), KeyboardInterrupt))
+    for error, seen in pairs:
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr("clipconformity.encoders.transformers.TransformersEncoder._project_text", fail)
+        with pytest.raises(seen):
+            cc.load_encoder(folder, "cpu")
 
 
 def test_a_pipe_in_a_checkpoint_is_refused_and_not_waited_for(folder):

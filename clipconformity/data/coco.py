@@ -229,8 +229,9 @@ def _checked(path: Path, images: list[_Image]) -> list[_Image]:
 
 def _inside(path: Path, name: str) -> str:
     """Refuse the name of a file that leads out of the folder of images."""
+    check_words(f"{path}: the name of a file or folder", name)
     for kind in (PurePosixPath, PureWindowsPath):
-        if kind(name).is_absolute() or ".." in kind(name).parts or kind(name).drive or "\0" in name:
+        if kind(name).is_absolute() or ".." in kind(name).parts or kind(name).drive:
             raise ValueError(f"{path}: the file name {shown(name)} leads out of the folder of images.")
     if len(os.fsencode(name)) > LONGEST_NAME:
         raise ValueError(f"{path}: the file name {shown(name)} has over {LONGEST_NAME} bytes, which no file's has.")

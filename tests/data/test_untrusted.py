@@ -160,6 +160,13 @@ def test_a_file_name_does_not_lead_out_of_the_folder(name, tmp_path):
         read_coco(tmp_path, on_missing="skip")
 
 
+def test_half_of_a_surrogate_pair_in_a_folder_is_told_with_the_file(tmp_path):
+    entry = {"split": "test", "filename": "a.jpg", "imgid": 1, "sentences": [{"sentid": 1, "raw": "a dog"}]}
+    (tmp_path / "k.json").write_text(json.dumps({"images": [entry | {"filepath": "\ud800"}]}))
+    with pytest.raises(ValueError, match=r"k\.json: the name of a file or folder: .* holds half of a surrogate pair"):
+        read_coco(tmp_path, "test", karpathy=tmp_path / "k.json", on_missing="skip")
+
+
 def test_a_file_name_longer_than_any_is_told_short(tmp_path):
     with pytest.raises(ValueError, match="has over 255 bytes") as raised:
         read_coco(annotations(tmp_path, file_name="x" * 10_000), on_missing="skip")

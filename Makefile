@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 THREADED := tests/metrics/test_intervals.py tests/stream/test_moments.py tests/evaluation/test_real_data.py tests/demo/test_demo.py
 
-.PHONY: demo test check test-threads test-transformers4 lint types docs bench clean
+.PHONY: demo test check test-threads test-fuzz test-transformers4 lint types docs bench clean
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -26,11 +26,19 @@ demo: $(VENV)/.core
 test: lint types docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-# What CI runs: besides, what computes most on as many threads as a user has, and transformers 4.
-check: test test-threads test-transformers4
+# What CI runs: besides, what computes most on as many threads as a user has, a minute of damaged inputs, and
+# transformers 4.
+check: test test-threads test-fuzz test-transformers4
 
 test-threads: $(VENV)/.all
 	$(BIN)/python -m pytest $(THREADED)
+
+# Another seed or number of cases: make test-fuzz FUZZ=20000 FUZZ_SEED=1
+FUZZ ?= 1500
+FUZZ_SEED ?= 0
+test-fuzz: $(VENV)/.all
+	CLIPCONFORMITY_FUZZ=$(FUZZ) CLIPCONFORMITY_FUZZ_SEED=$(FUZZ_SEED) OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest tests/fuzz
 
 # Transformers 4 beside the environment's 5, for what depends on it.
 test-transformers4: $(VENV)/.all

@@ -56,9 +56,15 @@ class Provenance:
 
     @classmethod
     def of(cls, encoder: str | Identified | None, modality: str | None = None) -> Provenance:
-        """Describe embeddings by their encoder, or by its spec alone."""
+        """Describe embeddings by their encoder, or by its spec alone.
+
+        Raises:
+            TypeError: If it is neither.
+        """
         if encoder is None or isinstance(encoder, str):
             return cls(encoder, None, modality)
+        if not isinstance(getattr(encoder, "spec", None), str):
+            raise TypeError(f"spec: expected an encoder or its spec in words, got {type(encoder).__name__}.")
         return cls(encoder.spec, dict(getattr(encoder, "id", {})) or None, modality)
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import shlex
 import sys
@@ -16,6 +17,7 @@ from clipconformity import __version__
 from clipconformity.cli import commands
 from clipconformity.cli.signals import ending
 from clipconformity.data.formats import suffixes
+from clipconformity.data.limits import LIMITS, raised_limits
 from clipconformity.data.strict_json import to_json
 from clipconformity.encoders.registry import encoder_forms
 from clipconformity.provenance import without_folders
@@ -32,6 +34,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None, **others: Any) -> Any:
+        """Name the option that was meant before one that is missing for want of it."""
+        known = self._option_string_actions
+        for word in sys.argv[1:] if args is None else args:
+            name = word.partition("=")[0]
+            if name == "--" or (self._subparsers and not name.startswith("-")):
+                break  # what follows a command is the command's
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            if name.startswith("--") and name not in known and near:
+                self.error(f"unrecognized arguments: {name}; did you mean {near[0]}?")
+        return super().parse_known_args(args, namespace, **others)
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Write help and version as results are written; argparse would pass over what cannot be."""
@@ -64,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
-                result = command(options)
+                with raised_limits(options.limit or ()):
+                    result = command(options)
                 if isinstance(result, str):
                     return _print(result)
                 return _print(to_json(result, indent=2) + "\n") or _unmet(result)
@@ -219,6 +234,12 @@ def _command(
 ) -> Parser:
     parser: Parser = known.add_parser(name, help=text, description=text.capitalize() + ".", allow_abbrev=False)
     parser.set_defaults(command=function)
+    parser.add_argument(
+        "--limit",
+        action="append",
+        metavar="NAME=N",
+        help=f"raise a limit on what files may ask for: {', '.join(LIMITS)}",
+    )
     return parser
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from clipconformity.cli.parts import Parts
-    from clipconformity.data import Coco
+    from clipconformity.data import Coco, ImageFolder
     from clipconformity.data.files import NamedPath
     from clipconformity.encoders import BaseEncoder
     from clipconformity.evaluation import Source
@@ -25,7 +26,7 @@ INPUT_FILES = ("captions", "embeddings", "image_embeddings", "text_embeddings", 
 
 def inputs(options: argparse.Namespace) -> Iterator[NamedPath]:
     """Find every file that a command reads, each with the option that leads to it."""
-    from clipconformity.data.images import image_files
+    from clipconformity.data.folders import image_files
     from clipconformity.encoders.registry import encoder_files
 
     given = vars(options)
@@ -59,7 +60,7 @@ def open_source(
     Raises:
         ValueError: If options do not fit together, no encoder is named, or a file cannot be read.
     """
-    from clipconformity.data import Captions, list_images, read_captions
+    from clipconformity.data import Captions, read_captions, survey_images
     from clipconformity.data.files import refuse_same
     from clipconformity.evaluation import caption_source, embedding_source
 
@@ -76,15 +77,17 @@ def open_source(
             f"--modality: {options.modality} was told, but --{'images' if options.images else 'captions'} given."
         )
     if options.images:
-        paths = list_images(options.images)
+        folder = survey_images(options.images)
+        if folder.remark:
+            warnings.warn(folder.remark, stacklevel=2)
         encoder = _encoder(options, reference_encoder)
 
         def images_from(start: int) -> Source:
-            return _images(options, paths[start:], options.images, encoder)
+            return _images(options, folder.paths[start:], options.images, encoder, folder)
 
         if parts is None:
             return images_from(0)
-        told = [_told(path, options.images) for path in paths]
+        told = [_told(path, options.images) for path in folder.paths]
         return parts.source(encoder, told, (kind, options.batch_size, options.on_error), images_from)
     captions = read_captions(options.captions)
     encoder = _encoder(options, reference_encoder)
@@ -175,7 +178,13 @@ def _encoder(options: argparse.Namespace, of_reference: str | None = None) -> Ba
     return load_encoder(spec, options.device)
 
 
-def _images(options: argparse.Namespace, paths: Sequence[Path], root: Path, encoder: BaseEncoder) -> Source:
+def _images(
+    options: argparse.Namespace,
+    paths: Sequence[Path],
+    root: Path,
+    encoder: BaseEncoder,
+    folder: ImageFolder | None = None,
+) -> Source:
     from clipconformity.evaluation import image_source
 
     workers = options.workers
@@ -188,4 +197,5 @@ def _images(options: argparse.Namespace, paths: Sequence[Path], root: Path, enco
         batch_size=options.batch_size,
         workers=workers,
         skip_errors=options.on_error == "skip",
+        folder=folder,
     )

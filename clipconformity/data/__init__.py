@@ -9,13 +9,15 @@ if TYPE_CHECKING:
     from clipconformity.data.captions import Captions, read_captions
     from clipconformity.data.coco import Coco, read_coco
     from clipconformity.data.embeddings import EmbeddingFile, read_embeddings, write_embeddings
-    from clipconformity.data.images import list_images, open_image
+    from clipconformity.data.folders import ImageFolder, list_images, survey_images
+    from clipconformity.data.images import open_image
     from clipconformity.data.results import coco_image_id, merge_results, read_results, write_results
 
 __all__ = [
     "Captions",
     "Coco",
     "EmbeddingFile",
+    "ImageFolder",
     "coco_image_id",
     "list_images",
     "merge_results",
@@ -24,6 +26,7 @@ __all__ = [
     "read_coco",
     "read_embeddings",
     "read_results",
+    "survey_images",
     "write_embeddings",
     "write_results",
 ]
@@ -32,14 +35,16 @@ _HOMES = {
     "Captions": "captions",
     "Coco": "coco",
     "EmbeddingFile": "embeddings",
+    "ImageFolder": "folders",
     "coco_image_id": "results",
-    "list_images": "images",
+    "list_images": "folders",
     "merge_results": "results",
     "open_image": "images",
     "read_captions": "captions",
     "read_coco": "coco",
     "read_embeddings": "embeddings",
     "read_results": "results",
+    "survey_images": "folders",
     "write_embeddings": "embeddings",
     "write_results": "results",
 }

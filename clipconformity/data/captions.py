@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from clipconformity.data.limits import check_limit
+from clipconformity.data.untrusted import check_all_words, check_id, check_input, read_json, read_text, shown
 
 
 @dataclass(frozen=True)
@@ -31,55 +33,71 @@ def read_captions(path: Path | str) -> Captions:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is broken, has other keys, or holds no captions; names the file and the place.
+        OSError: If it is no regular file.
+        ValueError: If it is broken, has other keys, holds no captions, or is over a limit; names the file and the
+            place.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of captions.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from None
-    if path.suffix.lower() not in (".txt", ".json"):
-        raise ValueError(f"{path}: expected captions in a .txt file, one a line, or a .json file.")
+    what = "file of captions"
     if path.suffix.lower() == ".json":
-        captions = _from_json(path, text)
+        captions = _from_json(path, read_json(path, what))
+    elif path.suffix.lower() == ".txt":
+        captions = _from_lines(path, read_text(path, what))
     else:
-        lines = [(str(number), line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-        captions = Captions([line for _, line in lines], [number for number, _ in lines])
+        check_input(path, what)
+        raise ValueError(f"{path}: expected captions in a .txt file, one a line, or a .json file.")
     if not captions.texts:
         raise ValueError(f"{path}: holds no captions.")
     return captions
 
 
-def _from_json(path: Path, text: str) -> Captions:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: broken JSON at line {error.lineno}: {error.msg}.") from None
-    except RecursionError:
-        raise ValueError(f"{path}: broken JSON: nested too deeply to be captions.") from None
+def _from_lines(path: Path, text: str) -> Captions:
+    check_limit(path, "rows", text.count("\n"))
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    check_all_words([line for _, line in lines], lambda row: f"{path}: line {lines[row][0]}")
+    return Captions([line for _, line in lines], [str(number) for number, _ in lines])
+
+
+def _from_json(path: Path, content: Any) -> Captions:
     if isinstance(content, dict):
         if not isinstance(content.get("annotations"), list):
             raise ValueError(
-                f"{path}: expected COCO annotations with a list 'annotations', got keys {sorted(content)[:8]}."
+                f"{path}: expected COCO annotations with a list 'annotations', got the keys "
+                f"{', '.join(map(shown, sorted(content)[:8])) or 'none'}."
             )
         content = content["annotations"]
     if not isinstance(content, list):
         raise ValueError(f"{path}: expected a list of captions, got {type(content).__name__}.")
+    check_limit(path, "rows", len(content))
     if all(isinstance(entry, str) for entry in content):
-        content = [{"image_id": number, "caption": entry} for number, entry in enumerate(content, start=1)]
+        said = [_caption(path, number, number + 1, entry) for number, entry in enumerate(content)]
+        check_all_words(said, lambda number: f"{path}: entry {number}")
+        return Captions(said, [str(number) for number in range(1, len(said) + 1)])
     entries = [_entry(path, number, entry) for number, entry in enumerate(content)]
+    check_all_words([caption for _, _, caption in entries], lambda number: f"{path}: entry {number}")
     images = [image for _, image, _ in entries]
+    mixed = next((number for number, image in enumerate(images) if type(image) is not type(images[0])), None)
+    if mixed is not None:
+        raise ValueError(
+            f"{path}: entry {mixed}: its image_id is {shown(images[mixed])} and that of entry 0 {shown(images[0])}; "
+            "expected whole numbers or strings throughout."
+        )
     groups: Any = images if len(set(images)) < len(images) else None
     return Captions([caption for _, _, caption in entries], [name for name, _, _ in entries], groups)
 
 
 def _entry(path: Path, number: int, entry: Any) -> tuple[str, int | str, str]:
     if not isinstance(entry, dict) or not {"image_id", "caption"} <= set(entry):
-        got = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
+        got = shown(sorted(entry)) if isinstance(entry, dict) else type(entry).__name__
         raise ValueError(f"{path}: entry {number}: expected keys image_id and caption, got {got}.")
-    image, caption = entry["image_id"], entry["caption"]
-    if not isinstance(image, (int, str)) or not isinstance(caption, str) or not caption.strip():
-        raise ValueError(f"{path}: entry {number} (image_id {image!r}): expected a caption in words, got {caption!r}.")
-    return str(entry.get("id", image)), image, caption.strip()
+    image = check_id(path, number, entry["image_id"])
+    name = check_id(path, number, entry.get("id", image))
+    return str(name), image, _caption(path, number, image, entry["caption"])
+
+
+def _caption(path: Path, number: int, image: object, caption: object) -> str:
+    if not isinstance(caption, str) or not caption.strip():
+        raise ValueError(
+            f"{path}: entry {number} (image_id {shown(image)}): expected a caption in words, got {shown(caption)}."
+        )
+    return caption.strip()

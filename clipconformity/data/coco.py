@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from clipconformity.data.captions import Captions
 from clipconformity.data.files import replacing
+from clipconformity.data.limits import check_limit
 from clipconformity.data.strict_json import to_json
+from clipconformity.data.untrusted import WHOLE, check_words, read_json, shown, shown_path
 
+LONGEST_NAME = 255
+"""Bytes of a file's name, or of a folder's, on every usual system."""
 _NAMED = 3
 """Missing files that an error names."""
 
@@ -124,7 +128,7 @@ def read_coco(
     present = [image for image in images if image.path.is_file()]
     missing = [image.path for image in images if not image.path.is_file()]
     if missing and (on_missing == "raise" or not present):
-        first = ", ".join(str(path) for path in missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+        first = ", ".join(shown_path(path) for path in missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
         raise FileNotFoundError(
             f"{root}: {len(missing)} of {len(images)} images of {split} are missing: {first}. "
             "Complete the download, or leave them out: on_missing='skip', or --on-error skip on the command line."
@@ -156,12 +160,14 @@ def _official(root: Path, split: str) -> list[_Image]:
     if not path.is_file():
         found = sorted(p.stem.removeprefix("captions_") for p in path.parent.glob("captions_*.json"))
         raise FileNotFoundError(f"{path}: no such file of captions; splits found here: {', '.join(found) or 'none'}.")
-    content = _json(path)
+    content = read_json(path, "file of annotations")
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
         raise ValueError(f"{path}: expected COCO annotations with lists 'images' and 'annotations'.")
+    for part in ("images", "annotations"):
+        check_limit(path, "rows", len(content[part]))
     folder = _folder(root, split)
     entries = [_fields(path, "images", n, e, {"id": int, "file_name": str}) for n, e in enumerate(content["images"])]
-    images = {number: _Image(number, folder / name, []) for number, name in entries}
+    images = {number: _Image(number, folder / _inside(path, name), []) for number, name in entries}
     if len(images) < len(entries):
         raise ValueError(f"{path}: {len(entries) - len(images)} image ids come twice.")
     wanted = {"id": int, "image_id": int, "caption": str}
@@ -176,12 +182,14 @@ def _official(root: Path, split: str) -> list[_Image]:
 def _karpathy(root: Path, split: str, path: Path) -> list[_Image]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such split file.")
-    content = _json(path)
+    content = read_json(path, "split file")
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise ValueError(f"{path}: expected a Karpathy split file with a list 'images'.")
-    found = {str(entry.get("split")) for entry in content["images"] if isinstance(entry, dict)}
+    check_limit(path, "rows", len(content["images"]))
+    splits = (entry.get("split") for entry in content["images"] if isinstance(entry, dict))
+    found = {one for one in splits if isinstance(one, str)}
     if split not in found:
-        raise ValueError(f"split: {path} has no split {split!r}; it has {', '.join(sorted(found))}.")
+        raise ValueError(f"split: {path} has no split {split!r}; it has {', '.join(map(shown, sorted(found)[:8]))}.")
     images, folders = [], {}
     for number, entry in enumerate(content["images"]):
         if not isinstance(entry, dict) or entry.get("split") != split:
@@ -189,14 +197,16 @@ def _karpathy(root: Path, split: str, path: Path) -> list[_Image]:
         key = "cocoid" if "cocoid" in entry else "imgid"
         wanted = {key: int, "filename": str, "sentences": list}
         image, name, sentences = _fields(path, "images", number, entry, wanted)
-        place = str(entry.get("filepath", ""))
-        if place not in folders:
+        place = entry.get("filepath", "")
+        if not isinstance(place, str):
+            raise ValueError(f"{path}: images, entry {number}: expected filepath (str), got {shown(place)}.")
+        if _inside(path, place) not in folders:
             folders[place] = _folder(root, place)
         said = [
             _fields(path, f"images[{number}].sentences", n, e, {"sentid": int, "raw": str})
             for n, e in enumerate(sentences)
         ]
-        images.append(_Image(image, folders[place] / name, [(s, text.strip()) for s, text in said]))
+        images.append(_Image(image, folders[place] / _inside(path, name), [(s, text.strip()) for s, text in said]))
     return _checked(path, images)
 
 
@@ -217,6 +227,17 @@ def _checked(path: Path, images: list[_Image]) -> list[_Image]:
     return images
 
 
+def _inside(path: Path, name: str) -> str:
+    """Refuse the name of a file that leads out of the folder of images."""
+    check_words(f"{path}: the name of a file or folder", name)
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(name).is_absolute() or ".." in kind(name).parts or kind(name).drive:
+            raise ValueError(f"{path}: the file name {shown(name)} leads out of the folder of images.")
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise ValueError(f"{path}: the file name {shown(name)} has over {LONGEST_NAME} bytes, which no file's has.")
+    return name
+
+
 def _first(ids: list[int]) -> str:
     return ", ".join(map(str, ids[:_NAMED]))
 
@@ -227,17 +248,6 @@ def _folder(root: Path, name: str) -> Path:
     return next((folder for folder in candidates if folder.is_dir() and folder != root), candidates[0])
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: broken JSON at line {error.lineno}: {error.msg}.") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from None
-    except RecursionError:
-        raise ValueError(f"{path}: broken JSON: nested too deeply to be annotations.") from None
-
-
 def _fields(path: Path, part: str, number: int, entry: Any, wanted: dict[str, type]) -> Any:
     """Take the wanted keys of an entry, which must be of the wanted types."""
 
@@ -246,8 +256,12 @@ def _fields(path: Path, part: str, number: int, entry: Any, wanted: dict[str, ty
             value = entry.get(key) if isinstance(entry, dict) else None
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise ValueError(
-                    f"{path}: {part}, entry {number}: expected {key} ({kind.__name__}), got {value!r:.80}."
+                    f"{path}: {part}, entry {number}: expected {key} ({kind.__name__}), got {shown(value)}."
                 )
+            if isinstance(value, int) and not 0 <= value < WHOLE:
+                raise ValueError(f"{path}: {part}, entry {number}: expected {key} from 0 to 2^63, got {shown(value)}.")
+            if isinstance(value, str) and not (len(value) < 300 and value.isascii() and "\0" not in value):
+                check_words(f"{path}: {part}, entry {number}", value)
             yield value
 
     return tuple(values())

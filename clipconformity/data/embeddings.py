@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from clipconformity.data.files import write_tensors
-from clipconformity.data.formats import FORMAT, KEY, READERS, suffixes
+from clipconformity.data.formats import FORMAT, KEY, READERS, check_expansion, suffixes
+from clipconformity.data.limits import RefusedError, check_limit
 from clipconformity.data.strict_json import to_json
+from clipconformity.data.untrusted import check_input, shown
 from clipconformity.functional.validation import check_matrix
 from clipconformity.provenance import UNKNOWN, Provenance
 
@@ -47,37 +49,67 @@ def read_embeddings(path: Path | str) -> EmbeddingFile:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        OSError: If it is no regular file.
         TypeError: If it does not hold floating-point numbers.
-        ValueError: If the kind is unknown, the file is damaged, or the shape is not ``(N, D)``.
+        ValueError: If the kind is unknown, the file is damaged or over a limit, or the shape is not ``(N, D)``.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file.")
+    check_input(path, "file")
     if path.suffix not in READERS:
         raise ValueError(f"{path}: expected a file ending in {suffixes()}.")
     try:
         arrays, about = READERS[path.suffix](path)
+    except RefusedError:
+        raise
     except Exception as error:  # a damaged file makes its reader fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path}: cannot be read as {path.suffix} without unpickling ({reason[:120]}); "
             "save plain arrays or tensors."
         ) from None
-    value = _choose(path, arrays)
-    if value.layout != torch.strided:
-        raise ValueError(f"{path}: expected a dense array, got {value.layout}; save it with to_dense().")
+    value = _dense(path, _choose(path, arrays))
     if value.ndim > 2:
         value = value.reshape([len(value), *(n for n in value.shape[1:] if n != 1)])
     embeddings = check_matrix(value, str(path))
-    groups = arrays.get("groups")
+    check_limit(path, "rows", len(embeddings))
+    check_limit(path, "dimension", embeddings.shape[1])
+    groups = _groups(path, arrays["groups"], len(embeddings)) if "groups" in arrays else None
     ids = about.get("ids") or [f"{path.stem}:{row}" for row in range(len(embeddings))]
-    if len(ids) != len(embeddings) or (groups is not None and len(groups) != len(embeddings)):
-        raise ValueError(f"{path}: damaged: ids or groups do not match its {len(embeddings)} embeddings.")
+    if len(ids) != len(embeddings):
+        raise ValueError(f"{path}: damaged: {len(ids)} ids do not match its {len(embeddings)} embeddings.")
+    wrong = next((row for row, one in enumerate(ids) if not isinstance(one, str)), None)
+    if wrong is not None:
+        raise ValueError(f"{path}: damaged: the id of row {wrong} is {shown(ids[wrong])}; expected strings.")
+    encoder_id = about.get("encoder_id")
+    if encoder_id is not None and not all(isinstance(part, str) for part in encoder_id.values()):
+        raise ValueError(f"{path}: damaged: encoder_id is {shown(encoder_id)}; expected strings.")
     try:
-        provenance = Provenance(about.get("spec"), about.get("encoder_id"), about.get("modality"))
+        provenance = Provenance(about.get("spec"), encoder_id, about.get("modality"))
     except ValueError as error:
         raise ValueError(f"{path}: damaged: {error}") from None
     return EmbeddingFile(path, embeddings, ids, bool(about.get("ids")), groups, provenance)
+
+
+def _dense(path: Path, value: Tensor, what: str = "array") -> Tensor:
+    """Refuse a tensor without plain values of its own, or which repeats them beyond the limit."""
+    if value.is_nested or value.layout != torch.strided:
+        kind = "a nested tensor" if value.is_nested else value.layout
+        raise ValueError(f"{path}: expected a dense {what}, got {kind}; save it with to_dense().")
+    if value.device.type == "meta":
+        raise ValueError(f"{path}: expected a dense {what}, got a tensor of the meta device, which has no values.")
+    if value.is_quantized:
+        raise ValueError(f"{path}: expected a dense {what}, got quantised values; save it with dequantize().")
+    check_expansion(path, value.numel() * value.element_size())
+    return value.detach()
+
+
+def _groups(path: Path, groups: Tensor, rows: int) -> Tensor:
+    groups = _dense(path, groups, "array of groups")
+    if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
+        raise TypeError(f"{path}: groups: expected whole numbers, got {groups.dtype}.")
+    if groups.numel() != rows or groups.ndim == 0 or len(groups) != rows:
+        raise ValueError(f"{path}: damaged: groups of shape {tuple(groups.shape)} do not match its {rows} embeddings.")
+    return groups.reshape(rows).long()
 
 
 def write_embeddings(

@@ -1,7 +1,9 @@
-"""Images: folders of files, and images of any mode, from files or arrays, as RGB."""
+"""Images of any mode, from files or arrays, as RGB."""
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,41 +13,12 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-IMAGE_FORMATS = {
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".jpeg": "JPEG",
-    ".jpg": "JPEG",
-    ".png": "PNG",
-    ".ppm": "PPM",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".webp": "WEBP",
-}
-"""Suffixes that count in a folder of images, and Pillow's names of their formats, the only ones that are opened."""
+from clipconformity.data.folders import IMAGE_FORMATS
+from clipconformity.data.limits import LimitError, check_limit
+from clipconformity.data.untrusted import check_input
+
 FORMATS = tuple(dict.fromkeys(IMAGE_FORMATS.values()))
 """Pillow goes by a file's content, and of the formats that it knows some start other programs, as EPS does."""
-
-
-def image_files(root: Path) -> Iterator[Path]:
-    """Find the image files in a folder and its subfolders, in no order, hidden ones left out."""
-    return (p for p in root.rglob("*") if p.suffix.lower() in IMAGE_FORMATS and not p.name.startswith("."))
-
-
-def list_images(root: Path | str) -> list[Path]:
-    """List the image files in a folder and its subfolders, in the order of their paths.
-
-    Raises:
-        NotADirectoryError: If it is no folder.
-        ValueError: If there is no image in it.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise NotADirectoryError(f"{root}: expected a folder of images.")
-    paths = sorted(image_files(root))
-    if not paths:
-        raise ValueError(f"{root}: no images in this folder (looked for {', '.join(IMAGE_FORMATS)}).")
-    return paths
 
 
 def open_image(path: Path | str) -> Image.Image:
@@ -53,17 +26,34 @@ def open_image(path: Path | str) -> Image.Image:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no image in one of :data:`FORMATS`, or is truncated; names the file.
+        OSError: If it is no regular file.
+        ValueError: If it is no image in one of :data:`FORMATS`, is truncated, or has too many pixels; names the file.
     """
+    check_input(Path(path), "image file")
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with _opened(path) as image:
+            check_limit(path, "pixels", image.width * image.height)  # before any is decoded
+            # Resized by its short side, a line of pixels would grow to gigabytes.
+            check_limit(path, "aspect", max(image.size) // max(min(image.size), 1))
             return to_rgb(image)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such image file.") from None
+    except LimitError:
+        raise
     except Exception as error:  # broken files make Pillow raise nearly anything
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = f"expected one in the format {', '.join(FORMATS)}" if unknown else str(error)
-        raise ValueError(f"{path}: cannot be read as an image ({reason}).") from None
+        reason = f"expected one in the format {', '.join(FORMATS)}" if unknown else " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: cannot be read as an image ({reason or type(error).__name__}).") from None
+
+
+def _opened(path: Path | str) -> Image.Image:
+    """Open an image, with the limit in place of Pillow's warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            return Image.open(path, formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            size, most = (int(number) for number in re.findall(r"\d+", str(error))[:2])
+            check_limit(path, "pixels", size)
+            raise ValueError(f"its {size:,} pixels are over Pillow's own limit of {most:,}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -73,18 +63,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        top = (
-            1.0
-            if image.mode == "F" and values.max(initial=0) <= 1
-            else 65535.0
-            if values.max(initial=0) > 255
-            else 255.0
-        )
-        return Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8)).convert("RGB")
+        return _scaled(np.asarray(image), image.mode == "F").convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _scaled(values: np.ndarray, floats: bool) -> Image.Image:
+    """Scale values to 8 bits, some rows at once: they are as float64 only for as long as it takes."""
+    largest = values.max(initial=0)
+    top = 1.0 if floats and largest <= 1 else 65535.0 if largest > 255 else 255.0
+    scaled = np.empty(values.shape, np.uint8)
+    rows = max(2**20 // max(values.shape[1], 1), 1)
+    for start in range(0, len(values), rows):
+        part = values[start : start + rows].astype(np.float64)
+        scaled[start : start + rows] = (part.clip(0, top) * (255 / top)).round()
+    return Image.fromarray(scaled)
 
 
 def as_images(batch: Any) -> list[Image.Image]:
@@ -98,11 +92,17 @@ def as_images(batch: Any) -> list[Image.Image]:
         TypeError: If it is nothing of the kind.
         ValueError: If a shape or range does not fit.
     """
+    return list(each_image(batch))
+
+
+def each_image(batch: Any) -> Iterator[Image.Image]:
+    """Turn a batch into RGB images one after another, as of :func:`as_images`; files are opened as they come up."""
     if isinstance(batch, (Tensor, np.ndarray)) and batch.ndim == 4:
-        return [_from_array(part) for part in batch]
-    if isinstance(batch, Sequence) and not isinstance(batch, str):
-        return [_as_image(item) for item in batch]
-    return [_as_image(batch)]
+        yield from map(_from_array, batch)
+    elif isinstance(batch, Sequence) and not isinstance(batch, str):
+        yield from map(_as_image, batch)
+    else:
+        yield _as_image(batch)
 
 
 def _as_image(item: Any) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any, Literal, TypeGuard
 
 from clipconformity.data.captions import Captions
 from clipconformity.data.files import check_outputs, replacing
+from clipconformity.data.limits import check_limit
 from clipconformity.data.strict_json import to_json
+from clipconformity.data.untrusted import check_all_words, check_id, read_json, shown
 
 ImageId = int | str
 _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
@@ -114,22 +115,17 @@ def merge_results(paths: Sequence[Path | str], output: Path | str) -> Captions:
 
 def result_entries(path: Path) -> list[tuple[ImageId, str]]:
     """Read image ids and captions of a results file; ids keep their type."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such results file.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: broken JSON at line {error.lineno}: {error.msg}.") from None
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON in UTF-8 ({type(error).__name__}).") from None
+    content = read_json(path, "results file")
     if not isinstance(content, list):
         raise ValueError(f"{path}: expected COCO results, a list of entries with image_id and caption.")
+    check_limit(path, "rows", len(content))
     entries = []
     for number, entry in enumerate(content):
         name, text = (entry.get("image_id"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
         if not _is_id(name) or not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{path}: entry {number}: expected image_id and a caption in words, got {entry!r:.80}.")
-        entries.append((name, text.strip()))
+            raise ValueError(f"{path}: entry {number}: expected image_id and a caption in words, got {shown(entry)}.")
+        entries.append((check_id(path, number, name), text.strip()))
+    check_all_words([text for _, text in entries], lambda number: f"{path}: entry {number}")
     return entries
 
 
@@ -160,4 +156,5 @@ def refuse_duplicates(where: str, ids: Sequence[ImageId]) -> None:
 
 def first_few(ids: Sequence[ImageId]) -> str:
     """Name the first three."""
-    return ", ".join(map(str, ids[:3])) + (", ..." if len(ids) > 3 else "")
+    plain = (str(one) if len(str(one)) < 80 and str(one).isprintable() else shown(one) for one in ids[:3])
+    return ", ".join(plain) + (", ..." if len(ids) > 3 else "")

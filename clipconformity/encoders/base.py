@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.encoders.inputs import is_text, listed_images, listed_texts
+from clipconformity.data.images import each_image
+from clipconformity.encoders.inputs import NO_IMAGE, is_text, joined, listed_texts
 from clipconformity.functional.validation import check_matrix
 
 Preprocess = Callable[[list[Image.Image]], dict[str, Tensor]]
@@ -77,7 +78,11 @@ class BaseEncoder(ABC):
             TypeError: If they are no images.
             ValueError: If a shape or range does not fit, the list is empty, or a file cannot be read.
         """
-        return self.project_image(self.preprocess_images(listed_images(images)))
+        # One at a time: decoded images are large, and what the tower takes in is small.
+        inputs = [self.preprocess_images([image]) for image in each_image(images)]
+        if not inputs:
+            raise ValueError(NO_IMAGE)
+        return self.project_image(joined(inputs))
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Encode texts; those beyond the context length are cut, with their end token kept, and counted.
@@ -103,6 +108,27 @@ class BaseEncoder(ABC):
         """
         return self.encode_text(batch) if is_text(batch) else self.encode_image(batch)
 
+    def _try(self) -> None:
+        """Run once, so that settings of wrong types are found now, and not amid an evaluation.
+
+        Raises:
+            ValueError: If it cannot encode a grey square and a word, or gives them different dimensions.
+        """
+        try:
+            image = self.encode_image(Image.new("RGB", (32, 32), "grey"))
+            text = self.encode_text(["a"])
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except BaseException as error:  # of a library, given wrong settings
+            if not is_failure(error):
+                raise
+            raise ValueError(f"{str(explained(self.spec, error)).rstrip('.')} (as it was tried).") from error
+        if image.shape != text.shape:
+            raise ValueError(
+                f"{self.spec}: its image embeddings have dimension {image.shape[1]} and its text embeddings "
+                f"{text.shape[1]}; expected one for both."
+            )
+
     def project_image(self, inputs: dict[str, Tensor]) -> Tensor:
         """Run the image tower on what :attr:`preprocess_images` made; raw float32 ``(N, D)``."""
         moved = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
@@ -114,6 +140,14 @@ class BaseEncoder(ABC):
             embeddings = project(prepared)
         # A copy made out here is an ordinary tensor: an inference tensor could not be changed in place.
         return check_matrix(embeddings, "the encoder's output").to(torch.float32, copy=True)
+
+    def _check_tokens(self, tokens: Tensor, known: object) -> None:
+        """Refuse tokens that the model does not have; on a GPU they would end the process."""
+        most = int(tokens.max())
+        if isinstance(known, int) and most >= known:
+            raise ValueError(
+                f"{self.spec}: its tokenizer gives token {most}, and its model has {known}; they do not fit together."
+            )
 
     def _count_cut(self, lengths: Sequence[int]) -> None:
         """Count the texts whose number of tokens is beyond the context length, and warn of the first ones."""
@@ -158,6 +192,23 @@ def brings_code(spec: str) -> ValueError:
         f"{spec}: the checkpoint needs Python code of its own, and code that comes with a checkpoint is not run here; "
         "give a model that the library itself has, or load it yourself and give it as a CallableEncoder."
     )
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether a library failed: the tokenizers, in Rust, do so with what is no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def explained(spec: str, error: BaseException) -> Exception:
+    """Tell in one line what a library raised as it opened or ran a model."""
+    if "trust_remote_code" in str(error):
+        return brings_code(spec)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = (lines[0][:300] if lines else type(error).__name__).rstrip(".")
+    if isinstance(error, KeyError | IndexError | AttributeError | ZeroDivisionError):  # whose words alone say little
+        first = f"{type(error).__name__} {first}; its configuration or its tokenizer may be wrong"
+    absent = isinstance(error, OSError) or type(error).__name__ == "HFValidationError"  # no name of a model
+    return unreachable(spec, first) if absent else ValueError(f"{spec}: {first}.")
 
 
 def _weights_hash(model: torch.nn.Module) -> str:

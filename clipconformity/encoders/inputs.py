@@ -6,9 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
-from clipconformity.data.images import as_images
+from clipconformity.data.images import each_image
+from clipconformity.data.limits import check_limit
+from clipconformity.data.untrusted import check_words
+
+NO_IMAGE = "images: expected at least one image, got an empty list."
 
 
 def is_text(batch: Any) -> bool:
@@ -29,12 +35,17 @@ def is_text(batch: Any) -> bool:
     return True
 
 
+def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Join the inputs of single images into those of a batch."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
 def listed_texts(texts: str | Sequence[str]) -> list[str]:
     """Turn a text or a sequence of texts into a list.
 
     Raises:
         TypeError: If they are no strings.
-        ValueError: If there is none, or one is empty.
+        ValueError: If there is none, one is empty or too long, or holds a character that is none.
     """
     listed = [texts] if isinstance(texts, str) else list(texts)
     if not listed:
@@ -44,6 +55,7 @@ def listed_texts(texts: str | Sequence[str]) -> list[str]:
             raise TypeError(f"texts: expected strings, got {type(text).__name__}.")
         if not text.strip():
             raise ValueError("texts: expected words, got an empty text; leave out what has no caption.")
+        check_words("texts", text)
     return listed
 
 
@@ -54,7 +66,11 @@ def listed_images(images: Any) -> list[Image.Image]:
         TypeError: If they are no images.
         ValueError: If there is none, or a shape or range does not fit.
     """
-    listed = as_images(images)
+    listed, pixels = [], 0
+    for image in each_image(images):
+        pixels += image.width * image.height
+        check_limit("images", "batch_pixels", pixels)
+        listed.append(image)
     if not listed:
-        raise ValueError("images: expected at least one image, got an empty list.")
+        raise ValueError(NO_IMAGE)
     return listed

@@ -18,9 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.encoders.base import BaseEncoder, Preprocess, brings_code, unreachable
+from clipconformity.data.limits import check_limit
+from clipconformity.data.untrusted import check_input, check_unpickling
+from clipconformity.encoders.base import BaseEncoder, Preprocess, brings_code, is_failure, unreachable
+from clipconformity.encoders.checkpoints import ABSENT, check_checkpoint, check_widths, hub
 
-SELF_CONTAINED = ("hf-hub:", "local-dir:")
+LOCAL = "local-dir:"
+SELF_CONTAINED = ("hf-hub:", LOCAL)
 """Names that bring their own weights."""
 SETTINGS = "open_clip_config.json"
 """File of such a model's settings."""
@@ -50,14 +54,13 @@ class OpenCLIPEncoder(BaseEncoder):
         options: dict[str, Any] = {}
         if not name.startswith(SELF_CONTAINED):
             options = _weights_of(open_clip, name, pretrained, spec)
-        elif _trusts_itself(name):
-            raise brings_code(spec)
-        try:
-            with _errors_raised_only(), _no_question_answered():
-                model, self.preprocess = open_clip.create_model_from_pretrained(name, **options)
-                self.tokenizer = open_clip.get_tokenizer(name)
-        except Exception as error:  # whatever the library raises is told in one line
-            raise _explained(spec, error) from error
+        folder = Path(name.partition(":")[2]) if name.startswith(LOCAL) else None
+        if folder is not None and folder.is_dir():
+            check_checkpoint(folder)
+        # What a local file names is not downloaded.
+        asked = folder is None and not Path(str(options.get("pretrained"))).is_file()
+        with hub(asked) as usable:
+            model, self.tokenizer = self._loaded(open_clip, name, folder, options, spec, absent=asked and not usable)
         super().__init__(
             model,
             spec=spec,
@@ -66,6 +69,25 @@ class OpenCLIPEncoder(BaseEncoder):
             context_length=int(self.tokenizer.context_length),
             logit_scale=float(model.logit_scale.detach().exp()),
         )
+        self._try()
+
+    def _loaded(
+        self, open_clip: Any, name: str, folder: Path | None, options: dict[str, Any], spec: str, *, absent: bool
+    ) -> tuple[Any, Any]:
+        if name.startswith(SELF_CONTAINED) and _trusts_itself(name):
+            raise brings_code(spec)
+        try:
+            with _errors_raised_only(), _no_question_answered():
+                if folder is not None and (folder / SETTINGS).is_file():
+                    check_widths(folder, json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
+                model, self.preprocess = open_clip.create_model_from_pretrained(name, **options)
+                return model, open_clip.get_tokenizer(name)
+        except BaseException as error:  # whatever the library raises is told in one line
+            if not is_failure(error):
+                raise
+            if absent and re.search("download|locate|HF Hub|offline", str(error)):
+                raise unreachable(spec, ABSENT) from error
+            raise _explained(spec, error) from error
 
     @property
     def preprocess_images(self) -> Preprocess:
@@ -77,6 +99,7 @@ class OpenCLIPEncoder(BaseEncoder):
 
     def _project_text(self, texts: list[str]) -> Tensor:
         tokens = self.tokenizer(texts)
+        self._check_tokens(tokens, getattr(self.model, "vocab_size", None))
         self._count_cut([self._token_count(texts[row]) for row in self._full_rows(tokens)])
         return self.model.encode_text(tokens.to(self.device), normalize=False)  # type: ignore[operator]
 
@@ -176,7 +199,11 @@ def _weights_of(open_clip: Any, name: str, pretrained: str | None, spec: str) ->
             f"'open_clip:{name}//path/to/checkpoint'. The tags are: {', '.join(tags) or 'none'}."
         )
     path = Path(pretrained).expanduser()
-    if path.is_file():
+    if path.exists() and not path.is_dir():
+        check_input(path, "checkpoint file")
+        check_limit(path, "checkpoint_bytes", path.stat().st_size)
+        if path.suffix not in (".safetensors", ".npz", ".npy"):
+            check_unpickling(path)
         return {"pretrained": str(path)}
     if pretrained not in tags:
         if path.suffix or path.is_absolute():
@@ -192,7 +219,7 @@ def _near(name: str, known: list[str]) -> str:
     return f"did you mean {' or '.join(repr(one) for one in near)}?" if near else f"there are {', '.join(known)}."
 
 
-def _explained(spec: str, error: Exception) -> Exception:
+def _explained(spec: str, error: BaseException) -> Exception:
     if "trust_remote_code" in str(error):
         return brings_code(spec)
     reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

@@ -93,7 +93,8 @@ def load_encoder(
             embeddings are float32 always.
 
     Raises:
-        ValueError: If the spec or the dtype is unknown, no weights are named, or the model is no dual encoder.
+        ValueError: If the spec or the dtype is unknown, no weights are named, the model is no dual encoder, or it
+            cannot be run.
         FileNotFoundError: If the model cannot be found or downloaded.
         ImportError: If the extra that it needs is not installed.
 
@@ -112,7 +113,7 @@ def load_encoder(
     family, model = _of(name)
     if family is not None:
         loader = family.loader
-    elif Path(name).is_dir():
+    elif name and Path(name).is_dir():
         loader, model = FOLDER, Path(name)
     else:
         raise ValueError(_unknown(name))

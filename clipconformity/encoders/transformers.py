@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.encoders.base import BaseEncoder, Preprocess, brings_code, unreachable
+from clipconformity.encoders.base import BaseEncoder, Preprocess, explained, is_failure, unreachable
+from clipconformity.encoders.checkpoints import ABSENT, check_checkpoint, check_size, hub_answers
 
 LONGEST = 100_000
 """Tokenizers without a limit of their own report a huge one."""
@@ -29,15 +30,26 @@ class TransformersEncoder(BaseEncoder):
     def __init__(self, location: str | Path, *, spec: str, device: torch.device, dtype: torch.dtype) -> None:
         import transformers
 
+        here = Path(location).is_dir()
+        if here:
+            check_checkpoint(Path(location))
+        # What a checkpoint names is not downloaded; and a hub that does not answer is not asked again for a minute.
+        silent = here or not hub_answers()
         try:
-            model = _load_towers(transformers, location, spec)
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+            model = _load_towers(transformers, location, silent, here)
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(
+                location, trust_remote_code=False, local_files_only=silent
+            )
             backend = _pil_backend(transformers.__version__)
             self.processor = transformers.AutoImageProcessor.from_pretrained(
-                location, trust_remote_code=False, **backend
+                location, trust_remote_code=False, local_files_only=silent, **backend
             )
-        except Exception as error:  # whatever the library raises is told in one line
-            raise _explained(spec, error) from error
+        except BaseException as error:  # whatever the library raises is told in one line
+            if not is_failure(error):
+                raise
+            if silent and not here and isinstance(error, OSError):
+                raise unreachable(spec, ABSENT) from error
+            raise explained(spec, error) from error
         super().__init__(
             model,
             spec=spec,
@@ -47,8 +59,10 @@ class TransformersEncoder(BaseEncoder):
             logit_scale=_logit_scale(model),
         )
         self._family: str = model.config.model_type
+        self._words: object = getattr(model.config.text_config, "vocab_size", None)
         # SigLIP was trained on texts padded to their full length, without a mask.
         self._unmasked = "siglip" in self._family
+        self._try()
 
     @property
     def preprocess_images(self) -> Preprocess:
@@ -67,6 +81,7 @@ class TransformersEncoder(BaseEncoder):
             return_attention_mask=True,
             return_tensors="pt",
         )
+        self._check_tokens(inputs["input_ids"], self._words)
         full = (inputs["attention_mask"].sum(1) >= self.context_length).nonzero().flatten().tolist()
         if full:
             whole = self.tokenizer([texts[row] for row in full], truncation=False, verbose=False)["input_ids"]
@@ -87,10 +102,16 @@ class TransformersEncoder(BaseEncoder):
         return {"preprocessing": json.dumps(kept, sort_keys=True, default=str), "backend": _backend(self.processor)}
 
 
-def _load_towers(transformers: Any, location: str | Path, spec: str) -> Any:
+def _load_towers(transformers: Any, location: str | Path, silent: bool, here: bool) -> Any:
     """Load a model with two towers, all of whose weights the checkpoint has."""
     # Told each time, since left open transformers asks standard input whether to run the checkpoint's own Python.
-    model, told = transformers.AutoModel.from_pretrained(location, output_loading_info=True, trust_remote_code=False)
+    if here:
+        config = transformers.AutoConfig.from_pretrained(location, trust_remote_code=False, local_files_only=True)
+        with torch.device("meta"):
+            check_size(Path(location), transformers.AutoModel.from_config(config, trust_remote_code=False))
+    model, told = transformers.AutoModel.from_pretrained(
+        location, output_loading_info=True, trust_remote_code=False, local_files_only=silent
+    )
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
         raise ValueError(f"{type(model).__name__} has no image and text tower; expected a CLIP-like model")
     # ALIGN's text pooler takes no part in the embedding.
@@ -142,11 +163,3 @@ def _logit_scale(model: Any) -> float:
     if hasattr(model, "logit_scale"):
         return float(model.logit_scale.detach().exp())
     return 1 / float(model.temperature.detach())
-
-
-def _explained(spec: str, error: Exception) -> Exception:
-    if "trust_remote_code" in str(error):
-        return brings_code(spec)
-    first = str(error).splitlines()[0] if str(error) else type(error).__name__
-    absent = isinstance(error, OSError) or type(error).__name__ == "HFValidationError"  # no name of a model
-    return unreachable(spec, first.rstrip(".")) if absent else ValueError(f"{spec}: {first.rstrip('.')}.")

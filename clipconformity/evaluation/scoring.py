@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from clipconformity.data.files import replacing
 from clipconformity.evaluation.results import Figure, Score, checked_margins, judge, to_figures
-from clipconformity.evaluation.sources import Source
+from clipconformity.evaluation.sources import Source, check_source
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import effective_number
 from clipconformity.stream.readouts import ReadOut, failed_read_outs, read_outs
@@ -52,6 +53,7 @@ def score(
         ValueError: If a metric or margin is unknown, encoder or modality are others than the reference's, the dimension
             does not fit, there are too few samples, or rows are zero, NaN, infinite or L2-normalised.
     """
+    check_source(source)
     chosen = choose(metrics)
     checked_margins(margins or {})
     for reason in failed_read_outs().values():
@@ -147,6 +149,17 @@ def _read(chosen: Sequence[ReadOut], stream: Stream, resamples: int) -> tuple[di
     return values, bool(values.pop("kl_is_lower_bound"))
 
 
+def spreadsheet_safe(text: str) -> str:
+    """Put an apostrophe before a text that a spreadsheet would run as a formula; numbers stay.
+
+    Example:
+        >>> spreadsheet_safe("=cmd|' /C calc'!A0"), spreadsheet_safe("-3"), spreadsheet_safe("cat.png")
+        ("'=cmd|' /C calc'!A0", '-3', 'cat.png')
+    """
+    runs = text[:1] in ("=", "+", "-", "@", "\t", "\r") and not re.fullmatch(r"[+-]?\d+(\.\d+)?", text)
+    return f"'{text}" if runs else text
+
+
 def write_per_sample(path: Path | str, result: Score) -> None:
     """Write id, conformity, norm and rank of every sample as CSV, from the most to the least typical.
 
@@ -161,4 +174,6 @@ def write_per_sample(path: Path | str, result: Score) -> None:
         writer = csv.writer(file)
         writer.writerow(["id", "conformity", "norm", "rank"])
         for rank, row in enumerate(order, start=1):
-            writer.writerow([result.ids[row], f"{result.conformities[row]:.9g}", f"{result.norms[row]:.9g}", rank])
+            writer.writerow(
+                [spreadsheet_safe(result.ids[row]), f"{result.conformities[row]:.9g}", f"{result.norms[row]:.9g}", rank]
+            )

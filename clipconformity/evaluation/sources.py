@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from clipconformity.data.captions import Captions
 from clipconformity.data.embeddings import read_embeddings
+from clipconformity.data.folders import ImageFolder
 from clipconformity.data.images import open_image
 from clipconformity.encoders import BaseEncoder
+from clipconformity.encoders.inputs import joined
 from clipconformity.functional.validation import check_same_dim
 from clipconformity.provenance import UNKNOWN, Provenance
 from clipconformity.stream.moments import Moments
@@ -46,6 +48,7 @@ class Source:
         provenance: Encoder and modality, as far as they are known.
         groups: Group ids of all samples, or None.
         skipped: What was left out and why, filled as the stream is read.
+        folder: What the folder of images holds, where the samples come from one.
         encoder: The encoder at work, if any.
     """
 
@@ -55,11 +58,12 @@ class Source:
     groups: Labels | None = None
     skipped: list[dict[str, str]] = field(default_factory=list)
     encoder: BaseEncoder | None = None
+    folder: ImageFolder | None = None
 
     @property
     def remarks(self) -> dict[str, Any]:
-        """What was left out or cut, once the stream is read; empty where nothing was."""
-        found: dict[str, Any] = {}
+        """What was found, left out or cut, once the stream is read."""
+        found: dict[str, Any] = {} if self.folder is None else {"folder": self.folder.describe()}
         if self.skipped:
             found["skipped"] = {"count": len(self.skipped), "files": self.skipped}
         if self.encoder is not None and self.encoder.truncated:
@@ -87,7 +91,7 @@ def embedding_source(paths: Sequence[Path], *, spec: str | None = None, modality
     Raises:
         ValueError: If a file cannot be read, or files and arguments disagree.
     """
-    files = [read_embeddings(path) for path in paths]
+    files = [read_embeddings(path) for path in _listed(paths)]
     known = [file.groups for file in files if file.groups is not None]
     if known and len(known) < len(files):
         raise ValueError("embeddings: some files have groups and some have none; give them for all or for none.")
@@ -110,6 +114,28 @@ def embedding_source(paths: Sequence[Path], *, spec: str | None = None, modality
     )
 
 
+def _listed(paths: Sequence[Path]) -> list[Path]:
+    """Refuse a single path, whose letters would be taken for files."""
+    if isinstance(paths, str | Path):
+        raise TypeError(
+            f"paths: expected a list of files, got {str(paths)!r}; give it in a list, or list_images(folder)."
+        )
+    return [Path(path) for path in paths]
+
+
+def check_source(source: object) -> None:
+    """Refuse what is no source.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(source, Source):
+        raise TypeError(
+            f"source: expected a Source, got {type(source).__name__}; make one with embedding_source, image_source or "
+            "caption_source."
+        )
+
+
 class _ImageBatches(Dataset[tuple[dict[str, Tensor], list[str], list[tuple[str, str]]]]):
     """Batches of files, decoded and preprocessed: inputs, names, and the files that could not be read."""
 
@@ -121,15 +147,15 @@ class _ImageBatches(Dataset[tuple[dict[str, Tensor], list[str], list[tuple[str, 
         return -(-len(self.paths) // self.batch_size)
 
     def __getitem__(self, number: int) -> tuple[dict[str, Tensor], list[str], list[tuple[str, str]]]:
-        images, ids, failed = [], [], []
+        inputs, ids, failed = [], [], []
         for path in self.paths[number * self.batch_size : (number + 1) * self.batch_size]:
             name = str(path if self.root is None else path.relative_to(self.root))
             try:
-                images.append(open_image(path))
+                inputs.append(self.preprocess([open_image(path)]))  # one at a time: decoded images are large
                 ids.append(name)
             except (OSError, ValueError) as error:
                 failed.append((name, str(error)))
-        return (self.preprocess(images) if images else {}), ids, failed
+        return (joined(inputs) if inputs else {}), ids, failed
 
 
 def image_source(
@@ -140,6 +166,7 @@ def image_source(
     batch_size: int = 64,
     workers: int = 0,
     skip_errors: bool = False,
+    folder: ImageFolder | None = None,
 ) -> Source:
     """Encode image files.
 
@@ -150,10 +177,12 @@ def image_source(
         batch_size: Images encoded at once.
         workers: Processes that decode and resize ahead of the model; 0 does it in this one.
         skip_errors: Leave out files that cannot be read and list them in ``skipped``, instead of raising.
+        folder: What else there is in the folder that they were found in, to be told among the remarks.
 
     Raises:
         ValueError: While reading, if a file is no image or truncated; names the file.
     """
+    paths = _listed(paths)
     skipped: list[dict[str, str]] = []
     loader = DataLoader(
         _ImageBatches(paths, encoder, root, batch_size),
@@ -170,7 +199,7 @@ def image_source(
             if ids:
                 yield SourceBatch(encoder.project_image(inputs), ids)
 
-    return Source(batches(), len(paths), Provenance.of(encoder, "image"), skipped=skipped)
+    return Source(batches(), len(paths), Provenance.of(encoder, "image"), skipped=skipped, folder=folder)
 
 
 def caption_source(captions: Captions, encoder: BaseEncoder, *, batch_size: int = 256) -> Source:
@@ -190,6 +219,7 @@ def build_reference(
     source: Source, *, dataset: str | None = None, max_samples: int = 10_000, allow_normalized: bool = False
 ) -> ReferenceSet:
     """Build a reference set from a source; arguments and errors as of ``ReferenceSet.fit``."""
+    check_source(source)
     moments: Moments | None = None
     for batch in source:
         if moments is None:

@@ -24,6 +24,11 @@ def check_matrix(embeddings: object, name: str = "embeddings", min_rows: int = 1
             f"{name}: expected a torch tensor of shape (N, D), got {type(embeddings).__name__}; "
             "convert it with torch.as_tensor."
         )
+    if embeddings.is_nested or embeddings.layout != torch.strided or embeddings.device.type == "meta":
+        kind = "nested" if embeddings.is_nested else "meta" if embeddings.device.type == "meta" else embeddings.layout
+        raise TypeError(f"{name}: expected a dense tensor of shape (N, D), got a {kind} one; give plain values.")
+    if embeddings.is_floating_point() and embeddings.element_size() < 2:
+        raise TypeError(f"{name}: expected at least 16 bits, got {embeddings.dtype}; convert it with .float().")
     if not embeddings.is_floating_point():
         raise TypeError(
             f"{name}: expected floating-point raw embeddings, got {embeddings.dtype}; "

@@ -26,7 +26,7 @@ from clipconformity.provenance import UNKNOWN, Identified, Provenance
 from clipconformity.stream.checks import check_stream
 from clipconformity.stream.moments import BUCKETS, Layout, Moments, bucket_of
 from clipconformity.stream.pairs import own_pairs
-from clipconformity.stream.row_sample import Labels, Sample
+from clipconformity.stream.row_sample import Labels, Sample, check_labels
 
 
 class Spread(NamedTuple):
@@ -115,6 +115,7 @@ class ReferenceSet:
             ReferenceSet(count=200, embed_dim=8, modality='image')
         """
         provenance = Provenance.of(spec, modality)
+        check_labels(groups)
         moments: Moments | None = None
         seen = 0
         for batch in _batches(embeddings_or_batches):

@@ -1,12 +1,14 @@
 """Reference sets on disk: written whole, and told from a damaged file before they are used.
 
-The format is safetensors: the sums of the stream and its row sample by name, and what the samples are as JSON.
+The format is safetensors: the sums of the stream and its row sample by name, and what the samples are as JSON, with a
+checksum over all of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,17 @@ import torch
 from torch import Tensor
 
 from clipconformity.data.files import write_tensors
+from clipconformity.data.strict_json import to_json
+from clipconformity.data.untrusted import check_input, shown
+from clipconformity.functional.validation import MAX_NORM, MIN_NORM
 from clipconformity.provenance import MODALITIES, Provenance
 from clipconformity.stream.moments import SAMPLE, Moments, State
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 
 FORMAT = "clipconformity-reference"
 FORMAT_VERSION = "2"
+CHECKSUM = "checksum"
+"""Entry of the metadata that holds it."""
 DERIVED = "sample_values"
 """Norms of the sampled rows: part of the state, and not of the file."""
 MAX_COUNT = 2**53
@@ -42,7 +49,23 @@ def write_reference(path: Path | str, reference: ReferenceSet) -> None:
     about = {"format": FORMAT, "format_version": FORMAT_VERSION, "library_version": __version__}
     names = reference.moments.names
     ids = [names.get(label, "") for label in reference.sketch.ids.tolist()] if names else None
-    write_tensors(path, tensors, about | {"reference": json.dumps(reference.describe()), "ids": json.dumps(ids)})
+    about |= {"reference": to_json(reference.describe()), "ids": to_json(ids)}
+    write_tensors(path, tensors, about | {CHECKSUM: checksum(tensors, about)})
+
+
+def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Checksum over the name, type, shape and bytes of every tensor, and over every entry of the metadata but itself.
+
+    It tells a file that was damaged from a whole one, and is no signature: who changes a file can make it anew.
+    """
+    digest = hashlib.blake2b(digest_size=32)
+    entries = sorted((name, text) for name, text in metadata.items() if name != CHECKSUM)
+    digest.update(json.dumps(entries).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        # Of no dimension, a tensor cannot be seen as bytes.
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_reference(path: Path | str) -> ReferenceSet:
@@ -55,17 +78,23 @@ def read_reference(path: Path | str) -> ReferenceSet:
     from safetensors import safe_open
 
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such reference file; build one with `clipconformity reference`.")
+    check_input(path, "reference file; build one with `clipconformity reference`")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except Exception as error:  # a damaged file makes its reader fail in any way
-        raise ValueError(f"{path}: not a readable safetensors file ({error}).") from None
+        raise ValueError(f"{path}: not a readable safetensors file ({' '.join(str(error).split())[:200]}).") from None
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: not a reference set; build one with `clipconformity reference`.")
     _check_version(path, metadata.get("format_version"))
+    if CHECKSUM not in metadata:
+        raise ValueError(f"{path}: damaged: it has no checksum; build it again with `clipconformity reference`.")
+    if metadata[CHECKSUM] != checksum(tensors, metadata):
+        raise ValueError(
+            f"{path}: damaged: its checksum does not fit its content; copy it again, or build it again with "
+            "`clipconformity reference`."
+        )
     try:
         about, ids = json.loads(metadata["reference"]), json.loads(metadata["ids"])
     except (KeyError, ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits too
@@ -85,7 +114,8 @@ def _check_version(path: Path, version: str | None) -> None:
         )
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"{path}: reference format {version}, this version reads {FORMAT_VERSION}; use a newer clipconformity."
+            f"{path}: reference format {shown(version)}, this version reads {FORMAT_VERSION}; use a newer "
+            "clipconformity."
         )
 
 
@@ -117,17 +147,17 @@ def _fields(about: Any) -> Iterator[str]:
         return
     for name, kind in kinds.items():
         if type(about[name]) not in kind:  # not isinstance: True is an int
-            yield f"{name} is {about[name]!r:.80}"
+            yield f"{name} is {shown(about[name])}"
     if not all(isinstance(part, str) for part in (about["encoder_id"] or {}).values()):
-        yield f"encoder_id is {about['encoder_id']!r:.80}; expected strings"
+        yield f"encoder_id is {shown(about['encoder_id'])}; expected strings"
     if about["modality"] not in (*MODALITIES, None):
-        yield f"modality is {about['modality']!r:.80}; expected 'image', 'text' or null"
+        yield f"modality is {shown(about['modality'])}; expected 'image', 'text' or null"
     if not 2 <= about["count"] < MAX_COUNT:
-        yield f"count is {about['count']!r:.80}; expected at least 2 and less than 2^53"
+        yield f"count is {shown(about['count'])}; expected at least 2 and less than 2^53"
     if about["max_samples"] < 2:
-        yield f"max_samples is {about['max_samples']!r:.80}; expected at least 2"
+        yield f"max_samples is {shown(about['max_samples'])}; expected at least 2"
     if not 1 <= about["embed_dim"] <= 2**20:
-        yield f"embed_dim is {about['embed_dim']!r:.80}; expected at least 1"
+        yield f"embed_dim is {shown(about['embed_dim'])}; expected at least 1"
 
 
 def _shapes(about: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[str]:
@@ -158,8 +188,11 @@ def _sample(about: dict[str, Any], ids: Any, tensors: dict[str, Tensor]) -> Iter
         yield f"sample_copies are {total} rows, or less than 1 somewhere; the reference has {about['count']}"
     if len(keys) < about["max_samples"] and total != about["count"]:
         yield f"sample_copies are {total} rows of {about['count']}, though all of them were to be kept"
-    if bool((torch.linalg.vector_norm(tensors["sample_rows"].double(), dim=1) == 0).any()):
+    norms = torch.linalg.vector_norm(tensors["sample_rows"].double(), dim=1)
+    if bool((norms == 0).any()):
         yield "sample_rows hold a zero row"
+    if bool((norms < MIN_NORM * (1 - ROUNDING)).any()) or bool((norms > MAX_NORM * (1 + ROUNDING)).any()):
+        yield f"sample_rows hold a row of norm outside {MIN_NORM:g} to {MAX_NORM:g}"
     if about["grouped"] and len(tensors["sample_groups"].unique()) < 2:
         yield "sample_groups: all rows are of one group"
     if ids is not None and (
@@ -183,6 +216,8 @@ def _statistics(about: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[s
     length, square = tensors["norm_sum"], tensors["norm_square_sum"]
     if bool((length < 0).any()) or bool((length.square() > tensors["count"] * square * (1 + ROUNDING)).any()):
         yield "norm_sum does not fit norm_square_sum"
+    if bool((square > tensors["count"] * MAX_NORM**2 * (1 + ROUNDING)).any()):
+        yield f"norm_square_sum is of norms beyond {MAX_NORM:g}"
     rows = tensors["sample_rows"].double()
     towards = rows @ unit_sum.sum(0) / torch.linalg.vector_norm(rows, dim=1)
     cosines = (towards - 1) / (count - 1)  # mean cosine of each row to the others of the set
@@ -198,6 +233,9 @@ def _covariance(count: int, tensors: dict[str, Tensor]) -> Iterator[str]:
     # A spread far below the mean is known up to the rounding of the mean's square.
     if bool((second.diagonal() < mean.square() * (1 - 1e-9)).any()):
         yield "second_moment has a negative variance on its diagonal"
+    bound = second.diagonal().clamp(min=0).sqrt()
+    if bool((second.abs() > (1 + 1e-9) * torch.outer(bound, bound) + 1e-12 * float(bound.max()) ** 2).any()):
+        yield "second_moment has an entry beyond what its diagonal allows"
     power = float(tensors["norm_square_sum"].sum()) / count
     if abs(float(second.trace()) - power) > ROUNDING * power:
         yield "second_moment does not fit norm_square_sum"

@@ -70,6 +70,18 @@ class Sample(NamedTuple):
         return Sample(*(part.cpu() for part in self))
 
 
+def check_labels(labels: object, name: str = "groups") -> None:
+    """Refuse a tensor without plain values.
+
+    Raises:
+        TypeError: If it is sparse, nested or of the meta device.
+    """
+    if isinstance(labels, Tensor) and (
+        labels.is_nested or labels.layout != torch.strided or labels.device.type == "meta"
+    ):
+        raise TypeError(f"{name}: expected a dense tensor with one id for each sample; give plain values.")
+
+
 def hash_labels(labels: Labels, count: int, device: torch.device, name: str = "groups") -> Tensor:
     """Turn groups or ids, whole numbers or strings, into int64 ``(count,)``.
 
@@ -77,6 +89,7 @@ def hash_labels(labels: Labels, count: int, device: torch.device, name: str = "g
         TypeError: If they are neither whole numbers nor strings.
         ValueError: If there is not one for every row.
     """
+    check_labels(labels, name)
     if len(labels) != count:
         raise ValueError(f"{name}: expected one id for each of the {count} samples, got {len(labels)}.")
     if not isinstance(labels, Tensor) and count and isinstance(labels[0], str):
@@ -85,10 +98,17 @@ def hash_labels(labels: Labels, count: int, device: torch.device, name: str = "g
             for x in labels
         ]
         return torch.tensor(np.array(hashes, dtype=np.uint64).view(np.int64), device=device)
-    tensor = torch.as_tensor(labels, device=device).flatten()
+    try:
+        tensor = torch.as_tensor(labels, device=device)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # of mixed types, or of more than 64 bits
+        raise TypeError(f"{name}: expected whole numbers of at most 64 bits, or strings, throughout.") from None
+    check_labels(tensor, name)
+    if tensor.numel() != count:
+        raise ValueError(f"{name}: expected one id for each of the {count} samples, got shape {tuple(tensor.shape)}.")
+    tensor = tensor.flatten()
     if not count:  # an empty list has no type of its own
         return tensor.long()
-    if tensor.is_floating_point() or tensor.dtype == torch.bool:
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name}: expected whole numbers or strings, got {tensor.dtype}.")
     return tensor.long()
 

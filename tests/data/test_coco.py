@@ -119,7 +119,7 @@ def test_a_karpathy_file_without_cocoid_counts_by_imgid(tmp_path):
 
 
 def test_an_unknown_karpathy_split_is_told_with_those_there_are(tmp_path):
-    with pytest.raises(ValueError, match="no split 'val2014'; it has test, train"):
+    with pytest.raises(ValueError, match="no split 'val2014'; it has 'test', 'train'"):
         read_coco(tmp_path, "val2014", karpathy=karpathy(tmp_path / "k.json"))
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from clipconformity import ReferenceSet
 from clipconformity.cli import main
+from clipconformity.stream.reference_file import checksum
 
 N, KEPT, DIM = 40, 25, 6
 
@@ -25,14 +26,15 @@ def saved(generator, tmp_path) -> Path:
 
 
 def rewrite(path: Path, tensors: dict[str, torch.Tensor] | None = None, fields: object = None) -> None:
-    """Replace some tensors, and some fields of the metadata, or its text."""
+    """Replace some tensors, and some fields of the metadata, or its text; the checksum is made anew."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     if isinstance(fields, dict):
         metadata["reference"] = json.dumps(json.loads(metadata["reference"]) | fields)
     elif fields is not None:
         metadata["reference"] = fields
-    save_file(load_file(path) | (tensors or {}), path, metadata)
+    everything = load_file(path) | (tensors or {})
+    save_file(everything, path, metadata | {"checksum": checksum(everything, metadata)})
 
 
 FIELDS = {
@@ -120,6 +122,18 @@ TENSORS = {
     "bad rows": (of("bad", lambda t: t + 1), "bad is 1; a reference has no such rows"),
     "rows of unit norm": (of("normalized", lambda t: t + N), "normalized is 40 of 40 rows, and said to be False"),
     "a negative norm": (of("norm_sum", lambda t: -t), "norm_sum does not fit norm_square_sum"),
+    "an entry beyond its diagonal": (
+        lambda tensors: {"second_moment": tensors["second_moment"] + 1e300 * (1 - torch.eye(DIM, dtype=torch.float64))},
+        "second_moment has an entry beyond what its diagonal allows",
+    ),
+    "norms beyond all": (
+        lambda tensors: {
+            "norm_square_sum": tensors["norm_square_sum"] * 1e40,
+            "norm_sum": tensors["norm_sum"] * 1e20,
+        },
+        "norm_square_sum is of norms beyond 1e+15",
+    ),
+    "a row beyond all": (of("sample_rows", put(7, 1e30)), "sample_rows hold a row of norm outside"),
     "a zero row": (of("sample_rows", put(7, 0.0)), "sample_rows hold a zero row"),
     "a row too few": (of("sample_rows", lambda t: t[1:].contiguous()), "sample_rows is not a finite tensor"),
     "a negative key": (of("sample_keys", put(0, -1)), "sample_keys do not rise"),
@@ -179,3 +193,59 @@ def test_whole_references_are_read_whatever_they_are_of(kind, offset, dim, gener
         reference = ReferenceSet.fit(rows, groups=groups, max_samples=size, allow_normalized=True)
         reference.save(tmp_path / "r.safetensors")
         assert ReferenceSet.load(tmp_path / "r.safetensors").count == len(rows)
+
+
+def refused(path: Path) -> bool:
+    try:
+        ReferenceSet.load(path)
+    except ValueError as error:
+        return "\n" not in str(error)
+    return False
+
+
+def test_no_single_bit_of_a_file_can_be_flipped(generator, tmp_path):
+    """Every bit of the header and of its length, and of every hundredth byte behind it."""
+    path = tmp_path / "r.safetensors"
+    ReferenceSet.fit(ellipsoid_rows(9, 2, generator), ids=[f"ö{n}" for n in range(9)], max_samples=5).save(path)
+    whole = path.read_bytes()
+    head = 8 + int.from_bytes(whole[:8], "little")
+    places = [*range(0, head, 7), *range(head, len(whole), 401), len(whole) - 1]
+    for place in places:
+        for bit in range(8):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            assert refused(path), (place, bit)
+    path.write_bytes(whole)
+    assert not refused(path)
+
+
+def test_a_count_that_is_edited_is_an_error(saved):
+    with safe_open(saved, framework="pt") as file:
+        metadata = file.metadata()
+    metadata["reference"] = json.dumps(json.loads(metadata["reference"]) | {"count": N + 1})
+    save_file(load_file(saved), saved, metadata)
+    with pytest.raises(ValueError, match="damaged: its checksum does not fit its content"):
+        ReferenceSet.load(saved)
+
+
+def test_a_reference_without_a_checksum_is_refused(saved):
+    with safe_open(saved, framework="pt") as file:
+        metadata = file.metadata()
+    del metadata["checksum"]
+    save_file(load_file(saved), saved, metadata)
+    with pytest.raises(ValueError, match="damaged: it has no checksum"):
+        ReferenceSet.load(saved)
+
+
+def test_a_checksum_depends_on_names_types_shapes_values_and_texts():
+    tensor, about = torch.zeros(4), {"a": "b"}
+    sums = {
+        checksum({"x": tensor}, about),
+        checksum({"y": tensor}, about),
+        checksum({"x": tensor.reshape(2, 2)}, about),
+        checksum({"x": tensor.view(torch.int32)}, about),
+        checksum({"x": -tensor}, about),
+        checksum({"x": tensor}, {"a": "c"}),
+        checksum({"x": tensor}, {"c": "b"}),
+    }
+    assert len(sums) == 7
+    assert checksum({"x": tensor}, about) == checksum({"x": tensor.clone()}, about | {"checksum": "d"})

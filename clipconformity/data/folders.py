@@ -1,0 +1,196 @@
+"""Folders of images: which files count, and what was ignored, unreadable or repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipconformity.data.untrusted import shown
+
+IMAGE_FORMATS = {
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".jpeg": "JPEG",
+    ".jpg": "JPEG",
+    ".png": "PNG",
+    ".ppm": "PPM",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+}
+"""Suffixes that count in a folder of images, and Pillow's names of their formats, the only ones that are opened."""
+IGNORED = {
+    "hidden": "hidden",
+    "linked": "links to folders",
+    "skipped": "of other suffixes",
+    "special": "no regular files",
+}
+"""What is ignored, by the name of its list, in words."""
+TAIL = 4096
+"""Bytes at the end of a file by which most files of one size are told apart."""
+NAMED = 5
+"""Files of a kind that are named where all are counted."""
+
+
+@dataclass
+class ImageFolder:
+    """What a folder and its subfolders hold: the images, and what is not among them, relative to the folder.
+
+    Attributes:
+        root: The folder.
+        paths: The image files, in the order of their paths.
+        hidden: Files and folders whose names begin with a dot, such as ``.ipynb_checkpoints``.
+        linked: Symbolic links to folders, which are not followed.
+        skipped: Files of other suffixes.
+        special: Pipes, sockets, devices and links to nothing under the name of an image.
+        unreadable: Folders that cannot be listed.
+        repeated: Images with the same content as one before them; they count nevertheless.
+    """
+
+    root: Path
+    paths: list[Path] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    linked: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    special: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
+
+    def describe(self) -> dict[str, Any]:
+        """Count what was found, ignored, unreadable and repeated, and name the first of each, as plain values."""
+        lists = {name: getattr(self, name) for name in (*IGNORED, "unreadable", "repeated")}
+        about: dict[str, Any] = {
+            "found": len(self.paths),
+            "ignored": sum(len(lists[name]) for name in IGNORED),
+            "unreadable": len(self.unreadable),
+            "repeated": len(self.repeated),
+        }
+        examples = {name: [*names[:NAMED], *["..."][: len(names) > NAMED]] for name, names in lists.items() if names}
+        return about | ({"examples": examples} if examples else {})
+
+    @property
+    def remark(self) -> str:
+        """Say in a line what is not among the images, or counts twice; empty where there is nothing of the kind."""
+        words = IGNORED | {"unreadable": "folders cannot be read", "repeated": "repeat the content of others"}
+        told = []
+        for name, word in words.items():
+            names = getattr(self, name)
+            if names:
+                first = ", ".join(map(shown, names[:2])) + (", ..." if len(names) > 2 else "")
+                told.append(f"{len(names)} {word} ({first})")
+        return f"{self.root}: {len(self.paths)} images found; {'; '.join(told)}." if told else ""
+
+
+def walk_images(root: Path) -> ImageFolder:
+    """Look through a folder and its subfolders; what is hidden and links to folders are left out."""
+    found = ImageFolder(root)
+
+    def failed(error: OSError) -> None:
+        found.unreadable.append(os.path.relpath(error.filename, root))
+
+    for place, folders, files in os.walk(root, onerror=failed):
+        for name in folders:
+            if name.startswith("."):
+                _add(found.hidden, found, place, name)
+            elif os.path.islink(os.path.join(place, name)):  # noqa: PTH114, PTH118 - a path of each file takes long
+                _add(found.linked, found, place, name)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            path = Path(place, name)
+            if name.startswith("."):
+                _add(found.hidden, found, place, name)
+            elif path.suffix.lower() not in IMAGE_FORMATS:
+                _add(found.skipped, found, place, name)
+            elif not path.is_file():
+                _add(found.special, found, place, name)
+            else:
+                found.paths.append(path)
+    for names in (found.paths, found.hidden, found.linked, found.skipped, found.special, found.unreadable):
+        names.sort()
+    return found
+
+
+def _add(names: list[str], found: ImageFolder, place: str, name: str) -> None:
+    names.append(os.path.relpath(Path(place, name), found.root))
+
+
+def image_files(root: Path) -> Iterator[Path]:
+    """Find the image files in a folder and its subfolders."""
+    return iter(walk_images(root).paths)
+
+
+def list_images(root: Path | str) -> list[Path]:
+    """List the image files in a folder and its subfolders, in the order of their paths.
+
+    Hidden files and folders, and links to folders, are left out; :func:`survey_images` says what was.
+
+    Raises:
+        NotADirectoryError: If it is no folder.
+        ValueError: If there is no image in it.
+    """
+    return _listed(root).paths
+
+
+def survey_images(root: Path | str) -> ImageFolder:
+    """List the image files in a folder and its subfolders, and what was ignored, unreadable or repeated.
+
+    Raises:
+        NotADirectoryError: If it is no folder.
+        ValueError: If there is no image in it.
+    """
+    found = _listed(root)
+    found.repeated = sorted(os.path.relpath(path, found.root) for path in _repeats(found.paths))
+    return found
+
+
+def _listed(root: Path | str) -> ImageFolder:
+    root = Path(root)
+    if not root.is_dir():
+        raise NotADirectoryError(f"{root}: expected a folder of images.")
+    found = walk_images(root)
+    if not found.paths:
+        besides = f" {found.remark}" if found.remark else ""
+        raise ValueError(f"{root}: no images in this folder (looked for {', '.join(IMAGE_FORMATS)}).{besides}")
+    return found
+
+
+def _repeats(paths: Sequence[Path]) -> Iterator[Path]:
+    """Find the files with the content of an earlier one; only those of one size and one ending are read whole."""
+    same = [list(paths)]
+    for key in (_size, _tail, _digest):
+        same = [part for group in same for part in _alike(group, key)]
+    for group in same:
+        yield from group[1:]
+
+
+def _alike(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
+    parts = defaultdict(list)
+    for path in paths:
+        try:
+            parts[key(path)].append(path)
+        except OSError:  # opening it to be encoded will say so
+            continue
+    return [part for part in parts.values() if len(part) > 1]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _tail(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(_size(path) - TAIL, 0))
+        return file.read(TAIL)
+
+
+def _digest(path: Path) -> bytes:
+    digest = hashlib.blake2b()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.digest()

@@ -1,0 +1,173 @@
+"""Opening files of strangers: regular files only, text and JSON within bounds, and no unsound unpickling."""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from clipconformity.data.limits import RefusedError, allowed, check_limit
+
+SOUND_TORCH = (2, 10)
+"""From this version on ``torch.load(weights_only=True)`` runs nothing and corrupts nothing that is known.
+
+CVE-2025-32434, code that is run in spite of it, is mended in 2.6.0, and CVE-2026-24747, memory that it overwrites, in
+2.10.0.
+"""
+WHOLE = 2**63
+"""Whole numbers that ids may be are below this, and not below its negative."""
+
+_NONE = re.compile("[\0\ud800-\udfff]")
+"""What is no character of a text."""
+_brief = reprlib.Repr()
+_brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlong = 2, 60, 60, 40
+
+
+def shown(value: object) -> str:
+    """Show a value of a file in an error: short and in one line, however large or deep it is."""
+    return _brief.repr(value)[:80]
+
+
+def check_input(path: Path, what: str) -> Path:
+    """Refuse what is not there, and what is no regular file: reading a pipe or a device might never end.
+
+    Args:
+        path: What is to be read.
+        what: What it was to be, for the error.
+
+    Raises:
+        OSError: If it is either.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
+        raise FileNotFoundError(f"{shown_path(path)}: no such {what}.") from None
+    if stat.S_ISDIR(mode):
+        raise FileNotFoundError(f"{path}: no such {what}; it is a folder.")
+    if not stat.S_ISREG(mode):
+        raise OSError(f"{path}: expected a regular file, got a pipe, a socket or a device.")
+    return path
+
+
+def shown_path(path: Path) -> str:
+    """Show a path in one line, also one with characters that cannot be printed."""
+    return str(path) if str(path).isprintable() else repr(str(path))
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a text file in UTF-8.
+
+    Raises:
+        OSError: If it is not there or is no regular file.
+        ValueError: If it is too large or not UTF-8.
+    """
+    check_limit(path, "text_bytes", check_input(path, what).stat().st_size)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from None
+    if "\0" in text:
+        raise ValueError(f"{path}: not UTF-8 text: it holds null characters, as UTF-16 does; save it as UTF-8.")
+    return text
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file in UTF-8, with bounds on the size, on the number of values and on their nesting.
+
+    Raises:
+        OSError: If it is not there or is no regular file.
+        ValueError: If it is broken or over a limit.
+    """
+    text = read_text(path, what)
+    check_limit(path, "json_values", sum(map(text.count, "[{,")))
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: broken JSON at line {error.lineno}: {error.msg}.") from None
+    except ValueError as error:  # a number of too many digits
+        raise ValueError(f"{path}: broken JSON: {str(error).partition(';')[0]}.") from None
+    except RecursionError:
+        raise ValueError(f"{path}: broken JSON: nested too deeply to be {what.removeprefix('file of ')}.") from None
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def check_words(where: object, text: str) -> str:
+    """Refuse a text that no tokenizer takes, or only at length.
+
+    Raises:
+        ValueError: If it holds a character that is none, or is too long.
+    """
+    check_limit(where, "caption_characters", len(text))
+    if found := _NONE.search(text):
+        what = "a null character" if found[0] == "\0" else "half of a surrogate pair, which is no character"
+        raise ValueError(f"{where}: {shown(text)} holds {what}.")
+    return text
+
+
+def check_all_words(texts: Sequence[str], where: Callable[[int], object]) -> None:
+    """Refuse texts as :func:`check_words` does; those of a whole file soon, since nearly always all are right.
+
+    Args:
+        texts: All of them.
+        where: From the number of one to its place.
+
+    Raises:
+        ValueError: If one is refused.
+    """
+    if max(map(len, texts), default=0) > allowed("caption_characters") or _NONE.search("\n".join(texts)):
+        for number, text in enumerate(texts):
+            check_words(where(number), text)
+
+
+def check_id(path: Path, number: int, name: object) -> int | str:
+    """Refuse an id that is neither a whole number nor a string.
+
+    Args:
+        path: The file.
+        number: Of the entry.
+        name: The id.
+
+    Raises:
+        ValueError: If it is neither, is too large, or holds a character that is none.
+    """
+    if isinstance(name, str):
+        return (
+            name if len(name) < 100 and name.isascii() and name.isprintable() else check_words(_at(path, number), name)
+        )
+    if not isinstance(name, int) or isinstance(name, bool) or not -WHOLE <= name < WHOLE:
+        raise ValueError(
+            f"{_at(path, number)}: expected a whole number of at most 64 bits or a string as id, got {shown(name)}."
+        )
+    return name
+
+
+def _at(path: Path, number: int) -> str:
+    return f"{path}: entry {number}"
+
+
+def check_unpickling(path: Path, version: str | None = None) -> None:
+    """Refuse a file that holds a pickle under a torch whose ``weights_only`` is unsound.
+
+    Args:
+        path: The file.
+        version: Of torch; by default of the one that is installed.
+
+    Raises:
+        RefusedError: If it is.
+    """
+    import torch
+
+    version = torch.__version__ if version is None else version
+    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if found < SOUND_TORCH:
+        raise RefusedError(
+            f"{path}: holds a pickle, which torch {version} reads unsafely even with weights_only (CVE-2025-32434, "
+            f"CVE-2026-24747); use torch {'.'.join(map(str, SOUND_TORCH))} or newer, or save it as .safetensors."
+        )

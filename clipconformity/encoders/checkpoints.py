@@ -1,0 +1,181 @@
+"""Checkpoints looked at before a library opens them, and the hub that may not answer."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipconformity.data.limits import check_limit
+from clipconformity.data.untrusted import check_input, check_unpickling, read_json, shown
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".npz", ".onnx")
+"""How files of weights end; what ends otherwise is small."""
+SETTINGS = (
+    "config.json",
+    "open_clip_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+"""Files that hold a JSON object, as far as they are there."""
+SIDES = ("size", "image_size", "crop_size", "height", "width", "shortest_edge", "longest_edge")
+"""Names of settings that say how large an image is made, where they are of an image."""
+SPARE = 2**20
+"""Values that a model may have beyond those that its files could hold: buffers that are not stored."""
+ABSENT = "it is not in the cache, and the model hub does not answer or is switched off"
+PATIENCE = 3.0
+"""Seconds in which the hub answers, or is taken for absent."""
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a folder whose files are no regular ones, are too large, or ask for a model that is.
+
+    Raises:
+        OSError: If a file is a pipe, a device, or not there.
+        ValueError: If one is over a limit, is broken, or holds a pickle that is not safe to read.
+    """
+    files = [check_input(path, "file") for path in sorted(folder.iterdir()) if not path.is_dir()]
+    weights = [path for path in files if path.suffix in WEIGHTS]
+    check_limit(folder, "checkpoint_bytes", sum(path.stat().st_size for path in weights))
+    for path in files:
+        if path not in weights:
+            check_limit(path, "config_bytes", path.stat().st_size)
+    if weights and not any(path.suffix == ".safetensors" for path in weights):
+        check_unpickling(weights[0])
+    for path in files:
+        if path.name in SETTINGS:
+            content = read_json(path, "file")
+            if not isinstance(content, dict):
+                raise ValueError(f"{path}: expected settings by name, got {shown(content)}.")
+            _check_settings(path, content)
+
+
+def _check_settings(path: Path, content: dict[str, Any]) -> None:
+    """Refuse settings that ask for endless layers or for images of any size."""
+    processes = "processor" in path.name  # in a model's own settings, a width is that of a layer
+    todo = [(content, processes)]
+    while todo:
+        settings, of_images = todo.pop()
+        for name, value in settings.items():
+            if isinstance(value, dict):
+                todo.append((value, of_images or name in ("vision_config", "vision_cfg", "preprocess_cfg")))
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, bool) or not isinstance(number, int | float):
+                    continue
+                found = int(min(number, 2**60))
+                if "layers" in name or name == "depth":
+                    check_limit(f"{path}: {name}", "layers", found)
+                elif name in SIDES and (of_images or "image" in name) and (processes or name != "width"):
+                    check_limit(f"{path}: {name}", "resolution", found)
+
+
+def check_size(folder: Path, skeleton: torch.nn.Module) -> None:
+    """Refuse a model with more values than its files can hold: the rest would be made up, at any size.
+
+    Args:
+        folder: Of the checkpoint.
+        skeleton: The model without memory, on the meta device.
+
+    Raises:
+        ValueError: If it has.
+    """
+    _check_held(folder, sum(value.numel() for value in (*skeleton.parameters(), *skeleton.buffers())))
+
+
+def check_widths(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse settings of open_clip, which builds a model in memory, whose towers have more values than the files hold.
+
+    Raises:
+        ValueError: If they have, or are not as expected.
+    """
+    model = settings.get("model_cfg")
+    if not isinstance(model, dict) or not all(
+        isinstance(model.get(f"{name}_cfg"), dict) for name in ("vision", "text")
+    ):
+        raise ValueError("its open_clip_config.json has no model_cfg with vision_cfg and text_cfg")
+    asked = _whole(model, "embed_dim", 1)
+    for tower in (part for name, part in model.items() if name.endswith("_cfg") and isinstance(part, dict)):
+        width, words, context = (_whole(tower, name, 0) for name in ("width", "vocab_size", "context_length"))
+        layers = tower.get("layers")
+        count = sum(layers) if isinstance(layers, list) else _whole(tower, "layers", 0)
+        wide = max(float(tower.get("mlp_ratio") or 4), 1)
+        patches = (_whole(tower, "image_size", 0) // max(_whole(tower, "patch_size", 16), 1)) ** 2
+        asked += int(count * width**2 * (4 + 2 * wide)) + (words + context + patches) * width + context**2
+    _check_held(folder, asked)
+
+
+def _whole(settings: Mapping[str, Any], name: str, default: int) -> int:
+    value = settings.get(name)
+    value = default if value is None else max(value) if isinstance(value, list) and value else value
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**40:
+        raise ValueError(f"its {name} is {shown(value)}; expected a whole number")
+    return value
+
+
+def _check_held(folder: Path, asked: int) -> None:
+    held = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHTS)
+    if asked > 2 * held + SPARE:  # of half a byte each
+        raise ValueError(
+            f"its configuration asks for {asked:,} values, and its files of {held:,} bytes of weights cannot hold them"
+        )
+
+
+def hub_answers() -> bool:
+    """Whether the model hub can be asked: it is not switched off, and answers, in whatever words, within seconds."""
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
+
+
+def _answers(address: str) -> bool:
+    found = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE).close()
+        except urllib.error.HTTPError:
+            pass
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ssl.SSLError):  # the hub's client may know other certificates
+                return
+        except Exception:  # a connection that ends within an answer
+            return
+        found.append(True)
+
+    # In a thread, since looking a name up has no timeout.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return bool(found)
+
+
+@contextmanager
+def hub(asked: bool) -> Iterator[bool]:
+    """Have the hub's client work from its cache alone where nobody asked for the hub, or where it does not answer.
+
+    Left to itself the client asks again and again for a minute. open_clip hands no option of it on.
+
+    Args:
+        asked: Whether the user named a model of the hub; what a file names is not downloaded.
+
+    Yields:
+        Whether the hub can be used.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    usable = asked and hub_answers()
+    constants.HF_HUB_OFFLINE = not usable
+    try:
+        yield usable
+    finally:
+        constants.HF_HUB_OFFLINE = before

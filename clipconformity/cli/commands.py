@@ -124,6 +124,7 @@ def _coco_references(options: argparse.Namespace) -> dict[str, Any]:
 def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     """Score samples against a reference."""
     from clipconformity.data.files import Publication
+    from clipconformity.data.limits import check_limit
     from clipconformity.evaluation import score, write_per_sample
     from clipconformity.evaluation.scoring import choose
     from clipconformity.stream.reference import ReferenceSet
@@ -133,6 +134,7 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--no-images: goes with --report; leave it out.")
     if options.resamples < 1:
         raise ValueError(f"--resamples: expected at least 1, got {options.resamples}.")
+    check_limit("--resamples", "resamples", options.resamples)
     metrics = options.metrics.split(",")
     known = {field.name for one in choose(metrics) for field in one.fields}
     requirements = [_required(text, known) for text in options.require]

@@ -42,6 +42,7 @@ LIMITS = {
     "config_bytes": Limit(2**26, "bytes of a checkpoint's configuration or tokenizer"),
     "layers": Limit(500, "layers of a model"),
     "resolution": Limit(4096, "pixels along a side of an encoder's input"),
+    "resamples": Limit(20_000, "redraws, each of 16 KiB a few times over,"),
 }
 """Every limit by the name that raises it. Pillow warns from the same number of pixels on."""
 

@@ -61,6 +61,8 @@ def run(output: Path) -> tuple[dict[str, Any], str]:
         OSError: If a file cannot be written there.
         ValueError: If it is a folder with files in it, and no demo made it.
     """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output: {output} is a file; name a folder.")
     output.mkdir(parents=True, exist_ok=True)
     check_outputs([("--output", output / name) for name in (REPORT, RESULTS, PLOT)])
     _refuse_foreign(output)

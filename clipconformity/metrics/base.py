@@ -280,13 +280,18 @@ class SetMetric(EmbeddingMetric):
 
     def __init__(
         self,
-        *,
+        *positional: object,
         encoder: EncoderOrSpec | None = None,
         embed_dim: int | None = None,
         max_samples: int = 10_000,
         allow_normalized: bool = False,
         **kwargs: Any,
     ) -> None:
+        if positional:
+            raise TypeError(
+                f"{type(self).__name__}: takes no reference, since it measures the evaluated samples alone; give "
+                "options by name, such as embed_dim."
+            )
         super().__init__(
             None,
             encoder=encoder,

@@ -215,3 +215,11 @@ def test_truncated_captions_are_counted_in_the_json(tmp_path, capsys):
         code, told, err = run(capsys, *arguments)
     assert (code, told["truncated"]) == (0, 1)
     assert "is cut to the context length" in err
+
+
+def test_a_file_for_the_demos_folder_is_told(tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    code, _, error = run(capsys, "demo", "-o", tmp_path / "taken")
+    assert code == 2
+    assert error.count("\n") == 1
+    assert "taken is a file; name a folder" in error

@@ -300,6 +300,10 @@ def test_several_requirements_all_hold_or_the_status_is_3(folder, capsys):
         (["--require", "variety_rati>=0.9"], "did you mean 'variety_ratio'?"),
         (["--margin", "typicality"], "--margin: expected NAME=NUMBER such as variety=0.05, got 'typicality'"),
         (["--margin", "spread=1"], "margins: 'spread' is unknown"),
+        (
+            ["--resamples", "1000000000"],
+            "--resamples: 1,000,000,000 redraws, each of 16 KiB a few times over, are over",
+        ),
     ],
 )
 def test_bad_requirements_and_margins_are_refused_before_anything_is_read(options, message, folder, capsys):

@@ -674,6 +674,13 @@ def test_max_samples_below_two_is_refused_at_construction(name, size, reference)
         make(name, reference, max_samples=size)
 
 
+def test_a_metric_of_the_set_alone_says_that_it_takes_no_reference(reference):
+    with pytest.raises(
+        TypeError, match="EmbeddingNorm: takes no reference, since it measures the evaluated samples alone"
+    ):
+        cc.EmbeddingNorm(reference)
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,8 @@ class Redraws(NamedTuple):
     evaluated: Tensor
     """``(R, CELLS + 2)``."""
     reference: Tensor
+    permuted: bool
+    """Whether rows were permuted, each of which is independent of the others."""
 
 
 def redraw(contrast: Contrast, resamples: int, generator: torch.Generator) -> Redraws:
@@ -51,9 +53,9 @@ def redraw(contrast: Contrast, resamples: int, generator: torch.Generator) -> Re
             cell = bucket_of(side.groups) * (CELLS + 2) + grid.locate(own)
             by_bucket.append(torch.bincount(cell, minlength=BUCKETS * (CELLS + 2)).double().view(BUCKETS, -1))
         observed = by_bucket[0].sum(0), by_bucket[1].sum(0)
-        return Redraws(observed, *flipped_histograms(by_bucket[0], by_bucket[1], resamples, generator))
+        return Redraws(observed, *flipped_histograms(by_bucket[0], by_bucket[1], resamples, generator), False)
     observed = grid.counts(values[0]), grid.counts(values[1])
-    return Redraws(observed, *permuted_histograms(*observed, resamples, generator))
+    return Redraws(observed, *permuted_histograms(*observed, resamples, generator), True)
 
 
 def _towards_both(contrast: Contrast, sample: Sample, apart: bool) -> Tensor:

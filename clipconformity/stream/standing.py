@@ -37,7 +37,7 @@ from clipconformity.functional.resampling import (
 )
 from clipconformity.functional.two_sample import anderson_darling, tail_probability
 from clipconformity.stream.contrast import Contrast
-from clipconformity.stream.null import redraw
+from clipconformity.stream.null import Redraws, redraw
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Stream
 
@@ -135,19 +135,24 @@ class Standing:
         check_level(quantile, "quantile")
         check_resamples(resamples)
         check_clusters(self.parts)
-        (mine, theirs), *drawn = redraw(self.contrast, resamples, seeded(generator))
-        observed = anderson_darling(mine[None], theirs[None], mine + theirs)
-        p_value = tail_probability(observed, anderson_darling(drawn[0], drawn[1], mine + theirs))
-        return UnderOne(float(self._divergences_of(drawn[0], drawn[1]).quantile(quantile)), p_value)
+        redraws = redraw(self.contrast, resamples, seeded(generator))
+        mine, theirs = redraws.observed
+        pooled = mine + theirs
+        observed = anderson_darling(mine[None], theirs[None], pooled)
+        p_value = tail_probability(observed, anderson_darling(redraws.evaluated, redraws.reference, pooled))
+        return UnderOne(float(self._divergences_of(redraws).quantile(quantile)), p_value)
 
-    def _divergences_of(self, evaluated: Tensor, reference: Tensor) -> Tensor:
-        """Bias-corrected divergences of redraws ``(R, CELLS + 2)``.
+    def _divergences_of(self, redraws: Redraws) -> Tensor:
+        """Bias-corrected divergences of redraws, ``(R,)``.
 
         The smoothing is settled on redraws, a part of them each: on the pooled histogram, which has less noise than
-        either side, it would be stronger than on the observed ones, and the divergences smaller.
+        either side, it would be stronger than on the observed ones, and the divergences smaller. Where one row of each
+        group was permuted, there are fewer than the rows are worth: divergences by noise go with the sum of 1/N.
         """
-        sizes, found = [side.effective for side in (self.evaluated, self.reference)], []
-        sides = (fittable(side).tensor_split(PLANS) for side in (evaluated, reference))
+        effective, found = [side.effective for side in (self.evaluated, self.reference)], []
+        sizes = [float(side.sum()) for side in redraws.observed] if redraws.permuted else effective
+        scale = sum(1 / size for size in effective) / sum(1 / size for size in sizes)
+        sides = (fittable(side).tensor_split(PLANS) for side in (redraws.evaluated, redraws.reference))
         for mine, theirs in zip(*sides, strict=True):
             if len(mine):
                 first = [
@@ -156,7 +161,7 @@ class Standing:
                 ]
                 readout = plan(*first)
                 found.append(corrected(readout, plug_in(readout, mine, theirs)).forward)
-        return torch.cat(found)
+        return scale * torch.cat(found)
 
     def _redrawn(self, resamples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Histograms ``(R, CELLS + 2)`` of both sides, from redrawn buckets."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from clipconformity.evaluation.results import Outcome, Score
 from clipconformity.evaluation.scoring import score
 from clipconformity.evaluation.sources import Source
-from clipconformity.functional.resampling import Estimate, Interval, joint_jackknife
+from clipconformity.functional.resampling import Estimate, Interval, exponential, joint_jackknife
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.pairs import Without
 from clipconformity.stream.reference import ReferenceSet
@@ -139,7 +139,7 @@ def _differences(first: str, mine: Contrast, second: str, theirs: Contrast) -> l
     shift = _apart(mine.typicality, theirs.typicality, counts)
     ratio = _apart(mine.log_variety, theirs.log_variety, counts)
     known = math.isfinite(shift.interval().low), math.isfinite(ratio.interval().low)
-    ends = shift.interval(), Interval(*(math.exp(end) for end in ratio.interval()))
+    ends = shift.interval(), exponential(ratio.interval())
     values = float(shift.value), math.exp(float(ratio.value))
     return [
         Difference(first, second, figure, value, interval if told else None, _outcome(interval, none))

@@ -16,6 +16,8 @@ from clipconformity.stream.reference import ReferenceSet
 
 MARGINS = {"typicality": 0.2, "variety": 0.05}
 """Differences that do not matter unless told otherwise: standard deviations of the reference, and a share."""
+EFFECT_ERRORS = 1.959964 + 0.841621
+"""Standard errors that an effect has where it is told from zero in 80% of cases."""
 MARGIN_ERRORS = 1.959964 + 1.281552
 """Standard errors that a margin holds where a true zero is found inside it in 80% of cases."""
 SMALL_REFERENCE = "the reference is too small"
@@ -195,6 +197,7 @@ def to_figures(
         found = math.nan if name is None or name not in values else float(values[name])
         return found if math.isfinite(found) else None
 
+    ends_and_errors = {name for one in fields for name in (one.error, *(one.interval or ()))}
     figures = {}
     for one in fields:
         if one.name not in values:
@@ -205,7 +208,8 @@ def to_figures(
         if interval is None and value is not None and error is not None and degrees > 0:
             half = student_quantile(0.975, degrees) * error
             interval = Interval(value - half, value + half)
-        reason = unknown if (one.error or one.interval) and interval is None else None
+        hidden = value is None and (one.name in ends_and_errors or not one.computed)
+        reason = unknown if hidden or ((one.error or one.interval) and interval is None) else None
         figures[one.name] = Figure(value, one.about, one.unit, one.better, error, interval, reason)
     return figures
 
@@ -260,18 +264,28 @@ def _verdict(
         return Verdict("more", effect, interval, margin, None, few)
     if interval.high < no_effect:
         return Verdict("less", effect, interval, margin, None, few)
-    needed = _needed(estimate, margin, contrast.count)
+    logarithm = effect - no_effect if no_effect == 0 else float(estimate.value)
+    needed = _needed(estimate, abs(logarithm), margin, contrast.count)
     return Verdict("undecided", effect, interval, margin, needed, few if needed is not None else SMALL_REFERENCE)
 
 
-def _needed(estimate: Estimate, margin: float, count: int) -> int | None:
+def _needed(estimate: Estimate, effect: float, margin: float, count: int) -> int | None:
     """Samples at which a true zero would be ``same`` in 80% of cases; None where the reference is too small for any.
 
-    The chance is 2 Phi(margin/se - 1.96) - 1, and the square of the error is a part over n and the reference's.
+    The chance is 2 Phi(margin/se - 1.96) - 1, and the square of the error is a part over n and the reference's. Where
+    so many samples are there, the effect lies between zero and the margin: then those at which an effect of this size
+    would be told from one of the two.
     """
-    mine, theirs = estimate.parts  # of the samples and of the reference
-    left = (margin / MARGIN_ERRORS) ** 2 - theirs
-    return math.ceil(count * mine / left) if left > 0 else None
+    mine, theirs = estimate.parts  # of the samples and of the reference, were they independent
+    paired = float(estimate.error) ** 2 / (mine + theirs)
+    for error in (margin / MARGIN_ERRORS, max(effect, margin - effect) / EFFECT_ERRORS):
+        left = error**2 - paired * theirs
+        if left <= 0:
+            return None
+        needed = math.ceil(count * paired * mine / left)
+        if needed > count:
+            return needed
+    return None
 
 
 def typical(verdict: Verdict) -> str:

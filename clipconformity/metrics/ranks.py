@@ -56,9 +56,10 @@ def check_ranks(metric: EmbeddingMetric, gather: Callable[..., list[Tensor]], pr
 def _card(metric: EmbeddingMetric) -> Tensor:
     """Say in numbers what a rank measures, ``(8,)`` float64."""
     sums = [getattr(metric, name) for name, kind in metric._reductions.items() if kind is dim_zero_sum]
+    readout = metric.readout.name if hasattr(metric, "readout") else None  # of pairs there is none
     hashed = (
         f"{type(metric).__module__}.{type(metric).__qualname__}",
-        repr((metric.embed_dim, metric.max_samples, metric.allow_normalized, metric.readout.name)),
+        repr((metric.embed_dim, metric.max_samples, metric.allow_normalized, readout)),
         repr(sorted({str(one.dtype) for one in sums})),
     )
     numbers = [float(int.from_bytes(hashlib.blake2b(word.encode(), digest_size=6).digest(), "big")) for word in hashed]

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from clipconformity.functional.resampling import Estimate, Interval, effective_number, joint_jackknife
+from clipconformity.functional.resampling import Estimate, Interval, effective_number, exponential, joint_jackknife
 from clipconformity.stream.moments import Moments, bucket_of
 from clipconformity.stream.overlap import Overlap, find_overlap
 from clipconformity.stream.pairs import Without, cross_pairs, own_pairs_without
@@ -26,6 +26,10 @@ MIN_ROWS = 50
 """Independent samples of either side from which intervals cover what they should."""
 MIN_GROUPS = 40
 """Groups of equal size, likewise."""
+MIN_BUCKETS = 20
+"""Buckets that rows are worth, which equal rows without ids are few of."""
+MIN_KNOWN = 5
+"""Samples from which it is not their number that hides an uncertainty."""
 FEW_SAMPLES, FEW_GROUPS = "few samples", "few groups"
 
 
@@ -72,8 +76,10 @@ class Contrast:
     @property
     def unknown(self) -> str:
         """Why an uncertainty cannot be had, where it cannot."""
-        grouped = self.evaluated.grouped or self.reference.grouped
-        return "all samples belong to one group" if grouped else "there are too few samples"
+        for side, whose in ((self._mine, "samples"), (self.reference.moments, "reference's samples")):
+            if side.total >= MIN_KNOWN and effective_number(side["count"]) < 2 + 1e-9:
+                return f"nearly all {whose} {'belong to one or two groups' if side.grouped else 'are equal'}"
+        return "there are too few samples"
 
     @cached_property
     def few(self) -> str | None:
@@ -85,7 +91,7 @@ class Contrast:
                 )
                 if effective_number(sizes) < MIN_GROUPS:
                     return FEW_GROUPS
-            elif float(side.total) < MIN_ROWS:
+            if float(side.total) < MIN_ROWS or effective_number(side["count"]) < MIN_BUCKETS:
                 return FEW_SAMPLES
         return None
 
@@ -135,7 +141,7 @@ class Contrast:
         unseen with a chance of 2.5%, could be as varied as the reference. The upper end is not below what they give.
         """
         estimate = self.log_variety_ratio
-        low, high = (math.exp(end) for end in estimate.interval())
+        low, high = exponential(estimate.interval())
         unseen = 1 - RARE ** (1 / max(effective_number(self._mine["count"]), 1.0))
         mine, theirs = float(own_pairs_without(self._mine)[0]), float(self.reference.self_conformity)
         mixed = (1 - unseen) ** 2 * mine + 2 * unseen * (1 - unseen) * float(self.conformity.whole) + unseen**2 * theirs
@@ -177,8 +183,13 @@ class Contrast:
     def _own_rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of evaluated rows that are in the reference: bucket, how often, conformity with and without the own row."""
         own = Sample(*(part[self.overlap.own] for part in self._mine.sketch()))
-        values, count = own.units @ self.reference.unit_mean, self.reference.count
-        return bucket_of(own.groups), own.copies.double(), values, (count * values - 1) / (count - 1)
+        bucket, count = bucket_of(own.groups), torch.tensor(self.reference.count).double()
+        if self.reference.between is not None and self._mine.grouped:  # the own bucket is left out already
+            values = (own.units * self.reference.between[bucket]).sum(1)
+            count = count - self.reference.moments["count"][bucket]
+        else:
+            values = own.units @ self.reference.unit_mean
+        return bucket, own.copies.double(), values, (count * values - 1) / (count - 1)
 
     @property
     def unit_mean(self) -> Tensor:

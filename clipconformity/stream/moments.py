@@ -190,7 +190,7 @@ class Moments:
     def _hash_ids(self, ids: Sequence[object] | None, count: int, device: torch.device) -> Tensor:
         if ids is None:
             return torch.zeros(count, dtype=torch.int64, device=device)
-        words = [str(one) for one in ids]
+        words = [str(one) for one in (ids.tolist() if hasattr(ids, "tolist") else ids)]
         hashes = hash_labels(words, count, torch.device("cpu"), "ids")
         if self.layout.max_samples:
             self.names.update(zip(hashes.tolist(), words, strict=True))
@@ -205,6 +205,8 @@ class Moments:
         norms = torch.where(good, norms, 1.0)
         if keys is None and (self.layout.max_samples or groups is None):
             keys = row_keys(values, groups if grouped else None)
+            if groups is not None and not grouped:  # equal rows of different ids are in different buckets
+                keys = mix(keys ^ mix(groups, 4), 5) & NO_KEY
         keys = None if keys is None else torch.where(good, keys, NO_KEY)
         groups = keys if groups is None else groups
         assert groups is not None

@@ -24,7 +24,7 @@ CELL_AXES = 3
 """The first of them, along which rows are put into cells."""
 EXACT = 1 << 15
 """Most pairs whose cosine is taken at once."""
-DENSE = 0.2
+DENSE = 0.02
 """Share of all pairs that lie near each other along these, above which all cosines are taken."""
 DENSE_ROWS = 2000
 """Rows of either side that are compared where all cosines are."""
@@ -136,11 +136,14 @@ def near_pairs(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     which = torch.arange(len(wanted)).repeat_interleave(count)
     row = which // len(steps)
     other = order[low[which] + torch.arange(len(which)) - (count.cumsum(0) - count)[which]]
-    close = (mine[row] - theirs[other]).square().sum(1) <= near**2
-    row, other = row[close], other[close]
-    cosines = [(rows[a] * others[b]).sum(1) for a, b in zip(row.split(EXACT), other.split(EXACT), strict=True)]
-    same = torch.cat(cosines) > 1 - NEAR
-    return row[same], other[same]
+    pairs = []
+    for one, two in zip(row.split(EXACT), other.split(EXACT), strict=True):
+        close = (mine[one] - theirs[two]).square().sum(1) <= near**2
+        one, two = one[close], two[close]
+        same = (rows[one] * others[two]).sum(1) > 1 - NEAR
+        pairs.append((one[same], two[same]))
+    first, second = zip(*pairs, strict=True)
+    return torch.cat(first), torch.cat(second)
 
 
 def _number(cells: Tensor) -> Tensor:
@@ -155,4 +158,4 @@ def _axes(rows: Tensor) -> Tensor:
     centered = some - some.mean(0)  # a step of subspace iteration on it comes near its principal axes
     start = torch.randn(len(some), min(AXES, rows.shape[1]), generator=seeded(None), dtype=rows.dtype)
     axes = torch.linalg.qr(centered.T @ start).Q
-    return axes[:, (centered @ axes).var(0).argsort(descending=True)]
+    return axes[:, (centered @ axes).square().sum(0).argsort(descending=True)]

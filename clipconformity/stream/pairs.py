@@ -42,10 +42,15 @@ def own_pairs_without(moments: Moments) -> tuple[Tensor, Tensor]:
     if not moments.grouped or int((count > 0).sum()) == 1:
         inner, inner_pairs = count, count  # a row with itself, whose cosine is 1
     total, rows = sums.sum(0), count.sum()
-    whole = (total.square().sum() - inner.sum()) / (rows.square() - inner_pairs.sum())
+    whole = _mean(total.square().sum() - inner.sum(), rows.square() - inner_pairs.sum())
     left, apart = rows - count, (total - sums).square().sum(1)
-    without = (apart - (inner.sum() - inner)) / (left.square() - (inner_pairs.sum() - inner_pairs))
+    without = _mean(apart - (inner.sum() - inner), left.square() - (inner_pairs.sum() - inner_pairs))
     return whole.clamp(-1, 1), without
+
+
+def _mean(cosines: Tensor, pairs: Tensor) -> Tensor:
+    """Mean cosine; NaN where no pair is left, whose sum is nothing but rounding."""
+    return torch.where(pairs > 0.5, cosines / pairs, float("nan"))
 
 
 def cross_pairs(evaluated: Moments, reference: Moments, overlap: Overlap) -> Without:
@@ -66,7 +71,7 @@ def cross_pairs(evaluated: Moments, reference: Moments, overlap: Overlap) -> Wit
     both, mine, theirs = overlap.without
 
     def mean(cosines: Tensor, pairs: Tensor, own: Tensor | float) -> Tensor:
-        return (cosines - own) / (pairs - own)
+        return _mean(cosines - own, pairs - own)
 
     return Without(
         mean(totals[0] @ totals[1] - inner.sum(), rows[0] * rows[1] - inner_pairs.sum(), overlap.pairs),

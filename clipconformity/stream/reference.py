@@ -293,10 +293,22 @@ class ReferenceSet:
         left = total - by_bucket(torch.ones_like(values))
         first, second = by_bucket(apart), by_bucket(apart.square())
         fixed = (apart.square().sum() - second - first.square() / left) / (left - 1)
-        count, sums = self.moments["count"], self.moments["unit_sum"]
-        moved = (sums.sum(0) - sums) / (count.sum() - count)[:, None] - self.unit_mean  # (G, D)
-        moving = fixed + 2 * moved @ (self.units.T @ apart / (total - 1))
-        return Spread(values.std(), fixed.clamp_min(0).sqrt(), moving.clamp_min(0).sqrt())
+        return Spread(values.std(), fixed.clamp_min(0).sqrt(), self._spread_without(left))
+
+    def _spread_without(self, left: Tensor) -> Tensor:
+        """Standard deviation of the conformity of the rest to the rest, without each bucket ``(G,)``."""
+        count, sums, own = self.moments["count"], self.moments["unit_sum"], self.buckets
+        towards = (self.units.float() @ sums.T.float()).double()  # (k, G): small beside the whole, which is exact
+        whole = (self.units @ sums.sum(0))[:, None]
+        if self.between is None:
+            values = (whole - towards - 1) / (count.sum() - count - 1)
+        else:
+            values = (whole - towards.gather(1, own[:, None]) - towards) / (count.sum() - count[own][:, None] - count)
+        apart = values - values[0].nan_to_num()  # near their mean: squares of what is left round little
+        inside = own[:, None] == torch.arange(BUCKETS)
+        apart = torch.where(inside, 0.0, apart)
+        variance = (apart.square().sum(0) - apart.sum(0).square() / left) / (left - 1)
+        return variance.clamp_min(0).sqrt()
 
     @cached_property
     def grid(self) -> Grid:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from clipconformity.functional.conformity import own_set_conformity, quantiles
 from clipconformity.functional.density import Grid
 from clipconformity.functional.divergence import anchored_grid
-from clipconformity.functional.resampling import Interval, jackknife_error
+from clipconformity.functional.resampling import Interval, exponential, jackknife_error
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.pairs import own_pairs
@@ -80,11 +78,10 @@ class ConformityReadOut(ReadOut):
 def _compared(contrast: Contrast) -> dict[str, Tensor]:
     """Figures relative to the reference, with their intervals."""
     shift, variety, spread = contrast.typicality_shift, contrast.log_variety_ratio, contrast.log_spread_ratio
-    spread_ends = (math.exp(end) for end in spread.interval())
     found = {
         "typicality_shift": (shift.value, *shift.interval()),
         "variety_ratio": (variety.value.exp(), *contrast.variety_interval),
-        "spread_ratio": (spread.value.exp(), *spread_ends),
+        "spread_ratio": (spread.value.exp(), *exponential(spread.interval())),
     }
     keys = ("", "_low", "_high")
     return {

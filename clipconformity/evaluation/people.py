@@ -109,16 +109,16 @@ def human_spread(
         reference = ReferenceSet.fit(
             embeddings[others], groups=image[others], modality="text", allow_normalized=allow_normalized
         )
-        values = _figures(embeddings[left], reference)
+        values = _figures(embeddings[left], image[left], reference)
         keys = ("conformity_kl", "typicality_shift", "spread_ratio", "self_conformity_mean")
         found.append([float(values[key]) for key in keys])
     return HumanSpread(*torch.tensor(found, dtype=torch.float64).T)
 
 
-def _figures(embeddings: Tensor, reference: ReferenceSet) -> dict[str, Tensor]:
-    """Figures of one set against a reference."""
+def _figures(embeddings: Tensor, groups: Tensor, reference: ReferenceSet) -> dict[str, Tensor]:
+    """Figures of one set against a reference: no caption is compared with others of its image."""
     parts = (ConformityReadOut(), ConformityKLReadOut())
     sides = layouts(reference.embed_dim, parts[0].needs, reference, reference.max_samples)
     stream = Stream(sides, reference=reference, allow_normalized=reference.normalized)
-    stream.update(embeddings)
+    stream.update(embeddings, groups=groups)
     return {name: value for part in parts for name, value in part.read(stream).items()}

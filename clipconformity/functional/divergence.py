@@ -222,12 +222,13 @@ def plug_in(readout: Readout, evaluated: Tensor, reference: Tensor) -> Divergenc
 def tail_decides(readout: Readout, evaluated: Tensor, reference: Tensor) -> bool:
     """Whether the forward divergence rests on how far the reference's smooth tail is followed.
 
-    Held at a thousandth of ``TAIL_FLOOR``, it would then be larger by more than ``TAIL_MOVES`` of itself.
+    Held at a thousandth of ``TAIL_FLOOR``, it would then be larger by more than ``TAIL_MOVES`` of itself, and by more
+    than noise adds to it.
     """
     log_p, log_q = _log_densities(readout, evaluated[None], reference[None])
     floor = _log_floor(readout, 1)
     value, lower = (float(relative_entropy(log_p, log_q, end)[0]) for end in (floor, floor - math.log(1000)))
-    return lower - value > TAIL_MOVES * value
+    return lower - value > max(TAIL_MOVES * value, sum(readout.biases))
 
 
 def _log_densities(readout: Readout, evaluated: Tensor, reference: Tensor) -> list[Array]:

@@ -14,6 +14,7 @@ from clipconformity.demo import sample_scenes, write_coco_scenes
 from clipconformity.evaluation import human_spread
 from clipconformity.generators import TransformersCaptioner, caption_images, rank_path
 from clipconformity.generators.captions import _without
+from clipconformity.stream.moments import bucket_of
 
 
 @pytest.fixture(scope="module")
@@ -315,19 +316,19 @@ def test_every_fold_agrees_with_brute_force():
     orders = np.stack([3 * image + draw.permutation(3) for image in range(40)])  # (40, 3) rows
     cosine = torch.nn.functional.normalize(embeddings.double(), dim=1)
     cosine = cosine @ cosine.T
+    bucket = bucket_of(groups)
     for fold in range(3):
         left = torch.tensor(orders[:, fold])
         others = torch.tensor(np.delete(orders, fold, axis=1).ravel())
-        found = cosine[left][:, others].mean(1)
-        foreign = (groups[others][:, None] != groups[others][None]).double()  # without the captions of its own image
-        among = cosine[others][:, others]
-        typical = (among * foreign).sum(1) / foreign.sum(1)
-        spread_of_them = ((among.sum(1) - 1) / (len(others) - 1)).std()  # each against all others
-        assert float(spread.typicality_shift[fold]) == pytest.approx(
-            float((found.mean() - typical.mean()) / spread_of_them), rel=1e-4
-        )
-        assert float(spread.spread_ratio[fold]) == pytest.approx(float(found.std() / spread_of_them), rel=1e-4)
-        alike = cosine[left][:, left].fill_diagonal_(0).sum() / (40 * 39)
+        across = (bucket[left][:, None] != bucket[others][None]).double()  # no caption against its own image's
+        within = (bucket[others][:, None] != bucket[others][None]).double()
+        pairs, among = cosine[left][:, others] * across, cosine[others][:, others] * within
+        found, typical = pairs.sum(1) / across.sum(1), among.sum(1) / within.sum(1)
+        shift = (pairs.sum() / across.sum() - among.sum() / within.sum()) / typical.std()
+        assert float(spread.typicality_shift[fold]) == pytest.approx(float(shift), rel=1e-4)
+        assert float(spread.spread_ratio[fold]) == pytest.approx(float(found.std() / typical.std()), rel=1e-4)
+        apart = (bucket[left][:, None] != bucket[left][None]).double()
+        alike = (cosine[left][:, left] * apart).sum() / apart.sum()
         assert float(spread.self_conformity[fold]) == pytest.approx(float(alike), rel=1e-4)
 
 
@@ -340,7 +341,7 @@ def test_one_more_person_lies_in_the_range_told_of_them():
         spread = human_spread(people, groups.view(60, 6)[:, :5].flatten(), seed=seed)
         reference = cc.ReferenceSet.fit(people, groups=groups.view(60, 6)[:, :5].flatten())
         metric = cc.Conformity(reference)
-        metric.update(person)
+        metric.update(person, groups=groups.view(60, 6)[:, 5])
         shift = float(metric.compute()["typicality_shift"])
         low, high = spread.one_more()
         inside["range"] += low <= shift <= high

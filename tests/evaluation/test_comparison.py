@@ -13,7 +13,10 @@ from helpers import rows_with_cosine
 
 import clipconformity as cc
 from clipconformity.evaluation import compare, embedding_source, score
+from clipconformity.evaluation.comparison import _differences
 from clipconformity.evaluation.sources import Source, SourceBatch
+from clipconformity.stream.contrast import Contrast
+from clipconformity.stream.stream import Needs, Stream, layouts
 
 DIM = 16
 
@@ -40,6 +43,15 @@ def compared(reference, *rows, **labels):
     return compare(runs, reference, resamples=20)
 
 
+def contrast(rows, reference, **labels) -> Contrast:
+    """What a score keeps of a run, without the densities that it fits."""
+    stream = Stream(
+        layouts(DIM, Needs(conformity=True, rows=True, reference=True), reference, 10_000), reference=reference
+    )
+    stream.update(rows, **labels)
+    return stream.contrast("test")
+
+
 def test_the_difference_of_two_runs_is_that_of_their_figures(reference, generator):
     found = compared(reference, drawn(200, 0.62, generator), drawn(150, 0.6, generator))
     a, b = found.scores["a"], found.scores["b"]
@@ -59,7 +71,9 @@ def test_the_interval_of_a_difference_covers_it(labels, reference):
         common = None if labels == "none" else torch.randn(150, generator=generator, dtype=torch.float64)
         label = {"none": {}, "groups": {"groups": torch.arange(150)}, "ids": {"ids": [f"p{n}" for n in range(150)]}}
         one, two = (drawn(150, mean, generator, common) for mean in (0.615, 0.6))
-        found = compared(reference, one, two, **label[labels]).difference("a", "b")
+        found = _differences(
+            "a", contrast(one, reference, **label[labels]), "b", contrast(two, reference, **label[labels])
+        )[0]
         # In the reference's units, whose standard deviation is known to 3%.
         truth = 0.015 / 0.05 * 0.05 / float(reference.spread.whole) * float(reference.unit_mean.norm())
         covered += found.interval.low <= truth <= found.interval.high

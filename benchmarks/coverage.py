@@ -28,7 +28,7 @@ from torch import Tensor
 import clipconformity as cc
 from clipconformity.evaluation.results import judge
 from clipconformity.stream.standing import Standing
-from clipconformity.stream.stream import Needs, Stream, layouts
+from clipconformity.stream.stream import Needs, Stream
 
 DIM = 64
 MEAN, STD = 0.6, 0.05
@@ -93,13 +93,14 @@ def embeddings(
     shift: float,
     draw: np.random.Generator,
     common: np.ndarray | None = None,
+    scale: float = 1.0,
 ) -> Tensor:
     """Raw embeddings ``(size, DIM)`` whose cosine to e_1 has a given shape."""
     noise = draw.standard_normal((size, DIM))  # column 0 is for c
     if groups is not None:
         common = draw.standard_normal((groups.max() + 1, DIM)) if common is None else common
         noise = math.sqrt(SHARED) * common[groups] + math.sqrt(1 - SHARED) * noise
-    c = np.clip(MEAN + STD * (quantile(shape, noise[:, :1]) + shift), -0.99, 0.99)
+    c = np.clip(MEAN + STD * (scale * quantile(shape, noise[:, :1]) + shift), -0.99, 0.99)
     w = noise[:, 1:] / np.linalg.norm(noise[:, 1:], axis=1, keepdims=True)
     rows = np.concatenate([c, np.sqrt(1 - c**2) * w], 1) * draw.uniform(9, 11, (size, 1))
     return torch.from_numpy(rows).float()
@@ -108,7 +109,7 @@ def embeddings(
 def compared(rows: Tensor, reference: cc.ReferenceSet, groups: Tensor | None) -> Stream:
     """A stream of the evaluated rows against a reference."""
     needs = Needs(conformity=True, rows=True, reference=True)
-    stream = Stream(layouts(rows.shape[1], needs, reference, 10_000), reference=reference, allow_normalized=True)
+    stream = Stream.against(reference, needs, allow_normalized=True)
     stream.update(rows, groups=groups)
     return stream
 

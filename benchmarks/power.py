@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from coverage import DIM, MEAN, STD, compared, quantile
+from coverage import compared, embeddings
 from torch import Tensor
 
 import clipconformity as cc
@@ -48,11 +48,8 @@ ALTERNATIVES = (
 
 
 def rows(size: int, one: Alternative, draw: np.random.Generator) -> Tensor:
-    """Raw embeddings whose cosine to e_1 differs from the standard one as told."""
-    noise = draw.standard_normal((size, DIM))
-    c = np.clip(MEAN + STD * (one.scale * quantile(one.shape, noise[:, :1]) + one.shift), -0.99, 0.99)
-    w = noise[:, 1:] / np.linalg.norm(noise[:, 1:], axis=1, keepdims=True)
-    return torch.from_numpy(np.concatenate([c, np.sqrt(1 - c**2) * w], 1) * 10).float()
+    """Raw embeddings whose conformity differs from the standard one as told."""
+    return embeddings(size, one.shape, None, one.shift, draw, scale=one.scale)
 
 
 def simulate(one: Alternative, sizes: tuple[int, int], seed: int, resamples: int) -> tuple[list[float], str]:

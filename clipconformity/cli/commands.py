@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 import warnings
 from pathlib import Path
@@ -167,15 +166,15 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
 
 def _required(text: str, known: set[str]) -> Requirement:
     from clipconformity.evaluation.requirements import Requirement
+    from clipconformity.evaluation.scoring import did_you_mean
 
     try:
         found = Requirement.parse(text)
     except ValueError as error:
         raise ValueError(f"--require: {error}") from None
     if found.name not in known:
-        near = difflib.get_close_matches(found.name, known, n=1)
-        advice = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(sorted(known))}."
-        raise ValueError(f"--require: there is no figure {found.name!r} among the metrics{advice}")
+        expected = f"expected one of {', '.join(sorted(known))}"
+        raise ValueError(f"--require: there is no figure {found.name!r}: {expected}{did_you_mean(found.name, known)}")
     return found
 
 

@@ -14,7 +14,7 @@ from clipconformity.functional.resampling import student_quantile
 from clipconformity.stream.readouts.conformity import ConformityReadOut
 from clipconformity.stream.readouts.conformity_kl import ConformityKLReadOut
 from clipconformity.stream.reference import ReferenceSet
-from clipconformity.stream.stream import Stream, layouts
+from clipconformity.stream.stream import Stream
 
 
 class HumanSpread(NamedTuple):
@@ -118,7 +118,6 @@ def human_spread(
 def _figures(embeddings: Tensor, groups: Tensor, reference: ReferenceSet) -> dict[str, Tensor]:
     """Figures of one set against a reference: no caption is compared with others of its image."""
     parts = (ConformityReadOut(), ConformityKLReadOut())
-    sides = layouts(reference.embed_dim, parts[0].needs, reference, reference.max_samples)
-    stream = Stream(sides, reference=reference, allow_normalized=reference.normalized)
+    stream = Stream.against(reference, parts[0].needs, max_samples=reference.max_samples)
     stream.update(embeddings, groups=groups)
     return {name: value for part in parts for name, value in part.read(stream).items()}

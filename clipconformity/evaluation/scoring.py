@@ -6,7 +6,7 @@ import csv
 import difflib
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 
@@ -20,11 +20,10 @@ from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import effective_number
 from clipconformity.stream.readouts import ReadOut, failed_read_outs, read_outs
 from clipconformity.stream.reference import ReferenceSet
-from clipconformity.stream.stream import Needs, Stream, layouts
+from clipconformity.stream.stream import Needs, Stream
 
 CORE = ("conformity", "conformity_kl", "norm")
 """Read-outs of every score; ``--metrics conformity`` names them together."""
-MAX_SAMPLES = 10_000
 
 
 def score(
@@ -60,11 +59,7 @@ def score(
         warnings.warn(f"metrics: {reason}; it is left out.", stacklevel=2)
     remarks = reference.provenance.check(source.provenance)
     needs = reduce(Needs.union, (one.needs for one in chosen))
-    stream = Stream(
-        layouts(reference.embed_dim, needs, reference, MAX_SAMPLES),
-        reference=reference,
-        allow_normalized=allow_normalized or reference.normalized,
-    )
+    stream = Stream.against(reference, needs, allow_normalized=allow_normalized)
     stream.of_one_kind = None not in (source.provenance.modality, reference.modality)
     ids, norms, conformities = _stream_in(source, stream)
     values, lower_bound = _read(chosen, stream, resamples)
@@ -113,11 +108,16 @@ def choose(names: Sequence[str]) -> list[ReadOut]:
         if name in failed:
             raise ValueError(f"metrics: {failed[name]}.")
         if name != "all" and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            advice = f"; did you mean {near[0]!r}?" if near else "."
-            raise ValueError(f"metrics: {name!r} is unknown: expected 'all' or {', '.join(metric_names())}{advice}")
+            expected = f"expected 'all' or {', '.join(metric_names())}"
+            raise ValueError(f"metrics: {name!r} is unknown: {expected}{did_you_mean(name, known)}")
     wanted = known if "all" in names else dict.fromkeys([*CORE, *names])
     return [known[name] for name in dict.fromkeys([*CORE, *wanted])]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """End an error about a name that is none of the known ones."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def _stream_in(source: Source, stream: Stream) -> tuple[list[str], Tensor, Tensor]:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 MAX_EXPONENT = 700.0
 """Beyond it a float64 exponential is infinite."""
-MIN_DEGREES = 1.0
-"""Degrees of freedom below which nothing is known: nearly all rows are in one bucket."""
+MIN_DEGREES = 1 - 1e-9
+"""Degrees of freedom below which nothing is known: nearly all rows are in one bucket. Two equal buckets have one."""
 MIN_RESAMPLES = 20
 """Fewest redraws for the ends of an interval that are read off them."""
 
@@ -179,14 +179,14 @@ def joint_jackknife(value: Tensor, left_out: Tensor, sides: tuple[Tensor, ...], 
     error = jackknife_error(left_out, torch.stack(counts).sum(0))
     parts = tuple(float(jackknife_error(own, count)) ** 2 for own, count in zip(sides, counts, strict=True))
     known = [effective_number(count) - 1 for count in counts]
-    if not math.isfinite(sum(parts)) or min(known) < MIN_DEGREES - 1e-9:  # nearly one bucket
+    if not math.isfinite(sum(parts)) or min(known) < MIN_DEGREES:
         return Estimate(value, torch.full_like(error, math.nan), 0.0)
     spread = sum(part**2 / degrees for part, degrees in zip(parts, known, strict=True))
     return _known(value, error, sum(parts) ** 2 / spread if spread > 0 else min(known), parts)
 
 
 def _known(value: Tensor, error: Tensor, degrees: float, parts: tuple[float, ...] = ()) -> Estimate:
-    if not math.isfinite(float(error)) or degrees < MIN_DEGREES - 1e-9:
+    if not math.isfinite(float(error)) or degrees < MIN_DEGREES:
         return Estimate(value, torch.full_like(error, math.nan), 0.0)
     return Estimate(value, error, degrees, parts)
 

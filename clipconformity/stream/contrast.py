@@ -42,17 +42,21 @@ class Contrast:
     Attributes:
         evaluated: The evaluated side.
         reference: What it is compared with.
+        sketch: The different rows that the evaluated side keeps, on the CPU.
         overlap: What both share.
     """
 
     evaluated: Moments
     reference: ReferenceSet
+    sketch: Sample
     overlap: Overlap
 
     @classmethod
     def of(cls, evaluated: Moments, reference: ReferenceSet) -> Contrast:
         """Find what both sides share, and put them beside each other."""
-        return cls(evaluated, reference, find_overlap(evaluated, reference))
+        sketch = evaluated.sketch().cpu()
+        grouped = evaluated.grouped and reference.grouped
+        return cls(evaluated, reference, sketch, find_overlap(sketch, reference.sketch, grouped=grouped))
 
     def notes(self, of_one_kind: bool) -> list[str]:
         """Say what to know of these samples, a sentence each.
@@ -84,7 +88,7 @@ class Contrast:
     @cached_property
     def few(self) -> str | None:
         """Whether a side has so few samples, or groups, that intervals and tests may be off by some; None if not."""
-        for side, sample in ((self._mine, self._mine.sketch()), (self.reference.moments, self.reference.sketch)):
+        for side, sample in ((self._mine, self.sketch), (self.reference.moments, self.reference.sketch)):
             if side.grouped:
                 sizes = torch.zeros(len(sample.keys)).index_add_(
                     0, sample.groups.unique(return_inverse=True)[1], sample.copies.float()
@@ -182,7 +186,7 @@ class Contrast:
     @cached_property
     def _own_rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of evaluated rows that are in the reference: bucket, how often, conformity with and without the own row."""
-        own = Sample(*(part[self.overlap.own] for part in self._mine.sketch()))
+        own = Sample(*(part[self.overlap.own] for part in self.sketch))
         bucket, count = bucket_of(own.groups), torch.tensor(self.reference.count).double()
         if self.reference.between is not None and self._mine.grouped:  # the own bucket is left out already
             values = (own.units * self.reference.between[bucket]).sum(1)
@@ -190,6 +194,11 @@ class Contrast:
         else:
             values = own.units @ self.reference.unit_mean
         return bucket, own.copies.double(), values, (count * values - 1) / (count - 1)
+
+    @property
+    def sample(self) -> Sample:
+        """The evaluated rows that are kept, as often as they came."""
+        return self.sketch.expanded(self.evaluated.layout.max_samples)
 
     @property
     def unit_mean(self) -> Tensor:

@@ -147,9 +147,7 @@ class Moments:
         """
         device = self["count"].device
         group = None if groups is None else hash_labels(groups, len(embeddings), device)
-        batch = Moments(
-            self.layout, self.layout.zeros(device)
-        )  # added at the end: an error or an interrupt adds nothing
+        batch = Moments(self.layout, self.layout.zeros(device))  # so that an error or an interrupt adds nothing
         names = batch._hash_ids(ids, len(embeddings), device)
         own = None if ids is None or placed else names
         found = batch._accumulate(embeddings, own if group is None else group, names, keys, group is not None)
@@ -165,10 +163,9 @@ class Moments:
                 for name in SAMPLE:
                     self._list(name).extend(batch._list(name))
                 self.names.update(batch.names)
-        if (
-            self.layout.max_samples
-            and sum(len(keys) for keys in self._list("sample_keys")) >= 2 * self.layout.max_samples
-        ):
+        if not self.layout.max_samples:
+            return
+        if sum(len(keys) for keys in self._list("sample_keys")) >= 2 * self.layout.max_samples:
             self.replace_sample(self.sample())
 
     def _accumulate(
@@ -204,9 +201,7 @@ class Moments:
         values = torch.where(good[:, None], values, 0.0)
         norms = torch.where(good, norms, 1.0)
         if keys is None and (self.layout.max_samples or groups is None):
-            keys = row_keys(values, groups if grouped else None)
-            if groups is not None and not grouped:  # equal rows of different ids are in different buckets
-                keys = mix(keys ^ mix(groups, 4), 5) & NO_KEY
+            keys = row_keys(values, groups)
         keys = None if keys is None else torch.where(good, keys, NO_KEY)
         groups = keys if groups is None else groups
         assert groups is not None

@@ -41,7 +41,7 @@ def redraw(contrast: Contrast, resamples: int, generator: torch.Generator) -> Re
     groups, one row of each is taken, and those are permuted, or flipped where both sides share groups.
     """
     grouped = contrast.evaluated.grouped, contrast.reference.grouped
-    samples = [contrast.evaluated.good_sample().cpu(), contrast.reference.sample]
+    samples = [contrast.sample, contrast.reference.sample]
     few = any(own and len(side.groups.unique()) < FEW_GROUPS for own, side in zip(grouped, samples, strict=True))
     if few:
         samples = [_one_of_each(side) if own else side for own, side in zip(grouped, samples, strict=True)]

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from clipconformity.functional.resampling import seeded
-from clipconformity.stream.moments import BUCKETS, Moments, bucket_of
+from clipconformity.stream.moments import BUCKETS, bucket_of
 from clipconformity.stream.row_sample import Sample
-
-if TYPE_CHECKING:
-    from clipconformity.stream.reference import ReferenceSet
 
 NEAR = 1e-5
 """Two rows are the same sample where their cosine is within this of 1: equal bits do not tell, since an encoder rounds
@@ -64,32 +61,21 @@ class Overlap(NamedTuple):
         return told
 
 
-def find_overlap(evaluated: Moments, reference: ReferenceSet) -> Overlap:
-    """Find what both sides share, as far as their row samples tell.
+def find_overlap(mine: Sample, theirs: Sample, *, grouped: bool) -> Overlap:
+    """Find what evaluated rows share with a reference, as far as the rows tell that both keep.
 
-    Short captions repeat, and two sets of them share rows without one being a copy of the other. What tells a copy is a
-    row that comes once in the reference: a sample of the same kind would hit such with the share of the rows that come
-    twice (Good 1953).
+    Args:
+        mine: Different rows of the evaluated side.
+        theirs: Different rows of the reference.
+        grouped: Whether both have groups, so that pairs inside a bucket are left out already.
     """
-    mine, theirs = evaluated.sketch().cpu(), reference.sketch
-    grouped = evaluated.grouped and reference.grouped
     own = mine.groups.unique() if grouped else mine.groups[:0]
     shared = int(torch.isin(own, theirs.groups).sum())
-    sampled = int(mine.copies.sum())
     first, second = _matches(mine, theirs, grouped)
-    rows, pairs = 0, 0.0
-    weight = (mine.copies[first] * theirs.copies[second]).double()
-    if len(first):
-        often = _occurrences(theirs, grouped)
-        total = float(theirs.copies.sum())
-        alone = first[often[second] == 1].unique()
-        usual = sampled * float(theirs.copies[often == 2].sum()) / total
-        if float(mine.copies[alone].sum()) > usual + 3 * math.sqrt(2 * usual):
-            rows = int(mine.copies[first.unique()].sum())
-            by_chance = float((theirs.copies * (often - 1)).sum()) / (total * max(total - 1, 1.0))
-            pairs = min(max(float(weight.sum()) - sampled * total * by_chance, 0.0), rows)
+    rows, pairs = _beyond_chance(mine, theirs, first, second, grouped) if len(first) else (0, 0.0)
     if not pairs:
-        first, second, weight = first[:0], second[:0], weight[:0]
+        first, second = first[:0], second[:0]
+    weight = (mine.copies[first] * theirs.copies[second]).double()
     weight = weight * (pairs / weight.sum().clamp_min(1.0))
     where = bucket_of(mine.groups[first]), bucket_of(theirs.groups[second])
     without = [pairs - torch.zeros(BUCKETS, dtype=torch.float64).index_add_(0, bucket, weight) for bucket in where]
@@ -97,7 +83,26 @@ def find_overlap(evaluated: Moments, reference: ReferenceSet) -> Overlap:
     both = without[0].index_add(0, where[1][apart], -weight[apart])
     kept = torch.zeros(len(mine.keys), dtype=torch.bool)
     kept[first] = True
+    sampled = int(mine.copies.sum())
     return Overlap(rows, sampled, pairs, (both, without[0], without[1]), kept, shared, len(own))
+
+
+def _beyond_chance(mine: Sample, theirs: Sample, first: Tensor, second: Tensor, grouped: bool) -> tuple[int, float]:
+    """Number of rows, and of pairs, that are equal beyond what sets of one kind have in common.
+
+    Short captions repeat, and two sets of them share rows without one being a copy of the other. What tells a copy is a
+    row that comes once in the reference: a sample of the same kind would hit such with the share of the rows that come
+    twice (Good 1953).
+    """
+    often, total, sampled = _occurrences(theirs, grouped), float(theirs.copies.sum()), float(mine.copies.sum())
+    alone = first[often[second] == 1].unique()
+    usual = sampled * float(theirs.copies[often == 2].sum()) / total
+    if float(mine.copies[alone].sum()) <= usual + 3 * math.sqrt(2 * usual):
+        return 0, 0.0
+    rows = int(mine.copies[first.unique()].sum())
+    by_chance = sampled * float((theirs.copies * (often - 1)).sum()) / max(total - 1, 1.0)
+    found = float((mine.copies[first] * theirs.copies[second]).sum())
+    return rows, min(max(found - by_chance, 0.0), rows)
 
 
 def _occurrences(sample: Sample, apart: bool) -> Tensor:

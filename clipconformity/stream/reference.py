@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,19 +24,10 @@ from clipconformity.functional.resampling import Estimate
 from clipconformity.functional.validation import check_matrix, check_same_dim
 from clipconformity.provenance import UNKNOWN, Identified, Provenance
 from clipconformity.stream.checks import check_stream
-from clipconformity.stream.moments import BUCKETS, Layout, Moments, bucket_of
+from clipconformity.stream.moments import Layout, Moments, bucket_of
 from clipconformity.stream.pairs import own_pairs
 from clipconformity.stream.row_sample import Labels, Sample, check_labels
-
-
-class Spread(NamedTuple):
-    """Standard deviation of a reference's conformity, whole and without each bucket."""
-
-    whole: Tensor
-    fixed: Tensor
-    """Without each bucket, under the mean of all, ``(G,)``."""
-    moving: Tensor
-    """Without each bucket, under the mean that the rest has, ``(G,)``."""
+from clipconformity.stream.spread import Spread, spread_without
 
 
 class ReferenceSet:
@@ -283,32 +274,7 @@ class ReferenceSet:
     @cached_property
     def spread(self) -> Spread:
         """Standard deviation of :attr:`null_conformities`, and what it is without each bucket."""
-        values = self.null_conformities
-        total = len(values)
-        apart = values - values.mean()
-
-        def by_bucket(x: Tensor) -> Tensor:
-            return torch.zeros(BUCKETS, dtype=torch.float64).index_add_(0, self.buckets, x)
-
-        left = total - by_bucket(torch.ones_like(values))
-        first, second = by_bucket(apart), by_bucket(apart.square())
-        fixed = (apart.square().sum() - second - first.square() / left) / (left - 1)
-        return Spread(values.std(), fixed.clamp_min(0).sqrt(), self._spread_without(left))
-
-    def _spread_without(self, left: Tensor) -> Tensor:
-        """Standard deviation of the conformity of the rest to the rest, without each bucket ``(G,)``."""
-        count, sums, own = self.moments["count"], self.moments["unit_sum"], self.buckets
-        towards = (self.units.float() @ sums.T.float()).double()  # (k, G): small beside the whole, which is exact
-        whole = (self.units @ sums.sum(0))[:, None]
-        if self.between is None:
-            values = (whole - towards - 1) / (count.sum() - count - 1)
-        else:
-            values = (whole - towards.gather(1, own[:, None]) - towards) / (count.sum() - count[own][:, None] - count)
-        apart = values - values[0].nan_to_num()  # near their mean: squares of what is left round little
-        inside = own[:, None] == torch.arange(BUCKETS)
-        apart = torch.where(inside, 0.0, apart)
-        variance = (apart.square().sum(0) - apart.sum(0).square() / left) / (left - 1)
-        return variance.clamp_min(0).sqrt()
+        return spread_without(self.null_conformities, self.units, self.buckets, self.moments)
 
     @cached_property
     def grid(self) -> Grid:

@@ -12,8 +12,6 @@ from torch import Tensor
 
 NO_KEY = torch.iinfo(torch.int64).max
 """Key of a row that is bad, behind all others."""
-CONTENT_BITS = 47
-"""Bits of a row's key that tell the rows of one group apart; the other 16 are the group's."""
 Labels: TypeAlias = "Sequence[int] | Sequence[str] | Tensor | np.ndarray"
 """One group or id for each row: whole numbers or strings."""
 
@@ -122,21 +120,13 @@ def mix(x: Tensor, salt: int) -> Tensor:
 
 
 def row_keys(values: Tensor, groups: Tensor | None) -> Tensor:
-    """Give every row a seeded hash in [0, 2^63): of its group first, then of its content, so groups stay whole.
+    """Give every row a seeded hash in [0, 2^63): of its content, and of what it is dealt by where that is another.
 
-    Without groups it is the content's alone: equal rows have equal keys, and are kept once with their number.
-
-    With groups the content has ``CONTENT_BITS`` bits. Different rows of one group must not share a key, for they would
-    be taken for copies: that any two of n do has a chance of n^2 / 2^48, 9e-6 for a group of 50,000. The 16 bits
-    left to the group keep it whole in the order of the keys. Groups that share them, two or so at 100,000 groups, are
-    mixed with each other, and all but those at the sample's edge are still kept or left out whole.
+    Equal rows of one group have equal keys, and are kept once with their number; those of two groups, or of two ids,
+    are two rows. Rows of a large group are kept with the same chance as all others.
     """
     content = _content_hash(values)
-    if groups is None:
-        return content & NO_KEY
-    low = (1 << CONTENT_BITS) - 1
-    # The low bits know the group too: equal rows of two groups that share their 16 bits are no copies of each other.
-    return ((mix(groups, 2) & ~low) | (mix(content ^ mix(groups, 4), 5) & low)) & NO_KEY
+    return (content if groups is None else mix(content ^ mix(groups, 4), 5)) & NO_KEY
 
 
 def _content_hash(values: Tensor) -> Tensor:

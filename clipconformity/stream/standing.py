@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipconformity.functional.density import CELLS, Grid
+from clipconformity.functional.density import CELLS
 from clipconformity.functional.divergence import (
     MIN_SAMPLES,
     Divergences,
@@ -49,7 +49,7 @@ LEAST_VARIANCE = 0.1
 """Share of the usual variance below which a redraw is taken without its counts below 0."""
 HEAVY = 1.0
 """Excess kurtosis above which the tails of a fitted density may be too light."""
-TAILS = "a side has heavy tails, of which the divergence may miss a part"
+TAILS = "conformity has heavy tails, which the KL may understate"
 
 
 class UnderOne(NamedTuple):
@@ -85,7 +85,7 @@ class Standing:
         contrast = stream.contrast("ConformityKL")
         buckets = contrast.histograms
         evaluated = evaluated_side(buckets, moments.grouped)
-        return cls(evaluated, reference_side(reference, reference.grid), buckets, contrast)
+        return cls(evaluated, reference_side(reference), buckets, contrast)
 
     @property
     def against(self) -> ReferenceSet:
@@ -204,9 +204,9 @@ def evaluated_side(histogram: Tensor, grouped: bool) -> Side:
     return Side(counts, total / (design_effect(histogram) if grouped else 1.0))
 
 
-def reference_side(reference: ReferenceSet, grid: Grid) -> Side:
+def reference_side(reference: ReferenceSet) -> Side:
     """Side of a divergence from a reference's row sample."""
-    values = reference.null_conformities
+    values, grid = reference.null_conformities, reference.grid
     effect = 1.0
     if reference.grouped:
         cell = reference.clusters * (CELLS + 2) + grid.locate(values)

@@ -16,6 +16,8 @@ from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.row_sample import Labels
 
 EVALUATED, REAL = "evaluated", "real"
+MAX_SAMPLES = 10_000
+"""Rows kept for what is not additive, unless told otherwise."""
 
 
 class Needs(NamedTuple):
@@ -87,6 +89,22 @@ class Stream:
         self.of_one_kind = False
         self._real: ReferenceSet | None = None  # what the real rows make, and what is compared: until the next update
         self._contrast: Contrast | None = None
+
+    @classmethod
+    def against(
+        cls,
+        reference: ReferenceSet,
+        needs: Needs,
+        *,
+        max_samples: int = MAX_SAMPLES,
+        allow_normalized: bool = False,
+    ) -> Stream:
+        """Open a stream of samples that are compared with a reference; normalised ones where it holds such."""
+        return cls(
+            layouts(reference.embed_dim, needs, reference, max_samples),
+            reference=reference,
+            allow_normalized=allow_normalized or reference.normalized,
+        )
 
     @property
     def evaluated(self) -> Moments:

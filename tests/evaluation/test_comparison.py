@@ -16,7 +16,7 @@ from clipconformity.evaluation import compare, embedding_source, score
 from clipconformity.evaluation.comparison import _differences
 from clipconformity.evaluation.sources import Source, SourceBatch
 from clipconformity.stream.contrast import Contrast
-from clipconformity.stream.stream import Needs, Stream, layouts
+from clipconformity.stream.stream import Needs, Stream
 
 DIM = 16
 
@@ -45,9 +45,7 @@ def compared(reference, *rows, **labels):
 
 def contrast(rows, reference, **labels) -> Contrast:
     """What a score keeps of a run, without the densities that it fits."""
-    stream = Stream(
-        layouts(DIM, Needs(conformity=True, rows=True, reference=True), reference, 10_000), reference=reference
-    )
+    stream = Stream.against(reference, Needs(conformity=True, rows=True, reference=True))
     stream.update(rows, **labels)
     return stream.contrast("test")
 

@@ -252,6 +252,18 @@ def test_a_set_against_itself_by_class_is_not_far_from_itself(data_dir):
     assert float(value["variety_ratio"]) == pytest.approx(1, abs=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning")
+def test_large_groups_leave_all_others_in_the_row_sample(data_dir):
+    """Of the real images by class, 500 rows kept 3 of 7 classes, and the spread ratio to itself was 1.31."""
+    images = torch.load(data_dir / "vitb32-images-1803.pt", weights_only=True)[:, 0]
+    classes = [line.rsplit("/", 2)[-2] for line in (data_dir / "vitb32-images-1803.txt").read_text().split()]
+    reference = cc.ReferenceSet.fit(images, groups=classes, max_samples=500)
+    assert len(reference.sample.groups.unique()) == 7
+    metric = cc.Conformity(reference)
+    metric.update(images, groups=classes)
+    assert float(metric.compute()["spread_ratio"]) == pytest.approx(1, abs=0.1)
+
+
 # --- requirements ----------------------------------------------------------------------------------------------------
 
 

@@ -12,14 +12,14 @@ from helpers import ellipsoid_rows, unit
 import clipconformity as cc
 from clipconformity.stream.moments import bucket_of
 from clipconformity.stream.row_sample import hash_labels
-from clipconformity.stream.stream import Needs, Stream, layouts
+from clipconformity.stream.stream import Needs, Stream
 
 DIM = 12
 NEEDS = Needs(conformity=True, rows=True, reference=True)
 
 
 def contrast(rows, reference, groups=None, ids=None):
-    stream = Stream(layouts(DIM, NEEDS, reference, 10_000), reference=reference)
+    stream = Stream.against(reference, NEEDS)
     stream.update(rows, groups=groups, ids=ids)
     return stream.contrast("test")
 

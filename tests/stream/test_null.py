@@ -14,7 +14,7 @@ import clipconformity as cc
 from clipconformity.functional.two_sample import anderson_darling, tail_probability
 from clipconformity.stream.null import FEW_GROUPS, redraw
 from clipconformity.stream.standing import fittable
-from clipconformity.stream.stream import Needs, Stream, layouts
+from clipconformity.stream.stream import Needs, Stream
 
 DIM = 16
 NEEDS = Needs(conformity=True, rows=True, reference=True)
@@ -29,7 +29,7 @@ def drawn(groups: int, per_group: int, generator: torch.Generator, shift: float 
 
 
 def compared(rows, reference, groups=None):
-    stream = Stream(layouts(DIM, NEEDS, reference, 10_000), reference=reference)
+    stream = Stream.against(reference, NEEDS)
     stream.update(rows, groups=groups)
     return stream.contrast("test")
 

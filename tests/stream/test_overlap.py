@@ -11,14 +11,14 @@ from helpers import brute_conformity, ellipsoid_rows, unit
 
 import clipconformity as cc
 from clipconformity.stream.overlap import NEAR, near_pairs
-from clipconformity.stream.stream import Needs, OverlapWarning, Stream, layouts
+from clipconformity.stream.stream import Needs, OverlapWarning, Stream
 
 DIM = 24
 NEEDS = Needs(conformity=True, rows=True, reference=True)
 
 
 def compared(rows, reference, groups=None, ids=None) -> Stream:
-    stream = Stream(layouts(rows.shape[1], NEEDS, reference, 10_000), reference=reference)
+    stream = Stream.against(reference, NEEDS)
     stream.update(rows, groups=groups, ids=ids)
     return stream
 

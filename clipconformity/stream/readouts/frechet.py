@@ -38,12 +38,19 @@ class FrechetReadOut(ReadOut):
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Give the interval, from what each row of the samples adds; nothing is drawn."""
+        return self._ends(stream, self.read(stream)["frechet"])
+
+    def figures(self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Give all fields; the distance is computed once for them."""
+        found = self.read(stream)
+        return found | self._ends(stream, found["frechet"])
+
+    def _ends(self, stream: Stream, value: Tensor) -> dict[str, Tensor]:
         moments, reference = stream.checked(), stream.needed_reference("FrechetDistance")
-        value = self.read(stream)["frechet"].cpu()
         mine, theirs = (moments.mean.cpu(), moments.covariance.cpu()), (reference.mean, reference.covariance)
         sample = moments.good_sample().cpu()
         estimate = influence_estimate(
-            value,
+            value.cpu(),
             (distance_influence(sample.rows.double(), *mine, *theirs), sample, moments),
             (distance_influence(reference.sample.rows.double(), *theirs, *mine), reference.sample, reference.moments),
         )

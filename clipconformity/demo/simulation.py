@@ -129,7 +129,7 @@ def _runs(root: Path, encoder: BaseEncoder, references: dict[str, ReferenceSet])
         for number, scene in enumerate(scenes):
             draw_scene(scene, seed=10_000 + number).save(folder / f"{number:06d}.png")
         paths = list_images(folder)
-        runs.append(Run(name, title, image_source(paths, encoder, root=folder), references["image"], paths))
+        runs.append(Run(name, title, image_source(paths, encoder), references["image"], paths))
     told = sample_scenes(GENERATED, seed=5)
     (root / "told").mkdir()
     shown = [root / "told" / f"{number:06d}.png" for number in range(len(told))]

@@ -59,8 +59,10 @@ class Verdict(NamedTuple):
     outcome: Outcome
     effect: float
     """How far: standard deviations of the reference, or a ratio."""
-    interval: Interval | None = None
-    margin: float | None = None
+    interval: Interval | None
+    """95% interval of the effect; None where it cannot be had."""
+    margin: float
+    """Difference that does not matter: standard deviations of the reference, or a share."""
     needed: int | None = None
     """Samples at which a true difference of zero would be ``same`` in 80% of cases; of an undecided verdict."""
     reason: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -139,7 +140,7 @@ def check_source(source: object) -> None:
 class _ImageBatches(Dataset[tuple[dict[str, Tensor], list[str], list[tuple[str, str]]]]):
     """Batches of files, decoded and preprocessed: inputs, names, and the files that could not be read."""
 
-    def __init__(self, paths: Sequence[Path], encoder: BaseEncoder, root: Path | None, batch_size: int) -> None:
+    def __init__(self, paths: Sequence[Path], encoder: BaseEncoder, root: Path, batch_size: int) -> None:
         self.paths, self.root, self.batch_size = paths, root, batch_size
         self.preprocess = encoder.preprocess_images
 
@@ -149,7 +150,7 @@ class _ImageBatches(Dataset[tuple[dict[str, Tensor], list[str], list[tuple[str, 
     def __getitem__(self, number: int) -> tuple[dict[str, Tensor], list[str], list[tuple[str, str]]]:
         inputs, ids, failed = [], [], []
         for path in self.paths[number * self.batch_size : (number + 1) * self.batch_size]:
-            name = str(path if self.root is None else path.relative_to(self.root))
+            name = str(path.relative_to(self.root))
             try:
                 inputs.append(self.preprocess([open_image(path)]))  # one at a time: decoded images are large
                 ids.append(name)
@@ -173,7 +174,8 @@ def image_source(
     Args:
         paths: The files, in order.
         encoder: Turns them into embeddings.
-        root: Folder that ids are relative to.
+        root: Folder that ids are relative to; by default the one that all of the files are in, so that the same images
+            have the same ids wherever they lie.
         batch_size: Images encoded at once.
         workers: Processes that decode and resize ahead of the model; 0 does it in this one.
         skip_errors: Leave out files that cannot be read and list them in ``skipped``, instead of raising.
@@ -185,7 +187,7 @@ def image_source(
     paths = _listed(paths)
     skipped: list[dict[str, str]] = []
     loader = DataLoader(
-        _ImageBatches(paths, encoder, root, batch_size),
+        _ImageBatches(paths, encoder, _common_folder(paths) if root is None else root, batch_size),
         batch_size=None,
         num_workers=workers,
         pin_memory=encoder.device.type == "cuda",
@@ -200,6 +202,11 @@ def image_source(
                 yield SourceBatch(encoder.project_image(inputs), ids)
 
     return Source(batches(), len(paths), Provenance.of(encoder, "image"), skipped=skipped, folder=folder)
+
+
+def _common_folder(paths: Sequence[Path]) -> Path:
+    """Give the folder that all files are in."""
+    return Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
 
 
 def caption_source(captions: Captions, encoder: BaseEncoder, *, batch_size: int = 256) -> Source:

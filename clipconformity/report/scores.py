@@ -16,8 +16,6 @@ from clipconformity.stream.reference import ReferenceSet
 
 THUMBNAILS = 48
 """Most samples in the galleries of a report, all runs together."""
-LEAST_P = 0.001
-"""The smallest p-value of a thousand redraws."""
 MOST_EACH = 12
 """Most samples at either end of a run's gallery."""
 
@@ -110,12 +108,17 @@ def _verdict(run: Run) -> str:
 
 
 def _sentence(score: Score, name: str) -> str:
+    """A verdict in words, then its effect, interval and margin."""
     words = score.sentences["typical" if name == "typicality" else "varied"].removeprefix(f"{name}: ")
-    verdict, unit = score.verdicts[name], " std" if name == "typicality" else " of its variety"
-    told = f"{words[:1].upper()}{words[1:]}: {number(verdict.effect)}{unit}"
-    if verdict.interval is None:
-        return f"{told}."
-    return f"{told} ({between(*verdict.interval)}; what does not matter: {verdict.margin:g})."
+    verdict = score.verdicts[name]
+    if name == "typicality":
+        told, allowed = f"shift {verdict.effect:+.2f} standard deviations", f"{verdict.margin}"
+    else:
+        told, allowed = f"variety {verdict.effect:.2f} times the reference's", f"{verdict.margin:.0%}"
+    if verdict.interval is not None:
+        low, high = verdict.interval
+        told += f" ({low:.2f} to {high:.2f}); {allowed} either way does not matter"
+    return f"{words[:1].upper()}{words[1:]}: {told}."
 
 
 def _distributions(score: Score) -> str:
@@ -123,11 +126,8 @@ def _distributions(score: Score) -> str:
     kl = f"KL of conformity {_kl(score)} nats"
     if score.kl_interval is None or score.noise_floor is None or score.p_value is None:
         return f"{kl}; {score.figures['conformity_kl'].reason}, so no interval and no test."
-    least = " or less" if score.p_value <= LEAST_P else ""
     floor = f"noise floor {number(score.noise_floor)}"
-    return (
-        f"Test of equal distributions: p = {score.p_value:.3g}{least}. {kl} ({between(*score.kl_interval)}), {floor}."
-    )
+    return f"Test of equal distributions: p = {score.p_value:.3g}. {kl} ({between(*score.kl_interval)}), {floor}."
 
 
 def _kl(score: Score) -> str:

@@ -105,7 +105,10 @@ def test_the_verdict_stands_first_and_in_words(tmp_path, rows, reference):
     answers = page.said("dd")[:2]
     assert answers[0].lower().startswith(result.sentences["typical"][:4].lower())
     assert answers[1].lower().startswith(result.sentences["varied"].removeprefix("variety: "))
-    assert f"{result.variety_ratio:.4g} of its variety" in answers[1]
+    low, high = result.figures["variety_ratio"].interval
+    assert (
+        f"variety {result.variety_ratio:.2f} times the reference's ({low:.2f} to {high:.2f}); 5% either" in answers[1]
+    )
 
 
 def test_the_test_and_the_divergence_are_a_line_under_the_verdict(tmp_path, rows, reference):

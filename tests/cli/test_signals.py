@@ -17,8 +17,10 @@ from clipconformity.cli.signals import ending
 STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 # A command that is held while its output is half written.
 HELD = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # nohup, or a shell in the background, may have them ignored
+    signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 from clipconformity.cli import main
 from clipconformity.data import embeddings
 write = embeddings.write_tensors

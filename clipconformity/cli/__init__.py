@@ -250,7 +250,8 @@ def _add_overwrite(parser: Parser) -> None:
 def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
-    source.add_argument("--captions", type=Path, metavar="FILE", help="text lines, COCO annotations or COCO results")
+    source.add_argument("--captions", type=Path, metavar="FILE", help="captions: .txt, .json, .jsonl, .csv or .tsv")
+    parser.add_argument("--column", metavar="NAME", help="key or column of --captions that holds the captions")
     if embeddings:
         source.add_argument("--embeddings", type=Path, nargs="+", metavar="FILE", help=f"raw embeddings: {suffixes()}")
         parser.add_argument("--modality", choices=("image", "text"), help="what the embeddings are of")

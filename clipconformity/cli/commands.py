@@ -200,7 +200,7 @@ def _report(options: argparse.Namespace, path: Path, result: Score) -> None:
     images = captions = None
     if not options.no_images:
         images = {name: options.images / name for name in result.ids} if options.images else None
-        captions = read_captions(options.captions).texts if options.captions else None
+        captions = read_captions(options.captions, options.column).texts if options.captions else None
     run = Run(given.name or str(given), result, images, captions)
     write_report(path, [run], command=options.line, thumbnails=0 if options.no_images else THUMBNAILS)
 

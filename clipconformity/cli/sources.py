@@ -64,7 +64,7 @@ def open_source(
     from clipconformity.data.files import refuse_same
     from clipconformity.evaluation import caption_source, embedding_source
 
-    _check_numbers(options)
+    _check_options(options)
     for name in COCO_OPTIONS:
         if getattr(options, name, None) is not None:
             raise ValueError(f"{_flag(name)}: goes with --coco; leave it out.")
@@ -89,7 +89,9 @@ def open_source(
             return images_from(0)
         told = [_told(path, options.images) for path in folder.paths]
         return parts.source(encoder, told, (kind, options.batch_size, options.on_error), images_from)
-    captions = read_captions(options.captions)
+    captions = read_captions(options.captions, options.column)
+    if captions.remark:
+        warnings.warn(captions.remark, stacklevel=2)
     encoder = _encoder(options, reference_encoder)
 
     def captions_from(start: int) -> Source:
@@ -129,7 +131,7 @@ def open_coco(options: argparse.Namespace) -> CocoSources:
     from clipconformity.data import read_coco
     from clipconformity.evaluation import caption_source
 
-    _check_numbers(options)
+    _check_options(options)
     if options.modality is not None:
         raise ValueError("--modality: --coco builds the references of both; leave it out.")
     per_image = options.per_image or "1"
@@ -152,11 +154,13 @@ def open_coco(options: argparse.Namespace) -> CocoSources:
     )
 
 
-def _check_numbers(options: argparse.Namespace) -> None:
+def _check_options(options: argparse.Namespace) -> None:
     for name, least in (("batch_size", 1), ("workers", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise ValueError(f"{_flag(name)}: expected at least {least}, got {value}.")
+    if options.column is not None and not options.captions:
+        raise ValueError("--column: goes with --captions; leave it out.")
 
 
 def _named(spec: str | None) -> str:

@@ -1,13 +1,33 @@
-"""Caption files: text lines, COCO annotations, COCO results."""
+"""Caption files: lines of text, tables, JSON in the forms in which people have captions."""
 
 from __future__ import annotations
 
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
 from clipconformity.data.limits import check_limit
-from clipconformity.data.untrusted import check_all_words, check_id, check_input, read_json, read_text, shown
+from clipconformity.data.untrusted import (
+    check_all_words,
+    check_id,
+    check_input,
+    read_json,
+    read_json_lines,
+    read_text,
+    shown,
+)
+
+ImageId = int | str
+FORMATS = {".txt": "one a line", ".json": "", ".jsonl": "one a line", ".csv": "with a header", ".tsv": "with a header"}
+IMAGE_KEYS = ("image_id", "image", "image_name", "file_name", "filename", "image_path", "file_path")
+"""Under which an entry names its image: the first of them that is there."""
+TEXT_KEYS = ("caption", "text", "prediction", "captions")
+"""Under which an entry has its caption, or a list of captions: the first of them that is there."""
+_COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 
 
 @dataclass(frozen=True)
@@ -16,20 +36,49 @@ class Captions:
 
     Attributes:
         texts: The captions.
-        ids: A name for each: annotation id, image id, or line number.
-        groups: The image id of each, or None where every image has one.
+        ids: A name for each: annotation id, image id, or number of the line or entry.
+        groups: The image id of each, or None where the file names no images.
+        remark: What a reader should know of how the file was read; empty where there was one way only.
     """
 
     texts: list[str]
     ids: list[str]
     groups: list[int] | list[str] | None = None
+    remark: str = ""
+
+    @classmethod
+    def of_images(cls, images: Sequence[ImageId], texts: Sequence[str]) -> Captions:
+        """Give each of the images its caption."""
+        groups: Any = list(images)
+        return cls(list(texts), [str(image) for image in images], groups)
 
 
-def read_captions(path: Path | str) -> Captions:
-    """Read captions from a ``.txt`` file (one a line, blank lines left out), or a ``.json`` file.
+class _Entry(NamedTuple):
+    """An entry of a file."""
 
-    JSON may be a list of strings, COCO results ``[{"image_id", "caption"}]``, or COCO annotations
-    ``{"annotations": [{"id", "image_id", "caption"}]}``.
+    where: str
+    """Its place, as errors say it."""
+    number: int
+    """What it is called where it has no name: from 1."""
+    value: Any
+
+
+def read_captions(path: Path | str, column: str | None = None) -> Captions:
+    """Read captions from a file, in the forms that people have them in.
+
+    - ``.txt``: one caption a line, blank lines left out.
+    - ``.json``: a list of strings; a list of entries; ``{"annotations": [entries]}``, as MS-COCO has it; or a map from
+      the names of images to a caption, or a list of captions, each.
+    - ``.jsonl``: a string or an entry in each line.
+    - ``.csv`` and ``.tsv``: a header, then an entry in each line.
+
+    An entry names its image under one of :data:`IMAGE_KEYS`, and has its caption, or a list of captions, under one of
+    :data:`TEXT_KEYS`: ``{"image_id": 1, "caption": "a dog"}``, ``{"image": "dog.png", "text": "a dog"}``. Without an
+    image it is called by its number. The name of a file of MS-COCO counts as its image id.
+
+    Args:
+        path: The file.
+        column: The key or column that holds the captions, where it is another, or there are several.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -38,66 +87,146 @@ def read_captions(path: Path | str) -> Captions:
             place.
     """
     path = Path(path)
-    what = "file of captions"
-    if path.suffix.lower() == ".json":
-        captions = _from_json(path, read_json(path, what))
-    elif path.suffix.lower() == ".txt":
-        captions = _from_lines(path, read_text(path, what))
-    else:
+    what, suffix = "file of captions", path.suffix.lower()
+    if suffix not in FORMATS:
         check_input(path, what)
-        raise ValueError(f"{path}: expected captions in a .txt file, one a line, or a .json file.")
+        known = ", ".join(f"{name} ({how})" if how else name for name, how in FORMATS.items())
+        raise ValueError(f"{path}: expected a file of captions whose name ends in {known}.")
+    if suffix == ".txt":
+        if column is not None:
+            raise ValueError(f"{path}: a text file has no column {column!r}.")
+        lines = read_text(path, what).split("\n")
+        entries = [_Entry(f"line {n}", n, line) for n, line in enumerate(lines, start=1) if line.strip()]
+    elif suffix == ".jsonl":
+        entries = [_Entry(f"line {n}", n, value) for n, value in read_json_lines(path, what)]
+    elif suffix == ".json":
+        entries = list(_listed(path, read_json(path, what)))
+    else:
+        entries = list(_rows(path, read_text(path, what), "," if suffix == ".csv" else "\t"))
+    check_limit(path, "rows", len(entries))
+    captions = _plain(path, entries, column) if entries and isinstance(entries[0].value, str) else None
+    captions = captions or _named(path, entries, column)
     if not captions.texts:
         raise ValueError(f"{path}: holds no captions.")
     return captions
 
 
-def _from_lines(path: Path, text: str) -> Captions:
-    check_limit(path, "rows", text.count("\n"))
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    check_all_words([line for _, line in lines], lambda row: f"{path}: line {lines[row][0]}")
-    return Captions([line for _, line in lines], [str(number) for number, _ in lines])
+def coco_number(stem: str) -> int | None:
+    """Image id in the name of a file of MS-COCO, without suffix; None in another."""
+    match = _COCO_NAME.fullmatch(stem)
+    return int(match[1]) if match else None
 
 
-def _from_json(path: Path, content: Any) -> Captions:
-    if isinstance(content, dict):
-        if not isinstance(content.get("annotations"), list):
-            raise ValueError(
-                f"{path}: expected COCO annotations with a list 'annotations', got the keys "
-                f"{', '.join(map(shown, sorted(content)[:8])) or 'none'}."
-            )
+def _listed(path: Path, content: Any) -> Iterator[_Entry]:
+    """Find the entries of a JSON file."""
+    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         content = content["annotations"]
+    if isinstance(content, dict) and content and all(map(_is_said, content.values())):
+        content = [{"image": name, "caption": said} for name, said in content.items()]
+    if isinstance(content, dict):
+        raise ValueError(
+            f"{path}: expected a list of captions, COCO annotations with a list 'annotations', or a map from images to "
+            f"captions, got the keys {', '.join(map(shown, list(content)[:8])) or 'none'}."
+        )
     if not isinstance(content, list):
         raise ValueError(f"{path}: expected a list of captions, got {type(content).__name__}.")
-    check_limit(path, "rows", len(content))
-    if all(isinstance(entry, str) for entry in content):
-        said = [_caption(path, number, number + 1, entry) for number, entry in enumerate(content)]
-        check_all_words(said, lambda number: f"{path}: entry {number}")
-        return Captions(said, [str(number) for number in range(1, len(said) + 1)])
-    entries = [_entry(path, number, entry) for number, entry in enumerate(content)]
-    check_all_words([caption for _, _, caption in entries], lambda number: f"{path}: entry {number}")
-    images = [image for _, image, _ in entries]
+    for number, value in enumerate(content):
+        yield _Entry(f"entry {number}", number + 1, value)
+
+
+def _is_said(value: object) -> bool:
+    """Whether it is a caption, or a list of captions."""
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+
+
+def _rows(path: Path, text: str, delimiter: str) -> Iterator[_Entry]:
+    """Find the rows of a table, under the names in its header."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="", strict=True)
+    try:
+        names = reader.fieldnames or []
+        if len(set(names)) < len(names):
+            raise ValueError(f"{path}: line 1: two columns have one name: {', '.join(map(shown, names[:8]))}.")
+        for number, row in enumerate(reader, start=1):
+            if None in row.values() or "" in row:
+                raise ValueError(f"{path}: line {reader.line_num}: expected {len(names)} columns, as in the header.")
+            yield _Entry(f"line {reader.line_num}", number, row)
+    except csv.Error as error:
+        raise ValueError(f"{path}: broken table after line {reader.line_num}: {error}.") from None
+
+
+def _plain(path: Path, entries: Sequence[_Entry], column: str | None) -> Captions:
+    """Read entries that are captions."""
+    if column is not None:
+        raise ValueError(f"{path}: holds captions alone, and no column {column!r}.")
+    texts = [_caption(path, one.where, one.value) for one in entries]
+    check_all_words(texts, lambda number: f"{path}: {entries[number].where}")
+    return Captions(texts, [str(one.number) for one in entries])
+
+
+def _named(path: Path, entries: Sequence[_Entry], column: str | None) -> Captions:
+    """Read entries with keys, those of the first one."""
+    if not entries:
+        return Captions([], [])
+    image_key, text_key, remark = _keys(path, entries[0], column)
+    images: list[ImageId] = []
+    texts, ids, places = [], [], []
+    for entry in entries:
+        value = entry.value
+        if not isinstance(value, dict) or text_key not in value or not (image_key is None or image_key in value):
+            wanted = " and ".join(key for key in (image_key, text_key) if key)
+            got = shown(sorted(value)) if isinstance(value, dict) else type(value).__name__
+            raise ValueError(f"{path}: {entry.where}: expected keys {wanted}, got {got}.")
+        image = entry.number if image_key is None else _image(path, entry, value[image_key], image_key)
+        said = value[text_key]
+        several = said if isinstance(said, list) else [said]
+        name = check_id(f"{path}: {entry.where}", value.get("id", image))
+        for number, one in enumerate(several, start=1):
+            texts.append(_caption(path, entry.where, one, image))
+            images.append(image)
+            ids.append(f"{name}#{number}" if isinstance(said, list) else str(name))
+            places.append(entry.where)
+    check_all_words(texts, lambda number: f"{path}: {places[number]}")
     mixed = next((number for number, image in enumerate(images) if type(image) is not type(images[0])), None)
     if mixed is not None:
         raise ValueError(
-            f"{path}: entry {mixed}: its image_id is {shown(images[mixed])} and that of entry 0 {shown(images[0])}; "
-            "expected whole numbers or strings throughout."
+            f"{path}: {places[mixed]}: its {image_key} is {shown(images[mixed])} and that of {places[0]} "
+            f"{shown(images[0])}; expected whole numbers or strings throughout."
         )
-    groups: Any = images if len(set(images)) < len(images) else None
-    return Captions([caption for _, _, caption in entries], [name for name, _, _ in entries], groups)
+    if all(isinstance(image, str) and image.isdecimal() and len(image) < 19 for image in images):  # as a table has them
+        images = [int(image) for image in images]
+    groups: Any = None if image_key is None else images
+    return Captions(texts, ids, groups, remark)
 
 
-def _entry(path: Path, number: int, entry: Any) -> tuple[str, int | str, str]:
-    if not isinstance(entry, dict) or not {"image_id", "caption"} <= set(entry):
-        got = shown(sorted(entry)) if isinstance(entry, dict) else type(entry).__name__
-        raise ValueError(f"{path}: entry {number}: expected keys image_id and caption, got {got}.")
-    image = check_id(path, number, entry["image_id"])
-    name = check_id(path, number, entry.get("id", image))
-    return str(name), image, _caption(path, number, image, entry["caption"])
-
-
-def _caption(path: Path, number: int, image: object, caption: object) -> str:
-    if not isinstance(caption, str) or not caption.strip():
+def _keys(path: Path, first: _Entry, column: str | None) -> tuple[str | None, str, str]:
+    """Find under which keys entries have their image and their caption, and say so where it is not plain."""
+    there = list(first.value) if isinstance(first.value, dict) else []
+    image = next((key for key in IMAGE_KEYS if key in there), None)
+    said = [key for key in TEXT_KEYS if key in there and key != image]
+    if column is not None and column not in there:
+        raise ValueError(f"{path}: {first.where}: expected a key {column!r}, got {shown(sorted(there))}.")
+    if column is None and not said:
+        got = shown(sorted(there)) if isinstance(first.value, dict) else type(first.value).__name__
         raise ValueError(
-            f"{path}: entry {number} (image_id {shown(image)}): expected a caption in words, got {shown(caption)}."
+            f"{path}: {first.where}: expected keys image_id and caption, or for the caption one of "
+            f"{', '.join(TEXT_KEYS[1:])}, got {got}; name another with --column."
         )
+    text = column or said[0]
+    others = [key for key in said if key != text]
+    remark = f"{path}: captions are read from {text!r}; {', '.join(map(repr, others))} can be had with --column."
+    return image, text, remark if others and column is None else ""
+
+
+def _image(path: Path, entry: _Entry, name: object, key: str) -> ImageId:
+    image = check_id(f"{path}: {entry.where}", name)
+    if isinstance(image, str) and key != "image_id":
+        number = coco_number(PurePath(image).stem)
+        return image if number is None else number
+    return image
+
+
+def _caption(path: Path, where: str, caption: object, image: object = None) -> str:
+    if not isinstance(caption, str) or not caption.strip():
+        of = "" if image is None else f" (image_id {shown(image)})"
+        raise ValueError(f"{path}: {where}{of}: expected a caption in words, got {shown(caption)}.")
     return caption.strip()

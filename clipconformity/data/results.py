@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-from clipconformity.data.captions import Captions
+from clipconformity.data.captions import Captions, ImageId, coco_number
 from clipconformity.data.files import check_outputs, replacing
 from clipconformity.data.limits import check_limit
 from clipconformity.data.strict_json import to_json
 from clipconformity.data.untrusted import check_all_words, check_id, read_json, shown
-
-ImageId = int | str
-_COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 
 
 def coco_image_id(path: Path | str) -> ImageId:
@@ -25,8 +21,8 @@ def coco_image_id(path: Path | str) -> ImageId:
         (391895, 139, 'dog')
     """
     stem = Path(path).stem
-    match = _COCO_NAME.fullmatch(stem)
-    return int(match[1]) if match else stem
+    number = coco_number(stem)
+    return stem if number is None else number
 
 
 def write_results(path: Path | str, image_ids: Sequence[ImageId], captions: Sequence[str]) -> None:
@@ -93,7 +89,7 @@ def read_results(
         if missing and on_missing == "raise":
             raise ValueError(f"{path}: {len(missing)} of {len(wanted)} images have no caption: {first_few(missing)}.")
         names = [name for name in image_ids if name in texts]
-    return Captions([texts[name] for name in names], [str(name) for name in names])
+    return Captions.of_images(names, [texts[name] for name in names])
 
 
 def merge_results(paths: Sequence[Path | str], output: Path | str) -> Captions:
@@ -124,7 +120,7 @@ def result_entries(path: Path) -> list[tuple[ImageId, str]]:
         name, text = (entry.get("image_id"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
         if not _is_id(name) or not isinstance(text, str) or not text.strip():
             raise ValueError(f"{path}: entry {number}: expected image_id and a caption in words, got {shown(entry)}.")
-        entries.append((check_id(path, number, name), text.strip()))
+        entries.append((check_id(f"{path}: entry {number}", name), text.strip()))
     check_all_words([text for _, text in entries], lambda number: f"{path}: entry {number}")
     return entries
 

@@ -82,12 +82,35 @@ def read_json(path: Path, what: str) -> Any:
         OSError: If it is not there or is no regular file.
         ValueError: If it is broken or over a limit.
     """
+    return _parsed(_bounded(path, what), path, what)
+
+
+def read_json_lines(path: Path, what: str) -> list[tuple[int, Any]]:
+    """Read the JSON value of each line of a file, with the bounds of :func:`read_json`.
+
+    Returns:
+        Number, from 1, and value of every line that is not blank.
+
+    Raises:
+        OSError: If it is not there or is no regular file.
+        ValueError: If it is broken or over a limit; names the line.
+    """
+    lines = enumerate(_bounded(path, what).split("\n"), start=1)
+    return [(number, _parsed(line, path, what, number)) for number, line in lines if line.strip()]
+
+
+def _bounded(path: Path, what: str) -> str:
     text = read_text(path, what)
     check_limit(path, "json_values", sum(map(text.count, "[{,")))
+    return text
+
+
+def _parsed(text: str, path: Path, what: str, first: int = 1) -> Any:
+    """Parse JSON that begins in a line of a file."""
     try:
         return json.loads(text, parse_constant=_refuse)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: broken JSON at line {error.lineno}: {error.msg}.") from None
+        raise ValueError(f"{path}: broken JSON at line {first + error.lineno - 1}: {error.msg}.") from None
     except ValueError as error:  # a number of too many digits
         raise ValueError(f"{path}: broken JSON: {str(error).partition(';')[0]}.") from None
     except RecursionError:
@@ -126,30 +149,21 @@ def check_all_words(texts: Sequence[str], where: Callable[[int], object]) -> Non
             check_words(where(number), text)
 
 
-def check_id(path: Path, number: int, name: object) -> int | str:
+def check_id(where: object, name: object) -> int | str:
     """Refuse an id that is neither a whole number nor a string.
 
     Args:
-        path: The file.
-        number: Of the entry.
+        where: Its place: file and entry.
         name: The id.
 
     Raises:
         ValueError: If it is neither, is too large, or holds a character that is none.
     """
     if isinstance(name, str):
-        return (
-            name if len(name) < 100 and name.isascii() and name.isprintable() else check_words(_at(path, number), name)
-        )
+        return name if len(name) < 100 and name.isascii() and name.isprintable() else check_words(where, name)
     if not isinstance(name, int) or isinstance(name, bool) or not -WHOLE <= name < WHOLE:
-        raise ValueError(
-            f"{_at(path, number)}: expected a whole number of at most 64 bits or a string as id, got {shown(name)}."
-        )
+        raise ValueError(f"{where}: expected a whole number of at most 64 bits or a string as id, got {shown(name)}.")
     return name
-
-
-def _at(path: Path, number: int) -> str:
-    return f"{path}: entry {number}"
 
 
 def check_unpickling(path: Path, version: str | None = None) -> None:

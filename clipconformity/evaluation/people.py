@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipconformity.data.results import ImageId
+from clipconformity.data.captions import ImageId
 from clipconformity.functional.resampling import student_quantile
 from clipconformity.stream.readouts.conformity import ConformityReadOut
 from clipconformity.stream.readouts.conformity_kl import ConformityKLReadOut

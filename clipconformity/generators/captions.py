@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from clipconformity.data import Captions, write_results
+from clipconformity.data.captions import ImageId
 from clipconformity.data.files import check_output, replacing
 from clipconformity.data.images import open_image
 from clipconformity.data.locks import one_at_a_time
 from clipconformity.data.results import (
-    ImageId,
     coco_image_id,
     first_few,
     listed_ids,
@@ -202,7 +202,7 @@ def _run(
             "Leave them out with on_empty='skip'."
         )
     kept = [name for name, _ in share if done[name]]
-    captions = Captions([done[name] for name in kept], [str(name) for name in kept])
+    captions = Captions.of_images(kept, [done[name] for name in kept])
     write_results(target, kept, captions.texts)
     if not empty:  # else it goes on to say which were empty
         partial.unlink()

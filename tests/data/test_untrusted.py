@@ -117,7 +117,7 @@ def test_ids_of_other_types_are_told_with_their_place(ids, message, tmp_path):
         ('[{"image_id": NaN, "caption": "a"}]', "broken JSON: NaN is no number in JSON"),
         ('[{"image_id": 1, "caption": Infinity}]', "broken JSON: Infinity is no number in JSON"),
         ('[{"image_id": 1, "caption": ' + "[" * 400 + "]" * 400 + "}]", "expected a caption in words"),
-        ("{" + '"k": ' * 1 + "1}", "expected COCO annotations with a list 'annotations'"),
+        ("{" + '"k": ' * 1 + "1}", "COCO annotations with a list 'annotations'"),
     ],
 )
 def test_json_that_is_none_is_told_in_one_short_line(text, message, tmp_path):

@@ -30,7 +30,7 @@ class VendiReadOut(ReadOut):
     """Effective number of different samples, beside that of the reference and at the same N."""
 
     name = "vendi"
-    needs = Needs(rows=True, unit_second_moment=True)
+    needs = Needs(rows=True, unit_second_moment=True, reference=True)
     value = "vendi"
     fields = (
         *(

@@ -360,7 +360,13 @@ class Moments:
         """Give the stream as seen from a reference: itself if it was accumulated so, else its row sample."""
         if self.layout.direction is not None:
             return self
-        sample = self.good_sample()
+        return self._again(layout, self.good_sample())
+
+    def of_rows(self, sample: Sample) -> Moments:
+        """Give the stream that some of the sampled rows alone would have made."""
+        return self._again(self.layout, sample)
+
+    def _again(self, layout: Layout, sample: Sample) -> Moments:
         view = Moments(layout, layout.zeros(sample.rows.device))
         view._accumulate(sample.rows.double(), sample.groups, sample.ids, sample.keys, self.grouped)
         return view

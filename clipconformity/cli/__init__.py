@@ -186,6 +186,7 @@ def _parser() -> Parser:
     _add_source(score)
     score.add_argument("--reference", type=Path, required=True, help="file of `clipconformity reference`")
     score.add_argument("--per-sample", type=Path, metavar="FILE.csv", help="write id, conformity, norm and rank")
+    score.add_argument("--curve", type=Path, metavar="FILE.csv", help="write every figure over the number of samples")
     score.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots and a gallery")
     score.add_argument(
         "--no-images", action="store_true", help="leave the gallery out of the report: no image, prompt or caption"

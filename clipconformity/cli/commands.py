@@ -124,11 +124,12 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     """Score samples against a reference."""
     from clipconformity.data.files import Publication
     from clipconformity.data.limits import check_limit
-    from clipconformity.evaluation import score, write_per_sample
+    from clipconformity.evaluation import sample_size_curve, score, write_curve, write_per_sample
     from clipconformity.evaluation.scoring import choose
     from clipconformity.stream.reference import ReferenceSet
 
-    outputs.check(options, [("--per-sample", options.per_sample), ("--report", options.report)])
+    written = ("--per-sample", options.per_sample), ("--curve", options.curve), ("--report", options.report)
+    outputs.check(options, written)
     if options.no_images and options.report is None:
         raise ValueError("--no-images: goes with --report; leave it out.")
     if options.resamples < 1:
@@ -148,9 +149,11 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
         margins=margins,
         allow_normalized=options.allow_normalized,
     )
-    with Publication(overwrite=options.overwrite) as files:  # both files or none
+    with Publication(overwrite=options.overwrite) as files:  # all files or none
         if options.per_sample is not None:
             write_per_sample(files.add(options.per_sample), result)
+        if options.curve is not None:
+            write_curve(files.add(options.curve), sample_size_curve(result))
         if options.report is not None:
             _report(options, files.add(options.report), result)
     given = {

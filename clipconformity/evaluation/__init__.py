@@ -3,6 +3,7 @@
 from clipconformity.evaluation.comparison import Comparison, Difference, compare
 from clipconformity.evaluation.people import HumanSpread, human_spread
 from clipconformity.evaluation.results import Figure, Score, Verdict
+from clipconformity.evaluation.sample_size import SizePoint, decided_at, sample_size_curve, write_curve
 from clipconformity.evaluation.scoring import metric_names, score, write_per_sample
 from clipconformity.evaluation.sources import (
     Source,
@@ -19,16 +20,20 @@ __all__ = [
     "Figure",
     "HumanSpread",
     "Score",
+    "SizePoint",
     "Source",
     "SourceBatch",
     "Verdict",
     "build_reference",
     "caption_source",
     "compare",
+    "decided_at",
     "embedding_source",
     "human_spread",
     "image_source",
     "metric_names",
+    "sample_size_curve",
     "score",
+    "write_curve",
     "write_per_sample",
 ]

@@ -9,15 +9,17 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from clipconformity.data.files import replacing
-from clipconformity.evaluation.results import Figure, Score, checked_margins, judge, to_figures
+from clipconformity.evaluation.results import Figure, Score, Verdict, checked_margins, judge, to_figures
 from clipconformity.evaluation.sources import Source, check_source
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import effective_number
+from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.readouts import ReadOut, failed_read_outs, read_outs
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
@@ -62,6 +64,42 @@ def score(
     stream = Stream.against(reference, needs, allow_normalized=allow_normalized)
     stream.of_one_kind = None not in (source.provenance.modality, reference.modality)
     ids, norms, conformities = _stream_in(source, stream)
+    found = read_figures(chosen, stream, resamples, margins)
+    origin = {"encoder": source.provenance.spec or reference.spec, "modality": source.provenance.modality}
+    return Score(
+        found.figures,
+        found.verdicts,
+        count=int(stream.evaluated.total),
+        ids=ids,
+        conformities=conformities,
+        norms=norms,
+        reference=reference,
+        exact=stream.exact and reference.exact,
+        kl_is_lower_bound=found.kl_is_lower_bound,
+        measured=origin | {"remarks": remarks},
+        remarks=source.remarks,
+        notes=[note for one in chosen for note in one.notes(stream)],
+        contrast=found.contrast,
+    )
+
+
+class Read(NamedTuple):
+    """What is read out of a stream."""
+
+    figures: dict[str, Figure]
+    verdicts: dict[str, Verdict]
+    kl_is_lower_bound: bool
+    contrast: Contrast
+
+
+def read_figures(
+    chosen: Sequence[ReadOut], stream: Stream, resamples: int, margins: Mapping[str, float] | None = None
+) -> Read:
+    """Read figures and verdicts out of a stream; the core is among the read-outs.
+
+    Raises:
+        ValueError: As :func:`score`.
+    """
     values, lower_bound = _read(chosen, stream, resamples)
     contrast = stream.contrast("score")
     verdicts = judge(contrast, margins)
@@ -69,27 +107,18 @@ def score(
     figures: dict[str, Figure] = {}
     for one in chosen:
         figures |= to_figures(one.fields, values, degrees, contrast.unknown)
-    origin = {"encoder": source.provenance.spec or reference.spec, "modality": source.provenance.modality}
-    return Score(
-        figures,
-        verdicts,
-        count=int(stream.evaluated.total),
-        ids=ids,
-        conformities=conformities,
-        norms=norms,
-        reference=reference,
-        exact=stream.exact and reference.exact,
-        kl_is_lower_bound=lower_bound,
-        measured=origin | {"remarks": remarks},
-        remarks=source.remarks,
-        notes=[note for one in chosen for note in one.notes(stream)],
-        contrast=contrast,
-    )
+    return Read(figures, verdicts, lower_bound, contrast)
 
 
 def metric_names() -> list[str]:
     """Names that ``score`` takes as metrics beside ``"all"``."""
     return sorted(set(read_outs()) - set(CORE) | {CORE[0]})
+
+
+def uncertainty_fields() -> set[str]:
+    """Names of the figures that are the error of another one, or an end of its interval."""
+    fields = [field for one in read_outs().values() for field in one.fields]
+    return {name for field in fields for name in (field.error, *(field.interval or ())) if name is not None}
 
 
 def core_fields() -> set[str]:

@@ -24,15 +24,18 @@ from clipconformity.functional.geometry import (
 )
 from clipconformity.functional.interpolation import slerp, vslerp
 from clipconformity.functional.likelihood import frechet_distance, log_likelihood, whiten
+from clipconformity.functional.mmd import MMDHalves, cmmd, cosine_mmd, mmd_halves
 from clipconformity.functional.ranks import RankCorrelation, rank_correlation
 from clipconformity.functional.separability import LinearSeparability, linear_separability
 from clipconformity.functional.sweep import ShiftGrid, ShiftSweep, shift_grid, shift_sweep
+from clipconformity.functional.vendi import vendi_score
 
 __all__ = [
     "ConformityFit",
     "Ellipsoid",
     "LinearSeparability",
     "LowerBoundWarning",
+    "MMDHalves",
     "ModalityGapResult",
     "NormStatistics",
     "RankCorrelation",
@@ -41,14 +44,17 @@ __all__ = [
     "ThinShell",
     "Tilt",
     "alignment",
+    "cmmd",
     "conformity",
     "conformity_fit",
     "conformity_kl",
+    "cosine_mmd",
     "ellipsoid",
     "estimated_conformity",
     "frechet_distance",
     "linear_separability",
     "log_likelihood",
+    "mmd_halves",
     "modality_gap",
     "norm_statistics",
     "nt_xent",
@@ -62,6 +68,7 @@ __all__ = [
     "thin_shell",
     "tilt",
     "uniformity",
+    "vendi_score",
     "vslerp",
     "whiten",
 ]

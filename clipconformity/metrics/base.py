@@ -301,6 +301,10 @@ class SetMetric(EmbeddingMetric):
             **kwargs,
         )
 
+    def _make_layouts(self) -> dict[str, Layout]:
+        """Say what the evaluated side accumulates; there is no other, even where the read-out could compare."""
+        return layouts(self.embed_dim, self.readout.needs._replace(reference=False), None, self.max_samples)
+
 
 def opened_encoder(encoder: EncoderOrSpec | None) -> Encoder | None:
     """Give an encoder as it is, and one named by its spec or folder as ``load_encoder`` opens it.

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from clipconformity.evaluation import Figure, Score
-from clipconformity.evaluation.scoring import core_fields
+from clipconformity.evaluation.scoring import core_fields, uncertainty_fields
 from clipconformity.report.gallery import cards, extremes
 from clipconformity.report.page import Section, between, code, facts, number, table, versions, write_page
 from clipconformity.report.score_plots import Panel, draw_plots
@@ -222,8 +222,9 @@ def _of_figure(figure: Figure) -> str:
 
 
 def _more_figures(runs: Sequence[Run]) -> str:
-    """What further read-outs gave, a row each."""
-    shown = {name: one for run in runs for name, one in run.score.figures.items() if name not in core_fields()}
+    """What further read-outs gave, a row each; the ends of an interval stand beside their figure."""
+    hidden = core_fields() | uncertainty_fields()
+    shown = {name: one for run in runs for name, one in run.score.figures.items() if name not in hidden}
     if not shown:
         return ""
     rows = [

@@ -27,6 +27,11 @@ UNIT_TOLERANCE = 5e-3
 CHUNK = 4096
 """Rows worked through at once."""
 SAMPLE = tuple(f"sample_{name}" for name in Sample._fields)
+SECOND_MOMENTS = ("second_moment", "unit_second_moment")
+NO_UNIT_SECOND_MOMENT = (
+    "reference: its file is of format 2, without the second moment of the unit vectors that this metric needs; build "
+    "it again with `clipconformity reference`, or leave the metric out."
+)
 State: TypeAlias = "dict[str, Tensor | list[Tensor]]"
 
 
@@ -53,6 +58,7 @@ class Layout:
         max_samples: Rows of the sample; 0 keeps none.
         rows: Whether the sample keeps the raw rows, beside their norm and their conformity to ``direction``.
         second_moment: Whether the D x D second moment is accumulated.
+        unit_second_moment: Whether that of the unit rows is.
     """
 
     dim: int
@@ -63,6 +69,7 @@ class Layout:
     max_samples: int = 0
     rows: bool = True
     second_moment: bool = False
+    unit_second_moment: bool = False
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every sum in the state."""
@@ -80,7 +87,7 @@ class Layout:
         if self.direction is not None:
             sums = dict.fromkeys(("conformity_sum", "conformity_square_sum"), (self.buckets,))
             shapes |= {**sums, "conformity_counts": (self.buckets, CELLS + 2)}
-        return shapes | ({"second_moment": (self.dim, self.dim)} if self.second_moment else {})
+        return shapes | {name: (self.dim, self.dim) for name in SECOND_MOMENTS if getattr(self, name)}
 
     def zeros(self, device: torch.device | None = None) -> State:
         """Empty state: the identity of the merge."""
@@ -222,6 +229,8 @@ class Moments:
         conformity = self._towards_reference(units, bucket, weight, grouped)
         if self.layout.second_moment:
             self["second_moment"].add_(second_moment(exact))
+        if self.layout.unit_second_moment:
+            self["unit_second_moment"].addmm_(units.T, units)  # bad rows are zero
         if self.layout.max_samples and keys is not None:
             columns = torch.stack([norms] if conformity is None else [norms, conformity], 1)
             rows = values.float() if self.layout.rows else values.new_empty(len(values), 0, dtype=torch.float32)
@@ -325,6 +334,17 @@ class Moments:
         return self["unit_sum"].sum(0) / self.total
 
     @property
+    def unit_second_moment(self) -> Tensor:
+        """Mean of the outer products of the unit vectors, ``(D, D)``, of trace 1.
+
+        Raises:
+            ValueError: If it was not accumulated, as in a reference file of an older format.
+        """
+        if not self.layout.unit_second_moment:
+            raise ValueError(NO_UNIT_SECOND_MOMENT)
+        return self["unit_second_moment"] / self.total
+
+    @property
     def covariance(self) -> Tensor:
         """Sample covariance ``(D, D)``, with N - 1."""
         mean = self.mean
@@ -340,7 +360,13 @@ class Moments:
         """Give the stream as seen from a reference: itself if it was accumulated so, else its row sample."""
         if self.layout.direction is not None:
             return self
-        sample = self.good_sample()
+        return self._again(layout, self.good_sample())
+
+    def of_rows(self, sample: Sample) -> Moments:
+        """Give the stream that some of the sampled rows alone would have made."""
+        return self._again(self.layout, sample)
+
+    def _again(self, layout: Layout, sample: Sample) -> Moments:
         view = Moments(layout, layout.zeros(sample.rows.device))
         view._accumulate(sample.rows.double(), sample.groups, sample.ids, sample.keys, self.grouped)
         return view

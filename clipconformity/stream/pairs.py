@@ -12,6 +12,9 @@ from clipconformity.stream.moments import BUCKETS, Moments, bucket_of
 from clipconformity.stream.overlap import Overlap
 from clipconformity.stream.row_sample import Sample
 
+BLOCK = 512
+"""Rows whose cosines are taken at once."""
+
 
 class Without(NamedTuple):
     """A figure of two sides, whole and without bucket g of either side or of both, ``(G,)`` each."""
@@ -81,22 +84,75 @@ def cross_pairs(evaluated: Moments, reference: Moments, overlap: Overlap) -> Wit
     )
 
 
-def influence_estimate(
-    value: Tensor, evaluated: tuple[Tensor, Sample, Moments], reference: tuple[Tensor, Sample, Moments]
-) -> Estimate:
-    """Estimate a figure of two sides from what each sampled row moves it by, to first order, summed by bucket.
+def influence_estimate(value: Tensor, *sides: tuple[Tensor, Sample, Moments]) -> Estimate:
+    """Estimate a figure of one or two sides from what each sampled row moves it by, to first order, summed by bucket.
 
     Args:
         value: The figure.
-        evaluated: The influence of each row ``(k,)``, of mean 0; the row sample that they are of; all of the side.
-        reference: The same of the other side.
+        sides: The influence of each row ``(k,)``, of mean 0; the row sample that they are of; all of the side.
     """
     left, counts = [], []
-    for influence, sample, moments in (evaluated, reference):
+    for influence, sample, moments in sides:
         bucket = bucket_of(sample.groups)
         zeros = torch.zeros(BUCKETS, dtype=torch.float64)
         count = zeros.index_add(0, bucket, torch.ones_like(influence))
         sums = zeros.index_add(0, bucket, influence) * (len(influence) / float(moments.total)) ** 0.5
         left.append(value - sums / (count.sum() - count))
         counts.append(count)
-    return joint_jackknife(value, left[0] + left[1] - value, (left[0], left[1]), (counts[0], counts[1]))
+    return joint_jackknife(value, sum(left) - (len(left) - 1) * value, tuple(left), tuple(counts))
+
+
+class InGroups(NamedTuple):
+    """Pairs of rows of one group, as row samples tell them of all rows."""
+
+    squares: float
+    """Sum of their squared cosines."""
+    pairs: float
+
+
+def pairs_in_groups(first: tuple[Sample, Moments], second: tuple[Sample, Moments] | None = None) -> InGroups:
+    """Find the pairs of different rows of one set that are of one group, or those of two sets; none without groups.
+
+    Args:
+        first: Row sample of a set, on the CPU, each row as often as it came; and all of the set.
+        second: The same of the other set; None for pairs inside the first.
+    """
+    sides = [first, second or first]
+    if not all(moments.grouped for _, moments in sides):
+        return InGroups(0.0, 0.0)
+    units = [sample.units for sample, _ in sides]
+    which = torch.cat([sample.groups for sample, _ in sides]).unique(return_inverse=True)[1]
+    block = (torch.bincount(which).cumsum(0) // BLOCK)[which]  # whole groups, about so many rows at once
+    numbers, blocks = (part.split([len(one) for one in units]) for part in (which, block))
+    squares = pairs = 0.0
+    for number in block.unique():
+        mine, theirs = (own == number for own in blocks)
+        same = numbers[0][mine][:, None] == numbers[1][theirs]
+        squares += float(((units[0][mine] @ units[1][theirs].T).square() * same).sum())
+        pairs += float(same.sum())
+    kept, rows = [len(one) for one in units], [float(moments.total) for _, moments in sides]
+    if second is None:  # a row with itself
+        squares, pairs, kept[1], rows[1] = squares - kept[0], pairs - kept[0], kept[0] - 1, rows[0] - 1
+    scale = rows[0] * rows[1] / max(kept[0] * kept[1], 1)
+    return InGroups(squares * scale, pairs * scale)
+
+
+def own_squares(sample: Sample, moments: Moments) -> Tensor:
+    """Mean squared cosine of two different rows of a stream, with groups of different ones; NaN where there are none.
+
+    All rows of one group are taken as they are.
+    """
+    rows, square = float(moments.total), moments.unit_second_moment.square().sum().cpu()
+    inside = pairs_in_groups((sample, moments))
+    if inside.pairs > rows**2 - rows - 0.5:
+        inside = InGroups(0.0, 0.0)
+    left = torch.tensor(rows**2 - rows - inside.pairs, dtype=torch.float64)
+    return _mean(rows**2 * square - rows - inside.squares, left)
+
+
+def cross_squares(evaluated: tuple[Sample, Moments], reference: tuple[Sample, Moments], overlap: Overlap) -> Tensor:
+    """Mean squared cosine of a row of either stream; as :func:`cross_pairs` leaves out what both share."""
+    mine, theirs = (side[1].unit_second_moment.cpu() for side in (evaluated, reference))
+    rows, inside = float(evaluated[1].total * reference[1].total.cpu()), pairs_in_groups(evaluated, reference)
+    left = torch.tensor(rows - overlap.pairs - inside.pairs, dtype=torch.float64)
+    return _mean(rows * (mine * theirs).sum() - overlap.pairs - inside.squares, left)

@@ -40,7 +40,7 @@ class ReferenceSet:
     Build one with :meth:`fit` or :meth:`load`.
 
     Args:
-        moments: The accumulated statistics, on the CPU, with a second moment and a row sample of raw rows.
+        moments: The accumulated statistics, on the CPU, with second moments and a row sample of raw rows.
         provenance: The encoder and the modality, as far as they are known.
         dataset: Free text: what the samples are.
 
@@ -285,7 +285,14 @@ class ReferenceSet:
         """
         return anchored_grid(self.null_conformities)
 
-    def view(self, *, max_samples: int = 0, rows: bool = False, second_moment: bool = False) -> Layout:
+    def view(
+        self,
+        *,
+        max_samples: int = 0,
+        rows: bool = False,
+        second_moment: bool = False,
+        unit_second_moment: bool = False,
+    ) -> Layout:
         """Say what a stream accumulates that is compared with this set; arguments as of ``Layout``."""
         return Layout(
             self.embed_dim,
@@ -295,6 +302,7 @@ class ReferenceSet:
             max_samples=max_samples,
             rows=rows,
             second_moment=second_moment,
+            unit_second_moment=unit_second_moment,
         )
 
     @cached_property
@@ -330,8 +338,14 @@ class ReferenceSet:
         if self.count == other.count and torch.equal(self.sketch.keys, other.sketch.keys):
             raise ValueError("cannot merge a reference with itself: every sample would count twice.")
         datasets = sorted({d for part in (self, other) for d in (part.dataset or "").split(" + ") if d})
-        layout = reference_layout(self.embed_dim, min(self.max_samples, other.max_samples))
-        both = Moments(layout, self.moments.state, self.moments.names).merge(other.moments)
+        layouts = [part.moments.layout for part in (self, other)]
+        layout = reference_layout(
+            self.embed_dim,
+            min(one.max_samples for one in layouts),
+            unit_second_moment=all(one.unit_second_moment for one in layouts),
+        )
+        state = {name: self.moments.state[name] for name in layout.names()}
+        both = Moments(layout, state, self.moments.names).merge(other.moments)
         return ReferenceSet(both, self.provenance, dataset=" + ".join(datasets) or None)
 
     def describe(self) -> dict[str, Any]:
@@ -363,15 +377,15 @@ class ReferenceSet:
         return read_reference(path)
 
 
-def reference_layout(dim: int, max_samples: int) -> Layout:
-    """Say what a reference accumulates.
+def reference_layout(dim: int, max_samples: int, *, unit_second_moment: bool = True) -> Layout:
+    """Say what a reference accumulates; one from a file of format 2 has no second moment of its unit vectors.
 
     Raises:
         ValueError: If fewer than two rows are to be kept.
     """
     if max_samples < 2:
         raise ValueError(f"max_samples: expected at least 2, got {max_samples}.")
-    return Layout(dim, max_samples=max_samples, second_moment=True)
+    return Layout(dim, max_samples=max_samples, second_moment=True, unit_second_moment=unit_second_moment)
 
 
 def _batches(source: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -> Iterable[Tensor]:

@@ -20,11 +20,13 @@ from clipconformity.data.strict_json import to_json
 from clipconformity.data.untrusted import check_input, shown
 from clipconformity.functional.validation import MAX_NORM, MIN_NORM
 from clipconformity.provenance import MODALITIES, Provenance
-from clipconformity.stream.moments import SAMPLE, Moments, State
+from clipconformity.stream.moments import SAMPLE, SECOND_MOMENTS, Moments, State
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 
 FORMAT = "clipconformity-reference"
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "3"
+OLDER_VERSION = "2"
+"""The same without the second moment of the unit vectors: it serves every metric that does without."""
 CHECKSUM = "checksum"
 """Entry of the metadata that holds it."""
 DERIVED = "sample_values"
@@ -46,7 +48,8 @@ def write_reference(path: Path | str, reference: ReferenceSet) -> None:
     sample = dict(zip(SAMPLE, reference.sketch, strict=True))
     tensors = {name: reference.moments[name] for name in reference.moments.layout.shapes()} | sample
     del tensors[DERIVED]
-    about = {"format": FORMAT, "format_version": FORMAT_VERSION, "library_version": __version__}
+    version = FORMAT_VERSION if reference.moments.layout.unit_second_moment else OLDER_VERSION
+    about = {"format": FORMAT, "format_version": version, "library_version": __version__}
     names = reference.moments.names
     ids = [names.get(label, "") for label in reference.sketch.ids.tolist()] if names else None
     about |= {"reference": to_json(reference.describe()), "ids": to_json(ids)}
@@ -99,10 +102,11 @@ def read_reference(path: Path | str) -> ReferenceSet:
         about, ids = json.loads(metadata["reference"]), json.loads(metadata["ids"])
     except (KeyError, ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits too
         raise ValueError(f"{path}: damaged: its metadata cannot be read ({error}).") from None
-    damage = next(_damage(about, ids, tensors), None)
+    whole = metadata["format_version"] == FORMAT_VERSION
+    damage = next(_damage(about, ids, tensors, whole), None)
     if damage is not None:
         raise ValueError(f"{path}: damaged: {damage}.")
-    return _built(about, ids, tensors)
+    return _built(about, ids, tensors, whole)
 
 
 def _check_version(path: Path, version: str | None) -> None:
@@ -112,15 +116,15 @@ def _check_version(path: Path, version: str | None) -> None:
             f"{path}: reference format 1, of version 0.1, which this version does not read; build it again with "
             f"`clipconformity reference ... -o {path.name}`."
         )
-    if version != FORMAT_VERSION:
+    if version not in (OLDER_VERSION, FORMAT_VERSION):
         raise ValueError(
-            f"{path}: reference format {shown(version)}, this version reads {FORMAT_VERSION}; use a newer "
-            "clipconformity."
+            f"{path}: reference format {shown(version)}, this version reads {OLDER_VERSION} and "
+            f"{FORMAT_VERSION}; use a newer clipconformity."
         )
 
 
-def _built(about: dict[str, Any], ids: list[str] | None, tensors: dict[str, Tensor]) -> ReferenceSet:
-    layout = reference_layout(about["embed_dim"], about["max_samples"])
+def _built(about: dict[str, Any], ids: list[str] | None, tensors: dict[str, Tensor], whole: bool) -> ReferenceSet:
+    layout = reference_layout(about["embed_dim"], about["max_samples"], unit_second_moment=whole)
     state: State = {name: tensors[name] for name in layout.shapes()}
     norms = torch.linalg.vector_norm(tensors["sample_rows"].double(), dim=1)
     state |= {name: [norms[:, None] if name == DERIVED else tensors[name]] for name in SAMPLE}
@@ -129,10 +133,10 @@ def _built(about: dict[str, Any], ids: list[str] | None, tensors: dict[str, Tens
     return ReferenceSet(Moments(layout, state, names), provenance, dataset=about["dataset"])
 
 
-def _damage(about: Any, ids: Any, tensors: dict[str, Tensor]) -> Iterator[str]:
+def _damage(about: Any, ids: Any, tensors: dict[str, Tensor], whole: bool) -> Iterator[str]:
     """Say what no reference has; what comes later may rest on what comes before."""
     yield from _fields(about)
-    yield from _shapes(about, tensors)
+    yield from _shapes(about, tensors, whole)
     yield from _sample(about, ids, tensors)
     yield from _statistics(about, tensors)
 
@@ -160,8 +164,8 @@ def _fields(about: Any) -> Iterator[str]:
         yield f"embed_dim is {shown(about['embed_dim'])}; expected at least 1"
 
 
-def _shapes(about: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[str]:
-    layout = reference_layout(about["embed_dim"], about["max_samples"])
+def _shapes(about: dict[str, Any], tensors: dict[str, Tensor], whole: bool) -> Iterator[str]:
+    layout = reference_layout(about["embed_dim"], about["max_samples"], unit_second_moment=whole)
     expected = {name: (torch.float64, shape) for name, shape in layout.shapes().items()}
     kept = tensors["sample_keys"].numel() if "sample_keys" in tensors else 0
     for name, part in zip(SAMPLE, layout.empty_sample(torch.device("cpu")), strict=True):
@@ -227,15 +231,20 @@ def _statistics(about: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[s
 
 
 def _covariance(count: int, tensors: dict[str, Tensor]) -> Iterator[str]:
-    second, mean = tensors["second_moment"] / count, tensors["raw_sum"] / count
-    if bool(((second - second.T).abs() > 1e-9 * second.diagonal().abs().max()).any()):
-        yield "second_moment is not symmetric"
-    # A spread far below the mean is known up to the rounding of the mean's square.
-    if bool((second.diagonal() < mean.square() * (1 - 1e-9)).any()):
-        yield "second_moment has a negative variance on its diagonal"
-    bound = second.diagonal().clamp(min=0).sqrt()
-    if bool((second.abs() > (1 + 1e-9) * torch.outer(bound, bound) + 1e-12 * float(bound.max()) ** 2).any()):
-        yield "second_moment has an entry beyond what its diagonal allows"
-    power = float(tensors["norm_square_sum"].sum()) / count
-    if abs(float(second.trace()) - power) > ROUNDING * power:
-        yield "second_moment does not fit norm_square_sum"
+    unit_mean = tensors["unit_sum"].sum(0) / count
+    means = {"second_moment": tensors["raw_sum"] / count, "unit_second_moment": unit_mean}
+    powers = {"second_moment": float(tensors["norm_square_sum"].sum()) / count, "unit_second_moment": 1.0}
+    for name in SECOND_MOMENTS:
+        if name not in tensors:  # of the older format
+            continue
+        second = tensors[name] / count
+        if bool(((second - second.T).abs() > 1e-9 * second.diagonal().abs().max()).any()):
+            yield f"{name} is not symmetric"
+        # A spread far below the mean is known up to the rounding of the mean's square.
+        if bool((second.diagonal() < means[name].square() * (1 - 1e-9)).any()):
+            yield f"{name} has a negative variance on its diagonal"
+        bound = second.diagonal().clamp(min=0).sqrt()
+        if bool((second.abs() > (1 + 1e-9) * torch.outer(bound, bound) + 1e-12 * float(bound.max()) ** 2).any()):
+            yield f"{name} has an entry beyond what its diagonal allows"
+        if abs(float(second.trace()) - powers[name]) > ROUNDING * powers[name]:
+            yield f"{name} does not fit {'norm_square_sum' if name == 'second_moment' else 'count'}"

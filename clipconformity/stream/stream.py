@@ -11,7 +11,7 @@ from torch import Tensor
 from clipconformity.functional.validation import check_same_dim
 from clipconformity.stream.checks import check_stream
 from clipconformity.stream.contrast import Contrast
-from clipconformity.stream.moments import Layout, Moments, RowValues, State
+from clipconformity.stream.moments import NO_UNIT_SECOND_MOMENT, SECOND_MOMENTS, Layout, Moments, RowValues, State
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.row_sample import Labels
 
@@ -29,6 +29,8 @@ class Needs(NamedTuple):
     """Raw rows in the row sample."""
     second_moment: bool = False
     """The D x D second moment."""
+    unit_second_moment: bool = False
+    """The D x D second moment of the unit vectors."""
     reference: bool = False
     """Something to compare with: a reference, or rows that are told to be real."""
 
@@ -41,15 +43,18 @@ def layouts(dim: int, needs: Needs, reference: ReferenceSet | None, max_samples:
     """Say what either side accumulates; there is a real side where a reference is needed and none is given.
 
     Raises:
-        ValueError: If fewer than two rows are to be kept.
+        ValueError: If fewer than two rows are to be kept, or the reference lacks what is needed.
     """
     if max_samples < 2:
         raise ValueError(f"max_samples: expected at least 2, got {max_samples}.")
     kept = max_samples if needs.rows or needs.conformity else 0
+    moments = {name: getattr(needs, name) for name in SECOND_MOMENTS}
+    if needs.unit_second_moment and reference is not None and not reference.moments.layout.unit_second_moment:
+        raise ValueError(NO_UNIT_SECOND_MOMENT)
     if needs.conformity and reference is not None:
-        evaluated = reference.view(max_samples=kept, rows=needs.rows, second_moment=needs.second_moment)
+        evaluated = reference.view(max_samples=kept, rows=needs.rows, **moments)
     else:
-        evaluated = Layout(dim, max_samples=kept, second_moment=needs.second_moment)
+        evaluated = Layout(dim, max_samples=kept, **moments)
     if needs.reference and reference is None:
         return {EVALUATED: evaluated, REAL: reference_layout(dim, max_samples)}
     return {EVALUATED: evaluated}

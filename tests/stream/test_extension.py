@@ -24,7 +24,18 @@ from clipconformity.stream.stream import layouts
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-metric.md"
 DIM = 6
-BUILT_IN = ("conformity", "conformity_kl", "ellipsoid", "frechet", "likelihood", "norm", "self_conformity")
+BUILT_IN = (
+    "cmmd",
+    "conformity",
+    "conformity_kl",
+    "cosine_mmd",
+    "ellipsoid",
+    "frechet",
+    "likelihood",
+    "norm",
+    "self_conformity",
+    "vendi",
+)
 
 
 def rows(count: int, seed: int, offset: float = 1.0) -> torch.Tensor:

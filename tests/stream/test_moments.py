@@ -19,6 +19,7 @@ LAYOUTS = {
     "second moment": Layout(DIM, buckets=1, max_samples=30, second_moment=True),
     "towards": Layout(DIM, direction=torch.linspace(0, 0.5, DIM).double(), grid=Grid(0.4, 0.01), max_samples=30),
     "no sample": Layout(DIM, second_moment=True),
+    "unit second moment": Layout(DIM, max_samples=30, unit_second_moment=True),
 }
 HISTOGRAM = "conformity_counts"  # no state may have the name of a metric's method
 every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -169,6 +170,16 @@ def test_the_smallest_eigenvalues_do_not_depend_on_the_batches(size, generator):
 def test_second_moment_is_the_sum_of_outer_products(generator):
     rows = torch.randn(300, 8, generator=generator) + 5
     np.testing.assert_allclose(second_moment(rows), double(rows).T @ double(rows), rtol=1e-7)
+
+
+@pytest.mark.parametrize("cast", [torch.float32, torch.float64])
+def test_the_unit_second_moment_is_that_of_the_directions_and_leaves_out_bad_rows(cast, generator):
+    rows = ellipsoid_rows(CHUNK + 300, 8, generator).to(cast)
+    rows[[3, CHUNK + 5]] = torch.tensor([[0.0], [float("nan")]], dtype=cast)
+    found = streamed(Layout(8, unit_second_moment=True), rows.split(1000)).unit_second_moment
+    u = unit(np.delete(double(rows), [3, CHUNK + 5], axis=0))
+    np.testing.assert_allclose(found, u.T @ u / len(u), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(found.trace(), 1, rtol=1e-13)
 
 
 @pytest.mark.parametrize("std", [0.05, 2e-5])

@@ -117,6 +117,15 @@ TENSORS = {
     "a crooked second moment": (of("second_moment", put(1, 2, 1.5)), "second_moment is not symmetric"),
     "a negative variance": (of("second_moment", put(3, 3, -1.0)), "second_moment has a negative variance"),
     "another second moment": (of("second_moment", lambda t: 1.1 * t), "second_moment does not fit norm_square_sum"),
+    "a crooked unit second moment": (of("unit_second_moment", put(1, 2, 1.5)), "unit_second_moment is not symmetric"),
+    "another unit second moment": (
+        of("unit_second_moment", lambda t: 1.1 * t),
+        "unit_second_moment does not fit count",
+    ),
+    "a negative unit variance": (
+        of("unit_second_moment", put(3, 3, -1.0)),
+        "unit_second_moment has a negative variance",
+    ),
     "a flipped count": (of("count", put(5, 3.0)), "count: the buckets hold"),
     "a negative count": (of("count", put(5, -1.0)), "count: the buckets hold"),
     "bad rows": (of("bad", lambda t: t + 1), "bad is 1; a reference has no such rows"),

@@ -52,7 +52,7 @@ class ReadOut(ABC):
     fields: ClassVar[tuple[Field, ...]]
     needs: ClassVar[Needs] = Needs()
     min_samples: ClassVar[int] = 2
-    value: ClassVar[str | None] = None
+    value: str | None = None
 
     @abstractmethod
     def read(self, stream: Stream) -> dict[str, Tensor]:

@@ -6,13 +6,19 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.likelihood import distance_influence, gaussian_distance
+from clipconformity.functional.resampling import Interval, seeded
+from clipconformity.stream.frechet_sizes import at_equal_n, at_infinite_n, noise_floor
 from clipconformity.stream.pairs import influence_estimate
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
 
 UNIT = "raw units squared"
-ENDS = ("frechet_low", "frechet_high")
-ABOUT = "95% interval of the distance that sets of these sizes have on average"
+NAME = "FrechetDistance"
+KINDS = {
+    "frechet": ("Frechet distance to the reference", "of the distance that sets of these sizes have on average"),
+    "frechet_infinite_n": ("the same extrapolated to infinitely many rows", "of the populations"),
+}
+"""What has an interval: what it is, and what that covers."""
 
 
 class FrechetReadOut(ReadOut):
@@ -22,37 +28,62 @@ class FrechetReadOut(ReadOut):
     needs = Needs(rows=True, second_moment=True, reference=True)
     value = "frechet"
     fields = (
-        Field("frechet", "Frechet distance to the reference", UNIT, "lower", interval=ENDS, compared=True),
-        Field("frechet_low", f"low end of the {ABOUT}", UNIT, compared=True, computed=False),
-        Field("frechet_high", f"high end of the {ABOUT}", UNIT, compared=True, computed=False),
-    )
+        *(
+            Field(name, about, UNIT, "lower", interval=(f"{name}_low", f"{name}_high"), compared=True,
+                  computed=name == "frechet")
+            for name, (about, _) in KINDS.items()
+        ),
+        *(
+            Field(f"{name}_{end}", f"{end} end of the 95% interval {what}", UNIT, compared=True, computed=False)
+            for name, (_, what) in KINDS.items()
+            for end in Interval._fields
+        ),
+        Field("frechet_noise_floor", "95% quantile of the distance of two sets of one kind and of these sizes", UNIT,
+              compared=True, computed=False),
+        Field("frechet_n", "rows at which both sides are compared", compared=True, computed=False),
+        Field("frechet_equal_n", "Frechet distance at frechet_n rows of either side", UNIT, "lower", compared=True,
+              computed=False),
+    )  # fmt: skip
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the distance, exact whatever the number of rows."""
         moments = stream.checked()
-        reference = stream.needed_reference("FrechetDistance")
+        reference = stream.needed_reference(NAME)
         other = (reference.mean.to(moments.mean), reference.covariance.to(moments.mean))
         return {"frechet": gaussian_distance(moments.mean, moments.covariance, *other)}
 
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Give the interval, from what each row of the samples adds; nothing is drawn."""
-        return self._ends(stream, self.read(stream)["frechet"])
+        """Give what costs more: intervals, from what each row adds, and the distance at other numbers of rows."""
+        return self._uncertainty(stream, self.read(stream)["frechet"], seeded(generator))
 
     def figures(self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Give all fields; the distance is computed once for them."""
         found = self.read(stream)
-        return found | self._ends(stream, found["frechet"])
+        return found | self._uncertainty(stream, found["frechet"], seeded(generator))
 
-    def _ends(self, stream: Stream, value: Tensor) -> dict[str, Tensor]:
-        moments, reference = stream.checked(), stream.needed_reference("FrechetDistance")
-        mine, theirs = (moments.mean.cpu(), moments.covariance.cpu()), (reference.mean, reference.covariance)
-        sample = moments.good_sample().cpu()
+    def _uncertainty(self, stream: Stream, value: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        moments, reference = stream.checked().cpu(), stream.needed_reference(NAME)
+        sample, theirs = moments.good_sample(), reference.sample
+        size, equal = at_equal_n(sample, theirs, generator)
+        found = {"frechet_n": torch.tensor(float(size)), "frechet_equal_n": equal}
+        found["frechet_infinite_n"], line_error = at_infinite_n(sample, theirs, size, equal, generator)
+        found["frechet_noise_floor"] = noise_floor((sample, moments), (theirs, reference.moments), generator)
+        half = torch.tensor(self._half_width(stream, value), dtype=torch.float64)
+        halves = {"frechet": half, "frechet_infinite_n": torch.hypot(half, 1.96 * line_error)}
+        for name, width in halves.items():
+            center = value.cpu() if name == "frechet" else found[name]
+            found |= {f"{name}_low": (center - width).clamp_min(0), f"{name}_high": (center + width).clamp_min(0)}
+        return found
+
+    def _half_width(self, stream: Stream, value: Tensor) -> float:
+        moments, reference = stream.checked().cpu(), stream.needed_reference(NAME)
+        mine, theirs = (moments.mean, moments.covariance), (reference.mean, reference.covariance)
+        sample = moments.good_sample()
         estimate = influence_estimate(
             value.cpu(),
             (distance_influence(sample.rows.double(), *mine, *theirs), sample, moments),
             (distance_influence(reference.sample.rows.double(), *theirs, *mine), reference.sample, reference.moments),
         )
-        ends = (torch.tensor(end, dtype=torch.float64).clamp_min(0) for end in estimate.interval())
-        return dict(zip(ENDS, ends, strict=True))
+        return estimate.half_width()

@@ -1,0 +1,127 @@
+"""How many samples are needed: every figure and verdict of a score, as it would have been with fewer."""
+
+from __future__ import annotations
+
+import csv
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from clipconformity.data.files import replacing
+from clipconformity.evaluation.results import Figure, Score, Verdict
+from clipconformity.evaluation.scoring import read_figures
+from clipconformity.stream.readouts import ReadOut, read_outs
+from clipconformity.stream.row_sample import Sample
+from clipconformity.stream.stream import EVALUATED, Stream
+
+LEAST = 20
+"""Fewest samples of a point."""
+STEPS = (1, 2, 5)
+"""Sizes by default: 20, 50, 100, 200, 500, and so on."""
+JUDGED = {"typicality_shift": "typicality", "variety_ratio": "variety"}
+"""The verdict that is about a figure."""
+FIELDS = ("n", "figure", "value", "low", "high", "verdict")
+
+
+class SizePoint(NamedTuple):
+    """A score as it would have been with so many samples."""
+
+    size: int
+    """Number of samples."""
+    figures: Mapping[str, Figure]
+    verdicts: Mapping[str, Verdict]
+
+
+def sample_size_curve(result: Score, sizes: Sequence[int] | None = None, *, resamples: int = 200) -> list[SizePoint]:
+    """Give every figure and verdict of a score at growing numbers of samples, against the same reference.
+
+    The samples of a smaller number are among those of a larger, in a seeded order that has nothing to do with the one
+    they came in. They are taken from the row sample of at most 10,000; the last point is the score itself. Figures that
+    grow or shrink with N, such as Vendi, Frechet and CMMD as published, are seen to; those that only become surer, such
+    as typicality shift and variety ratio, are seen to settle.
+
+    Args:
+        result: What :func:`score` gave.
+        sizes: Numbers of samples; by default 20, 50, 100, 200, 500, and so on. Those that the row sample does not hold
+            are passed over, and those at which a figure cannot be read.
+        resamples: Redraws of intervals and tests at each point but the last.
+
+    Raises:
+        ValueError: If the score was not made by :func:`score`, or a size is below 20.
+    """
+    if result.contrast is None:
+        raise ValueError("result: expected a Score that score() gave, which keeps its samples.")
+    if sizes is not None and min(sizes, default=LEAST) < LEAST:
+        raise ValueError(f"sizes: expected at least {LEAST} samples, got {min(sizes)}.")
+    evaluated, kept = result.contrast.evaluated, result.contrast.sample
+    margins = {name: verdict.margin for name, verdict in result.verdicts.items()}
+    chosen, points = _chosen(result), []
+    for size in sorted(set(_sizes(result.count) if sizes is None else sizes)):
+        if size >= min(result.count, len(kept.keys) + 1):
+            break
+        moments = evaluated.of_rows(Sample(*(part[:size] for part in kept)))
+        stream = Stream(
+            {EVALUATED: evaluated.layout},
+            reference=result.reference,
+            allow_normalized=True,
+            states={EVALUATED: moments.state},
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is to be said of the samples, the score has said
+            try:
+                found = read_figures(chosen, stream, resamples, margins)
+            except ValueError:
+                continue
+        points.append(SizePoint(size, found.figures, found.verdicts))
+    return [*points, SizePoint(result.count, result.figures, result.verdicts)]
+
+
+def decided_at(curve: Sequence[SizePoint], verdict: str) -> int | None:
+    """Smallest number of samples from which on a verdict stays what it is at the end; None where that is undecided.
+
+    Args:
+        curve: As of :func:`sample_size_curve`.
+        verdict: ``"typicality"`` or ``"variety"``.
+    """
+    last = curve[-1].verdicts[verdict].outcome
+    if last == "undecided":
+        return None
+    found = curve[-1].size
+    for point in reversed(curve):
+        if point.verdicts[verdict].outcome != last:
+            break
+        found = point.size
+    return found
+
+
+def write_curve(path: Path | str, curve: Sequence[SizePoint]) -> None:
+    """Write a curve as CSV: n, figure, value, ends of its 95% interval, and the verdict that is about it.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(FIELDS)
+        for point in curve:
+            writer.writerows(_rows(point))
+
+
+def _rows(point: SizePoint) -> Iterator[list[object]]:
+    for name, figure in point.figures.items():
+        numbers = (figure.value, *(figure.interval or (None, None)))
+        verdict = point.verdicts[JUDGED[name]].outcome if name in JUDGED else ""
+        yield [point.size, name, *("" if x is None else f"{x:.9g}" for x in numbers), verdict]
+
+
+def _chosen(result: Score) -> list[ReadOut]:
+    """The read-outs that a score was read out by."""
+    there = {*result.figures, "kl_is_lower_bound"}
+    return [one for one in read_outs().values() if {field.name for field in one.fields} <= there]
+
+
+def _sizes(count: int) -> list[int]:
+    top = math.ceil(math.log10(count + 1))
+    return [step * 10**power for power in range(1, top) for step in STEPS if step * 10**power >= LEAST]

@@ -1,0 +1,66 @@
+"""The Vendi score of a stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clipconformity.metrics.base import EncoderOrSpec, SetMetric
+from clipconformity.stream.readouts.vendi import VendiReadOut
+
+__all__ = ["VendiScore"]
+
+
+class VendiScore(SetMetric):
+    r"""Vendi score of streamed raw embeddings: the effective number of different samples.
+
+    It is taken from the second moment of the unit embeddings, D x D, whose eigenvalues are those of the cosines over N:
+    exact whatever the number of samples, and additive over batches and ranks. The value grows with N: compare values at
+    the same N only. ``score --metrics vendi`` gives both sides at the same N, and :class:`SelfConformity` does not grow
+    at all.
+
+    Args:
+        order: Order q >= 0 of the entropy; 1 is the published score, 2 is RKE, infinity looks at the largest one alone.
+        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
+        embed_dim: Dimension D, where the encoder does not tell it.
+        max_samples: Rows kept for what is not additive.
+        allow_normalized: Take L2-normalised embeddings.
+        kwargs: Of ``torchmetrics.Metric``.
+
+    ``compute`` gives a scalar between 1 and min(N, D). Rows given with ``real=True`` are left out.
+
+    Raises:
+        ValueError: If the dimension is not told, or told twice differently, or ``order`` is below 0.
+
+    Source: Friedman and Dieng, *The Vendi Score*, TMLR 2023; Jalali et al., NeurIPS 2023, for RKE.
+
+    Example:
+        >>> import torch
+        >>> import clipconformity as cc
+        >>> metric = cc.VendiScore(embed_dim=2)
+        >>> metric.update(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 5.0]]))
+        >>> metric.compute()
+        tensor(2.)
+    """
+
+    higher_is_better = True
+    plot_lower_bound = 1.0
+
+    def __init__(
+        self,
+        *positional: object,
+        order: float = 1.0,
+        encoder: EncoderOrSpec | None = None,
+        embed_dim: int | None = None,
+        max_samples: int = 10_000,
+        allow_normalized: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.__dict__["readout"] = VendiReadOut(order)
+        super().__init__(
+            *positional,
+            encoder=encoder,
+            embed_dim=embed_dim,
+            max_samples=max_samples,
+            allow_normalized=allow_normalized,
+            **kwargs,
+        )

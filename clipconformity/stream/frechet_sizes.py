@@ -1,0 +1,93 @@
+"""A Frechet distance at other numbers of rows: equal ones, infinitely many, and what noise alone gives.
+
+The distance of finite sets is above that of their distributions by about c (1/n + 1/N).
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import cycle, islice
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional.likelihood import gaussian_distance
+from clipconformity.functional.linalg import covariance_of
+from clipconformity.functional.resampling import student_quantile
+from clipconformity.stream.equal_n import subsamples
+from clipconformity.stream.moments import Moments
+from clipconformity.stream.row_sample import Sample
+
+DRAWS = 4
+"""Subsamples of an equal number of rows."""
+SHARES = (2, 3, 4)
+"""Parts that this number is divided by, beside 1, for the line over 1/N."""
+PIECES = 2
+"""Subsamples of each."""
+SPLITS = 6
+"""Redraws of both sides as one set: their mean and spread give the floor."""
+Side = tuple[Sample, Moments]
+
+
+def at_equal_n(mine: Sample, theirs: Sample, generator: torch.Generator) -> tuple[int, Tensor]:
+    """Mean distance of subsamples of both sides of the smaller number of rows; and that number."""
+    size = min(len(mine.keys), len(theirs.keys))
+    sides = [list(subsamples(side, size, generator, DRAWS)) for side in (mine, theirs)]
+    pairs = islice(zip(*(cycle(side) for side in sides), strict=True), max(map(len, sides)))
+    return size, torch.stack([_distance(*pair) for pair in pairs]).mean()
+
+
+def at_infinite_n(
+    mine: Sample, theirs: Sample, size: int, equal: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Extrapolate to infinitely many rows by a line over 1/N: the value, which may be below 0, and the line's error.
+
+    NaN where the smallest subsample has fewer rows than dimensions: the line is then bent, and the value too high.
+
+    Args:
+        mine: Rows of the one side.
+        theirs: Rows of the other.
+        size: Equal number of rows of both.
+        equal: Distance at this number.
+        generator: Source of randomness.
+
+    Source: Chong and Forsyth, *Effectively Unbiased FID and Inception Score and Where to Find Them*, CVPR 2020.
+    """
+    if size < max(SHARES) * mine.rows.shape[1]:
+        return torch.full_like(equal, math.nan), torch.full_like(equal, math.nan)
+    places, values = [1.0], [equal]
+    for share in SHARES:
+        fewer = size // share
+        for pair in zip(*(subsamples(side, fewer, generator, PIECES) for side in (mine, theirs)), strict=True):
+            places.append(size / fewer)
+            values.append(_distance(*pair))
+    x, y = torch.tensor(places, dtype=torch.float64), torch.stack(values)
+    line = torch.stack([torch.ones_like(x), x], 1)
+    inverse = torch.linalg.inv(line.T @ line)
+    found = inverse @ line.T @ y
+    spread = (y - line @ found).square().sum() / (len(y) - 2)
+    return found[0], (spread * inverse[0, 0]).sqrt()
+
+
+def noise_floor(mine: Side, theirs: Side, generator: torch.Generator) -> Tensor:
+    """95% quantile of the distance of two sets of these sizes and of one kind: rows of both are dealt anew.
+
+    Whole groups are dealt. Beyond the row samples the distance is taken at their sizes, and scaled by 1/n + 1/N.
+    """
+    rows = torch.cat([sample.rows.double() for sample, _ in (mine, theirs)])
+    groups = torch.cat([sample.groups for sample, _ in (mine, theirs)])
+    grouped = mine[1].grouped or theirs[1].grouped
+    number = groups.unique(return_inverse=True)[1] if grouped else torch.arange(len(rows))
+    kept = [len(sample.keys) for sample, _ in (mine, theirs)]
+    found = []
+    for _ in range(SPLITS):
+        order = torch.rand(len(rows), generator=generator)[number].argsort(stable=True)
+        found.append(_distance(rows[order[: kept[0]]], rows[order[kept[0] :]]))
+    draws = torch.stack(found)
+    high = student_quantile(0.95, SPLITS - 1) * (1 + 1 / SPLITS) ** 0.5
+    scale = sum(1 / moments.total.cpu() for _, moments in (mine, theirs)) / sum(1 / size for size in kept)
+    return (draws.mean() + high * draws.std()) * scale
+
+
+def _distance(first: Tensor, second: Tensor) -> Tensor:
+    return gaussian_distance(*covariance_of(first), *covariance_of(second))

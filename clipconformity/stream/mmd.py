@@ -1,0 +1,83 @@
+"""How far apart the mean directions of both sides lie, in halves, and what sampling noise alone gives."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional.resampling import Estimate, check_clusters, check_level, check_resamples, joint_jackknife
+from clipconformity.functional.two_sample import tail_probability
+from clipconformity.stream.contrast import Contrast
+from clipconformity.stream.moments import Moments
+from clipconformity.stream.pairs import Without, cross_squares, own_pairs_without, own_squares
+
+
+class Discrepancy(NamedTuple):
+    """Cosine MMD and the two halves that it is the sum of."""
+
+    whole: Estimate
+    typicality: Estimate
+    """2 (SC(Q) - C(P, Q)): above 0 where the samples are less typical than the reference."""
+    variety: Estimate
+    """SC(P) - SC(Q): above 0 where they are less varied."""
+
+
+class Noise(NamedTuple):
+    """What sampling noise gives where both sides are of one distribution."""
+
+    floor: float
+    """Quantile of the cosine MMD."""
+    p_value: float
+
+
+def discrepancy(contrast: Contrast) -> Discrepancy:
+    """Give the unbiased cosine MMD and its halves, with groups over pairs of different ones."""
+    (mine, without), (theirs, others) = (own_pairs_without(side) for side in _sides(contrast))
+    cross = contrast.conformity
+    variety = Without(mine - theirs, without - others, without - theirs, mine - others)
+    typicality = Without(*(2 * (own - mean) for own, mean in zip((theirs, others, theirs, others), cross, strict=True)))
+    whole = Without(*(one + other for one, other in zip(typicality, variety, strict=True)))
+    return Discrepancy(*(_estimate(contrast, part) for part in (whole, typicality, variety)))
+
+
+def squares_discrepancy(contrast: Contrast) -> Tensor:
+    """Give the same of the squared cosine, unbiased, without an error."""
+    mine, theirs = _sides(contrast)
+    sides = (contrast.sample, mine), (contrast.reference.sample, theirs)
+    return sum(own_squares(*side) for side in sides) - 2 * cross_squares(*sides, contrast.overlap)
+
+
+def noise(contrast: Contrast, quantile: float, resamples: int, generator: torch.Generator) -> Noise:
+    """Draw the sign of what each bucket adds to the distance of the two means beyond its share.
+
+    Where both sides are of one distribution its mean is 0, whichever rows depend on each other inside a bucket; what
+    both sides share in a bucket stays shared.
+
+    Raises:
+        ValueError: If the level or the number of redraws is wrong, or all rows are in one bucket.
+    """
+    check_level(quantile, "quantile")
+    check_resamples(resamples)
+    (count, sums), (counts, others) = ((side["count"], side["unit_sum"]) for side in _sides(contrast))
+    check_clusters(min(int((one > 0).sum()) for one in (count, counts)))
+    center = (sums + others).sum(0) / (count + counts).sum()
+    added = _beyond_share(sums, count, center) - _beyond_share(others, counts, center)  # (G, D)
+    products = added @ added.T
+    signs = 2 * torch.randint(2, (resamples, len(added)), generator=generator).double() - 1
+    drawn = ((signs @ products) * signs).sum(1)
+    floor = drawn.quantile(quantile) - products.trace()  # unbiased: without what each bucket has with itself
+    return Noise(float(floor), tail_probability(products.sum(), drawn))
+
+
+def _beyond_share(sums: Tensor, count: Tensor, center: Tensor) -> Tensor:
+    return (sums - count[:, None] * center) / count.sum()
+
+
+def _sides(contrast: Contrast) -> tuple[Moments, Moments]:
+    return contrast.evaluated.cpu(), contrast.reference.moments
+
+
+def _estimate(contrast: Contrast, figure: Without) -> Estimate:
+    return joint_jackknife(figure.whole, figure.both, (figure.evaluated, figure.reference), contrast.counts)

@@ -1,0 +1,70 @@
+"""The MMD with the cosine kernel: typicality and variety added up."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional.resampling import Interval, seeded
+from clipconformity.stream.mmd import discrepancy, noise
+from clipconformity.stream.readouts.base import Field, ReadOut
+from clipconformity.stream.stream import Needs, Stream
+
+UNIT = "squared cosine distance"
+PARTS = {
+    "cosine_mmd": "squared distance of the mean directions: typicality and variety added up",
+    "cosine_mmd_typicality": "its half by typicality: above 0 where samples are less typical",
+    "cosine_mmd_variety": "its half by variety: above 0 where samples are less varied",
+}
+"""The whole and its halves, in the order of ``Discrepancy``."""
+
+
+class CosineMMDReadOut(ReadOut):
+    """How far apart two mean directions lie, and what of it is typicality, what variety."""
+
+    name = "cosine_mmd"
+    needs = Needs(rows=True, reference=True)
+    value = "cosine_mmd"
+    fields = (
+        *(
+            Field(name, about, UNIT, "lower" if name == "cosine_mmd" else "neither",
+                  interval=(f"{name}_low", f"{name}_high"), compared=True)
+            for name, about in PARTS.items()
+        ),
+        *(
+            Field(f"{name}_{end}", f"{end} end of the 95% interval of {name}", UNIT, compared=True)
+            for name in PARTS
+            for end in Interval._fields
+        ),
+        Field("cosine_mmd_noise_floor", "95% quantile of the cosine MMD of two sets of one kind", UNIT, compared=True,
+              computed=False),
+        Field("cosine_mmd_p_value", "sign-flip test that the mean directions are the same", compared=True,
+              computed=False),
+    )  # fmt: skip
+
+    def read(self, stream: Stream) -> dict[str, Tensor]:
+        """Give the unbiased value, which may be below 0, and its halves, each with its interval."""
+        found: dict[str, Tensor] = {}
+        for name, part in zip(PARTS, discrepancy(stream.contrast("CosineMMD")), strict=True):
+            ends = zip(Interval._fields, part.interval(), strict=True)
+            found |= {name: part.value} | {f"{name}_{end}": torch.tensor(x, dtype=torch.float64) for end, x in ends}
+        return found
+
+    def resample(
+        self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Give the noise floor and the p-value; NaN where all rows of a side are in one bucket."""
+        contrast = stream.contrast("CosineMMD")
+        found = (float("nan"), float("nan"))
+        if all(int((count > 0).sum()) > 1 for count in contrast.counts):
+            found = noise(contrast, 0.95, resamples, seeded(generator))
+        keys = ("cosine_mmd_noise_floor", "cosine_mmd_p_value")
+        return {name: torch.tensor(x, dtype=torch.float64) for name, x in zip(keys, found, strict=True)}
+
+    def notes(self, stream: Stream) -> list[str]:
+        """Say what the value is made of."""
+        whole, typicality, variety = (float(x.value) for x in discrepancy(stream.contrast("CosineMMD")))
+        return [
+            f"the cosine MMD of {whole:.4f} is {typicality:+.4f} by typicality and {variety:+.4f} by variety; what is "
+            "less typical, or less varied, than the reference adds to it."
+        ]

@@ -1,0 +1,106 @@
+"""The Vendi score and RKE: the effective number of different samples."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional.resampling import Interval, exponential, seeded
+from clipconformity.functional.vendi import check_order, effective_rank, entropy_influence, vendi_score
+from clipconformity.stream.equal_n import subsamples
+from clipconformity.stream.moments import Moments
+from clipconformity.stream.pairs import influence_estimate, own_squares
+from clipconformity.stream.readouts.base import Field, ReadOut
+from clipconformity.stream.row_sample import Sample
+from clipconformity.stream.stream import Needs, Stream
+
+ESTIMATES = {
+    "vendi": ("effective number of different samples, which grows with N", "that sets of this size have on average"),
+    "rke": ("the same of order 2: one over the mean squared cosine", "that sets of this size have on average"),
+    "rke_unbiased": ("RKE over pairs of different rows, which does not grow with N", "of the population"),
+    "vendi_ratio": ("Vendi score over the reference's, both at vendi_n rows", "at this number of rows"),
+}
+"""What has an interval: what it is, and what that covers."""
+Side = tuple[Sample, Moments]
+
+
+class VendiReadOut(ReadOut):
+    """Effective number of different samples, beside that of the reference and at the same N."""
+
+    name = "vendi"
+    needs = Needs(rows=True, unit_second_moment=True, reference=True)
+    value = "vendi"
+    fields = (
+        *(
+            Field(name, about, better="higher", interval=(f"{name}_low", f"{name}_high"),
+                  compared=name == "vendi_ratio", computed=name != "vendi_ratio")
+            for name, (about, _) in ESTIMATES.items()
+        ),
+        *(
+            Field(f"{name}_{end}", f"{end} end of the 95% interval of {name} {what}", compared=name == "vendi_ratio",
+                  computed=False)
+            for name, (_, what) in ESTIMATES.items()
+            for end in Interval._fields
+        ),
+        Field("reference_vendi", "Vendi score of the reference, at its own N", compared=True),
+        Field("reference_rke", "RKE of the reference, at its own N", compared=True),
+        Field("vendi_n", "rows at which both sides are compared", compared=True, computed=False),
+        Field("vendi_equal_n", "Vendi score at vendi_n rows", better="higher", compared=True, computed=False),
+        Field("reference_vendi_equal_n", "Vendi score of the reference at vendi_n rows", compared=True, computed=False),
+    )  # fmt: skip
+
+    def __init__(self, order: float = 1.0) -> None:
+        check_order(order)
+        self.order = order
+
+    def read(self, stream: Stream) -> dict[str, Tensor]:
+        """Give the values, exact whatever the number of rows."""
+        moments = stream.checked()
+        found = dict(zip(("vendi", "rke"), self._values(moments), strict=True))
+        squares = own_squares(moments.good_sample().cpu(), moments)
+        found["rke_unbiased"] = torch.where(squares > 0, 1 / squares, math.nan)
+        reference = stream.compared_with()
+        if reference is not None:
+            found |= zip(("reference_vendi", "reference_rke"), self._values(reference.moments), strict=True)
+        return found
+
+    def _values(self, moments: Moments) -> tuple[Tensor, Tensor]:
+        """Vendi score of this order, and RKE."""
+        matrix = moments.unit_second_moment.cpu()
+        return effective_rank(torch.linalg.eigvalsh(matrix), self.order), 1 / matrix.square().sum()
+
+    def resample(
+        self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Give intervals, from what each row adds, and both sides at the same number of rows, by seeded subsamples."""
+        moments, reference = stream.checked(), stream.compared_with()
+        values, sides = self.read(stream), [(moments.good_sample().cpu(), moments)]
+        found = self._ends("vendi", values["vendi"], sides[:1], self.order)
+        for name in ("rke", "rke_unbiased"):
+            found |= self._ends(name, values[name], sides[:1], 2.0)
+        if reference is None:
+            return found
+        sides.append((reference.sample, reference.moments))
+        size, generator = min(len(sample.keys) for sample, _ in sides), seeded(generator)
+        equal = [
+            torch.stack([vendi_score(rows, self.order) for rows in subsamples(sample, size, generator)]).mean()
+            for sample, _ in sides
+        ]
+        keys = ("vendi_n", "vendi_equal_n", "reference_vendi_equal_n", "vendi_ratio")
+        found |= zip(keys, (torch.tensor(float(size)), *equal, equal[0] / equal[1]), strict=True)
+        return found | self._ends("vendi_ratio", equal[0] / equal[1], sides, self.order)
+
+    @staticmethod
+    def _ends(name: str, value: Tensor, sides: list[Side], order: float) -> dict[str, Tensor]:
+        """Ends of the interval of a value, or of a ratio of two, on the log scale."""
+        ends = Interval(math.nan, math.nan)
+        if 0 < order < math.inf:
+            moved = [entropy_influence(one.units, all_.unit_second_moment.cpu(), order) for one, all_ in sides]
+            signed = [sign * one for sign, one in zip((1, -1), moved, strict=False)]
+            parts = ((influence, *side) for influence, side in zip(signed, sides, strict=True))
+            ends = exponential(influence_estimate(value.log(), *parts).interval())
+        return {
+            f"{name}_{end}": torch.tensor(x, dtype=torch.float64) for end, x in zip(Interval._fields, ends, strict=True)
+        }

@@ -85,6 +85,8 @@ class Score:
         measured: What was measured: encoder, modality, and what differs from the reference's encoder.
         remarks: What was left out or cut.
         notes: What to know of these samples, a sentence each: what they share with the reference, and the like.
+        details: What no figure holds, such as which samples, by the name of the metric.
+        columns: Further values of every sample, in the order of ``ids``, by the name of their column.
         contrast: The buckets of both sides, by which scores are compared with each other; None of a score without.
     """
 
@@ -100,6 +102,8 @@ class Score:
     measured: Mapping[str, Any] = field(default_factory=dict)
     remarks: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    columns: Mapping[str, Sequence[float | str]] = field(default_factory=dict)
     contrast: Contrast | None = field(default=None, repr=False, compare=False)
 
     def value(self, name: str) -> float:
@@ -180,6 +184,8 @@ class Score:
             "notes": list(self.notes),
             "measured": dict(self.measured),
         }
+        if self.details:
+            result["details"] = {name: dict(one) for name, one in self.details.items()}
         return result | dict(self.remarks)
 
 

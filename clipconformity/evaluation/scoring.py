@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ def score(
     needs = reduce(Needs.union, (one.needs for one in chosen))
     stream = Stream.against(reference, needs, allow_normalized=allow_normalized)
     stream.of_one_kind = None not in (source.provenance.modality, reference.modality)
-    ids, norms, conformities = _stream_in(source, stream)
+    rows = _stream_in(source, stream, chosen)
     values, lower_bound = _read(chosen, stream, resamples)
     contrast = stream.contrast("score")
     verdicts = judge(contrast, margins)
@@ -74,15 +75,17 @@ def score(
         figures,
         verdicts,
         count=int(stream.evaluated.total),
-        ids=ids,
-        conformities=conformities,
-        norms=norms,
+        ids=rows.ids,
+        conformities=rows.conformities,
+        norms=rows.norms,
         reference=reference,
         exact=stream.exact and reference.exact,
         kl_is_lower_bound=lower_bound,
         measured=origin | {"remarks": remarks},
         remarks=source.remarks,
         notes=[note for one in chosen for note in one.notes(stream)],
+        details={one.name: found for one in chosen if (found := one.details(stream))},
+        columns=rows.columns,
         contrast=contrast,
     )
 
@@ -120,10 +123,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
-def _stream_in(source: Source, stream: Stream) -> tuple[list[str], Tensor, Tensor]:
-    """Take every batch in; ids, norms and conformities fall out of the same pass."""
+class _Rows(NamedTuple):
+    """What falls out of the pass for every sample."""
+
+    ids: list[str]
+    norms: Tensor
+    conformities: Tensor
+    columns: dict[str, list[float | str]]
+
+
+def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut]) -> _Rows:
+    """Take every batch in; what there is of each sample falls out of the same pass."""
     ids: list[str] = []
     norms, conformities = [], []
+    columns: dict[str, list[float | str]] = {}
+    assert stream.reference is not None
     for batch in source:
         found = stream.update(batch.embeddings, groups=batch.groups, ids=batch.ids, placed=batch.placed)
         assert found is not None
@@ -131,9 +145,13 @@ def _stream_in(source: Source, stream: Stream) -> tuple[list[str], Tensor, Tenso
         ids += batch.ids
         norms.append(found.norm.cpu())
         conformities.append(found.conformity.cpu())
+        if bool(torch.isfinite(found.norm).all()):  # else the read-out says what is wrong
+            for one in chosen:
+                for name, values in one.columns(batch.embeddings, stream.reference).items():
+                    columns.setdefault(name, []).extend(values)
     if not ids:
         raise ValueError(source.nothing_read)
-    return ids, torch.cat(norms), torch.cat(conformities)
+    return _Rows(ids, torch.cat(norms), torch.cat(conformities), columns)
 
 
 @full_precision
@@ -163,6 +181,8 @@ def spreadsheet_safe(text: str) -> str:
 def write_per_sample(path: Path | str, result: Score) -> None:
     """Write id, conformity, norm and rank of every sample as CSV, from the most to the least typical.
 
+    Metrics may add columns, such as the id of the nearest reference row.
+
     Raises:
         OSError: If the file cannot be written.
     """
@@ -172,8 +192,11 @@ def write_per_sample(path: Path | str, result: Score) -> None:
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(["id", "conformity", "norm", "rank"])
+        writer.writerow(["id", "conformity", "norm", "rank", *result.columns])
         for rank, row in enumerate(order, start=1):
-            writer.writerow(
-                [spreadsheet_safe(result.ids[row]), f"{result.conformities[row]:.9g}", f"{result.norms[row]:.9g}", rank]
-            )
+            known = [spreadsheet_safe(result.ids[row]), _cell(result.conformities[row]), _cell(result.norms[row]), rank]
+            writer.writerow([*known, *(_cell(values[row]) for values in result.columns.values())])
+
+
+def _cell(value: Tensor | float | str) -> str:
+    return spreadsheet_safe(value) if isinstance(value, str) else f"{value:.9g}"

@@ -24,6 +24,7 @@ from clipconformity.functional.geometry import (
 )
 from clipconformity.functional.interpolation import slerp, vslerp
 from clipconformity.functional.likelihood import frechet_distance, log_likelihood, whiten
+from clipconformity.functional.neighbours import Nearest, PRDCResult, nearest, prdc
 from clipconformity.functional.ranks import RankCorrelation, rank_correlation
 from clipconformity.functional.separability import LinearSeparability, linear_separability
 from clipconformity.functional.sweep import ShiftGrid, ShiftSweep, shift_grid, shift_sweep
@@ -34,7 +35,9 @@ __all__ = [
     "LinearSeparability",
     "LowerBoundWarning",
     "ModalityGapResult",
+    "Nearest",
     "NormStatistics",
+    "PRDCResult",
     "RankCorrelation",
     "ShiftGrid",
     "ShiftSweep",
@@ -50,9 +53,11 @@ __all__ = [
     "linear_separability",
     "log_likelihood",
     "modality_gap",
+    "nearest",
     "norm_statistics",
     "nt_xent",
     "offset",
+    "prdc",
     "rank_correlation",
     "self_conformity",
     "shift",

@@ -1,13 +1,15 @@
 """The torchmetrics classes: each is the skin of a read-out of a stream, and public by the ``__all__`` of its file."""
 
-from clipconformity.metrics import collection, distribution, gaussian, geometry
+from clipconformity.metrics import collection, distribution, gaussian, geometry, neighbours
 from clipconformity.metrics.collection import *
 from clipconformity.metrics.distribution import *
 from clipconformity.metrics.gaussian import *
 from clipconformity.metrics.geometry import *
+from clipconformity.metrics.neighbours import *
 
 __all__: list[str] = []
 __all__ += collection.__all__
 __all__ += distribution.__all__
 __all__ += gaussian.__all__
 __all__ += geometry.__all__
+__all__ += neighbours.__all__

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from clipconformity.stream.moments import Layout, Moments, RowValues, State
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.row_sample import Labels
 
+Value = TypeVar("Value")
 EVALUATED, REAL = "evaluated", "real"
 MAX_SAMPLES = 10_000
 """Rows kept for what is not additive, unless told otherwise."""
@@ -89,6 +90,7 @@ class Stream:
         self.of_one_kind = False
         self._real: ReferenceSet | None = None  # what the real rows make, and what is compared: until the next update
         self._contrast: Contrast | None = None
+        self._once: dict[Hashable, Any] = {}  # what read-outs found, likewise
 
     @classmethod
     def against(
@@ -133,6 +135,7 @@ class Stream:
             return None
         check_same_dim(embeddings, self.sides[side].layout.dim, "batch", "the stream")
         self._real = self._contrast = None
+        self._once.clear()
         return self.sides[side].update(embeddings, groups, ids, placed=placed)
 
     def checked(self, side: str = EVALUATED, min_samples: int = 2) -> Moments:
@@ -181,6 +184,13 @@ class Stream:
                 f"{name}: there is no reference; give one at construction, or real rows by update(..., real=True)."
             )
         return reference
+
+    def once(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """Make what a read-out asks for several times, and keep it until the next update."""
+        if key not in self._once:
+            self._once[key] = make()
+        found: Value = self._once[key]
+        return found
 
     @property
     def exact(self) -> bool:

@@ -24,7 +24,17 @@ from clipconformity.stream.stream import layouts
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-metric.md"
 DIM = 6
-BUILT_IN = ("conformity", "conformity_kl", "ellipsoid", "frechet", "likelihood", "norm", "self_conformity")
+BUILT_IN = (
+    "conformity",
+    "conformity_kl",
+    "ellipsoid",
+    "frechet",
+    "likelihood",
+    "nearest",
+    "norm",
+    "prdc",
+    "self_conformity",
+)
 
 
 def rows(count: int, seed: int, offset: float = 1.0) -> torch.Tensor:

@@ -19,6 +19,7 @@ ENTRY_POINTS = "clipconformity.metrics"
 RESERVED = frozenset(
     {
         "count",
+        "details",
         "exact",
         "measured",
         "notes",

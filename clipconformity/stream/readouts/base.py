@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
 
 Direction = Literal["higher", "lower", "neither"]
@@ -83,6 +85,14 @@ class ReadOut(ABC):
     def notes(self, stream: Stream) -> list[str]:
         """Give what a reader of the figures should know of these samples, a sentence each; by default nothing."""
         return []
+
+    def details(self, stream: Stream) -> Mapping[str, Any]:
+        """Give what no figure holds, such as which samples: plain values of bounded number; by default nothing."""
+        return {}
+
+    def columns(self, embeddings: Tensor, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:
+        """Give columns of the per-sample CSV, a value for each row of a batch ``(N, D)``; by default none."""
+        return {}
 
     def names(self, compared: bool) -> list[str]:
         """Names of the fields that :meth:`read` gives, with and without a reference; the one value is always there."""

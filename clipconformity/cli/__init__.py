@@ -183,7 +183,7 @@ def _parser() -> Parser:
     _add_overwrite(reference)
 
     score = _command(known, "score", "score samples against a reference", commands.score_samples)
-    _add_source(score)
+    _add_source(score, pairs=True)
     score.add_argument("--reference", type=Path, required=True, help="file of `clipconformity reference`")
     score.add_argument("--per-sample", type=Path, metavar="FILE.csv", help="write id, conformity, norm and rank")
     score.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots and a gallery")
@@ -247,14 +247,18 @@ def _add_overwrite(parser: Parser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that are there already")
 
 
-def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False) -> None:
-    source = parser.add_mutually_exclusive_group(required=True)
+def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False, pairs: bool = False) -> None:
+    source: Any = parser.add_argument_group() if pairs else parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
     source.add_argument("--captions", type=Path, metavar="FILE", help="text lines, COCO annotations or COCO results")
     if embeddings:
         source.add_argument("--embeddings", type=Path, nargs="+", metavar="FILE", help=f"raw embeddings: {suffixes()}")
         parser.add_argument("--modality", choices=("image", "text"), help="what the embeddings are of")
         parser.add_argument("--allow-normalized", action="store_true", help="take L2-normalised embeddings")
+    if pairs:
+        source.add_argument(
+            "--caption-references", type=Path, metavar="FILE", help="captions of people for the same images"
+        )
     if coco:
         source.add_argument("--coco", type=Path, metavar="ROOT", help="folder of MS-COCO: images and captions at once")
         parser.add_argument("--split", help="split of --coco (default: val2017)")

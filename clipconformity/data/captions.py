@@ -18,11 +18,13 @@ class Captions:
         texts: The captions.
         ids: A name for each: annotation id, image id, or line number.
         groups: The image id of each, or None where every image has one.
+        image_ids: The image id of each, or None where the file has none.
     """
 
     texts: list[str]
     ids: list[str]
     groups: list[int] | list[str] | None = None
+    image_ids: list[int] | list[str] | None = None
 
 
 def read_captions(path: Path | str) -> Captions:
@@ -82,8 +84,9 @@ def _from_json(path: Path, content: Any) -> Captions:
             f"{path}: entry {mixed}: its image_id is {shown(images[mixed])} and that of entry 0 {shown(images[0])}; "
             "expected whole numbers or strings throughout."
         )
-    groups: Any = images if len(set(images)) < len(images) else None
-    return Captions([caption for _, _, caption in entries], [name for name, _, _ in entries], groups)
+    same: Any = images  # of one type, which has just been checked
+    groups = same if len(set(images)) < len(images) else None
+    return Captions([caption for _, _, caption in entries], [name for name, _, _ in entries], groups, same)
 
 
 def _entry(path: Path, number: int, entry: Any) -> tuple[str, int | str, str]:

@@ -1,6 +1,7 @@
 """From samples to results: sources, scores, the six geometric properties, and people as the yardstick."""
 
 from clipconformity.evaluation.comparison import Comparison, Difference, compare
+from clipconformity.evaluation.pairs import paired_source
 from clipconformity.evaluation.people import HumanSpread, human_spread
 from clipconformity.evaluation.results import Figure, Score, Verdict
 from clipconformity.evaluation.scoring import metric_names, score, write_per_sample
@@ -29,6 +30,7 @@ __all__ = [
     "human_spread",
     "image_source",
     "metric_names",
+    "paired_source",
     "score",
     "write_per_sample",
 ]

@@ -19,7 +19,7 @@ from clipconformity.evaluation.results import Figure, Score, checked_margins, ju
 from clipconformity.evaluation.sources import Source, check_source
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import effective_number
-from clipconformity.stream.readouts import ReadOut, failed_read_outs, read_outs
+from clipconformity.stream.readouts import Batch, ReadOut, failed_read_outs, read_outs
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
 
@@ -54,7 +54,7 @@ def score(
             does not fit, there are too few samples, or rows are zero, NaN, infinite or L2-normalised.
     """
     check_source(source)
-    chosen = choose(metrics)
+    chosen = choose(metrics, paired=source.paired, with_references=source.with_references)
     checked_margins(margins or {})
     for reason in failed_read_outs().values():
         warnings.warn(f"metrics: {reason}; it is left out.", stacklevel=2)
@@ -100,21 +100,37 @@ def core_fields() -> set[str]:
     return {field.name for name in CORE for field in read_outs()[name].fields}
 
 
-def choose(names: Sequence[str]) -> list[ReadOut]:
-    """Give the read-outs of the core, and of the names.
+def choose(names: Sequence[str], *, paired: bool = False, with_references: bool = False) -> list[ReadOut]:
+    """Give the read-outs of the core, of the names, and what pairs have, where the samples are of pairs.
+
+    Args:
+        names: Names of read-outs, or ``"all"``.
+        paired: Whether each sample has partners of the other modality.
+        with_references: Whether each has reference captions.
 
     Raises:
-        ValueError: If a name is unknown, or is that of one which cannot be imported.
+        ValueError: If a name is unknown, is that of one which cannot be imported, or needs what the samples lack.
     """
     known, failed = read_outs(), failed_read_outs()
+
+    def possible(one: ReadOut) -> bool:
+        return (paired or not one.needs.partners) and (with_references or not one.needs.references)
+
     for name in names:
         if name in failed:
             raise ValueError(f"metrics: {failed[name]}.")
         if name != "all" and name not in known:
             expected = f"expected 'all' or {', '.join(metric_names())}"
             raise ValueError(f"metrics: {name!r} is unknown: {expected}{did_you_mean(name, known)}")
+        if name != "all" and not possible(known[name]):
+            raise ValueError(
+                f"metrics: {name!r} needs {'reference captions' if paired else 'images and captions together'}; give "
+                f"{'--caption-references' if paired else '--images and --captions'}, or a source of paired_source."
+            )
     wanted = known if "all" in names else dict.fromkeys([*CORE, *names])
-    return [known[name] for name in dict.fromkeys([*CORE, *wanted])]
+    of_pairs = [name for name, one in known.items() if one.needs.partners]
+    listed = [known[name] for name in dict.fromkeys([*CORE, *wanted, *of_pairs])]
+    return [one for one in listed if possible(one)]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -139,7 +155,9 @@ def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut]) -> _Ro
     columns: dict[str, list[float | str]] = {}
     assert stream.reference is not None
     for batch in source:
-        found = stream.update(batch.embeddings, groups=batch.groups, ids=batch.ids, placed=batch.placed)
+        found = stream.update(
+            batch.embeddings, groups=batch.groups, ids=batch.ids, placed=batch.placed, partners=batch.partners
+        )
         assert found is not None
         assert found.conformity is not None
         ids += batch.ids
@@ -147,7 +165,7 @@ def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut]) -> _Ro
         conformities.append(found.conformity.cpu())
         if bool(torch.isfinite(found.norm).all()):  # else the read-out says what is wrong
             for one in chosen:
-                for name, values in one.columns(batch.embeddings, stream.reference).items():
+                for name, values in one.columns(Batch(batch.embeddings, batch.partners), stream.reference).items():
                     columns.setdefault(name, []).extend(values)
     if not ids:
         raise ValueError(source.nothing_read)

@@ -1,5 +1,6 @@
 """Pure functions on ``(N, D)`` tensors of raw embeddings: torch, and SciPy for densities and quantiles when used."""
 
+from clipconformity.functional.clip_score import clip_score, ref_clip_score
 from clipconformity.functional.conformity import (
     ConformityFit,
     NormStatistics,
@@ -44,6 +45,7 @@ __all__ = [
     "ThinShell",
     "Tilt",
     "alignment",
+    "clip_score",
     "conformity",
     "conformity_fit",
     "conformity_kl",
@@ -59,6 +61,7 @@ __all__ = [
     "offset",
     "prdc",
     "rank_correlation",
+    "ref_clip_score",
     "self_conformity",
     "shift",
     "shift_grid",

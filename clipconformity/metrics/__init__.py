@@ -1,6 +1,7 @@
 """The torchmetrics classes: each is the skin of a read-out of a stream, and public by the ``__all__`` of its file."""
 
-from clipconformity.metrics import collection, distribution, gaussian, geometry, neighbours
+from clipconformity.metrics import alignment, collection, distribution, gaussian, geometry, neighbours
+from clipconformity.metrics.alignment import *
 from clipconformity.metrics.collection import *
 from clipconformity.metrics.distribution import *
 from clipconformity.metrics.gaussian import *
@@ -8,6 +9,7 @@ from clipconformity.metrics.geometry import *
 from clipconformity.metrics.neighbours import *
 
 __all__: list[str] = []
+__all__ += alignment.__all__
 __all__ += collection.__all__
 __all__ += distribution.__all__
 __all__ += gaussian.__all__

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor
 
 from clipconformity.functional.validation import check_same_dim
+from clipconformity.stream.alignment import MeanScore, Partners, pair_buckets
 from clipconformity.stream.checks import check_stream
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.moments import Layout, Moments, RowValues, State
@@ -32,6 +33,10 @@ class Needs(NamedTuple):
     """The D x D second moment."""
     reference: bool = False
     """Something to compare with: a reference, or rows that are told to be real."""
+    partners: bool = False
+    """What belongs to each sample: the captions of an image, or the image of a caption."""
+    references: bool = False
+    """Reference captions of each sample, which is a caption."""
 
     def union(self, other: Needs) -> Needs:
         """What serves both."""
@@ -72,6 +77,8 @@ class Stream:
 
     Attributes:
         of_one_kind: Whether encoder and modality of both sides are known to agree.
+        clip_scores: Of the samples that came with partners.
+        ref_clip_scores: Of those that came with reference captions too.
     """
 
     def __init__(
@@ -88,6 +95,7 @@ class Stream:
         self.reference = reference
         self.allow_normalized = allow_normalized
         self.of_one_kind = False
+        self.clip_scores, self.ref_clip_scores = MeanScore(), MeanScore()
         self._real: ReferenceSet | None = None  # what the real rows make, and what is compared: until the next update
         self._contrast: Contrast | None = None
         self._once: dict[Hashable, Any] = {}  # what read-outs found, likewise
@@ -121,8 +129,11 @@ class Stream:
         groups: Labels | None = None,
         ids: Sequence[object] | None = None,
         placed: bool = False,
+        partners: Partners | None = None,
     ) -> RowValues | None:
         """Take in rows ``(N, D)``; real ones are left out where there is no such side. Options as ``Moments.update``.
+
+        What belongs to evaluated rows may come as ``partners``.
 
         Returns:
             Norm and conformity of each row; None where the rows are left out.
@@ -136,6 +147,11 @@ class Stream:
         check_same_dim(embeddings, self.sides[side].layout.dim, "batch", "the stream")
         self._real = self._contrast = None
         self._once.clear()
+        if partners is not None and len(embeddings):
+            bucket = pair_buckets(embeddings, groups, None if placed else ids)
+            self.clip_scores.update(partners.clip_scores(embeddings), bucket)
+            if partners.references is not None:
+                self.ref_clip_scores.update(partners.ref_clip_scores(embeddings), bucket)
         return self.sides[side].update(embeddings, groups, ids, placed=placed)
 
     def checked(self, side: str = EVALUATED, min_samples: int = 2) -> Moments:

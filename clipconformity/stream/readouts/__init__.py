@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import NamedTuple
 
-from clipconformity.stream.readouts.base import Direction, Field, ReadOut
+from clipconformity.stream.readouts.base import Batch, Direction, Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
 
 ENTRY_POINTS = "clipconformity.metrics"
@@ -39,6 +39,7 @@ RESERVED = frozenset(
 __all__ = [
     "ENTRY_POINTS",
     "RESERVED",
+    "Batch",
     "Direction",
     "Field",
     "Needs",

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from clipconformity.stream.alignment import Partners
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
 
@@ -37,6 +38,15 @@ class Field(NamedTuple):
     interval: tuple[str, str] | None = None
     compared: bool = False
     computed: bool = True
+
+
+class Batch(NamedTuple):
+    """Rows as they come."""
+
+    embeddings: Tensor
+    """Raw, ``(N, D)``."""
+    partners: Partners | None = None
+    """What belongs to each row, where they are of pairs."""
 
 
 class ReadOut(ABC):
@@ -90,8 +100,8 @@ class ReadOut(ABC):
         """Give what no figure holds, such as which samples: plain values of bounded number; by default nothing."""
         return {}
 
-    def columns(self, embeddings: Tensor, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:
-        """Give columns of the per-sample CSV, a value for each row of a batch ``(N, D)``; by default none."""
+    def columns(self, batch: Batch, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:
+        """Give columns of the per-sample CSV, a value for each row of a batch; by default none."""
         return {}
 
     def names(self, compared: bool) -> list[str]:

@@ -12,7 +12,7 @@ from clipconformity.functional.neighbours import close_counts, nearest
 from clipconformity.functional.resampling import Estimate, Interval, estimated_share
 from clipconformity.stream.closest import Closest
 from clipconformity.stream.neighbourhood import independent
-from clipconformity.stream.readouts.base import Field, ReadOut
+from clipconformity.stream.readouts.base import Batch, Field, ReadOut
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.row_sample import Sample
 from clipconformity.stream.stream import Needs, Stream
@@ -113,9 +113,9 @@ class NearestReadOut(ReadOut):
             "repeated": _repeated(found.evaluated, names),
         }
 
-    def columns(self, embeddings: Tensor, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:
+    def columns(self, batch: Batch, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:
         """Give id and cosine of the nearest reference row of each row of a batch."""
-        cosine, index = nearest(embeddings.cpu(), reference)
+        cosine, index = nearest(batch.embeddings.cpu(), reference)
         ids = reference.sample_ids or [""] * len(reference.units)
         return {"nearest_id": [ids[one] for one in index[:, 0].tolist()], "nearest_cosine": cosine[:, 0].tolist()}
 

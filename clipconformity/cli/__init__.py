@@ -186,6 +186,11 @@ def _parser() -> Parser:
     _add_source(score, pairs=True)
     score.add_argument("--reference", type=Path, required=True, help="file of `clipconformity reference`")
     score.add_argument("--per-sample", type=Path, metavar="FILE.csv", help="write id, conformity, norm and rank")
+    score.add_argument(
+        "--against", type=Path, nargs="+", metavar="FILE", help="embeddings, as of a training set, to find copies of"
+    )
+    score.add_argument("--by", type=Path, metavar="FILE.csv", help="the class of each id: score each class by itself")
+    score.add_argument("--per-class", type=Path, metavar="FILE.csv", help="write the figures of each class of --by")
     score.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots and a gallery")
     score.add_argument(
         "--no-images", action="store_true", help="leave the gallery out of the report: no image, prompt or caption"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from clipconformity import __version__
 from clipconformity.cli import outputs
 from clipconformity.cli.parts import Parts
-from clipconformity.cli.sources import check_given, open_coco, open_pairs, open_source
+from clipconformity.cli.sources import check_given, open_against, open_coco, open_pairs, open_source
 from clipconformity.provenance import without_folders
 
 if TYPE_CHECKING:
@@ -123,14 +123,19 @@ def _coco_references(options: argparse.Namespace) -> dict[str, Any]:
 
 def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     """Score samples against a reference."""
+    from clipconformity.data import read_classes
     from clipconformity.data.files import Publication
     from clipconformity.data.limits import check_limit
-    from clipconformity.evaluation import score, write_per_sample
+    from clipconformity.evaluation import score, write_classes, write_per_sample
     from clipconformity.evaluation.scoring import choose
+    from clipconformity.stream.readouts.against import FIELDS as AGAINST
     from clipconformity.stream.reference import ReferenceSet
 
     check_given(options)
-    outputs.check(options, [("--per-sample", options.per_sample), ("--report", options.report)])
+    named = (("--per-sample", options.per_sample), ("--per-class", options.per_class), ("--report", options.report))
+    outputs.check(options, named)
+    if options.per_class is not None and options.by is None:
+        raise ValueError("--per-class: goes with --by; leave it out.")
     if options.no_images and options.report is None:
         raise ValueError("--no-images: goes with --report; leave it out.")
     if options.resamples < 1:
@@ -139,9 +144,11 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     metrics = options.metrics.split(",")
     paired, people = bool(options.images and options.captions), options.caption_references is not None
     chosen = choose(metrics, paired=paired, with_references=people)
-    known = {field.name for one in chosen for field in one.fields}
+    fields = [*(field for one in chosen for field in one.fields), *(AGAINST if options.against else ())]
+    known = {field.name for field in fields}
     requirements = [_required(text, known) for text in options.require]
     margins = _margins(options.margin)
+    classes = None if options.by is None else read_classes(options.by)
     reference = ReferenceSet.load(options.reference)
     source = open_pairs(options, reference) if paired else open_source(options, reference_encoder=reference.spec)
     result = score(
@@ -150,16 +157,20 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
         resamples=options.resamples,
         metrics=metrics,
         margins=margins,
+        by=classes,
+        against=open_against(options),
         allow_normalized=options.allow_normalized,
     )
-    with Publication(overwrite=options.overwrite) as files:  # both files or none
+    with Publication(overwrite=options.overwrite) as files:  # all of the files or none
         if options.per_sample is not None:
             write_per_sample(files.add(options.per_sample), result)
+        if options.per_class is not None and result.by is not None:
+            write_classes(files.add(options.per_class), result.by.classes)
         if options.report is not None:
             _report(options, files.add(options.report), result, source.partner_of)
     given = {
         name: [str(path) for path in (value if isinstance(value, list) else [value])]
-        for name in ("images", "captions", "caption_references", "embeddings")
+        for name in ("images", "captions", "caption_references", "embeddings", "by", "against")
         if (value := getattr(options, name))
     }
     summary = result.to_dict()

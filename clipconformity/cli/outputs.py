@@ -8,7 +8,12 @@ from pathlib import Path
 
 from clipconformity.cli.sources import inputs
 
-KINDS = {"--output": (".safetensors",), "--per-sample": (".csv",), "--report": (".html", ".htm")}
+KINDS = {
+    "--output": (".safetensors",),
+    "--per-sample": (".csv",),
+    "--per-class": (".csv",),
+    "--report": (".html", ".htm"),
+}
 """How the names of outputs end, by the option that names them."""
 
 

@@ -22,6 +22,8 @@ COCO_OPTIONS = ("split", "karpathy", "per_image", "seed")
 MANY = 512
 """Images from which starting processes to decode them pays off."""
 INPUT_FILES = (
+    "against",
+    "by",
     "captions",
     "caption_references",
     "embeddings",
@@ -134,6 +136,20 @@ def check_given(options: argparse.Namespace) -> None:
         raise ValueError(f"--embeddings: goes without --{given[0]}; give one of them.")
     if options.caption_references is not None and len(given) < 2:
         raise ValueError("--caption-references: goes with --images and --captions together; leave it out.")
+
+
+def open_against(options: argparse.Namespace) -> Iterator[Source] | None:
+    """Open the files of ``--against`` one after the other; None where there are none."""
+    from clipconformity.data.files import refuse_same
+    from clipconformity.data.untrusted import check_input
+    from clipconformity.evaluation import embedding_source
+
+    if options.against is None:
+        return None
+    refuse_same([("--against", path) for path in options.against])
+    for path in options.against:  # they are read last
+        check_input(path, "file")
+    return (embedding_source([path], modality=options.modality) for path in options.against)
 
 
 def open_pairs(options: argparse.Namespace, reference: ReferenceSet) -> Source:

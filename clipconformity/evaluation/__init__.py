@@ -1,5 +1,6 @@
 """From samples to results: sources, scores, the six geometric properties, and people as the yardstick."""
 
+from clipconformity.evaluation.classes import ByClass, ClassScore, write_classes
 from clipconformity.evaluation.comparison import Comparison, Difference, compare
 from clipconformity.evaluation.pairs import paired_source
 from clipconformity.evaluation.people import HumanSpread, human_spread
@@ -15,6 +16,8 @@ from clipconformity.evaluation.sources import (
 )
 
 __all__ = [
+    "ByClass",
+    "ClassScore",
     "Comparison",
     "Difference",
     "Figure",
@@ -32,5 +35,6 @@ __all__ = [
     "metric_names",
     "paired_source",
     "score",
+    "write_classes",
     "write_per_sample",
 ]

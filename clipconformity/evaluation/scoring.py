@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
@@ -14,12 +13,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clipconformity.data.cells import spreadsheet_cell
 from clipconformity.data.files import replacing
+from clipconformity.evaluation.classes import by_class
 from clipconformity.evaluation.results import Figure, Score, checked_margins, judge, to_figures
 from clipconformity.evaluation.sources import Source, check_source
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import effective_number
+from clipconformity.functional.validation import check_same_dim
+from clipconformity.stream.alignment import pair_buckets
 from clipconformity.stream.readouts import Batch, ReadOut, failed_read_outs, read_outs
+from clipconformity.stream.readouts.against import FIELDS as AGAINST
+from clipconformity.stream.readouts.against import NearestElsewhere
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
 
@@ -34,6 +39,8 @@ def score(
     resamples: int = 1000,
     metrics: Sequence[str] = ("conformity",),
     margins: Mapping[str, float] | None = None,
+    by: Mapping[str, str] | None = None,
+    against: Iterable[Source] | None = None,
     allow_normalized: bool = False,
 ) -> Score:
     """Score a stream of samples against a reference.
@@ -45,6 +52,10 @@ def score(
         metrics: Names of read-outs beside the core, or ``("all",)``; see :func:`metric_names`.
         margins: Differences that do not matter to the verdicts: ``{"typicality": 0.2}``, standard deviations of the
             reference, and ``{"variety": 0.05}``, a share of its variety; these are the defaults.
+        by: The class, or prompt, of each id: ``result.by`` then has each class beside the reference's same one. It may
+            give the classes of the reference's ids too.
+        against: Further sets, such as a training set, in all of which the nearest row of each sample is looked for; a
+            set at a time. The samples are held for it.
         allow_normalized: Take L2-normalised embeddings.
 
     Metrics of other packages that cannot be imported are left out with a warning, unless they are asked for by name.
@@ -62,7 +73,7 @@ def score(
     needs = reduce(Needs.union, (one.needs for one in chosen))
     stream = Stream.against(reference, needs, allow_normalized=allow_normalized)
     stream.of_one_kind = None not in (source.provenance.modality, reference.modality)
-    rows = _stream_in(source, stream, chosen)
+    rows = _stream_in(source, stream, chosen, hold=against is not None)
     values, lower_bound = _read(chosen, stream, resamples)
     contrast = stream.contrast("score")
     verdicts = judge(contrast, margins)
@@ -70,6 +81,12 @@ def score(
     figures: dict[str, Figure] = {}
     for one in chosen:
         figures |= to_figures(one.fields, values, degrees, contrast.unknown)
+    elsewhere = None if against is None else _look_elsewhere(rows, source, against)
+    details = {one.name: found for one in chosen if (found := one.details(stream))}
+    if elsewhere is not None:
+        figures |= to_figures(AGAINST, elsewhere.read(), degrees, contrast.unknown)
+        details["against"] = elsewhere.details(rows.ids)
+        rows.columns.update(elsewhere.columns())
     origin = {"encoder": source.provenance.spec or reference.spec, "modality": source.provenance.modality}
     return Score(
         figures,
@@ -84,8 +101,9 @@ def score(
         measured=origin | {"remarks": remarks},
         remarks=source.remarks,
         notes=[note for one in chosen for note in one.notes(stream)],
-        details={one.name: found for one in chosen if (found := one.details(stream))},
+        details=details,
         columns=rows.columns,
+        by=None if by is None else by_class(stream, by, rows.ids),
         contrast=contrast,
     )
 
@@ -146,13 +164,16 @@ class _Rows(NamedTuple):
     norms: Tensor
     conformities: Tensor
     columns: dict[str, list[float | str]]
+    held: list[tuple[Tensor, Tensor]]
+    """Rows and their buckets, of each batch, where they are to be compared with further sets."""
 
 
-def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut]) -> _Rows:
+def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: bool) -> _Rows:
     """Take every batch in; what there is of each sample falls out of the same pass."""
     ids: list[str] = []
     norms, conformities = [], []
     columns: dict[str, list[float | str]] = {}
+    held = []
     assert stream.reference is not None
     for batch in source:
         found = stream.update(
@@ -163,13 +184,31 @@ def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut]) -> _Ro
         ids += batch.ids
         norms.append(found.norm.cpu())
         conformities.append(found.conformity.cpu())
+        if hold:
+            buckets = pair_buckets(batch.embeddings, batch.groups, None if batch.placed else batch.ids)
+            held.append((batch.embeddings.float().cpu(), buckets.cpu()))
         if bool(torch.isfinite(found.norm).all()):  # else the read-out says what is wrong
             for one in chosen:
                 for name, values in one.columns(Batch(batch.embeddings, batch.partners), stream.reference).items():
                     columns.setdefault(name, []).extend(values)
     if not ids:
         raise ValueError(source.nothing_read)
-    return _Rows(ids, torch.cat(norms), torch.cat(conformities), columns)
+    return _Rows(ids, torch.cat(norms), torch.cat(conformities), columns, held)
+
+
+def _look_elsewhere(rows: _Rows, source: Source, against: Iterable[Source]) -> NearestElsewhere:
+    """Find the nearest row of each sample in further sets."""
+    embeddings, buckets = (torch.cat(part) for part in zip(*rows.held, strict=True))
+    found = NearestElsewhere(embeddings, buckets)
+    for other in against:
+        check_source(other)
+        other.provenance.check(source.provenance)
+        for batch in other:
+            check_same_dim(batch.embeddings, embeddings.shape[1], "against", "the samples")
+            found.update(batch.embeddings, list(batch.ids))
+    if not found.count:
+        raise ValueError("against: expected a source at least, got none.")
+    return found
 
 
 @full_precision
@@ -185,17 +224,6 @@ def _read(chosen: Sequence[ReadOut], stream: Stream, resamples: int) -> tuple[di
     return values, bool(values.pop("kl_is_lower_bound"))
 
 
-def spreadsheet_safe(text: str) -> str:
-    """Put an apostrophe before a text that a spreadsheet would run as a formula; numbers stay.
-
-    Example:
-        >>> spreadsheet_safe("=cmd|' /C calc'!A0"), spreadsheet_safe("-3"), spreadsheet_safe("cat.png")
-        ("'=cmd|' /C calc'!A0", '-3', 'cat.png')
-    """
-    runs = text[:1] in ("=", "+", "-", "@", "\t", "\r") and not re.fullmatch(r"[+-]?\d+(\.\d+)?", text)
-    return f"'{text}" if runs else text
-
-
 def write_per_sample(path: Path | str, result: Score) -> None:
     """Write id, conformity, norm and rank of every sample as CSV, from the most to the least typical.
 
@@ -204,6 +232,7 @@ def write_per_sample(path: Path | str, result: Score) -> None:
     Raises:
         OSError: If the file cannot be written.
     """
+    values = result.conformities, result.norms
     order = result.conformities.argsort(descending=True, stable=True).tolist()
     with (
         replacing(path) as temporary,
@@ -212,9 +241,5 @@ def write_per_sample(path: Path | str, result: Score) -> None:
         writer = csv.writer(file)
         writer.writerow(["id", "conformity", "norm", "rank", *result.columns])
         for rank, row in enumerate(order, start=1):
-            known = [spreadsheet_safe(result.ids[row]), _cell(result.conformities[row]), _cell(result.norms[row]), rank]
-            writer.writerow([*known, *(_cell(values[row]) for values in result.columns.values())])
-
-
-def _cell(value: Tensor | float | str) -> str:
-    return spreadsheet_safe(value) if isinstance(value, str) else f"{value:.9g}"
+            known = [spreadsheet_cell(result.ids[row]), *(spreadsheet_cell(float(x[row])) for x in values), rank]
+            writer.writerow([*known, *(spreadsheet_cell(column[row]) for column in result.columns.values())])

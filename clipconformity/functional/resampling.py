@@ -83,6 +83,18 @@ def student_quantile(probability: float, degrees: float) -> float:
     return float(stdtrit(degrees, probability))
 
 
+def student_tail(value: float, degrees: float) -> float:
+    """Chance that Student's t is at least so far from 0 on either side.
+
+    Example:
+        >>> round(student_tail(2.0395, 31), 3)
+        0.05
+    """
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(degrees, -abs(value)))
+
+
 def share_interval(hits: float, count: float, confidence: float = 0.95) -> Interval:
     """Exact interval of a share (Clopper and Pearson 1934), each side missed in at most half of 1 - ``confidence``.
 

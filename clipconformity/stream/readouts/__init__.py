@@ -18,6 +18,7 @@ ENTRY_POINTS = "clipconformity.metrics"
 """Group of the entry points by which other packages add theirs: each names a subclass of ``ReadOut``."""
 RESERVED = frozenset(
     {
+        "by",
         "count",
         "details",
         "exact",

@@ -183,10 +183,15 @@ def _parser() -> Parser:
     _add_overwrite(reference)
 
     score = _command(known, "score", "score samples against a reference", commands.score_samples)
-    _add_source(score)
+    _add_source(score, pairs=True)
     score.add_argument("--reference", type=Path, required=True, help="file of `clipconformity reference`")
     score.add_argument("--per-sample", type=Path, metavar="FILE.csv", help="write id, conformity, norm and rank")
     score.add_argument("--curve", type=Path, metavar="FILE.csv", help="write every figure over the number of samples")
+    score.add_argument(
+        "--against", type=Path, nargs="+", metavar="FILE", help="embeddings, as of a training set, to find copies of"
+    )
+    score.add_argument("--by", type=Path, metavar="FILE.csv", help="the class of each id: score each class by itself")
+    score.add_argument("--per-class", type=Path, metavar="FILE.csv", help="write the figures of each class of --by")
     score.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots and a gallery")
     score.add_argument(
         "--no-images", action="store_true", help="leave the gallery out of the report: no image, prompt or caption"
@@ -248,8 +253,8 @@ def _add_overwrite(parser: Parser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that are there already")
 
 
-def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False) -> None:
-    source = parser.add_mutually_exclusive_group(required=True)
+def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False, pairs: bool = False) -> None:
+    source: Any = parser.add_argument_group() if pairs else parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
     source.add_argument("--captions", type=Path, metavar="FILE", help="captions: .txt, .json, .jsonl, .csv or .tsv")
     parser.add_argument("--column", metavar="NAME", help="key or column of --captions that holds the captions")
@@ -257,6 +262,10 @@ def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False) 
         source.add_argument("--embeddings", type=Path, nargs="+", metavar="FILE", help=f"raw embeddings: {suffixes()}")
         parser.add_argument("--modality", choices=("image", "text"), help="what the embeddings are of")
         parser.add_argument("--allow-normalized", action="store_true", help="take L2-normalised embeddings")
+    if pairs:
+        source.add_argument(
+            "--caption-references", type=Path, metavar="FILE", help="captions of people for the same images"
+        )
     if coco:
         source.add_argument("--coco", type=Path, metavar="ROOT", help="folder of MS-COCO: images and captions at once")
         parser.add_argument("--split", help="split of --coco (default: val2017)")

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from clipconformity.cli.sources import inputs
 
-KINDS = {"--output": (".safetensors",), "--per-sample": (".csv",), "--curve": (".csv",), "--report": (".html", ".htm")}
+KINDS = {
+    "--output": (".safetensors",),
+    "--per-sample": (".csv",),
+    "--per-class": (".csv",),
+    "--curve": (".csv",),
+    "--report": (".html", ".htm"),
+}
 """How the names of outputs end, by the option that names them."""
 
 

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from clipconformity.cli.parts import Parts
@@ -16,11 +16,23 @@ if TYPE_CHECKING:
     from clipconformity.data.files import NamedPath
     from clipconformity.encoders import BaseEncoder
     from clipconformity.evaluation import Source
+    from clipconformity.stream.reference import ReferenceSet
 
 COCO_OPTIONS = ("split", "karpathy", "per_image", "seed")
 MANY = 512
 """Images from which starting processes to decode them pays off."""
-INPUT_FILES = ("captions", "embeddings", "image_embeddings", "text_embeddings", "reference", "references", "karpathy")
+INPUT_FILES = (
+    "against",
+    "by",
+    "captions",
+    "caption_references",
+    "embeddings",
+    "image_embeddings",
+    "text_embeddings",
+    "reference",
+    "references",
+    "karpathy",
+)
 """Options of every command that name files to read."""
 
 
@@ -111,6 +123,70 @@ def _told(path: Path, root: Path) -> str:
     """What an image file is told by, without reading it."""
     found = path.stat()
     return f"{path.relative_to(root)} {found.st_size} {found.st_mtime_ns}"
+
+
+def check_given(options: argparse.Namespace) -> None:
+    """Refuse what is neither one source nor images and captions together.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    given = [name for name in ("images", "captions", "embeddings") if getattr(options, name)]
+    if not given:
+        raise ValueError("one of --images, --captions and --embeddings is required, or --images with --captions.")
+    if len(given) > 1 and given != ["images", "captions"]:
+        raise ValueError(f"--embeddings: goes without --{given[0]}; give one of them.")
+    if options.caption_references is not None and len(given) < 2:
+        raise ValueError("--caption-references: goes with --images and --captions together; leave it out.")
+
+
+def open_against(options: argparse.Namespace) -> Iterator[Source] | None:
+    """Open the files of ``--against`` one after the other; None where there are none."""
+    from clipconformity.data.files import refuse_same
+    from clipconformity.data.untrusted import check_input
+    from clipconformity.evaluation import embedding_source
+
+    if options.against is None:
+        return None
+    refuse_same([("--against", path) for path in options.against])
+    for path in options.against:  # they are read last
+        check_input(path, "file")
+    return (embedding_source([path], modality=options.modality) for path in options.against)
+
+
+def open_pairs(options: argparse.Namespace, reference: ReferenceSet) -> Source:
+    """Open images and captions, joined by id; what the reference is of is scored.
+
+    Raises:
+        ValueError: As :func:`open_source`, or if nothing says which of them is scored.
+    """
+    from clipconformity.data import read_captions, survey_images
+    from clipconformity.evaluation import caption_source, paired_source
+
+    _check_options(options)
+    scored: Any = reference.modality if options.modality is None else options.modality
+    if scored is None:
+        raise ValueError("--modality: the reference does not say what it is of; say which is scored, image or text.")
+    if scored == "image" and options.caption_references is not None:
+        raise ValueError("--caption-references: judge captions, but images are scored; give a reference of captions.")
+    folder = survey_images(options.images)
+    if folder.remark:
+        warnings.warn(folder.remark, stacklevel=2)
+    encoder = _encoder(options, reference.spec)
+    read = [read_captions(options.captions, options.column)]
+    if options.caption_references is not None:
+        read.append(read_captions(options.caption_references))
+    for one in read:
+        if one.remark:
+            warnings.warn(one.remark, stacklevel=2)
+    captions, *people = (caption_source(one, encoder, batch_size=options.batch_size) for one in read)
+    return paired_source(
+        _images(options, folder.paths, options.images, encoder, folder),
+        captions,
+        scored=scored,
+        references=people[0] if people else None,
+        on_missing=options.on_error,
+    )
 
 
 class CocoSources(NamedTuple):

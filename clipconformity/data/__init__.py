@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipconformity.data.captions import Captions, read_captions
+    from clipconformity.data.classes import read_classes
     from clipconformity.data.coco import Coco, read_coco
     from clipconformity.data.embeddings import EmbeddingFile, read_embeddings, write_embeddings
     from clipconformity.data.folders import ImageFolder, list_images, survey_images
@@ -23,6 +24,7 @@ __all__ = [
     "merge_results",
     "open_image",
     "read_captions",
+    "read_classes",
     "read_coco",
     "read_embeddings",
     "read_results",
@@ -41,6 +43,7 @@ _HOMES = {
     "merge_results": "results",
     "open_image": "images",
     "read_captions": "captions",
+    "read_classes": "classes",
     "read_coco": "coco",
     "read_embeddings": "embeddings",
     "read_results": "results",

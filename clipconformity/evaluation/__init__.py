@@ -1,6 +1,8 @@
 """From samples to results: sources, scores, the six geometric properties, and people as the yardstick."""
 
+from clipconformity.evaluation.classes import ByClass, ClassScore, write_classes
 from clipconformity.evaluation.comparison import Comparison, Difference, compare
+from clipconformity.evaluation.pairs import paired_source
 from clipconformity.evaluation.people import HumanSpread, human_spread
 from clipconformity.evaluation.results import Figure, Score, Verdict
 from clipconformity.evaluation.sample_size import SizePoint, decided_at, sample_size_curve, write_curve
@@ -15,6 +17,8 @@ from clipconformity.evaluation.sources import (
 )
 
 __all__ = [
+    "ByClass",
+    "ClassScore",
     "Comparison",
     "Difference",
     "Figure",
@@ -32,8 +36,10 @@ __all__ = [
     "human_spread",
     "image_source",
     "metric_names",
+    "paired_source",
     "sample_size_curve",
     "score",
+    "write_classes",
     "write_curve",
     "write_per_sample",
 ]

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from clipconformity.evaluation.classes import ByClass
 from clipconformity.functional.resampling import Estimate, Interval, student_quantile
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.readouts import Direction, Field
@@ -85,6 +86,9 @@ class Score:
         measured: What was measured: encoder, modality, and what differs from the reference's encoder.
         remarks: What was left out or cut.
         notes: What to know of these samples, a sentence each: what they share with the reference, and the like.
+        details: What no figure holds, such as which samples, by the name of the metric.
+        columns: Further values of every sample, in the order of ``ids``, by the name of their column.
+        by: The classes of the samples, where they were told.
         contrast: The buckets of both sides, by which scores are compared with each other; None of a score without.
     """
 
@@ -100,6 +104,9 @@ class Score:
     measured: Mapping[str, Any] = field(default_factory=dict)
     remarks: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    columns: Mapping[str, Sequence[float | str]] = field(default_factory=dict)
+    by: ByClass | None = None
     contrast: Contrast | None = field(default=None, repr=False, compare=False)
 
     def value(self, name: str) -> float:
@@ -180,6 +187,10 @@ class Score:
             "notes": list(self.notes),
             "measured": dict(self.measured),
         }
+        if self.details:
+            result["details"] = {name: dict(one) for name, one in self.details.items()}
+        if self.by is not None:
+            result["by"] = self.by.to_dict()
         return result | dict(self.remarks)
 
 

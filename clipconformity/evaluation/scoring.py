@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
@@ -14,13 +13,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clipconformity.data.cells import spreadsheet_cell
 from clipconformity.data.files import replacing
+from clipconformity.evaluation.classes import by_class
 from clipconformity.evaluation.results import Figure, Score, Verdict, checked_margins, judge, to_figures
 from clipconformity.evaluation.sources import Source, check_source
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import effective_number
+from clipconformity.functional.validation import check_same_dim
+from clipconformity.stream.alignment import pair_buckets
 from clipconformity.stream.contrast import Contrast
-from clipconformity.stream.readouts import ReadOut, failed_read_outs, read_outs
+from clipconformity.stream.readouts import Batch, ReadOut, failed_read_outs, read_outs
+from clipconformity.stream.readouts.against import FIELDS as AGAINST
+from clipconformity.stream.readouts.against import NearestElsewhere
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
 
@@ -35,6 +40,8 @@ def score(
     resamples: int = 1000,
     metrics: Sequence[str] = ("conformity",),
     margins: Mapping[str, float] | None = None,
+    by: Mapping[str, str] | None = None,
+    against: Iterable[Source] | None = None,
     allow_normalized: bool = False,
 ) -> Score:
     """Score a stream of samples against a reference.
@@ -46,6 +53,10 @@ def score(
         metrics: Names of read-outs beside the core, or ``("all",)``; see :func:`metric_names`.
         margins: Differences that do not matter to the verdicts: ``{"typicality": 0.2}``, standard deviations of the
             reference, and ``{"variety": 0.05}``, a share of its variety; these are the defaults.
+        by: The class, or prompt, of each id: ``result.by`` then has each class beside the reference's same one. It may
+            give the classes of the reference's ids too.
+        against: Further sets, such as a training set, in all of which the nearest row of each sample is looked for; a
+            set at a time. The samples are held for it.
         allow_normalized: Take L2-normalised embeddings.
 
     Metrics of other packages that cannot be imported are left out with a warning, unless they are asked for by name.
@@ -55,7 +66,7 @@ def score(
             does not fit, there are too few samples, or rows are zero, NaN, infinite or L2-normalised.
     """
     check_source(source)
-    chosen = choose(metrics)
+    chosen = choose(metrics, paired=source.paired, with_references=source.with_references)
     checked_margins(margins or {})
     for reason in failed_read_outs().values():
         warnings.warn(f"metrics: {reason}; it is left out.", stacklevel=2)
@@ -63,22 +74,31 @@ def score(
     needs = reduce(Needs.union, (one.needs for one in chosen))
     stream = Stream.against(reference, needs, allow_normalized=allow_normalized)
     stream.of_one_kind = None not in (source.provenance.modality, reference.modality)
-    ids, norms, conformities = _stream_in(source, stream)
+    rows = _stream_in(source, stream, chosen, hold=against is not None)
     found = read_figures(chosen, stream, resamples, margins)
+    details = {one.name: told for one in chosen if (told := one.details(stream))}
+    if against is not None:
+        elsewhere = _look_elsewhere(rows, source, against)
+        found.figures.update(to_figures(AGAINST, elsewhere.read(), found.degrees, found.contrast.unknown))
+        details["against"] = elsewhere.details(rows.ids)
+        rows.columns.update(elsewhere.columns())
     origin = {"encoder": source.provenance.spec or reference.spec, "modality": source.provenance.modality}
     return Score(
         found.figures,
         found.verdicts,
         count=int(stream.evaluated.total),
-        ids=ids,
-        conformities=conformities,
-        norms=norms,
+        ids=rows.ids,
+        conformities=rows.conformities,
+        norms=rows.norms,
         reference=reference,
         exact=stream.exact and reference.exact,
         kl_is_lower_bound=found.kl_is_lower_bound,
         measured=origin | {"remarks": remarks},
         remarks=source.remarks,
         notes=[note for one in chosen for note in one.notes(stream)],
+        details=details,
+        columns=rows.columns,
+        by=None if by is None else by_class(stream, by, rows.ids),
         contrast=found.contrast,
     )
 
@@ -90,6 +110,8 @@ class Read(NamedTuple):
     verdicts: dict[str, Verdict]
     kl_is_lower_bound: bool
     contrast: Contrast
+    degrees: float
+    """Degrees of freedom of the standard errors."""
 
 
 def read_figures(
@@ -107,7 +129,7 @@ def read_figures(
     figures: dict[str, Figure] = {}
     for one in chosen:
         figures |= to_figures(one.fields, values, degrees, contrast.unknown)
-    return Read(figures, verdicts, lower_bound, contrast)
+    return Read(figures, verdicts, lower_bound, contrast, degrees)
 
 
 def metric_names() -> list[str]:
@@ -126,21 +148,37 @@ def core_fields() -> set[str]:
     return {field.name for name in CORE for field in read_outs()[name].fields}
 
 
-def choose(names: Sequence[str]) -> list[ReadOut]:
-    """Give the read-outs of the core, and of the names.
+def choose(names: Sequence[str], *, paired: bool = False, with_references: bool = False) -> list[ReadOut]:
+    """Give the read-outs of the core, of the names, and what pairs have, where the samples are of pairs.
+
+    Args:
+        names: Names of read-outs, or ``"all"``.
+        paired: Whether each sample has partners of the other modality.
+        with_references: Whether each has reference captions.
 
     Raises:
-        ValueError: If a name is unknown, or is that of one which cannot be imported.
+        ValueError: If a name is unknown, is that of one which cannot be imported, or needs what the samples lack.
     """
     known, failed = read_outs(), failed_read_outs()
+
+    def possible(one: ReadOut) -> bool:
+        return (paired or not one.needs.partners) and (with_references or not one.needs.references)
+
     for name in names:
         if name in failed:
             raise ValueError(f"metrics: {failed[name]}.")
         if name != "all" and name not in known:
             expected = f"expected 'all' or {', '.join(metric_names())}"
             raise ValueError(f"metrics: {name!r} is unknown: {expected}{did_you_mean(name, known)}")
+        if name != "all" and not possible(known[name]):
+            raise ValueError(
+                f"metrics: {name!r} needs {'reference captions' if paired else 'images and captions together'}; give "
+                f"{'--caption-references' if paired else '--images and --captions'}, or a source of paired_source."
+            )
     wanted = known if "all" in names else dict.fromkeys([*CORE, *names])
-    return [known[name] for name in dict.fromkeys([*CORE, *wanted])]
+    of_pairs = [name for name, one in known.items() if one.needs.partners]
+    listed = [known[name] for name in dict.fromkeys([*CORE, *wanted, *of_pairs])]
+    return [one for one in listed if possible(one)]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -149,20 +187,58 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
-def _stream_in(source: Source, stream: Stream) -> tuple[list[str], Tensor, Tensor]:
-    """Take every batch in; ids, norms and conformities fall out of the same pass."""
+class _Rows(NamedTuple):
+    """What falls out of the pass for every sample."""
+
+    ids: list[str]
+    norms: Tensor
+    conformities: Tensor
+    columns: dict[str, list[float | str]]
+    held: list[tuple[Tensor, Tensor]]
+    """Rows and their buckets, of each batch, where they are to be compared with further sets."""
+
+
+def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: bool) -> _Rows:
+    """Take every batch in; what there is of each sample falls out of the same pass."""
     ids: list[str] = []
     norms, conformities = [], []
+    columns: dict[str, list[float | str]] = {}
+    held = []
+    assert stream.reference is not None
     for batch in source:
-        found = stream.update(batch.embeddings, groups=batch.groups, ids=batch.ids, placed=batch.placed)
+        found = stream.update(
+            batch.embeddings, groups=batch.groups, ids=batch.ids, placed=batch.placed, partners=batch.partners
+        )
         assert found is not None
         assert found.conformity is not None
         ids += batch.ids
         norms.append(found.norm.cpu())
         conformities.append(found.conformity.cpu())
+        if hold:
+            buckets = pair_buckets(batch.embeddings, batch.groups, None if batch.placed else batch.ids)
+            held.append((batch.embeddings.float().cpu(), buckets.cpu()))
+        if bool(torch.isfinite(found.norm).all()):  # else the read-out says what is wrong
+            for one in chosen:
+                for name, values in one.columns(Batch(batch.embeddings, batch.partners), stream.reference).items():
+                    columns.setdefault(name, []).extend(values)
     if not ids:
         raise ValueError(source.nothing_read)
-    return ids, torch.cat(norms), torch.cat(conformities)
+    return _Rows(ids, torch.cat(norms), torch.cat(conformities), columns, held)
+
+
+def _look_elsewhere(rows: _Rows, source: Source, against: Iterable[Source]) -> NearestElsewhere:
+    """Find the nearest row of each sample in further sets."""
+    embeddings, buckets = (torch.cat(part) for part in zip(*rows.held, strict=True))
+    found = NearestElsewhere(embeddings, buckets)
+    for other in against:
+        check_source(other)
+        other.provenance.check(source.provenance)
+        for batch in other:
+            check_same_dim(batch.embeddings, embeddings.shape[1], "against", "the samples")
+            found.update(batch.embeddings, list(batch.ids))
+    if not found.count:
+        raise ValueError("against: expected a source at least, got none.")
+    return found
 
 
 @full_precision
@@ -178,31 +254,22 @@ def _read(chosen: Sequence[ReadOut], stream: Stream, resamples: int) -> tuple[di
     return values, bool(values.pop("kl_is_lower_bound"))
 
 
-def spreadsheet_safe(text: str) -> str:
-    """Put an apostrophe before a text that a spreadsheet would run as a formula; numbers stay.
-
-    Example:
-        >>> spreadsheet_safe("=cmd|' /C calc'!A0"), spreadsheet_safe("-3"), spreadsheet_safe("cat.png")
-        ("'=cmd|' /C calc'!A0", '-3', 'cat.png')
-    """
-    runs = text[:1] in ("=", "+", "-", "@", "\t", "\r") and not re.fullmatch(r"[+-]?\d+(\.\d+)?", text)
-    return f"'{text}" if runs else text
-
-
 def write_per_sample(path: Path | str, result: Score) -> None:
     """Write id, conformity, norm and rank of every sample as CSV, from the most to the least typical.
+
+    Metrics may add columns, such as the id of the nearest reference row.
 
     Raises:
         OSError: If the file cannot be written.
     """
+    values = result.conformities, result.norms
     order = result.conformities.argsort(descending=True, stable=True).tolist()
     with (
         replacing(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(["id", "conformity", "norm", "rank"])
+        writer.writerow(["id", "conformity", "norm", "rank", *result.columns])
         for rank, row in enumerate(order, start=1):
-            writer.writerow(
-                [spreadsheet_safe(result.ids[row]), f"{result.conformities[row]:.9g}", f"{result.norms[row]:.9g}", rank]
-            )
+            known = [spreadsheet_cell(result.ids[row]), *(spreadsheet_cell(float(x[row])) for x in values), rank]
+            writer.writerow([*known, *(spreadsheet_cell(column[row]) for column in result.columns.values())])

@@ -21,6 +21,7 @@ from clipconformity.encoders import BaseEncoder
 from clipconformity.encoders.inputs import joined
 from clipconformity.functional.validation import check_same_dim
 from clipconformity.provenance import UNKNOWN, Provenance
+from clipconformity.stream.alignment import Partners
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.row_sample import Labels
@@ -37,6 +38,8 @@ class SourceBatch(NamedTuple):
     groups: Labels | None = None
     placed: bool = False
     """Whether the names are the rows' places alone."""
+    partners: Partners | None = None
+    """What belongs to each row, of the other modality, where the samples are of pairs."""
 
 
 @dataclass
@@ -51,6 +54,9 @@ class Source:
         skipped: What was left out and why, filled as the stream is read.
         folder: What the folder of images holds, where the samples come from one.
         encoder: The encoder at work, if any.
+        paired: Whether each sample has partners of the other modality; see ``paired_source``.
+        with_references: Whether each has reference captions.
+        partner_of: The id of each sample's first partner, filled as the stream is read.
     """
 
     batches: Iterator[SourceBatch]
@@ -60,6 +66,9 @@ class Source:
     skipped: list[dict[str, str]] = field(default_factory=list)
     encoder: BaseEncoder | None = None
     folder: ImageFolder | None = None
+    paired: bool = False
+    with_references: bool = False
+    partner_of: dict[str, str] = field(default_factory=dict)
 
     @property
     def remarks(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Pure functions on ``(N, D)`` tensors of raw embeddings: torch, and SciPy for densities and quantiles when used."""
 
+from clipconformity.functional.clip_score import clip_score, ref_clip_score
 from clipconformity.functional.conformity import (
     ConformityFit,
     NormStatistics,
@@ -25,6 +26,7 @@ from clipconformity.functional.geometry import (
 from clipconformity.functional.interpolation import slerp, vslerp
 from clipconformity.functional.likelihood import frechet_distance, log_likelihood, whiten
 from clipconformity.functional.mmd import MMDHalves, cmmd, cosine_mmd, mmd_halves
+from clipconformity.functional.neighbours import Nearest, PRDCResult, nearest, prdc
 from clipconformity.functional.ranks import RankCorrelation, rank_correlation
 from clipconformity.functional.separability import LinearSeparability, linear_separability
 from clipconformity.functional.sweep import ShiftGrid, ShiftSweep, shift_grid, shift_sweep
@@ -37,13 +39,16 @@ __all__ = [
     "LowerBoundWarning",
     "MMDHalves",
     "ModalityGapResult",
+    "Nearest",
     "NormStatistics",
+    "PRDCResult",
     "RankCorrelation",
     "ShiftGrid",
     "ShiftSweep",
     "ThinShell",
     "Tilt",
     "alignment",
+    "clip_score",
     "cmmd",
     "conformity",
     "conformity_fit",
@@ -56,10 +61,13 @@ __all__ = [
     "log_likelihood",
     "mmd_halves",
     "modality_gap",
+    "nearest",
     "norm_statistics",
     "nt_xent",
     "offset",
+    "prdc",
     "rank_correlation",
+    "ref_clip_score",
     "self_conformity",
     "shift",
     "shift_grid",

@@ -83,6 +83,18 @@ def student_quantile(probability: float, degrees: float) -> float:
     return float(stdtrit(degrees, probability))
 
 
+def student_tail(value: float, degrees: float) -> float:
+    """Chance that Student's t is at least so far from 0 on either side.
+
+    Example:
+        >>> round(student_tail(2.0395, 31), 3)
+        0.05
+    """
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(degrees, -abs(value)))
+
+
 def share_interval(hits: float, count: float, confidence: float = 0.95) -> Interval:
     """Exact interval of a share (Clopper and Pearson 1934), each side missed in at most half of 1 - ``confidence``.
 
@@ -143,6 +155,29 @@ def effective_number(count: Tensor) -> float:
     """How many buckets of equal size these are worth, (sum n)^2 / sum n^2 (Kish 1965); 0 where there is nothing."""
     squares = float(count.square().sum())
     return float(count.sum()) ** 2 / squares if squares > 0 else 0.0
+
+
+def estimated_share(estimate: Estimate, count: float, confidence: float = 0.95) -> Interval:
+    """Interval of a share whose standard error is known: the exact one of so many samples as the error tells of.
+
+    Korn and Graubard (1998). Where all or none are hits the error is 0 and tells nothing: then of ``count``.
+
+    Args:
+        estimate: The share.
+        count: Number of independent samples, above 0: more than that they are not worth.
+        confidence: Coverage, in (0, 1).
+
+    Returns:
+        The ends; NaN where the error cannot be had.
+    """
+    if not estimate.degrees > 0:
+        return Interval(math.nan, math.nan)
+    share, variance = float(estimate.value), float(estimate.error) ** 2
+    worth = share * (1 - share) / variance if variance > 0 else math.inf
+    level = (1 + confidence) / 2
+    worth *= (student_quantile(level, max(count - 1, 1.0)) / student_quantile(level, estimate.degrees)) ** 2
+    worth = count if not 0 < share < 1 else min(worth, count)
+    return share_interval(share * worth, worth, confidence)
 
 
 def jackknife_error(left_out: Tensor, count: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from clipconformity.evaluation import Figure, Score
+from clipconformity.evaluation import ClassScore, Figure, Score
+from clipconformity.evaluation.classes import interval
 from clipconformity.evaluation.scoring import core_fields, uncertainty_fields
 from clipconformity.report.gallery import cards, extremes
 from clipconformity.report.page import Section, between, code, facts, number, table, versions, write_page
@@ -16,6 +17,8 @@ from clipconformity.stream.reference import ReferenceSet
 
 THUMBNAILS = 48
 """Most samples in the galleries of a report, all runs together."""
+MOST_CLASSES = 40
+"""Most classes of a run that are shown."""
 MOST_EACH = 12
 """Most samples at either end of a run's gallery."""
 
@@ -86,7 +89,7 @@ def write_report(
         Section("verdict", "Verdict", _verdicts(runs)),
         Section("distributions", "Distributions", _plots(runs)),
         Section("gallery", "Most and least typical samples", _galleries(runs, thumbnails)),
-        Section("figures", "Figures", _table(runs)),
+        Section("figures", "Figures", _table(runs) + _classes(runs)),
         Section("measured", "What was measured with what", _measured(runs, command)),
     ]
     write_page(path, title, note, sections if thumbnails else [s for s in sections if s.key != "gallery"])
@@ -233,6 +236,46 @@ def _more_figures(runs: Sequence[Run]) -> str:
         for name, one in shown.items()
     ]  # fmt: skip
     return table("Further figures", ["figure", "unit", *(run.name for run in runs)], rows)
+
+
+def _classes(runs: Sequence[Run]) -> str:
+    """The classes of each run, those first that lost most."""
+    head = ["class", "N", "against", "conformity", "typicality shift (std)", "p", "variety ratio", "shrunken", "p"]
+    parts = []
+    for run in runs:
+        if run.score.by is None:
+            continue
+        found = run.score.by.classes
+        parts.append(table(f"Classes of {run.name}", head, [_class(one) for one in found[:MOST_CLASSES]]))
+        left = f"{len(found) - MOST_CLASSES} further classes are not shown. " if len(found) > MOST_CLASSES else ""
+        parts.append(
+            f"<p>{left}Brackets hold 95% intervals of one class; p is adjusted ({run.score.by.correction}). Those that "
+            "lost most variety stand first, by a ratio that is shrunk towards the classes' mean.</p>"
+        )
+    return "".join(parts)
+
+
+def _class(one: ClassScore) -> list[str]:
+    """A row of the table of classes."""
+    if one.variety_ratio is None:
+        return [one.name, str(one.count), one.reason or "", *[""] * 6]
+    against = f"{'its own class' if one.against == 'class' else 'the whole reference'}, {one.reference_count}"
+    return [
+        one.name,
+        str(one.count),
+        against + (f" ({one.reason})" if one.reason else ""),
+        "" if one.conformity_mean is None else number(one.conformity_mean),
+        _of_class(one, "typicality_shift"),
+        "" if one.typicality_p is None else f"{one.typicality_p:.3g}",
+        _of_class(one, "variety_ratio"),
+        "" if one.variety_ratio_shrunken is None else number(one.variety_ratio_shrunken),
+        "" if one.variety_p is None else f"{one.variety_p:.3g}",
+    ]
+
+
+def _of_class(one: ClassScore, figure: str) -> str:
+    value, ends = getattr(one, figure), interval(one, figure)
+    return "" if value is None else number(value) + ("" if ends is None else f" ({between(*ends)})")
 
 
 def _measured(runs: Sequence[Run], command: str | None) -> str:

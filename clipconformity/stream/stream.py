@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
 from clipconformity.functional.validation import check_same_dim
+from clipconformity.stream.alignment import MeanScore, Partners, pair_buckets
 from clipconformity.stream.checks import check_stream
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.moments import NO_UNIT_SECOND_MOMENT, SECOND_MOMENTS, Layout, Moments, RowValues, State
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.row_sample import Labels
 
+Value = TypeVar("Value")
 EVALUATED, REAL = "evaluated", "real"
 MAX_SAMPLES = 10_000
 """Rows kept for what is not additive, unless told otherwise."""
@@ -33,6 +35,10 @@ class Needs(NamedTuple):
     """The D x D second moment of the unit vectors."""
     reference: bool = False
     """Something to compare with: a reference, or rows that are told to be real."""
+    partners: bool = False
+    """What belongs to each sample: the captions of an image, or the image of a caption."""
+    references: bool = False
+    """Reference captions of each sample, which is a caption."""
 
     def union(self, other: Needs) -> Needs:
         """What serves both."""
@@ -76,6 +82,8 @@ class Stream:
 
     Attributes:
         of_one_kind: Whether encoder and modality of both sides are known to agree.
+        clip_scores: Of the samples that came with partners.
+        ref_clip_scores: Of those that came with reference captions too.
     """
 
     def __init__(
@@ -92,8 +100,10 @@ class Stream:
         self.reference = reference
         self.allow_normalized = allow_normalized
         self.of_one_kind = False
+        self.clip_scores, self.ref_clip_scores = MeanScore(), MeanScore()
         self._real: ReferenceSet | None = None  # what the real rows make, and what is compared: until the next update
         self._contrast: Contrast | None = None
+        self._once: dict[Hashable, Any] = {}  # what read-outs found, likewise
 
     @classmethod
     def against(
@@ -124,8 +134,11 @@ class Stream:
         groups: Labels | None = None,
         ids: Sequence[object] | None = None,
         placed: bool = False,
+        partners: Partners | None = None,
     ) -> RowValues | None:
         """Take in rows ``(N, D)``; real ones are left out where there is no such side. Options as ``Moments.update``.
+
+        What belongs to evaluated rows may come as ``partners``.
 
         Returns:
             Norm and conformity of each row; None where the rows are left out.
@@ -138,6 +151,12 @@ class Stream:
             return None
         check_same_dim(embeddings, self.sides[side].layout.dim, "batch", "the stream")
         self._real = self._contrast = None
+        self._once.clear()
+        if partners is not None and len(embeddings):
+            bucket = pair_buckets(embeddings, groups, None if placed else ids)
+            self.clip_scores.update(partners.clip_scores(embeddings), bucket)
+            if partners.references is not None:
+                self.ref_clip_scores.update(partners.ref_clip_scores(embeddings), bucket)
         return self.sides[side].update(embeddings, groups, ids, placed=placed)
 
     def checked(self, side: str = EVALUATED, min_samples: int = 2) -> Moments:
@@ -186,6 +205,13 @@ class Stream:
                 f"{name}: there is no reference; give one at construction, or real rows by update(..., real=True)."
             )
         return reference
+
+    def once(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """Make what a read-out asks for several times, and keep it until the next update."""
+        if key not in self._once:
+            self._once[key] = make()
+        found: Value = self._once[key]
+        return found
 
     @property
     def exact(self) -> bool:

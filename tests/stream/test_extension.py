@@ -18,6 +18,7 @@ from clipconformity import ReferenceSet
 from clipconformity.cli import main
 from clipconformity.evaluation import embedding_source, score
 from clipconformity.stream import readouts
+from clipconformity.stream.alignment import Partners
 from clipconformity.stream.readouts import ENTRY_POINTS, RESERVED, Needs, Stream, failed_read_outs, read_outs
 from clipconformity.stream.readouts.modality_gap import FIELDS as PAIR_FIELDS
 from clipconformity.stream.stream import layouts
@@ -35,6 +36,15 @@ BUILT_IN = (
     "norm",
     "self_conformity",
     "vendi",
+    "conformity",
+    "conformity_kl",
+    "ellipsoid",
+    "frechet",
+    "likelihood",
+    "nearest",
+    "norm",
+    "prdc",
+    "self_conformity",
 )
 
 
@@ -332,7 +342,9 @@ def test_one_that_cannot_be_imported_is_an_error_where_it_is_asked_for(installed
 
 def filled(needs: Needs, reference: ReferenceSet | None, real: bool = False) -> Stream:
     stream = Stream(layouts(DIM, needs, reference, 10_000), reference=reference)
-    stream.update(EVALUATED)
+    references = list(EVALUATED[:, None].flip(0)) if needs.references else None
+    partners = Partners(EVALUATED.flip(1), [1] * len(EVALUATED), references) if needs.partners else None
+    stream.update(EVALUATED, partners=partners)
     if real:
         stream.update(REFERENCE, real=True)
     return stream

@@ -11,14 +11,16 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import NamedTuple
 
-from clipconformity.stream.readouts.base import Direction, Field, ReadOut
+from clipconformity.stream.readouts.base import Batch, Direction, Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
 
 ENTRY_POINTS = "clipconformity.metrics"
 """Group of the entry points by which other packages add theirs: each names a subclass of ``ReadOut``."""
 RESERVED = frozenset(
     {
+        "by",
         "count",
+        "details",
         "exact",
         "measured",
         "notes",
@@ -38,6 +40,7 @@ RESERVED = frozenset(
 __all__ = [
     "ENTRY_POINTS",
     "RESERVED",
+    "Batch",
     "Direction",
     "Field",
     "Needs",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from clipconformity.stream.alignment import Partners
+from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
 
 Direction = Literal["higher", "lower", "neither"]
@@ -35,6 +38,15 @@ class Field(NamedTuple):
     interval: tuple[str, str] | None = None
     compared: bool = False
     computed: bool = True
+
+
+class Batch(NamedTuple):
+    """Rows as they come."""
+
+    embeddings: Tensor
+    """Raw, ``(N, D)``."""
+    partners: Partners | None = None
+    """What belongs to each row, where they are of pairs."""
 
 
 class ReadOut(ABC):
@@ -83,6 +95,14 @@ class ReadOut(ABC):
     def notes(self, stream: Stream) -> list[str]:
         """Give what a reader of the figures should know of these samples, a sentence each; by default nothing."""
         return []
+
+    def details(self, stream: Stream) -> Mapping[str, Any]:
+        """Give what no figure holds, such as which samples: plain values of bounded number; by default nothing."""
+        return {}
+
+    def columns(self, batch: Batch, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:
+        """Give columns of the per-sample CSV, a value for each row of a batch; by default none."""
+        return {}
 
     def names(self, compared: bool) -> list[str]:
         """Names of the fields that :meth:`read` gives, with and without a reference; the one value is always there."""

@@ -1,0 +1,211 @@
+"""A score by class or prompt: which classes lost variety, and which moved."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from clipconformity.data.cells import spreadsheet_cell
+from clipconformity.data.files import replacing
+from clipconformity.functional.multiplicity import adjusted, shrunken
+from clipconformity.functional.resampling import Estimate, Interval, jackknife_error, student_tail
+from clipconformity.stream.contrast import Contrast
+from clipconformity.stream.moments import Moments
+from clipconformity.stream.reference import ReferenceSet
+from clipconformity.stream.row_sample import Sample
+from clipconformity.stream.stream import Needs, Stream
+
+FEWEST = 10
+"""Fewest rows of a class, on either side, that are compared."""
+ADJUSTED = "Benjamini-Hochberg over the classes that are compared with the same kind of set"
+
+
+class ClassScore(NamedTuple):
+    """A class of the samples, beside the same class of the reference or, where that has none, the whole of it."""
+
+    name: str
+    count: int  # type: ignore[assignment]
+    """Samples of the class."""
+    against: Literal["class", "reference"]
+    """What it is compared with."""
+    reference_count: int
+    """Rows of that which were looked at."""
+    conformity_mean: float | None = None
+    """Mean conformity to what it is compared with."""
+    conformity_se: float | None = None
+    typicality_shift: float | None = None
+    """Mean conformity less the other's, in its standard deviations."""
+    typicality_shift_low: float | None = None
+    typicality_shift_high: float | None = None
+    typicality_p: float | None = None
+    """Whether it differs from 0, adjusted for the number of classes."""
+    variety_ratio: float | None = None
+    """Mean cosine distance of two samples over the other's."""
+    variety_ratio_low: float | None = None
+    variety_ratio_high: float | None = None
+    variety_p: float | None = None
+    """Whether it differs from 1, adjusted likewise; only against the same class."""
+    variety_ratio_shrunken: float | None = None
+    """Shrunk towards the mean of the classes that are compared with the same kind of set; the order is by it."""
+    reason: str | None = None
+    """Why there are no figures, or why they may be off by some."""
+
+
+class ByClass(NamedTuple):
+    """A score by class."""
+
+    classes: list[ClassScore]
+    """Those first that lost most variety; classes that are compared with the whole reference behind the others."""
+    without_class: int
+    """Samples that have none."""
+    correction: str = ADJUSTED
+    """What the p-values are adjusted by."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values."""
+        return self._asdict() | {"classes": [one._asdict() for one in self.classes]}
+
+
+def by_class(stream: Stream, by: Mapping[str, str], ids: Sequence[str]) -> ByClass:
+    """Score each class on the row samples of both sides, those first that lost most variety.
+
+    A class is compared with the reference's rows of the same class, where ``by`` gives at least ten of these rows the
+    class by their ids, else with the whole reference: then it is less varied by nature, which is not tested, and such
+    classes are listed behind.
+
+    Args:
+        stream: All samples.
+        by: The class of each id, of the samples and, where they are known, of the reference's rows.
+        ids: Ids of all samples.
+
+    Raises:
+        ValueError: If no sample has a class.
+    """
+    counts = Counter(by[name] for name in ids if name in by)
+    if not counts:
+        raise ValueError(f"by: none of the {len(ids)} samples has a class; give their ids, such as {ids[0]!r}.")
+    reference = stream.needed_reference("by")
+    mine = stream.evaluated.good_sample().cpu()
+    own = _rows([by.get(stream.evaluated.names.get(label, "")) for label in mine.ids.tolist()])
+    there = _rows([by.get(name) for name in reference.sample_ids or ()])
+    found = []
+    for name, count in counts.items():
+        rows, others = own.get(name, []), there.get(name, [])
+        against = reference
+        if len(others) >= FEWEST:
+            against = _reference(reference, others)
+        plain = ClassScore(name, count, "reference" if against is reference else "class", len(against.sample.keys))
+        found.append(_scored(plain, _part(mine, rows), stream.evaluated, against))
+    kinds = [[pair for pair in found if pair[0].against == kind] for kind in ("class", "reference")]
+    ordered = [one for kind in kinds for one in sorted(_together(kind), key=_loss)]
+    return ByClass(ordered, len(ids) - counts.total())
+
+
+def _scored(
+    plain: ClassScore, sample: Sample, whole: Moments, reference: ReferenceSet
+) -> tuple[ClassScore, tuple[Estimate, Estimate] | None]:
+    """Compare a class; give its shift and its variety, as logarithm, for what is judged of all classes together."""
+    if len(sample.keys) < FEWEST:
+        few = f"fewer than {FEWEST} samples" + ("" if plain.count < FEWEST else " in the row sample")
+        return plain._replace(reason=few), None
+    stream = Stream.against(reference, Needs(True, True, False, True), allow_normalized=True)
+    stream.update(sample.rows, **_labels(sample, whole.names, whole.grouped))
+    contrast = Contrast.of(stream.checked(), reference)
+    shift, variety, ratio = contrast.typicality_shift, contrast.log_variety_ratio, contrast.variety_interval
+    error = jackknife_error(contrast.conformity.evaluated, contrast.counts[0])
+    low, high = shift.interval()
+    figures = plain._replace(
+        conformity_mean=_known(contrast.conformity.whole),
+        conformity_se=_known(error),
+        typicality_shift=_known(shift.value),
+        typicality_shift_low=_known(low),
+        typicality_shift_high=_known(high),
+        variety_ratio=_known(variety.value.exp()),
+        variety_ratio_low=_known(ratio.low),
+        variety_ratio_high=_known(ratio.high),
+        reason=contrast.few if shift.degrees > 0 else contrast.unknown,
+    )
+    known = all(one.degrees > 0 and float(one.error) > 0 for one in (shift, variety))
+    return figures, (shift, variety) if known else None
+
+
+def _together(classes: Sequence[tuple[ClassScore, tuple[Estimate, Estimate] | None]]) -> list[ClassScore]:
+    """Adjust the p-values of classes of one kind for their number, and shrink their variety."""
+    known = {n: pair for n, (_, pair) in enumerate(classes) if pair is not None}
+    p_values = [
+        adjusted([student_tail(float(pair[k].value / pair[k].error), pair[k].degrees) for pair in known.values()])
+        for k in (0, 1)
+    ]
+    logs = [variety for _, variety in known.values()]
+    shrunk = shrunken([float(one.value) for one in logs], [float(one.error) for one in logs])
+    result = [one for one, _ in classes]
+    for place, n in enumerate(known):
+        result[n] = result[n]._replace(
+            typicality_p=p_values[0][place],
+            variety_p=p_values[1][place] if result[n].against == "class" else None,
+            variety_ratio_shrunken=None if shrunk is None else math.exp(shrunk[place]),
+        )
+    return result
+
+
+def _loss(one: ClassScore) -> tuple[float, str]:
+    """The least varied first, those without figures last."""
+    value = one.variety_ratio if one.variety_ratio_shrunken is None else one.variety_ratio_shrunken
+    return (math.inf if value is None else value, one.name)
+
+
+def _rows(labels: Sequence[str | None]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for row, label in enumerate(labels):
+        if label is not None:
+            found.setdefault(label, []).append(row)
+    return found
+
+
+def _part(sample: Sample, rows: list[int]) -> Sample:
+    return Sample(*(part[rows] for part in sample))
+
+
+def _reference(reference: ReferenceSet, rows: list[int]) -> ReferenceSet:
+    """Make a reference of some of the rows that one keeps."""
+    part = _part(reference.sample, rows)
+    labels = _labels(part, reference.moments.names, reference.grouped)
+    return ReferenceSet.fit(part.rows, max_samples=len(rows), allow_normalized=True, **labels)
+
+
+def _labels(sample: Sample, names: Mapping[int, str], grouped: bool) -> dict[str, Any]:
+    """What the rows are dealt by, as before: their groups, else their ids where they were dealt by these."""
+    if grouped:
+        return {"groups": sample.groups}
+    if len(sample.ids) and bool((sample.ids == sample.groups).all()):
+        return {"ids": [names[label] for label in sample.ids.tolist()]}
+    return {}
+
+
+def _known(value: Any) -> float | None:
+    return float(value) if math.isfinite(float(value)) else None
+
+
+def write_classes(path: Path | str, classes: Sequence[ClassScore]) -> None:
+    """Write the classes as CSV, in their order.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(ClassScore._fields)
+        writer.writerows([spreadsheet_cell(value) for value in one] for one in classes)
+
+
+def interval(one: ClassScore, figure: str) -> Interval | None:
+    """Give the 95% interval of a figure of a class; None where it cannot be had."""
+    low, high = (getattr(one, f"{figure}_{end}") for end in Interval._fields)
+    return None if low is None or high is None else Interval(low, high)

@@ -1,0 +1,154 @@
+"""Images and captions read together: joined by id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipconformity.data.folders import IMAGE_FORMATS
+from clipconformity.data.results import coco_image_id, first_few
+from clipconformity.evaluation.sources import Source, SourceBatch, check_source
+from clipconformity.stream.alignment import Partners
+
+
+class _Held(NamedTuple):
+    """All rows of one source, by what they are joined by."""
+
+    rows: Tensor
+    ids: list[str]
+    places: dict[str, list[int]]
+
+
+def paired_source(
+    images: Source,
+    captions: Source,
+    *,
+    scored: Literal["image", "text"],
+    references: Source | None = None,
+    on_missing: Literal["raise", "skip"] = "raise",
+) -> Source:
+    """Join images and captions by id, so that ``score`` gives their CLIPScore beside the figures of one of them.
+
+    An image belongs to the captions whose image id is the number in its name, as in MS-COCO, or its name without folder
+    and suffix; a caption without an image id, as in a file of lines, to the image of its own id. The side that is not
+    scored is read first, and its embeddings are held.
+
+    Args:
+        images: The images.
+        captions: The captions, by the same encoder.
+        scored: Which of the two is scored; an image with several captions has their mean CLIPScore.
+        references: Captions of people for the same images, for RefCLIPScore; with ``scored="text"``.
+        on_missing: Whether a sample without a partner is an error or left out.
+
+    Raises:
+        TypeError: If one is no source.
+        ValueError: If ``scored`` is neither, or the encoders differ; while reading, if two images have one id, or a
+            sample has no partner.
+    """
+    sides = {"image": images, "text": captions}
+    for source in (images, captions, references):
+        if source is not None:
+            check_source(source)
+    if scored not in sides:
+        raise ValueError(f"scored: expected 'image' or 'text', got {scored!r}.")
+    if references is not None and scored != "text":
+        raise ValueError("references: reference captions judge captions; give scored='text'.")
+    if not images.provenance.same_encoder(captions.provenance):
+        raise ValueError(
+            f"the images come from encoder {images.provenance.spec!r} and the captions from "
+            f"{captions.provenance.spec!r}; encode both with the same one."
+        )
+    mine, other = sides[scored], sides["text" if scored == "image" else "image"]
+    joined = replace(mine, paired=True, with_references=references is not None, partner_of={})
+    joined.encoder, joined.folder = captions.encoder, images.folder
+
+    def batches() -> Iterator[SourceBatch]:
+        held = _held(other, scored != "image")
+        people = None if references is None else _held(references, False)
+        mine.skipped.extend(other.skipped)
+        seen: set[str] = set()
+        for batch in mine.batches:
+            keys = _keys(batch, scored == "image")
+            if scored == "image":
+                _refuse_twice(seen, keys)
+            lacking = [row for row, key in enumerate(keys) if not _has(key, held) or not _has(key, people)]
+            if lacking and on_missing == "raise":
+                what = "caption" if scored == "image" else "image"
+                raise ValueError(
+                    f"pairs: {len(lacking)} of the {len(keys)} samples of a batch have no {what} of their id: "
+                    f"{first_few([batch.ids[row] for row in lacking])}; name both alike, or leave these out "
+                    "(--on-error skip)."
+                )
+            mine.skipped.extend({"id": str(batch.ids[row]), "reason": "no partner has its id"} for row in lacking)
+            kept = [row for row in range(len(keys)) if row not in set(lacking)]
+            if kept:
+                yield _paired(batch, kept, keys, held, people, joined.partner_of)
+
+    joined.batches = batches()
+    return joined
+
+
+def _held(source: Source, of_images: bool) -> _Held:
+    """Read a whole source."""
+    rows: list[Tensor] = []
+    ids: list[str] = []
+    places: dict[str, list[int]] = {}
+    for batch in source:
+        keys = _keys(batch, of_images)
+        if of_images:
+            _refuse_twice(set(places), keys)
+        for number, key in enumerate(keys, start=len(ids)):
+            places.setdefault(key, []).append(number)
+        rows.append(batch.embeddings.cpu())
+        ids += batch.ids
+    if not ids:
+        raise ValueError(source.nothing_read)
+    return _Held(torch.cat(rows), ids, places)
+
+
+def _keys(batch: SourceBatch, of_images: bool) -> list[str]:
+    """What each row is joined by: the id of its image."""
+    names: Any = batch.ids if of_images or batch.groups is None else batch.groups
+    listed = names.tolist() if hasattr(names, "tolist") else names
+    is_file = [of_images or Path(str(name)).suffix.lower() in IMAGE_FORMATS for name in listed]
+    keys = [str(coco_image_id(str(name))) if file else str(name) for name, file in zip(listed, is_file, strict=True)]
+    return [str(int(key)) if key.isdecimal() else key for key in keys]
+
+
+def _refuse_twice(seen: set[str], keys: Sequence[str]) -> None:
+    for key in keys:
+        if key in seen:
+            raise ValueError(
+                f"pairs: two images have the id {key!r}, so that captions cannot be told apart; rename one."
+            )
+        seen.add(key)
+
+
+def _has(key: str, held: _Held | None) -> bool:
+    return held is None or key in held.places
+
+
+def _paired(
+    batch: SourceBatch,
+    kept: list[int],
+    keys: list[str],
+    held: _Held,
+    people: _Held | None,
+    partner_of: dict[str, str],
+) -> SourceBatch:
+    """Give some rows of a batch with their partners."""
+    own = [held.places[keys[row]] for row in kept]
+    ids = [str(batch.ids[row]) for row in kept]
+    partner_of.update((name, held.ids[places[0]]) for name, places in zip(ids, own, strict=True))
+    groups: Any = batch.groups
+    if groups is not None and len(kept) < len(keys):
+        groups = [groups[row] for row in kept]
+    flat = [place for places in own for place in places]
+    references = None if people is None else [people.rows[people.places[keys[row]]] for row in kept]
+    partners = Partners(held.rows[flat], [len(places) for places in own], references)
+    return SourceBatch(batch.embeddings[kept], ids, groups, batch.placed, partners=partners)

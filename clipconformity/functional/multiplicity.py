@@ -1,0 +1,54 @@
+"""Many estimates at once: p-values adjusted for their number, and values shrunk towards their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+FEWEST = 3
+"""Fewest estimates that tell how much they differ beyond their errors."""
+
+
+def adjusted(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number: of those at most q, a share of q is by chance (Benjamini and Hochberg 1995).
+
+    Example:
+        >>> [round(p, 4) for p in adjusted([0.01, 0.5, 0.02])]
+        [0.03, 0.5, 0.03]
+    """
+    order = sorted(range(len(p_values)), key=lambda one: -p_values[one])
+    found, least = [1.0] * len(p_values), 1.0
+    for place, one in enumerate(order):
+        least = min(least, p_values[one] * len(p_values) / (len(p_values) - place))
+        found[one] = least
+    return found
+
+
+def shrunken(values: Sequence[float], errors: Sequence[float]) -> list[float] | None:
+    """Shrink estimates towards their mean by empirical Bayes: of many noisy ones the extremes are so by chance.
+
+    The variance between them is that of DerSimonian and Laird (1986).
+
+    Args:
+        values: The estimates.
+        errors: Their standard errors, above 0.
+
+    Returns:
+        The shrunken values; None of fewer than three.
+
+    Example:
+        >>> shrunken([-1.0, 0.0, 1.0], [2.0, 2.0, 2.0])
+        [0.0, 0.0, 0.0]
+    """
+    if len(values) < FEWEST:
+        return None
+    x, noise = (torch.tensor(one, dtype=torch.float64) for one in (values, errors))
+    noise = noise.square()
+    weight = 1 / noise
+    apart = (weight * (x - (weight @ x) / weight.sum()).square()).sum() - (len(x) - 1)
+    between = (apart / (weight.sum() - weight.square().sum() / weight.sum())).clamp_min(0)
+    weight = 1 / (noise + between)
+    mean = (weight @ x) / weight.sum()
+    shrunk: list[float] = (mean + between / (between + noise) * (x - mean)).tolist()
+    return shrunk

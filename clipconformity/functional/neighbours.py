@@ -1,0 +1,242 @@
+"""Nearest neighbours in blocks: precision and recall of manifolds, and the nearest row of a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional.linalg import full_precision, result_dtype, units
+from clipconformity.functional.validation import check_rows, check_same_dim
+
+ROWS, COLUMNS = 1024, 4096
+"""Rows and columns of the largest block of a matrix of pairs."""
+ROUNDING = 1e-12
+"""Share of the squared norms within which a squared distance is no smaller than another: copies lie on the edges of
+balls, which are outside, and float64 would decide for each block anew."""
+
+
+class PRDCResult(NamedTuple):
+    """How two sets cover each other: precision, recall and coverage in [0, 1], density from 0 on."""
+
+    precision: Tensor
+    recall: Tensor
+    density: Tensor
+    coverage: Tensor
+
+
+class HasUnits(Protocol):
+    """Anything that keeps unit rows, such as a ``ReferenceSet``."""
+
+    @property
+    def units(self) -> Tensor:
+        """Unit rows ``(k, D)``."""
+
+
+class Nearest(NamedTuple):
+    """The nearest rows, nearest first."""
+
+    cosine: Tensor
+    """``(N, k)`` in [-1, 1]."""
+    index: Tensor  # type: ignore[assignment]
+    """Their numbers ``(N, k)``."""
+
+
+@full_precision
+def prdc(embeddings: Tensor, reference: Tensor, k: int = 5) -> PRDCResult:
+    r"""Precision, recall, density and coverage of raw embeddings against reference embeddings.
+
+    Around every row is a ball that reaches to its k-th nearest neighbour in its own set, itself excluded; the balls of
+    a set are its manifold. An edge is outside.
+
+    - precision: share of the embeddings in a ball of the reference; recall: of the reference in a ball of theirs.
+    - density: mean number of the reference's balls that an embedding is in, over k; 1 where both are of one kind.
+    - coverage: share of the reference's balls that hold an embedding.
+
+    Distances are Euclidean between the vectors as they are given: raw, so that norms count, as is usual with CLIP
+    features. Give unit vectors for the angle alone. All four depend on k and on both numbers of rows; of one kind,
+    coverage is :math:`1 - \prod_{i=1}^k (M - i)/(N + M - i)` on average. Compare values at the same k, N and M only.
+
+    Args:
+        embeddings: Evaluated embeddings ``(N, D)``, N > k.
+        reference: Reference embeddings ``(M, D)``, M > k.
+        k: Neighbours that a ball reaches over.
+
+    Returns:
+        A :class:`PRDCResult` of scalars. The distances are taken in float64 and in blocks: memory is O((N + M) D).
+
+    Raises:
+        TypeError: If an argument is not a floating-point tensor, or ``k`` is not a whole number.
+        ValueError: If dimensions differ, there are too few rows for ``k``, or a row is zero, NaN or infinite.
+
+    Source: Kynkaanniemi et al., *Improved Precision and Recall Metric for Assessing Generative Models*, NeurIPS 2019;
+    Naeem et al., *Reliable Fidelity and Diversity Metrics for Generative Models*, ICML 2020, whose formulas these are.
+
+    Example:
+        >>> import torch
+        >>> line = torch.arange(1.0, 7.0)[:, None]
+        >>> prdc(line + 0.25, line, k=1)
+        PRDCResult(precision=tensor(1.), recall=tensor(1.), density=tensor(1.8333), coverage=tensor(1.))
+    """
+    check_neighbours(k)
+    mine, theirs = check_rows(embeddings, min_rows=k + 1), check_rows(reference, "reference", k + 1)
+    check_same_dim(mine, theirs.shape[1], "embeddings", "reference")
+    found = cover(mine, theirs, k).result()
+    return PRDCResult(*(value.to(embeddings.device, result_dtype(embeddings)) for value in found))
+
+
+class Coverage(NamedTuple):
+    """Which rows of two sets lie in balls of the other."""
+
+    balls: Tensor
+    """Number of the reference's balls that each embedding is in, ``(N,)``."""
+    recalled: Tensor
+    """Whether each reference row is in a ball of the embeddings, ``(M,)``."""
+    covered: Tensor
+    """Whether the ball of each reference row holds an embedding, ``(M,)``."""
+    apart: Tensor
+    """Squared distance of each embedding to the nearest reference row, ``(N,)``."""
+    reference_apart: Tensor
+    """Squared distance of each reference row to the nearest embedding, ``(M,)``."""
+    k: int
+    """Neighbours that a ball reaches over."""
+
+    def result(self) -> PRDCResult:
+        """Give the four figures, float64."""
+        fields = (self.balls > 0, self.recalled, self.balls, self.covered)
+        precision, recall, inside, coverage = (field.mean(dtype=torch.float64) for field in fields)
+        return PRDCResult(precision, recall, (1 / self.k) * inside, coverage)
+
+
+def cover(embeddings: Tensor, reference: Tensor, k: int) -> Coverage:
+    """Find who lies in whose balls, of checked rows ``(N, D)`` and ``(M, D)``, N and M > k."""
+    mine, theirs = _centred(embeddings, reference)
+    reach, their_reach = (_reach(rows, k) for rows in (mine, theirs))
+    balls = torch.zeros(len(mine), dtype=torch.int64, device=mine.device)
+    covered, recalled = (torch.zeros(len(theirs), dtype=torch.bool, device=mine.device) for _ in range(2))
+    apart, their_apart = (torch.full_like(one, torch.inf) for one in (reach, their_reach))
+    for rows, columns, distance in _distance_blocks(theirs, mine):
+        hit = distance < their_reach[rows, None]
+        balls[columns] += hit.sum(0)
+        covered[rows] |= hit.any(1)
+        recalled[rows] |= (distance < reach[columns]).any(1)
+        apart[columns] = torch.minimum(apart[columns], distance.amin(0))
+        their_apart[rows] = torch.minimum(their_apart[rows], distance.amin(1))
+    return Coverage(balls, recalled, covered, apart, their_apart, k)
+
+
+def expected_coverage(count: int, reference_count: int, k: int) -> float:
+    """Coverage that ``count`` samples of the reference's own kind have on average (Naeem et al. 2020, without ties)."""
+    missed = 1.0
+    for i in range(1, k + 1):
+        missed *= (reference_count - i) / (count + reference_count - i)
+    return 1 - missed
+
+
+@full_precision
+def nearest(embeddings: Tensor, reference: Tensor | HasUnits | None = None, k: int = 1) -> Nearest:
+    """Find the k nearest rows of each embedding by cosine: in a reference, or inside the set, itself excluded.
+
+    Args:
+        embeddings: Embeddings ``(N, D)`` of any scale.
+        reference: Embeddings ``(M, D)`` of any scale, M >= k; a ``ReferenceSet``, of which its row sample is taken; or
+            None for the set itself, N > k.
+        k: Number of neighbours.
+
+    Returns:
+        A :class:`Nearest`, found in blocks: memory is O((N + M) D + N k). Equally near rows come in any order.
+
+    Raises:
+        TypeError: If an argument is not a floating-point tensor, or ``k`` is not a whole number.
+        ValueError: If dimensions differ, there are too few rows for ``k``, or a row is zero, NaN or infinite.
+
+    Example:
+        >>> import torch
+        >>> nearest(torch.tensor([[2.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0, 1.0], [3.0, 0.5]])).index
+        tensor([[1],
+                [1]])
+    """
+    check_neighbours(k)
+    rows = units(check_rows(embeddings, min_rows=k + 1 if reference is None else 1))
+    others = rows
+    if reference is not None:
+        given = reference if isinstance(reference, Tensor) or not hasattr(reference, "units") else reference.units
+        others = units(check_rows(given, "reference", k)).to(rows)
+        check_same_dim(rows, others.shape[1], "embeddings", "reference")
+    cosine, index = _largest(rows, others, rows.new_zeros(len(others)), k, own=reference is None)
+    return Nearest(cosine.clamp(-1, 1).to(embeddings.device, result_dtype(embeddings)), index.to(embeddings.device))
+
+
+def close_counts(units: Tensor, least: float) -> Tensor:
+    """Number of unit rows ``(N, D)`` whose cosine to each is at least so much, itself included, ``(N,)``."""
+    counts = torch.zeros(len(units), dtype=torch.int64, device=units.device)
+    for row in _slices(len(units), ROWS):
+        for column in _slices(len(units), COLUMNS):
+            counts[row] += (units[row] @ units[column].T >= least).sum(1)
+    return counts
+
+
+def check_neighbours(k: object) -> None:
+    """Refuse what is no number of neighbours.
+
+    Raises:
+        TypeError: If it is no whole number.
+        ValueError: If it is below 1.
+    """
+    if not isinstance(k, int) or isinstance(k, bool):
+        raise TypeError(f"k: expected a whole number of neighbours, got {k!r}.")
+    if k < 1:
+        raise ValueError(f"k: expected at least 1 neighbour, got {k}.")
+
+
+def _centred(rows: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the reference's mean off both sets, in float64: distances stay, and far from the origin they round less."""
+    center = reference.mean(0, dtype=torch.float64)
+    return rows.double() - center, reference.double() - center
+
+
+def _reach(rows: Tensor, k: int) -> Tensor:
+    """Squared distance of each row to its k-th nearest other row, ``(N,)``."""
+    square = rows.square().sum(1)
+    return (square - _largest(2 * rows, rows, -square, k, own=True)[0][:, -1]).clamp_min(0)
+
+
+def _distance_blocks(rows: Tensor, others: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Give the squared distances of two sets of rows block by block, each up by what rounding may take off."""
+    squares = [(1 + ROUNDING) * side.square().sum(1) for side in (rows, others)]
+    for row in _slices(len(rows), ROWS):
+        for column in _slices(len(others), COLUMNS):
+            distance = (rows[row] @ others[column].T).mul_(-2)
+            yield row, column, distance.add_(squares[0][row, None]).add_(squares[1][column])
+
+
+def _largest(rows: Tensor, others: Tensor, bias: Tensor, k: int, *, own: bool) -> tuple[Tensor, Tensor]:
+    """The k largest of ``rows @ others.T + bias`` in each row, descending, and where they are.
+
+    Args:
+        rows: ``(N, D)``.
+        others: ``(M, D)``.
+        bias: ``(M,)``.
+        k: How many.
+        own: Whether row i and other i are the same, and so no neighbours.
+    """
+    values, places = [], []
+    for row in _slices(len(rows), ROWS):
+        best, where = rows.new_empty(len(rows[row]), 0), bias.new_empty(len(rows[row]), 0, dtype=torch.int64)
+        for column in _slices(len(others), COLUMNS):
+            found = (rows[row] @ others[column].T).add_(bias[column])
+            if own:
+                found.diagonal(row.start - column.start).fill_(-torch.inf)
+            top, place = found.topk(min(k, found.shape[1]), dim=1)
+            best, where = torch.cat([best, top], 1), torch.cat([where, place + column.start], 1)
+            best, order = best.topk(min(k, best.shape[1]), dim=1)
+            where = where.gather(1, order)
+        values.append(best)
+        places.append(where)
+    return torch.cat(values), torch.cat(places)
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]

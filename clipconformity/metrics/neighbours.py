@@ -1,0 +1,92 @@
+"""Metrics of nearest neighbours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clipconformity.functional.linalg import full_precision
+from clipconformity.functional.resampling import Interval
+from clipconformity.metrics.base import EmbeddingMetric, EncoderOrSpec
+from clipconformity.stream.readouts.prdc import FIGURES, PRDCReadOut
+from clipconformity.stream.reference import ReferenceSet
+
+__all__ = ["PRDC"]
+
+
+class PRDC(EmbeddingMetric):
+    r"""Precision, recall, density and coverage of streamed raw embeddings against a reference.
+
+    The figures are those of :func:`clipconformity.functional.prdc` on the row samples of both sides: on all rows while
+    each side has at most ``max_samples``. They depend on k and on both numbers of rows: compare runs of the same number
+    against the same reference only.
+
+    Args:
+        reference: Set to compare with; without one, the rows given by ``update(..., real=True)``.
+        k: Neighbours that a ball reaches over.
+        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
+        embed_dim: Dimension D, where neither of those tells it.
+        max_samples: Rows kept.
+        allow_normalized: Take L2-normalised embeddings.
+        kwargs: Of ``torchmetrics.Metric``.
+
+    ``compute`` gives a dict of scalars: ``precision``, ``recall`` and ``coverage`` in [0, 1], and ``density`` >= 0.
+
+    Raises:
+        TypeError: If ``k`` is not a whole number.
+        ValueError: If the dimension is not told, or told twice differently, or ``k`` is below 1.
+
+    Source: Kynkaanniemi et al., NeurIPS 2019; Naeem et al., ICML 2020.
+
+    Example:
+        >>> import torch
+        >>> import clipconformity as cc
+        >>> rows = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)) + 1
+        >>> metric = cc.PRDC(cc.ReferenceSet.fit(rows[:200]), k=3)
+        >>> metric.update(rows[200:] * 0.5)
+        >>> bool(metric.compute()["precision"] > metric.compute()["recall"])
+        True
+    """
+
+    readout: PRDCReadOut  # type: ignore[misc]
+    higher_is_better = True
+    plot_lower_bound = 0.0
+
+    def __init__(
+        self,
+        reference: ReferenceSet | None = None,
+        *,
+        k: int = 5,
+        encoder: EncoderOrSpec | None = None,
+        embed_dim: int | None = None,
+        max_samples: int = 10_000,
+        allow_normalized: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.__dict__["readout"] = PRDCReadOut(k)
+        super().__init__(
+            reference,
+            encoder=encoder,
+            embed_dim=embed_dim,
+            max_samples=max_samples,
+            allow_normalized=allow_normalized,
+            **kwargs,
+        )
+
+    @full_precision
+    def intervals(self) -> dict[str, Interval]:
+        """95% intervals of the four, of what sets of these sizes have on average; NaN where they cannot be had."""
+        with self._read_stream() as stream:
+            found = self.readout.neighbourhood(stream).intervals
+        return {name: interval for (name, _), interval in zip(FIGURES, found, strict=True)}
+
+    @full_precision
+    def off_manifold(self) -> list[str]:
+        """Ids of the samples that lie in no ball of the reference, the farthest first; those given with ``ids=``."""
+        with self._read_stream() as stream:
+            return self.readout.off_manifold(stream)[2]
+
+    @full_precision
+    def uncovered(self) -> list[str]:
+        """Ids of the reference's rows whose ball holds no sample, the farthest first; those it was given with."""
+        with self._read_stream() as stream:
+            return self.readout.uncovered(stream)[2]

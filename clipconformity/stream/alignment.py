@@ -1,0 +1,107 @@
+"""Rows with partners of the other modality: how well they belong together, summed by bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional.clip_score import clip_score, ref_clip_score
+from clipconformity.functional.resampling import Estimate, jackknife
+from clipconformity.functional.validation import within_range
+from clipconformity.stream.moments import BUCKETS, bucket_of
+from clipconformity.stream.row_sample import Labels, hash_labels, row_keys
+
+SUMS = {"pair_count": (BUCKETS,), "pair_score_sum": (BUCKETS,), "pair_bad": ()}
+"""Name and shape of what :class:`MeanScore` adds up."""
+
+
+class Partners(NamedTuple):
+    """What belongs to each row of a batch: the captions of an image, or the image of a caption."""
+
+    embeddings: Tensor
+    """All of them, ``(M, D)``, those of the first row first."""
+    sizes: Sequence[int]
+    """How many each row has, ``(N,)``, at least 1."""
+    references: Sequence[Tensor] | None = None
+    """Reference captions of each row, where the rows are captions, N tensors ``(R, D)``."""
+
+    def clip_scores(self, rows: Tensor) -> Tensor:
+        """CLIPScore of each row ``(N,)`` float64, over its partners; NaN of what is zero, NaN or infinite."""
+        owner = torch.arange(len(rows), device=rows.device).repeat_interleave(
+            torch.tensor(self.sizes, device=rows.device)
+        )
+        scores = pair_scores(rows[owner], self.embeddings)
+        return torch.zeros(len(rows), dtype=torch.float64, device=rows.device).index_add_(
+            0, owner, scores
+        ) / owner.bincount(minlength=len(rows))
+
+    def ref_clip_scores(self, rows: Tensor) -> Tensor:
+        """RefCLIPScore of each row, which has one image ``(N,)`` float64."""
+        assert self.references is not None
+        return ref_clip_score(self.embeddings.to(rows.device), rows, self.references).double()
+
+
+def pair_scores(rows: Tensor, others: Tensor) -> Tensor:
+    """CLIPScore of pairs, ``(N,)`` float64; NaN where a row is zero, NaN or infinite."""
+    others = others.to(rows.device)
+    good = [within_range(torch.linalg.vector_norm(one, dim=1, dtype=torch.float64))[:, None] for one in (rows, others)]
+    both = good[0] & good[1]
+    if not len(rows):
+        return rows.new_zeros(0, dtype=torch.float64)
+    scores = clip_score(torch.where(both, rows, 1.0), torch.where(both, others, 1.0)).double()
+    return torch.where(both[:, 0], scores, float("nan"))
+
+
+class MeanScore:
+    """Mean of a score over pairs, from sums by bucket.
+
+    Args:
+        state: The sums, as of ``SUMS``; by default new ones.
+    """
+
+    def __init__(self, state: dict[str, Tensor] | None = None) -> None:
+        zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SUMS.items()}
+        self.state = zeros if state is None else state
+
+    def update(self, scores: Tensor, buckets: Tensor) -> None:
+        """Add scores ``(N,)`` of pairs in buckets ``(N,)``; those that are NaN are counted."""
+        device = self.state["pair_count"].device
+        scores, buckets = scores.to(device), buckets.to(device)
+        good = torch.isfinite(scores)
+        self.state["pair_count"].index_add_(0, buckets, good.double())
+        self.state["pair_score_sum"].index_add_(0, buckets, torch.where(good, scores, 0.0))
+        self.state["pair_bad"].add_((~good).sum())
+
+    @property
+    def total(self) -> Tensor:
+        """Number of pairs."""
+        return self.state["pair_count"].sum()
+
+    def estimate(self) -> Estimate:
+        """Mean with its uncertainty, buckets left out in turn.
+
+        Raises:
+            ValueError: If there are fewer than two pairs, or a row was zero, NaN or infinite.
+        """
+        count, sums, bad = (self.state[name] for name in ("pair_count", "pair_score_sum", "pair_bad"))
+        if bad > 0:
+            raise ValueError(
+                f"{int(bad)} of {int(bad + self.total)} pairs held a row that was zero, NaN, infinite or out of range; "
+                "remove them, or look at the model that made them."
+            )
+        if self.total < 2:
+            raise ValueError(f"expected at least 2 samples, got {int(self.total)}; add more.")
+        left = (sums.sum() - sums) / (count.sum() - count)
+        return jackknife(sums.sum() / self.total, left, count)
+
+
+def pair_buckets(rows: Tensor, groups: Labels | None, ids: Sequence[object] | None) -> Tensor:
+    """Bucket of each pair: of its group, else of its id, else of the content of the row, ``(N,)``."""
+    if groups is not None:
+        return bucket_of(hash_labels(groups, len(rows), rows.device))
+    if ids is not None:
+        return bucket_of(hash_labels([str(one) for one in ids], len(rows), rows.device, "ids"))
+    return bucket_of(row_keys(rows, None))

@@ -1,0 +1,59 @@
+"""CLIPScore of samples with partners of the other modality, and RefCLIPScore of captions with references."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from clipconformity.stream.alignment import MeanScore
+from clipconformity.stream.readouts.base import Batch, Field, ReadOut
+from clipconformity.stream.reference import ReferenceSet
+from clipconformity.stream.stream import Needs, Stream
+
+
+class CLIPScoreReadOut(ReadOut):
+    """How well the images and texts of pairs belong together."""
+
+    name = "clip_score"
+    needs = Needs(partners=True)
+    value = "clip_score"
+    fields = (
+        Field("clip_score", "mean of 100 max(cosine, 0) over pairs", "", "higher", error="clip_score_se"),
+        Field("clip_score_se", "standard error of the CLIPScore"),
+    )
+
+    def read(self, stream: Stream) -> dict[str, Tensor]:
+        """Give the mean, exact, and its standard error."""
+        return self.of(stream.clip_scores)
+
+    def of(self, scores: MeanScore) -> dict[str, Tensor]:
+        """Read the fields out of sums."""
+        found = scores.estimate()
+        return {self.name: found.value, f"{self.name}_se": found.error}
+
+    def columns(self, batch: Batch, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:
+        """Give the score of each row."""
+        assert batch.partners is not None
+        return {self.name: batch.partners.clip_scores(batch.embeddings).tolist()}
+
+
+class RefCLIPScoreReadOut(CLIPScoreReadOut):
+    """How well captions fit their image and the captions of people."""
+
+    name = "ref_clip_score"
+    needs = Needs(partners=True, references=True)
+    value = "ref_clip_score"
+    fields = (
+        Field("ref_clip_score", "mean RefCLIPScore, percent", "", "higher", error="ref_clip_score_se"),
+        Field("ref_clip_score_se", "standard error of the RefCLIPScore"),
+    )
+
+    def read(self, stream: Stream) -> dict[str, Tensor]:
+        """Give the mean, exact, and its standard error."""
+        return self.of(stream.ref_clip_scores)
+
+    def columns(self, batch: Batch, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:
+        """Give the score of each row."""
+        assert batch.partners is not None
+        return {self.name: batch.partners.ref_clip_scores(batch.embeddings).tolist()}

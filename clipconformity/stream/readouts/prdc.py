@@ -1,0 +1,107 @@
+"""Precision, recall, density and coverage against the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional.neighbours import check_neighbours
+from clipconformity.stream.neighbourhood import Neighbourhood
+from clipconformity.stream.readouts.base import Field, ReadOut
+from clipconformity.stream.row_sample import Sample
+from clipconformity.stream.stream import Needs, Stream
+
+FIGURES = (
+    ("precision", "share of the samples in a ball of the reference, to its k-th neighbour"),
+    ("recall", "share of the reference in a ball of the samples"),
+    ("density", "mean number of the reference's balls that a sample is in, over k"),
+    ("coverage", "share of the reference's balls that hold a sample"),
+)
+ABOUT = "95% interval of what sets of these sizes have on average"
+SHOWN = 20
+"""Most samples that are named of those off the manifold, and of those that are not covered."""
+
+
+class PRDCReadOut(ReadOut):
+    """How the samples and the reference cover each other, by the k nearest neighbours of each row."""
+
+    name = "prdc"
+    needs = Needs(rows=True, reference=True)
+    fields = (
+        *(
+            Field(name, about, "", "higher", interval=(f"{name}_low", f"{name}_high"), compared=True)
+            for name, about in FIGURES
+        ),
+        *(
+            Field(f"{name}_{end}", f"{end} end of the {ABOUT}", compared=True, computed=False)
+            for name, _ in FIGURES
+            for end in ("low", "high")
+        ),
+    )
+
+    def __init__(self, k: int = 5) -> None:
+        check_neighbours(k)
+        self.k = k
+
+    def read(self, stream: Stream) -> dict[str, Tensor]:
+        """Give the four figures of the row samples of both sides."""
+        return {name: value for (name, _), value in zip(FIGURES, self.neighbourhood(stream).values, strict=True)}
+
+    def resample(
+        self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Give the intervals, by the parts that both sides are split into; nothing is drawn."""
+        ends = {
+            f"{name}_{end}": value
+            for (name, _), interval in zip(FIGURES, self.neighbourhood(stream).intervals, strict=True)
+            for end, value in interval._asdict().items()
+        }
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in ends.items()}
+
+    def neighbourhood(self, stream: Stream) -> Neighbourhood:
+        """Put the row samples of both sides beside each other.
+
+        Raises:
+            ValueError: If there are too few rows, or no reference.
+        """
+        moments, reference = stream.checked(), stream.needed_reference("PRDC")
+
+        def make() -> Neighbourhood:
+            return Neighbourhood(moments.good_sample().cpu(), reference.sample, self.k)
+
+        return stream.once(("prdc", self.k), make)
+
+    def notes(self, stream: Stream) -> list[str]:
+        """Say what the numbers of rows do."""
+        note = self.neighbourhood(stream).note
+        return [] if note is None else [note]
+
+    def details(self, stream: Stream) -> dict[str, Any]:
+        """Name the samples that lie in no ball of the reference, and the reference's whose ball holds no sample."""
+        return {
+            key: {"count": len(rows), "of": size, "ids": names[:SHOWN]}
+            for key, (rows, size, names) in {
+                "off_manifold": self.off_manifold(stream),
+                "uncovered": self.uncovered(stream),
+            }.items()
+        }
+
+    def off_manifold(self, stream: Stream) -> tuple[Tensor, int, list[str]]:
+        """Samples in no ball of the reference, the farthest from it first; of how many; and their names."""
+        found = self.neighbourhood(stream)
+        chosen = found.coverage.balls == 0
+        return _named(chosen, found.coverage.apart, found.evaluated, stream.evaluated.names)
+
+    def uncovered(self, stream: Stream) -> tuple[Tensor, int, list[str]]:
+        """Rows of the reference whose ball holds no sample, likewise."""
+        found, names = self.neighbourhood(stream), stream.needed_reference("PRDC").moments.names
+        return _named(~found.coverage.covered, found.coverage.reference_apart, found.reference, names)
+
+
+def _named(chosen: Tensor, apart: Tensor, sample: Sample, names: dict[int, str]) -> tuple[Tensor, int, list[str]]:
+    rows = chosen.nonzero()[:, 0]
+    rows = rows[apart[rows].argsort(descending=True, stable=True)]
+    ids = dict.fromkeys(sample.ids[rows].tolist())
+    return rows, len(chosen), [names[one] for one in ids if one in names]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clipconformity import __version__
-from clipconformity.cli import commands
+from clipconformity.cli import commands, scores
 from clipconformity.cli.signals import ending
 from clipconformity.data.formats import suffixes
 from clipconformity.data.limits import LIMITS, raised_limits
@@ -182,7 +182,7 @@ def _parser() -> Parser:
     reference.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
     _add_overwrite(reference)
 
-    score = _command(known, "score", "score samples against a reference", commands.score_samples)
+    score = _command(known, "score", "score samples against a reference", scores.score_samples)
     _add_source(score, pairs=True)
     score.add_argument("--reference", type=Path, required=True, help="file of `clipconformity reference`")
     score.add_argument("--per-sample", type=Path, metavar="FILE.csv", help="write id, conformity, norm and rank")
@@ -193,22 +193,7 @@ def _parser() -> Parser:
     score.add_argument("--by", type=Path, metavar="FILE.csv", help="the class of each id: score each class by itself")
     score.add_argument("--per-class", type=Path, metavar="FILE.csv", help="write the figures of each class of --by")
     score.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots and a gallery")
-    score.add_argument(
-        "--no-images", action="store_true", help="leave the gallery out of the report: no image, prompt or caption"
-    )
-    _add_overwrite(score)
-    score.add_argument(
-        "--metrics",
-        default="conformity",
-        metavar="NAME,...",
-        help="further read-outs by name, or 'all' (default: the core)",
-    )
-    score.add_argument("--resamples", type=int, default=1000, help="redraws of intervals and tests (default: 1000)")
-    score.add_argument(
-        "--margin",
-        metavar="NAME=X,...",
-        help="differences that do not matter (default: typicality=0.2,variety=0.05)",
-    )
+    _add_scoring(score)
     score.add_argument(
         "--require",
         action="append",
@@ -216,6 +201,20 @@ def _parser() -> Parser:
         metavar="FIGURE>=X",
         help="exit with status 3 unless the bound of the figure's interval meets it; may be repeated",
     )
+
+    compare = _command(known, "compare", "score several models, and say which differ, in what", scores.compare_models)
+    compare.add_argument(
+        "models", nargs="+", metavar="NAME=SOURCE", help="folder of images, file of captions, or embeddings"
+    )
+    compare.add_argument("--reference", type=Path, required=True, help="file of `clipconformity reference`")
+    compare.add_argument(
+        "--format", choices=("text", "csv", "markdown", "latex", "json"), default="text", help="default: text"
+    )
+    compare.add_argument("--by", type=Path, metavar="FILE.csv", help="the class of each id: score each class by itself")
+    compare.add_argument("--report", type=Path, metavar="FILE.html", help="write a report of all models")
+    _add_scoring(compare)
+    _add_embeddings(compare)
+    _add_encoding(compare)
 
     geometry = _command(
         known, "geometry", "measure the six geometric properties of embeddings", commands.measure_geometry
@@ -253,15 +252,34 @@ def _add_overwrite(parser: Parser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that are there already")
 
 
+def _add_scoring(parser: Parser) -> None:
+    """Add what ``score`` and ``compare`` share."""
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep what is encoded here, for other runs")
+    parser.add_argument(
+        "--no-images", action="store_true", help="leave the gallery out of the report: no image, prompt or caption"
+    )
+    _add_overwrite(parser)
+    parser.add_argument(
+        "--metrics",
+        default="conformity",
+        metavar="NAME,...",
+        help="further read-outs by name, or 'all' (default: the core)",
+    )
+    parser.add_argument("--resamples", type=int, default=1000, help="redraws of intervals and tests (default: 1000)")
+    parser.add_argument(
+        "--margin",
+        metavar="NAME=X,...",
+        help="differences that do not matter (default: typicality=0.2,variety=0.05)",
+    )
+
+
 def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False, pairs: bool = False) -> None:
     source: Any = parser.add_argument_group() if pairs else parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
     source.add_argument("--captions", type=Path, metavar="FILE", help="captions: .txt, .json, .jsonl, .csv or .tsv")
-    parser.add_argument("--column", metavar="NAME", help="key or column of --captions that holds the captions")
     if embeddings:
         source.add_argument("--embeddings", type=Path, nargs="+", metavar="FILE", help=f"raw embeddings: {suffixes()}")
-        parser.add_argument("--modality", choices=("image", "text"), help="what the embeddings are of")
-        parser.add_argument("--allow-normalized", action="store_true", help="take L2-normalised embeddings")
+        _add_embeddings(parser)
     if pairs:
         source.add_argument(
             "--caption-references", type=Path, metavar="FILE", help="captions of people for the same images"
@@ -272,6 +290,16 @@ def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False, 
         parser.add_argument("--karpathy", type=Path, metavar="FILE", help="Karpathy split file; --split is one of its")
         parser.add_argument("--per-image", metavar="K", help="captions of an image, or 'all' (default: 1)")
         parser.add_argument("--seed", type=int, help="of the choice of captions (default: 0)")
+    _add_encoding(parser)
+
+
+def _add_embeddings(parser: Parser) -> None:
+    parser.add_argument("--modality", choices=("image", "text"), help="what the embeddings are of")
+    parser.add_argument("--allow-normalized", action="store_true", help="take L2-normalised embeddings")
+
+
+def _add_encoding(parser: Parser) -> None:
+    parser.add_argument("--column", metavar="NAME", help="key or column of the captions, in a file that has several")
     parser.add_argument("--encoder", metavar="SPEC", help=encoder_forms())
     parser.add_argument("--device", help="where to run the encoder (default: CUDA if present)")
     parser.add_argument("--batch-size", type=int, default=64, help="images or captions encoded at once (default: 64)")

@@ -5,21 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipconformity import __version__
 from clipconformity.cli import outputs
 from clipconformity.cli.parts import Parts
-from clipconformity.cli.sources import check_given, open_against, open_coco, open_pairs, open_source
+from clipconformity.cli.sources import open_coco, open_source
 from clipconformity.provenance import without_folders
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clipconformity.evaluation import Score
-    from clipconformity.evaluation.requirements import Requirement
     from clipconformity.stream.reference import ReferenceSet
 
 
@@ -119,121 +116,6 @@ def _coco_references(options: argparse.Namespace) -> dict[str, Any]:
         coco.save_captions(files.add(chosen))
     missing = {"missing": {"count": len(coco.missing), "files": [str(path) for path in coco.missing]}}
     return result | {"captions": str(chosen), "coco": coco.describe()} | (missing if coco.missing else {})
-
-
-def score_samples(options: argparse.Namespace) -> dict[str, Any]:
-    """Score samples against a reference."""
-    from clipconformity.data import read_classes
-    from clipconformity.data.files import Publication
-    from clipconformity.data.limits import check_limit
-    from clipconformity.evaluation import sample_size_curve, score, write_classes, write_curve, write_per_sample
-    from clipconformity.evaluation.scoring import choose
-    from clipconformity.stream.readouts.against import FIELDS as AGAINST
-    from clipconformity.stream.reference import ReferenceSet
-
-    check_given(options)
-    written = {
-        "--per-sample": options.per_sample,
-        "--per-class": options.per_class,
-        "--curve": options.curve,
-        "--report": options.report,
-    }
-    outputs.check(options, list(written.items()))
-    if options.per_class is not None and options.by is None:
-        raise ValueError("--per-class: goes with --by; leave it out.")
-    if options.no_images and options.report is None:
-        raise ValueError("--no-images: goes with --report; leave it out.")
-    if options.resamples < 1:
-        raise ValueError(f"--resamples: expected at least 1, got {options.resamples}.")
-    check_limit("--resamples", "resamples", options.resamples)
-    metrics = options.metrics.split(",")
-    paired, people = bool(options.images and options.captions), options.caption_references is not None
-    chosen = choose(metrics, paired=paired, with_references=people)
-    fields = [*(field for one in chosen for field in one.fields), *(AGAINST if options.against else ())]
-    known = {field.name for field in fields}
-    requirements = [_required(text, known) for text in options.require]
-    margins = _margins(options.margin)
-    classes = None if options.by is None else read_classes(options.by)
-    reference = ReferenceSet.load(options.reference)
-    source = open_pairs(options, reference) if paired else open_source(options, reference_encoder=reference.spec)
-    result = score(
-        source,
-        reference,
-        resamples=options.resamples,
-        metrics=metrics,
-        margins=margins,
-        by=classes,
-        against=open_against(options),
-        allow_normalized=options.allow_normalized,
-    )
-    with Publication(overwrite=options.overwrite) as files:  # all of the files or none
-        if options.per_sample is not None:
-            write_per_sample(files.add(options.per_sample), result)
-        if options.per_class is not None and result.by is not None:
-            write_classes(files.add(options.per_class), result.by.classes)
-        if options.curve is not None:
-            write_curve(files.add(options.curve), sample_size_curve(result))
-        if options.report is not None:
-            _report(options, files.add(options.report), result, source.partner_of)
-    given = {
-        name: [str(path) for path in (value if isinstance(value, list) else [value])]
-        for name in ("images", "captions", "caption_references", "embeddings", "by", "against")
-        if (value := getattr(options, name))
-    }
-    summary = result.to_dict()
-    if requirements:
-        summary["requirements"] = [one.judged(result) for one in requirements]
-    return summary | {"measured": given | summary["measured"] | {"clipconformity": __version__}}
-
-
-def _required(text: str, known: set[str]) -> Requirement:
-    from clipconformity.evaluation.requirements import Requirement
-    from clipconformity.evaluation.scoring import did_you_mean
-
-    try:
-        found = Requirement.parse(text)
-    except ValueError as error:
-        raise ValueError(f"--require: {error}") from None
-    if found.name not in known:
-        expected = f"expected one of {', '.join(sorted(known))}"
-        raise ValueError(f"--require: there is no figure {found.name!r}: {expected}{did_you_mean(found.name, known)}")
-    return found
-
-
-def _margins(text: str | None) -> dict[str, float]:
-    from clipconformity.evaluation.results import checked_margins
-
-    margins = {}
-    for part in (text or "").split(",") if text else ():
-        name, _, value = part.partition("=")
-        try:
-            margins[name.strip()] = float(value)
-        except ValueError:
-            raise ValueError(f"--margin: expected NAME=NUMBER such as variety=0.05, got {part!r}.") from None
-    return checked_margins(margins)
-
-
-def _report(options: argparse.Namespace, path: Path, result: Score, partner_of: Mapping[str, str]) -> None:
-    from clipconformity.data import read_captions
-    from clipconformity.report import Run, write_report
-    from clipconformity.report.scores import THUMBNAILS
-
-    given = options.images or options.captions or options.embeddings[0]
-    images: Mapping[str, Path] | None = None
-    captions: Mapping[str, str] | Sequence[str] | None = None
-    if not options.no_images:
-        listed = read_captions(options.captions, options.column) if options.captions else None
-        if options.images and listed is not None:  # joined: the scored ones have their partners' ids
-            texts = dict(zip(listed.ids, listed.texts, strict=True))
-            of_images = result.measured["modality"] == "image"
-            images = {name: options.images / (name if of_images else partner_of[name]) for name in result.ids}
-            captions = {name: texts[partner_of[name] if of_images else name] for name in result.ids}
-        elif options.images:
-            images = {name: options.images / name for name in result.ids}
-        elif listed is not None:
-            captions = listed.texts
-    run = Run(given.name or str(given), result, images, captions)
-    write_report(path, [run], command=options.line, thumbnails=0 if options.no_images else THUMBNAILS)
 
 
 def measure_geometry(options: argparse.Namespace) -> dict[str, Any]:

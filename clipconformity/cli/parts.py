@@ -1,4 +1,4 @@
-"""What a killed run has encoded: kept beside its output, and taken up by the next run with the same samples."""
+"""What is encoded, kept: by a killed run beside its output, and in a folder for other runs with the same samples."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Parts:
         """
         if not self._enter():
             return rest(0)
-        about = {"format": FORMAT, "encoder": encoder.id, "settings": [str(one) for one in settings]}
+        about = _about(encoder, settings)
         stored = list(self._stored(about, samples))
         done = stored[-1][0]["end"] if stored else 0
         source = rest(done)
@@ -98,7 +98,7 @@ class Parts:
     ) -> Iterator[tuple[dict[str, Any], list[SourceBatch]]]:
         """Read the parts from the first sample on, as far as they are of these; the others are removed."""
         done = 0
-        while (found := _read(self._path(done), about, samples)) is not None:
+        while (found := _read(self._path(done), about, samples, done)) is not None:
             done = found[0]["end"]
             yield found
         for path in self.folder.iterdir():
@@ -132,6 +132,48 @@ class Parts:
         return self.folder / f"{start:09d}.safetensors"
 
 
+class Cache:
+    """A folder in which samples are kept encoded, for every run with the same samples, encoder and settings."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def source(
+        self, encoder: BaseEncoder, samples: Sequence[str], settings: Sequence[object], rest: Callable[[int], Source]
+    ) -> Source:
+        """Give the source of all samples: what lies here, else what is encoded and then kept; see :class:`Parts`."""
+        about, source = _about(encoder, settings), rest(0)
+        path = self.folder / f"{_told([to_json(about), *samples])}.safetensors"
+        found = _read(path, about, samples)
+        if found is None:
+            source.batches = self._kept(path, source, source.batches, about, samples)
+            return source
+        told, batches = found
+        source.skipped[:] = told["skipped"]
+        encoder.truncated += told["truncated"]
+        source.batches = iter(batches)
+        return source
+
+    def _kept(
+        self, path: Path, source: Source, batches: Iterator[SourceBatch], about: dict[str, Any], samples: Sequence[str]
+    ) -> Iterator[SourceBatch]:
+        """Keep all, once the last has come."""
+        cut, kept = source.encoder.truncated if source.encoder else 0, []
+        for batch in batches:
+            kept.append(batch)
+            yield batch
+        if kept:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            now = source.encoder.truncated if source.encoder else 0
+            told = {"start": 0, "end": len(samples), "samples": _told(samples)}
+            _write(path, kept, about | told | {"skipped": source.skipped, "truncated": now - cut})
+
+
+def _about(encoder: BaseEncoder, settings: Sequence[object]) -> dict[str, Any]:
+    """What embeddings depend on beside the samples."""
+    return {"format": FORMAT, "encoder": encoder.id, "settings": [str(one) for one in settings]}
+
+
 def _told(samples: Sequence[str]) -> str:
     return hashlib.blake2b("\0".join(samples).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
@@ -147,8 +189,10 @@ def _write(path: Path, batches: Sequence[SourceBatch], about: dict[str, Any]) ->
     write_tensors(path, tensors, {"about": to_json(told)})
 
 
-def _read(path: Path, about: dict[str, Any], samples: Sequence[str]) -> tuple[dict[str, Any], list[SourceBatch]] | None:
-    """Read a part; None where there is none, it is damaged, or is of other samples."""
+def _read(
+    path: Path, about: dict[str, Any], samples: Sequence[str], first: int = 0
+) -> tuple[dict[str, Any], list[SourceBatch]] | None:
+    """Read a part that begins with a sample; None where there is none, it is damaged, or is of other samples."""
     from safetensors import safe_open
 
     from clipconformity.evaluation.sources import SourceBatch
@@ -160,7 +204,7 @@ def _read(path: Path, about: dict[str, Any], samples: Sequence[str]) -> tuple[di
             told = json.loads(file.metadata()["about"])
             embeddings = file.get_tensor("embeddings")
         start, end = told["start"], told["end"]
-        same = all(told.get(name) == value for name, value in about.items()) and start == int(path.stem) < end
+        same = all(told.get(name) == value for name, value in about.items()) and start == first < end
         if not same or told["samples"] != _told(samples[start:end]):
             return None
         sizes = [len(names) for names in told["ids"]]

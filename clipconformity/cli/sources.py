@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from clipconformity.cli.parts import Parts
+    from clipconformity.cli.parts import Cache, Parts
     from clipconformity.data import Coco, ImageFolder
     from clipconformity.data.files import NamedPath
     from clipconformity.encoders import BaseEncoder
@@ -45,8 +45,9 @@ def inputs(options: argparse.Namespace) -> Iterator[NamedPath]:
     for name in INPUT_FILES:
         value = given.get(name) or []
         yield from ((_flag(name), path) for path in (value if isinstance(value, list) else [value]))
-    if given.get("images"):
-        yield from (("--images", path) for path in image_files(options.images))
+    folders = given.get("images") or []
+    for folder in folders if isinstance(folders, list) else [folders]:
+        yield from (("--images", path) for path in image_files(folder))
     if given.get("coco"):
         yield from (("--coco", path) for path in image_files(options.coco))
         yield from (("--coco", path) for path in (options.coco / "annotations").glob("*"))
@@ -60,14 +61,18 @@ def _flag(name: str) -> str:
 
 
 def open_source(
-    options: argparse.Namespace, reference_encoder: str | None = None, parts: Parts | None = None
+    options: argparse.Namespace,
+    reference_encoder: str | None = None,
+    parts: Parts | Cache | None = None,
+    encoder: BaseEncoder | None = None,
 ) -> Source:
     """Open what one of ``--images``, ``--captions`` and ``--embeddings`` names.
 
     Args:
         options: Of the command.
         reference_encoder: What the reference says; taken where no encoder is told, if it comes with the package.
-        parts: Where what is encoded is kept, and what a killed run left is taken up.
+        parts: Where what is encoded is kept, and what another run left is taken up.
+        encoder: By default the one that the options name is loaded.
 
     Raises:
         ValueError: If options do not fit together, no encoder is named, or a file cannot be read.
@@ -92,31 +97,31 @@ def open_source(
         folder = survey_images(options.images)
         if folder.remark:
             warnings.warn(folder.remark, stacklevel=2)
-        encoder = _encoder(options, reference_encoder)
+        loaded = encoder or open_encoder(options, reference_encoder)
 
         def images_from(start: int) -> Source:
-            return _images(options, folder.paths[start:], options.images, encoder, folder)
+            return _images(options, folder.paths[start:], options.images, loaded, folder)
 
         if parts is None:
             return images_from(0)
         told = [_told(path, options.images) for path in folder.paths]
-        return parts.source(encoder, told, (kind, options.batch_size, options.on_error), images_from)
+        return parts.source(loaded, told, (kind, options.batch_size, options.on_error), images_from)
     captions = read_captions(options.captions, options.column)
     if captions.remark:
         warnings.warn(captions.remark, stacklevel=2)
-    encoder = _encoder(options, reference_encoder)
+    loaded = encoder or open_encoder(options, reference_encoder)
 
     def captions_from(start: int) -> Source:
         groups = None if captions.groups is None else captions.groups[start:]
         left = Captions(captions.texts[start:], captions.ids[start:], groups)
-        source = caption_source(left, encoder, batch_size=options.batch_size)
+        source = caption_source(left, loaded, batch_size=options.batch_size)
         source.groups = captions.groups
         return source
 
     if parts is None:
         return captions_from(0)
     told = [f"{name} {text}" for name, text in zip(captions.ids, captions.texts, strict=True)]
-    return parts.source(encoder, told, (kind, options.batch_size), captions_from)
+    return parts.source(loaded, told, (kind, options.batch_size), captions_from)
 
 
 def _told(path: Path, root: Path) -> str:
@@ -172,7 +177,7 @@ def open_pairs(options: argparse.Namespace, reference: ReferenceSet) -> Source:
     folder = survey_images(options.images)
     if folder.remark:
         warnings.warn(folder.remark, stacklevel=2)
-    encoder = _encoder(options, reference.spec)
+    encoder = open_encoder(options, reference.spec)
     read = [read_captions(options.captions, options.column)]
     if options.caption_references is not None:
         read.append(read_captions(options.caption_references))
@@ -222,7 +227,7 @@ def open_coco(options: argparse.Namespace) -> CocoSources:
         karpathy=options.karpathy,
         on_missing=options.on_error,
     )
-    encoder = _encoder(options)
+    encoder = open_encoder(options)
     return CocoSources(
         coco,
         _images(options, coco.image_paths, options.coco, encoder),
@@ -245,7 +250,12 @@ def _named(spec: str | None) -> str:
     return spec
 
 
-def _encoder(options: argparse.Namespace, of_reference: str | None = None) -> BaseEncoder:
+def open_encoder(options: argparse.Namespace, of_reference: str | None = None) -> BaseEncoder:
+    """Load the encoder that the options name.
+
+    Raises:
+        ValueError: If they name none, or the reference's is another that does not come with the package.
+    """
     from clipconformity.encoders import hide_progress_bars, load_encoder
 
     if options.encoder is None and of_reference not in (None, "tiny"):  # data do not decide what is loaded

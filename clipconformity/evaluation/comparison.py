@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from clipconformity.evaluation.results import Outcome, Score
 from clipconformity.evaluation.scoring import score
 from clipconformity.evaluation.sources import Source
-from clipconformity.functional.resampling import Estimate, Interval, exponential, joint_jackknife
+from clipconformity.evaluation.tables import Format, table
+from clipconformity.functional.multiplicity import adjusted_stepwise
+from clipconformity.functional.resampling import Estimate, Interval, exponential, joint_jackknife, student_tail
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.pairs import Without
 from clipconformity.stream.reference import ReferenceSet
 
-Format = Literal["text", "markdown", "csv"]
-COLUMNS = ("run", "N", "typicality shift", "variety ratio", "KL (nats)", "noise floor", "p")
+LEVEL = 0.05
+"""Chance at most that any outcome but ``undecided`` is wrong, of all pairs in a figure."""
 
 
 class Difference(NamedTuple):
@@ -32,9 +32,13 @@ class Difference(NamedTuple):
     value: float
     """First less second, or first over second."""
     interval: Interval | None
-    """95% interval; None where it cannot be had."""
+    """95% interval of this pair alone; None where it cannot be had."""
     outcome: Outcome
-    """Of the first against the second: ``more`` or ``less`` where the interval excludes no difference."""
+    """Of the first against the second: ``more`` or ``less`` where :attr:`p_adjusted` is at most 0.05."""
+    p_value: float | None = None
+    """Of no difference, of this pair alone; None where it cannot be had."""
+    p_adjusted: float | None = None
+    """Adjusted for the number of pairs (Holm 1979)."""
 
     def text(self) -> str:
         """Say it in a sentence."""
@@ -70,34 +74,39 @@ class Comparison:
                 return one
         raise KeyError(f"no difference of {first!r} and {second!r} in {figure!r}.")
 
-    def table(self, format: Format = "text") -> str:
+    def ranks(self, figure: str = "typicality_shift") -> dict[str, int]:
+        """Rank the runs from the most typical, or varied, on: 1 and the number of runs that are surely more so.
+
+        Runs between which nothing is decided may share a rank.
+
+        Raises:
+            KeyError: If there are no differences in this figure.
+        """
+        told = [one for one in self.differences if one.figure == figure]
+        if not told:
+            raise KeyError(f"no differences in {figure!r}; expected 'typicality_shift' or 'variety_ratio'.")
+        above = [one.second if one.outcome == "more" else one.first for one in told if one.outcome != "undecided"]
+        return {name: 1 + above.count(name) for name in self.scores}
+
+    def table(self, format: Format = "text", figures: Sequence[str] | None = None) -> str:
         """Give the runs as a table; as text the differences stand under it.
 
         Args:
-            format: ``"text"``, ``"markdown"`` or ``"csv"``.
+            format: ``"text"``, ``"markdown"``, ``"csv"`` or ``"latex"``.
+            figures: Keys of the figures that it has; by default those of the core.
 
         Raises:
-            ValueError: If the format is none of them.
+            ValueError: If the format is none of them, or a figure is not in every score.
         """
-        rows = [list(COLUMNS), *(_row(name, one) for name, one in self.scores.items())]
-        if format == "csv":
-            out = io.StringIO()
-            csv.writer(out, lineterminator="\n").writerows(rows)
-            return out.getvalue()
-        if format == "markdown":
-            lines = ["| " + " | ".join(row) + " |" for row in rows]
-            return "\n".join([lines[0], "|---" * len(COLUMNS) + "|", *lines[1:]]) + "\n"
-        if format != "text":
-            raise ValueError(f"format: expected 'text', 'markdown' or 'csv', got {format!r}.")
-        widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, "", *(one.text() for one in self.differences)]) + "\n"
+        found = table(self.scores, format, figures)
+        return found if format != "text" else "\n".join([found, *(one.text() for one in self.differences)]) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values."""
         return {
             "runs": {name: one.to_dict() for name, one in self.scores.items()},
             "differences": [one._asdict() for one in self.differences],
+            "ranks": {figure: self.ranks(figure) for figure in dict.fromkeys(one.figure for one in self.differences)},
         }
 
 
@@ -106,7 +115,8 @@ def compare(runs: Mapping[str, Source | Score], reference: ReferenceSet, **optio
 
     Runs whose samples share groups, or ids where they have no groups, are paired by that: what the prompts or images
     differ by cancels in the difference. The reference is the same for all, and its own uncertainty cancels likewise.
-    The intervals are of one pair each: of many pairs one in twenty excludes no difference by chance.
+    The intervals are of one pair each. Outcomes are corrected for the number of pairs: the chance that any difference
+    in one figure is told where there is none is at most 5%.
 
     Args:
         runs: At least two sources, or scores against this reference, by name.
@@ -125,7 +135,7 @@ def compare(runs: Mapping[str, Source | Score], reference: ReferenceSet, **optio
         for (first, mine), (second, theirs) in combinations(contrasts.items(), 2)
         for one in _differences(first, mine, second, theirs)
     ]
-    return Comparison(scores, differences)
+    return Comparison(scores, _corrected(differences))
 
 
 def _contrast(name: str, one: Score, reference: ReferenceSet) -> Contrast:
@@ -135,18 +145,36 @@ def _contrast(name: str, one: Score, reference: ReferenceSet) -> Contrast:
 
 
 def _differences(first: str, mine: Contrast, second: str, theirs: Contrast) -> list[Difference]:
+    """Give the differences of a pair; their outcomes wait for the other pairs."""
     counts = mine.counts[0], theirs.counts[0], mine.counts[1]
     shift = _apart(mine.typicality, theirs.typicality, counts)
     ratio = _apart(mine.log_variety, theirs.log_variety, counts)
-    known = math.isfinite(shift.interval().low), math.isfinite(ratio.interval().low)
-    ends = shift.interval(), exponential(ratio.interval())
-    values = float(shift.value), math.exp(float(ratio.value))
-    return [
-        Difference(first, second, figure, value, interval if told else None, _outcome(interval, none))
-        for figure, value, interval, told, none in zip(
-            ("typicality_shift", "variety_ratio"), values, ends, known, (0.0, 1.0), strict=True
-        )
-    ]
+    found = []
+    for figure, estimate in (("typicality_shift", shift), ("variety_ratio", ratio)):
+        value, interval = float(estimate.value), estimate.interval()
+        known = math.isfinite(interval.low)
+        p_value = _p_value(estimate) if known else None
+        if figure == "variety_ratio":
+            value, interval = math.exp(value), exponential(interval)
+        found.append(Difference(first, second, figure, value, interval if known else None, "undecided", p_value))
+    return found
+
+
+def _p_value(estimate: Estimate) -> float:
+    error = float(estimate.error)
+    return student_tail(float(estimate.value) / error, estimate.degrees) if error > 0 else float(estimate.value == 0)
+
+
+def _corrected(differences: Sequence[Difference]) -> list[Difference]:
+    """Decide outcomes of all pairs in each figure together."""
+    decided = {}
+    for figure in dict.fromkeys(one.figure for one in differences):
+        told = [one for one in differences if one.figure == figure and one.p_value is not None]
+        for one, p_adjusted in zip(told, adjusted_stepwise([one.p_value or 0.0 for one in told]), strict=True):
+            more = one.value > (0.0 if figure == "typicality_shift" else 1.0)
+            outcome: Outcome = "undecided" if p_adjusted > LEVEL else "more" if more else "less"
+            decided[one] = one._replace(outcome=outcome, p_adjusted=p_adjusted)
+    return [decided.get(one, one) for one in differences]
 
 
 def _apart(mine: Without, theirs: Without, counts: tuple[Any, ...]) -> Estimate:
@@ -157,17 +185,3 @@ def _apart(mine: Without, theirs: Without, counts: tuple[Any, ...]) -> Estimate:
         mine.reference - theirs.reference,
     )
     return joint_jackknife(mine.whole - theirs.whole, mine.both - theirs.both, sides, counts)
-
-
-def _outcome(interval: Interval, no_difference: float) -> Outcome:
-    if interval.low > no_difference:
-        return "more"
-    return "less" if interval.high < no_difference else "undecided"
-
-
-def _row(name: str, one: Score) -> list[str]:
-    shift, variety, kl = (one.figures[key] for key in ("typicality_shift", "variety_ratio", "conformity_kl"))
-    estimates = [f"{figure.text()} {figure.interval_text()}".rstrip() for figure in (shift, variety)]
-    at_least = ">= " if one.kl_is_lower_bound else ""
-    p_value = "" if one.p_value is None else f"{one.p_value:.3g}"
-    return [name, str(one.count), *estimates, at_least + kl.text(), one.figures["noise_floor"].text(), p_value]

@@ -25,6 +25,20 @@ def adjusted(p_values: Sequence[float]) -> list[float]:
     return found
 
 
+def adjusted_stepwise(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values so that at most q is the chance that any of those at most q is by chance (Holm 1979).
+
+    Example:
+        >>> [round(p, 4) for p in adjusted_stepwise([0.01, 0.5, 0.02])]
+        [0.03, 0.5, 0.04]
+    """
+    found, least = [1.0] * len(p_values), 0.0
+    for place, one in enumerate(sorted(range(len(p_values)), key=lambda one: p_values[one])):
+        least = max(least, min(1.0, p_values[one] * (len(p_values) - place)))
+        found[one] = least
+    return found
+
+
 def shrunken(values: Sequence[float], errors: Sequence[float]) -> list[float] | None:
     """Shrink estimates towards their mean by empirical Bayes: of many noisy ones the extremes are so by chance.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from helpers import rows_with_cosine
 
 import clipconformity as cc
 from clipconformity.evaluation import compare, embedding_source, score
-from clipconformity.evaluation.comparison import _differences
+from clipconformity.evaluation.comparison import Comparison, Difference, _corrected, _differences
 from clipconformity.evaluation.sources import Source, SourceBatch
+from clipconformity.evaluation.tables import FIGURES
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.stream import Needs, Stream
 
@@ -99,11 +101,64 @@ def test_tables_hold_the_figures(reference, generator):
     found = compared(reference, drawn(100, 0.6, generator), drawn(100, 0.6, generator))
     rows = list(csv.DictReader(io.StringIO(found.table("csv"))))
     assert [row["run"] for row in rows] == ["a", "b"]
-    assert rows[0]["variety ratio"].startswith(f"{found.scores['a'].variety_ratio:.3f} [")
-    assert found.table("markdown").splitlines()[1].count("---") == len(rows[0])
-    assert json.loads(json.dumps(found.to_dict()))["differences"][0]["first"] == "a"
-    with pytest.raises(ValueError, match="format: expected 'text', 'markdown' or 'csv', got 'html'"):
+    assert float(rows[0]["variety_ratio"]) == pytest.approx(found.scores["a"].variety_ratio, rel=1e-8)
+    ends = [float(rows[0][f"variety_ratio_{end}"]) for end in ("low", "high")]
+    assert ends == pytest.approx(found.scores["a"].figures["variety_ratio"].interval, rel=1e-8)
+    assert found.table("markdown").splitlines()[1].count("---") == 2 + len(FIGURES)
+    told = json.loads(json.dumps(found.to_dict()))
+    assert told["differences"][0]["first"] == "a"
+    assert told["ranks"]["variety_ratio"] == {"a": 1, "b": 1}
+    with pytest.raises(ValueError, match="format: expected one of 'text', 'markdown', 'csv', 'latex', got 'html'"):
         found.table("html")
+    with pytest.raises(ValueError, match="figures: 'a' has no cmmd"):
+        found.table(figures=["cmmd"])
+
+
+def test_outcomes_are_corrected_for_the_number_of_pairs(reference):
+    """Of 40 comparisons of six equal runs, 15 pairs in each, at most 10 tell any difference; uncorrected most do."""
+    told, uncorrected = 0, 0
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        runs = {name: contrast(drawn(60, 0.6, generator), reference) for name in "abcdef"}
+        pairs = [
+            one for first, second in combinations(runs, 2)
+            for one in _differences(first, runs[first], second, runs[second])
+        ]  # fmt: skip
+        shifts = [one for one in _corrected(pairs) if one.figure == "typicality_shift"]
+        told += any(one.outcome != "undecided" for one in shifts)
+        uncorrected += any(one.p_value <= 0.05 for one in shifts)
+        assert [one.p_adjusted for one in shifts] == pytest.approx(
+            multipletests_holm([one.p_value for one in shifts]), rel=1e-12
+        )
+    assert told <= 7  # 5% of 40 is 2, with a standard deviation of 1.4
+    assert uncorrected > told
+
+
+def multipletests_holm(p_values):
+    """Holm by its definition: the largest, over smaller p-values, of the p-value times how many are not smaller."""
+    return [
+        min(1.0, max(other * sum(third >= other for third in p_values) for other in p_values if other <= one))
+        for one in p_values
+    ]
+
+
+def test_a_p_value_agrees_with_its_interval(reference, generator):
+    runs = [contrast(drawn(80, mean, generator), reference) for mean in (0.6, 0.605)]
+    for one in _differences("a", runs[0], "b", runs[1]):
+        none = 0.0 if one.figure == "typicality_shift" else 1.0
+        assert (one.p_value < 0.05) == (not one.interval.low <= none <= one.interval.high)
+
+
+def test_ranks_count_who_is_surely_above(reference):
+    def difference(first, second, outcome):
+        return Difference(first, second, "variety_ratio", 1.0, None, outcome)
+
+    pairs = [difference("a", "b", "undecided"), difference("a", "c", "more"), difference("b", "c", "undecided"),
+             difference("a", "d", "more"), difference("b", "d", "more"), difference("c", "d", "less")]  # fmt: skip
+    found = Comparison(dict.fromkeys("abcd"), pairs)
+    assert found.ranks("variety_ratio") == {"a": 1, "b": 1, "c": 3, "d": 3}
+    with pytest.raises(KeyError, match="no differences in 'norm_mean'"):
+        found.ranks("norm_mean")
 
 
 def test_scores_are_compared_as_they_are(reference, generator, tmp_path):

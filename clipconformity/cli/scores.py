@@ -1,0 +1,229 @@
+"""What the commands do that score: one set of samples, or several models beside each other."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipconformity import __version__
+from clipconformity.cli import outputs
+from clipconformity.cli.parts import Cache
+from clipconformity.cli.sources import check_given, open_against, open_encoder, open_pairs, open_source
+
+if TYPE_CHECKING:
+    from clipconformity.evaluation import Score
+    from clipconformity.evaluation.requirements import Requirement
+    from clipconformity.report import Run
+
+
+KINDS = ("images", "captions", "embeddings")
+"""Options that name the samples."""
+
+
+def score_samples(options: argparse.Namespace) -> dict[str, Any]:
+    """Score samples against a reference."""
+    from clipconformity.data import read_classes
+    from clipconformity.data.files import Publication
+    from clipconformity.evaluation import sample_size_curve, score, write_classes, write_curve, write_per_sample
+    from clipconformity.evaluation.scoring import choose
+    from clipconformity.stream.readouts.against import FIELDS as AGAINST
+    from clipconformity.stream.reference import ReferenceSet
+
+    check_given(options)
+    written = {
+        "--per-sample": options.per_sample,
+        "--per-class": options.per_class,
+        "--curve": options.curve,
+        "--report": options.report,
+    }
+    outputs.check(options, list(written.items()))
+    if options.per_class is not None and options.by is None:
+        raise ValueError("--per-class: goes with --by; leave it out.")
+    _check_numbers(options)
+    metrics = options.metrics.split(",")
+    paired, people = bool(options.images and options.captions), options.caption_references is not None
+    chosen = choose(metrics, paired=paired, with_references=people)
+    fields = [*(field for one in chosen for field in one.fields), *(AGAINST if options.against else ())]
+    known = {field.name for field in fields}
+    requirements = [_required(text, known) for text in options.require]
+    margins = _margins(options.margin)
+    classes = None if options.by is None else read_classes(options.by)
+    reference = ReferenceSet.load(options.reference)
+    source = open_pairs(options, reference) if paired else open_source(options, reference.spec, _cache(options))
+    result = score(
+        source,
+        reference,
+        resamples=options.resamples,
+        metrics=metrics,
+        margins=margins,
+        by=classes,
+        against=open_against(options),
+        allow_normalized=options.allow_normalized,
+    )
+    with Publication(overwrite=options.overwrite) as files:  # all of the files or none
+        if options.per_sample is not None:
+            write_per_sample(files.add(options.per_sample), result)
+        if options.per_class is not None and result.by is not None:
+            write_classes(files.add(options.per_class), result.by.classes)
+        if options.curve is not None:
+            write_curve(files.add(options.curve), sample_size_curve(result))
+        if options.report is not None:
+            _report(options, files.add(options.report), [_run(options, result, source.partner_of)])
+    given = {
+        name: [str(path) for path in (value if isinstance(value, list) else [value])]
+        for name in ("images", "captions", "caption_references", "embeddings", "by", "against")
+        if (value := getattr(options, name))
+    }
+    summary = result.to_dict()
+    if requirements:
+        summary["requirements"] = [one.judged(result) for one in requirements]
+    return summary | {"measured": given | summary["measured"] | {"clipconformity": __version__}}
+
+
+def compare_models(options: argparse.Namespace) -> dict[str, Any] | str:
+    """Score several models against one reference, and compare every two of them."""
+    from clipconformity.data import read_classes
+    from clipconformity.data.files import replacing
+    from clipconformity.evaluation import compare, score
+    from clipconformity.evaluation.scoring import choose
+    from clipconformity.evaluation.tables import FIGURES
+    from clipconformity.stream.reference import ReferenceSet
+
+    models = _named(options.models)
+    for kind in KINDS:
+        setattr(options, kind, [path for _, path in models if _kind(path) == kind])
+    outputs.check(options, [("--report", options.report)])
+    _check_numbers(options)
+    metrics = options.metrics.split(",")
+    further = [one.value for one in choose(metrics) if one.value not in (None, *FIGURES)]
+    margins = _margins(options.margin)
+    classes = None if options.by is None else read_classes(options.by)
+    reference = ReferenceSet.load(options.reference)
+    encoder = None if all(_kind(path) == "embeddings" for _, path in models) else open_encoder(options, reference.spec)
+    scores, each = {}, {}
+    for name, path in models:
+        if encoder is not None:
+            encoder.truncated = 0
+        kind = _kind(path)
+        own = dict.fromkeys(KINDS) | {kind: [path] if kind == "embeddings" else path}
+        column = options.column if kind == "captions" else None
+        each[name] = argparse.Namespace(**vars(options) | own | {"column": column})
+        try:
+            scores[name] = score(
+                open_source(each[name], reference.spec, _cache(options), encoder),
+                reference,
+                resamples=options.resamples,
+                metrics=metrics,
+                margins=margins,
+                by=classes,
+                allow_normalized=options.allow_normalized,
+            )
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{name}: {error}") from None
+    found = compare(scores, reference)
+    if options.report is not None:
+        with replacing(options.report, overwrite=options.overwrite) as path:
+            _report(options, path, [_run(each[name], one, {}, name) for name, one in scores.items()])
+    if options.format == "json":
+        given = {name: str(path) for name, path in models}
+        return found.to_dict() | {"measured": {"models": given, "clipconformity": __version__}}
+    return found.table(options.format, [*FIGURES, *(name for name in further if name is not None)])
+
+
+def _named(models: Sequence[str]) -> list[tuple[str, Path]]:
+    """Split ``NAME=SOURCE``, and refuse names that come twice."""
+    found = []
+    for text in models:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise ValueError(f"compare: expected NAME=SOURCE, such as mine=samples/, got {text!r}.")
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{name}: {path}: no such file or folder.")
+        found.append((name, Path(path)))
+    names = [name for name, _ in found]
+    if len(names) < 2:
+        raise ValueError("compare: expected at least two models; for one there is clipconformity score.")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"compare: two models are called {twice!r}; give each a name of its own.")
+    return found
+
+
+def _kind(path: Path) -> str:
+    """Say what a source is, by what it looks like: a folder of images, captions or embeddings."""
+    from clipconformity.data.captions import FORMATS
+
+    if path.is_dir():
+        return "images"
+    return "captions" if path.suffix.lower() in FORMATS else "embeddings"
+
+
+def _cache(options: argparse.Namespace) -> Cache | None:
+    return None if options.cache is None else Cache(options.cache)
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    from clipconformity.data.limits import check_limit
+
+    if options.no_images and options.report is None:
+        raise ValueError("--no-images: goes with --report; leave it out.")
+    if options.resamples < 1:
+        raise ValueError(f"--resamples: expected at least 1, got {options.resamples}.")
+    check_limit("--resamples", "resamples", options.resamples)
+
+
+def _required(text: str, known: set[str]) -> Requirement:
+    from clipconformity.evaluation.requirements import Requirement
+    from clipconformity.evaluation.scoring import did_you_mean
+
+    try:
+        found = Requirement.parse(text)
+    except ValueError as error:
+        raise ValueError(f"--require: {error}") from None
+    if found.name not in known:
+        expected = f"expected one of {', '.join(sorted(known))}"
+        raise ValueError(f"--require: there is no figure {found.name!r}: {expected}{did_you_mean(found.name, known)}")
+    return found
+
+
+def _margins(text: str | None) -> dict[str, float]:
+    from clipconformity.evaluation.results import checked_margins
+
+    margins = {}
+    for part in (text or "").split(",") if text else ():
+        name, _, value = part.partition("=")
+        try:
+            margins[name.strip()] = float(value)
+        except ValueError:
+            raise ValueError(f"--margin: expected NAME=NUMBER such as variety=0.05, got {part!r}.") from None
+    return checked_margins(margins)
+
+
+def _run(options: argparse.Namespace, result: Score, partner_of: Mapping[str, str], name: str | None = None) -> Run:
+    """Give a scored run its images and captions for the report, unless they are to be left out."""
+    from clipconformity.data import read_captions
+    from clipconformity.report import Run
+
+    given = options.images or options.captions or options.embeddings[0]
+    images: Mapping[str, Path] | None = None
+    captions: Mapping[str, str] | Sequence[str] | None = None
+    if not options.no_images:
+        listed = read_captions(options.captions, options.column) if options.captions else None
+        if options.images and listed is not None:  # joined: the scored ones have their partners' ids
+            texts = dict(zip(listed.ids, listed.texts, strict=True))
+            of_images = result.measured["modality"] == "image"
+            images = {name: options.images / (name if of_images else partner_of[name]) for name in result.ids}
+            captions = {name: texts[partner_of[name] if of_images else name] for name in result.ids}
+        elif options.images:
+            images = {name: options.images / name for name in result.ids}
+        elif listed is not None:
+            captions = listed.texts
+    return Run(name or given.name or str(given), result, images, captions)
+
+
+def _report(options: argparse.Namespace, path: Path, runs: Sequence[Run]) -> None:
+    from clipconformity.report import write_report
+    from clipconformity.report.scores import THUMBNAILS
+
+    write_report(path, runs, command=options.line, thumbnails=0 if options.no_images else THUMBNAILS)

@@ -1,0 +1,170 @@
+"""Several models from the command line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+from clipconformity import encoders
+from clipconformity.cli import main
+from clipconformity.demo import draw_scene, sample_scenes
+from clipconformity.demo.scenes import specific_caption
+
+pytestmark = [  # of scenes whose captions a person may have given too
+    pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning"),
+    pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning"),
+]
+COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Captions of the same images by two models, one of which repeats itself, a folder of images and embeddings."""
+    folder = tmp_path_factory.mktemp("compare")
+    scenes = sample_scenes(COUNT, seed=3)
+    people = [{"image_id": n, "id": 1000 * k + n, "caption": f"{specific_caption(one)} {k}"} for k in (0, 1)
+              for n, one in enumerate(scenes)]  # fmt: skip
+    varied = [{"image_id": n, "caption": specific_caption(one)} for n, one in enumerate(scenes)]
+    for name, content in {
+        "people": {"annotations": people},
+        "varied": varied,
+        "dull": [{"image_id": n, "caption": ("a red circle", "a blue square")[n % 2]} for n in range(COUNT)],
+    }.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    (folder / "images").mkdir()
+    for number, one in enumerate(scenes[:30]):
+        draw_scene(one, seed=number).save(folder / "images" / f"{number:03d}.png")
+    assert main(["reference", "--captions", str(folder / "people.json"), "--encoder", "tiny",
+                 "-o", str(folder / "reference.safetensors")]) == 0  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def told(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+
+    def call(*arguments, status=0):
+        capsys.readouterr()
+        command = ["compare", *arguments, "--reference", "reference.safetensors", "--resamples", "20"]
+        assert main(command) == status
+        return capsys.readouterr()
+
+    return call
+
+
+BOTH = ("varied=varied.json", "dull=dull.json")
+
+
+def test_the_table_says_who_is_more_varied(told):
+    lines = told(*BOTH).out.splitlines()
+    assert lines[0].split()[:2] == ["run", "N"]
+    assert any(line.startswith("varied is more varied than dull") for line in lines)
+
+
+def test_json_has_scores_differences_and_ranks(told):
+    found = json.loads(told(*BOTH, "--format", "json").out)
+    assert list(found["runs"]) == ["varied", "dull"]
+    assert found["ranks"]["variety_ratio"] == {"varied": 1, "dull": 2}
+    difference = next(one for one in found["differences"] if one["figure"] == "variety_ratio")
+    ratio = found["runs"]["varied"]["variety_ratio"] / found["runs"]["dull"]["variety_ratio"]
+    assert difference["value"] == pytest.approx(ratio)
+    assert found["measured"]["models"] == {"varied": "varied.json", "dull": "dull.json"}
+
+
+def test_each_score_is_that_of_the_score_command(told, capsys):
+    found = json.loads(told(*BOTH, "--format", "json").out)["runs"]["dull"]
+    assert main(["score", "--captions", "dull.json", "--reference", "reference.safetensors", "--resamples", "20"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert {key: alone[key] for key in ("conformity_mean", "conformity_kl", "p_value")} == {
+        key: found[key] for key in ("conformity_mean", "conformity_kl", "p_value")
+    }
+
+
+def test_further_metrics_are_columns(told):
+    rows = list(csv.DictReader(io.StringIO(told(*BOTH, "--metrics", "cosine_mmd,vendi", "--format", "csv").out)))
+    assert float(rows[0]["cosine_mmd"]) < float(rows[1]["cosine_mmd"])
+    assert float(rows[1]["vendi"]) < 3
+
+
+def test_a_report_has_every_model(told, tmp_path):
+    told(*BOTH, "--report", str(tmp_path / "r.html"))
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "varied" in page
+    assert "dull" in page
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """Count what is encoded."""
+    counts = {"encode_text": 0, "project_image": 0}
+    for name in counts:
+        old = getattr(encoders.BaseEncoder, name)
+
+        def new(self, batch, *more, _old=old, _name=name):
+            count = len(batch) if isinstance(batch, list) else len(next(iter(batch.values())))
+            counts[_name] += count > 1  # a single one tries the encoder out
+            return _old(self, batch, *more)
+
+        monkeypatch.setattr(encoders.BaseEncoder, name, new)
+    return counts
+
+
+def test_a_second_run_with_a_cache_encodes_nothing(told, folder, encoded, tmp_path):
+    cache = ("--cache", str(tmp_path / "cache"))
+    first = told(*BOTH, *cache).out
+    assert encoded["encode_text"] > 0
+    encoded["encode_text"] = 0
+    assert told(*BOTH, *cache).out == first
+    assert encoded["encode_text"] == 0
+    (folder / "more.json").write_text((folder / "dull.json").read_text().replace("red", "green"))
+    told("varied=varied.json", "more=more.json", *cache)
+    assert encoded["encode_text"] > 0
+    kept = sorted((tmp_path / "cache").iterdir())
+    assert len(kept) == 3
+    kept[0].write_bytes(kept[0].read_bytes()[:-20])  # damaged: encoded anew
+    assert told(*BOTH, *cache).out == first
+
+
+def test_images_are_cached_too_and_files_that_changed_are_encoded_anew(folder, encoded, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    made = ["--images", "images", "--encoder", "tiny"]
+    assert main(["reference", *made, "-o", str(tmp_path / "i.safetensors")]) == 0
+    command = ["score", *made, "--reference", str(tmp_path / "i.safetensors"), "--cache", str(tmp_path / "c"),
+               "--resamples", "20"]  # fmt: skip
+    capsys.readouterr()
+    outputs = []
+    for _ in range(2):
+        encoded["project_image"] = 0
+        assert main(command) == 0
+        outputs.append(capsys.readouterr().out)
+    assert encoded["project_image"] == 0
+    assert outputs[0] == outputs[1]
+    image = folder / "images" / "000.png"
+    draw_scene(sample_scenes(1, seed=99)[0], seed=99).save(image)
+    assert main(command) == 0
+    assert encoded["project_image"] > 0
+
+
+BAD = {
+    "one model": (["varied=varied.json"], "expected at least two models"),
+    "twice": (["a=varied.json", "a=dull.json"], "two models are called 'a'"),
+    "no name": (["varied.json", "b=dull.json"], "expected NAME=SOURCE, such as mine=samples/, got 'varied.json'"),
+    "absent": (["a=varied.json", "b=absent.json"], "b: absent.json: no such file or folder"),
+    "modality": (["a=varied.json", "b=images"], "b: "),
+    "dimension": (["a=varied.json", "b=e.npy"], "b: "),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_compared_is_refused_in_one_line(case, told, folder):
+    np.save(folder / "e.npy", np.random.default_rng(0).normal(1, 1, (40, 7)).astype(np.float32))
+    models, message = BAD[case]
+    found = told(*models, status=2)
+    assert found.out == ""
+    last = found.err.splitlines()[-1]
+    assert last.startswith("clipconformity: error: ")
+    assert message in last

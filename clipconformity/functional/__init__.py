@@ -23,7 +23,7 @@ from clipconformity.functional.geometry import (
     tilt,
 )
 from clipconformity.functional.interpolation import slerp, vslerp
-from clipconformity.functional.likelihood import frechet_distance, log_likelihood, whiten
+from clipconformity.functional.likelihood import SingularWarning, frechet_distance, log_likelihood, whiten
 from clipconformity.functional.ranks import RankCorrelation, rank_correlation
 from clipconformity.functional.separability import LinearSeparability, linear_separability
 from clipconformity.functional.sweep import ShiftGrid, ShiftSweep, shift_grid, shift_sweep
@@ -38,6 +38,7 @@ __all__ = [
     "RankCorrelation",
     "ShiftGrid",
     "ShiftSweep",
+    "SingularWarning",
     "ThinShell",
     "Tilt",
     "alignment",

@@ -91,12 +91,30 @@ def influence_estimate(
         evaluated: The influence of each row ``(k,)``, of mean 0; the row sample that they are of; all of the side.
         reference: The same of the other side.
     """
-    left, counts = [], []
-    for influence, sample, moments in (evaluated, reference):
-        bucket = bucket_of(sample.groups)
-        zeros = torch.zeros(BUCKETS, dtype=torch.float64)
-        count = zeros.index_add(0, bucket, torch.ones_like(influence))
-        sums = zeros.index_add(0, bucket, influence) * (len(influence) / float(moments.total)) ** 0.5
-        left.append(value - sums / (count.sum() - count))
-        counts.append(count)
-    return joint_jackknife(value, left[0] + left[1] - value, (left[0], left[1]), (counts[0], counts[1]))
+    left, counts = zip(*(_moved(*side) for side in (evaluated, reference)), strict=True)
+    return joint_jackknife(value, value + left[0] + left[1], (value + left[0], value + left[1]), counts)
+
+
+def own_influence_estimate(
+    value: Tensor, influence: Tensor, sample: Sample, moments: Moments, *, sampled: bool = False
+) -> Estimate:
+    """Estimate a figure of one side; arguments as of one side of :func:`influence_estimate`.
+
+    Args:
+        value: The figure.
+        influence: The influence of each row ``(k,)``, of mean 0.
+        sample: The row sample.
+        moments: All of the side.
+        sampled: Whether the figure rests on the row sample alone, not on every row.
+    """
+    left, count = _moved(influence, sample, moments, sampled)
+    return jackknife(value, value + left, count)
+
+
+def _moved(influence: Tensor, sample: Sample, moments: Moments, sampled: bool = False) -> tuple[Tensor, Tensor]:
+    """How far leaving out each bucket moves a figure, and the sampled rows of each, ``(G,)``."""
+    bucket = bucket_of(sample.groups)
+    zeros = torch.zeros(BUCKETS, dtype=torch.float64)
+    count = zeros.index_add(0, bucket, torch.ones_like(influence))
+    share = 1.0 if sampled else len(influence) / float(moments.total)
+    return -zeros.index_add(0, bucket, influence) * share**0.5 / (count.sum() - count), count

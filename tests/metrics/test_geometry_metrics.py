@@ -11,7 +11,7 @@ from helpers import brute_conformity, double, ellipsoid_rows, unit
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 import clipconformity as cc
-from clipconformity.functional import conformity_kl, log_likelihood
+from clipconformity.functional import SingularWarning, conformity_kl, log_likelihood
 from clipconformity.functional.likelihood import oas_shrinkage
 
 DIM = 12
@@ -160,6 +160,58 @@ def test_likelihood_is_that_of_torch_distributions_on_the_shrunk_covariance(rows
     assert found["log_likelihood_std"] == pytest.approx(float(values.std()), rel=1e-4)
     constant = DIM * math.log(2 * math.pi) + float(torch.logdet(shrunk.double()))
     assert found["whitened_norm_mean"] == pytest.approx(-2 * float(values.mean()) - constant, rel=1e-4)
+
+
+def given_statistics(reference):
+    """A covariance and whitening matrices of it, each way that a user may have them."""
+    covariance = reference.covariance
+    spectrum, axes = np.linalg.eigh(double(covariance))
+    pca = torch.from_numpy((axes / np.sqrt(spectrum)).T)
+    cholesky = torch.from_numpy(np.linalg.inv(np.linalg.cholesky(double(covariance))))
+    return [{"covariance": covariance}, {"whitening": pca}, {"whitening": cholesky.float()}]
+
+
+def test_likelihood_under_given_statistics_is_that_of_torch_distributions(rows, reference):
+    values = torch.distributions.MultivariateNormal(reference.mean, reference.covariance).log_prob(rows.double())
+    constant = DIM * math.log(2 * math.pi) + float(torch.logdet(reference.covariance))
+    for statistics in given_statistics(reference):
+        metric = cc.GaussianLikelihood(mean=reference.mean, **statistics)
+        for batch in rows.split(64):
+            metric.update(batch)
+            metric.update(batch, real=True)  # there is nothing for them to be
+        found = numbers(metric.compute())
+        assert set(found) == {"log_likelihood_mean", "log_likelihood_se", "log_likelihood_std", "whitened_norm_mean"}
+        assert found["log_likelihood_mean"] == pytest.approx(float(values.mean()), rel=1e-5)
+        assert found["log_likelihood_std"] == pytest.approx(float(values.std()), rel=1e-4)
+        assert found["log_likelihood_se"] == pytest.approx(float(values.std()) / math.sqrt(len(rows)), rel=0.15)
+        assert found["whitened_norm_mean"] == pytest.approx(-2 * float(values.mean()) - constant, rel=1e-4)
+        for other in (metric.clone(), copy.deepcopy(metric), pickle.loads(pickle.dumps(metric))):
+            assert numbers(other.compute()) == found
+        assert set(numbers(metric(rows[:1]))) == set(found)
+
+
+def test_a_singular_given_covariance_is_told_and_used_on_its_range(rows, reference):
+    flat = reference.covariance.clone()
+    flat[:, 3] = flat[3] = 0
+    with pytest.warns(SingularWarning, match=f"rank {DIM - 1} in {DIM}"):
+        metric = cc.GaussianLikelihood(mean=reference.mean, covariance=flat)
+    metric.update(rows)
+    kept = [i for i in range(DIM) if i != 3]
+    gaussian = torch.distributions.MultivariateNormal(reference.mean[kept], flat[kept][:, kept])
+    expected = float(gaussian.log_prob(rows.double()[:, kept]).mean())
+    assert float(metric.compute()["log_likelihood_mean"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_statistics_that_do_not_fit_are_refused(reference):
+    good = {"mean": reference.mean, "covariance": reference.covariance}
+    with pytest.raises(ValueError, match="got both"):
+        cc.GaussianLikelihood(reference, **good)
+    with pytest.raises(ValueError, match="whitening: expected the mean of the same set"):
+        cc.GaussianLikelihood(whitening=torch.eye(DIM), embed_dim=DIM)
+    with pytest.raises(ValueError, match="expected one of the two, got none"):
+        cc.GaussianLikelihood(mean=reference.mean)
+    with pytest.raises(ValueError, match="embed_dim is 5 and mean has dimension 12"):
+        cc.GaussianLikelihood(**good, embed_dim=5)
 
 
 def test_shrinkage_follows_from_the_size_and_falls_with_it(reference):

@@ -39,7 +39,13 @@ class EllipsoidGeometry(SetMetric):
     - ``participation_ratio``, and ``spectrum_condition`` (largest over smallest eigenvalue): exact. The condition is
       NaN where the covariance has no full rank, and where the smallest eigenvalue is no more than rounding.
     - ``off_diagonal_ratio``, ``diagonally_dominant``, ``mean_abs_correlation``: exact; NaN in one dimension.
+    - ``population_participation_ratio``: the same of the population, without the bias of few samples, which makes the
+      sample's own at most N - 1.
     - ``offset``: exact.
+    - ``_low`` and ``_high`` after ``shell_ratio``, ``population_participation_ratio`` and ``offset``: the 95% interval
+      of the population's value; that of the offset has the part of chance, 1/N of its square, taken off. After
+      ``off_diagonal_ratio`` and ``mean_abs_correlation``: of their expectation at this N, on which they depend. NaN
+      below four samples or groups, and where all are in one bucket.
     - the four of ellipsoid and tilt with ``permuted_`` before them: the same with every column permuted on its own, on
       the row sample. Beyond ``max_samples`` rows it is taken at fewer samples than the figure beside it.
 

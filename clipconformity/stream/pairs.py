@@ -95,26 +95,16 @@ def influence_estimate(
     return joint_jackknife(value, value + left[0] + left[1], (value + left[0], value + left[1]), counts)
 
 
-def own_influence_estimate(
-    value: Tensor, influence: Tensor, sample: Sample, moments: Moments, *, sampled: bool = False
-) -> Estimate:
-    """Estimate a figure of one side; arguments as of one side of :func:`influence_estimate`.
-
-    Args:
-        value: The figure.
-        influence: The influence of each row ``(k,)``, of mean 0.
-        sample: The row sample.
-        moments: All of the side.
-        sampled: Whether the figure rests on the row sample alone, not on every row.
-    """
-    left, count = _moved(influence, sample, moments, sampled)
+def own_influence_estimate(value: Tensor, influence: Tensor, sample: Sample, moments: Moments) -> Estimate:
+    """Estimate a figure of one side; ``influence``, ``sample`` and ``moments`` as of :func:`influence_estimate`."""
+    left, count = _moved(influence, sample, moments)
     return jackknife(value, value + left, count)
 
 
-def _moved(influence: Tensor, sample: Sample, moments: Moments, sampled: bool = False) -> tuple[Tensor, Tensor]:
+def _moved(influence: Tensor, sample: Sample, moments: Moments) -> tuple[Tensor, Tensor]:
     """How far leaving out each bucket moves a figure, and the sampled rows of each, ``(G,)``."""
     bucket = bucket_of(sample.groups)
     zeros = torch.zeros(BUCKETS, dtype=torch.float64)
     count = zeros.index_add(0, bucket, torch.ones_like(influence))
-    share = 1.0 if sampled else len(influence) / float(moments.total)
-    return -zeros.index_add(0, bucket, influence) * share**0.5 / (count.sum() - count), count
+    share = (len(influence) / float(moments.total)) ** 0.5
+    return -zeros.index_add(0, bucket, influence) * share / (count.sum() - count), count

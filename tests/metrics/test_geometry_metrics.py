@@ -90,8 +90,9 @@ def test_the_keys_are_the_same_for_every_batch(dim, rows):
     assert all(found == set(metric.compute()) for found in keys)
     whole = numbers(metric.compute())
     missing = {name for name, value in whole.items() if math.isnan(value)}
-    tilts = {"off_diagonal_ratio", "diagonally_dominant", "mean_abs_correlation"}
-    assert missing == (tilts | {f"permuted_{name}" for name in tilts} if dim == 1 else set())
+    ends = {f"{name}_{end}" for name in ("off_diagonal_ratio", "mean_abs_correlation") for end in ("low", "high")}
+    tilts = {"off_diagonal_ratio", "diagonally_dominant", "mean_abs_correlation"} | ends
+    assert missing == (tilts | {f"permuted_{name}" for name in tilts - ends} if dim == 1 else set())
 
 
 @pytest.mark.parametrize(("dtype", "spread"), [(torch.float32, 300.0), (torch.float32, 1e5), (torch.float64, 1e5)])
@@ -160,6 +161,45 @@ def test_likelihood_is_that_of_torch_distributions_on_the_shrunk_covariance(rows
     assert found["log_likelihood_std"] == pytest.approx(float(values.std()), rel=1e-4)
     constant = DIM * math.log(2 * math.pi) + float(torch.logdet(shrunk.double()))
     assert found["whitened_norm_mean"] == pytest.approx(-2 * float(values.mean()) - constant, rel=1e-4)
+
+
+def dependent(groups, each, seed):
+    """Rows of which those of a group share half of what they are, and their groups."""
+    draw = torch.Generator().manual_seed(seed)
+    group = torch.arange(groups).repeat_interleave(each)
+    noise, shared = (torch.randn(n, DIM, generator=draw) for n in (groups * each, groups))
+    rows = (noise if each == 1 else math.sqrt(0.5) * (noise + shared[group])) * torch.linspace(0.3, 1.5, DIM)
+    return rows + 0.4 * rows[:, :1] + 0.5, group
+
+
+def shape_of(rows, group, **options):
+    metric = cc.EllipsoidGeometry(embed_dim=DIM, **options)
+    for batch, ids in zip(rows.split(170), group.split(170), strict=True):
+        metric.update(batch, groups=ids)
+    return numbers(metric.compute())
+
+
+@pytest.mark.parametrize("each", [1, 4])
+def test_the_intervals_of_a_shape_cover_what_they_say(each):
+    """Fewer than 52 of 60 are covered in one of 200 cases where the coverage is 95%."""
+    names = ("shell_ratio", "population_participation_ratio", "offset", "off_diagonal_ratio", "mean_abs_correlation")
+    found = [shape_of(*dependent(80, each, seed)) for seed in range(1, 61)]
+    truth = shape_of(*dependent(60_000, 1, 0))
+    for name in names:
+        expected = truth[name]
+        if name in ("off_diagonal_ratio", "mean_abs_correlation"):  # of sets of this size
+            expected = np.mean([one[name] for one in found])
+        assert sum(one[f"{name}_low"] <= expected <= one[f"{name}_high"] for one in found) >= 52, name
+
+
+@pytest.mark.parametrize("each", [1, 5])
+def test_the_shape_of_a_population_beyond_the_row_sample_is_that_of_all_rows(each):
+    rows, group = dependent(1000, each, 0)
+    whole, sampled = shape_of(rows, group), shape_of(rows, group, max_samples=400)
+    for name in ("population_participation_ratio", "offset_high", "offset_low", "off_diagonal_ratio_low"):
+        width = whole[f"{name.rsplit('_low')[0].rsplit('_high')[0]}_high"] - whole[name]
+        assert sampled[name] == pytest.approx(whole[name], abs=0.3 * abs(width) + 0.02 * whole[name]), name
+    assert sampled["population_participation_ratio"] > 1.002 * sampled["participation_ratio"]
 
 
 def given_statistics(reference):

@@ -292,6 +292,73 @@ def test_modality_gap_equals_brute_force(rows, texts, reference):
     assert float(low) <= found["modality_kl"] <= float(high)
 
 
+def pairs_of(groups, each, seed, apart):
+    """Pairs of which those of a group share most of what they are, their groups, and both modalities' unit rows."""
+    draw = torch.Generator().manual_seed(seed)
+    group = torch.arange(groups).repeat_interleave(each)
+    shared = torch.randn(groups, 6, generator=draw)[group]
+    image, text = (0.6 * shared + 0.6 * torch.randn(len(group), 6, generator=draw) + 1 + s * apart for s in (1, -1))
+    image, text = (x + 0.5 * torch.randn(groups, 6, generator=draw)[group] for x in (image, text))
+    return image, text, group
+
+
+@pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")
+@pytest.mark.parametrize("apart", [0.0, 0.4])
+def test_captions_of_one_image_count_as_one(apart):
+    """Over repeated draws the errors are right with groups and too small without; the squared gap has no bias."""
+    big = [unit(double(x)).mean(0) for x in pairs_of(200_000, 1, 0, apart)[:2]]
+    truth = float(((big[0] - big[1]) ** 2).sum())
+    found = {"told": [], "untold": []}
+    for seed in range(1, 41):
+        *pair, group = pairs_of(60, 5, seed, apart)
+        for name, ids in (("told", group), ("untold", None)):
+            if ids is None and seed > 8:
+                continue
+            metric = cc.ModalityGap(embed_dim=6)
+            metric.update(*pair, groups=ids)
+            found[name].append(numbers(metric.compute()))
+    told, untold = ({key: np.array([one[key] for one in runs]) for key in runs[0]} for runs in found.values())
+    squares = told["squared_modality_gap"]
+    assert np.mean(squares) == pytest.approx(truth, abs=4 * squares.std() / math.sqrt(40) + 1e-4)
+    assert np.allclose(told["modality_gap"] ** 2, told["modality_gap_null"] ** 2 + squares, atol=1e-6)
+    low, high = told["modality_gap_low"] ** 2, told["modality_gap_high"] ** 2
+    assert np.sum((low <= truth + 1e-4) & (truth <= high)) >= 34  # below in one of 200 cases at 95%
+    assert told["matched_cosine_se"].mean() == pytest.approx(told["matched_cosine"].std(), rel=0.35)
+    smaller = ["matched_cosine_se"]
+    if apart:
+        assert told["modality_gap_se"].mean() == pytest.approx(told["modality_gap"].std(), rel=0.35)
+        smaller.append("modality_gap_se")
+    else:  # the gap is that of chance
+        smaller.append("modality_gap_null")
+        assert np.mean(told["modality_gap"] ** 2) == pytest.approx(np.mean(told["modality_gap_null"] ** 2), rel=0.3)
+    for key in smaller:
+        assert untold[key].mean() < 0.8 * told[key].mean()
+
+
+@pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")
+def test_groups_of_pairs_may_be_names_and_their_order_does_not_matter():
+    image, text, group = pairs_of(60, 5, 1, 0.4)
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    values = []
+    for kept, ids in (
+        (torch.arange(300), group.tolist()),
+        (order, group[order]),
+        (order, [f"image {i}" for i in group[order]]),
+    ):
+        metric = cc.ModalityGap(embed_dim=6, max_samples=200)
+        for part in torch.arange(300).split(70):
+            metric.update(image[kept[part]], text[kept[part]], groups=[ids[i] for i in part])
+        values.append(numbers(metric.compute()) | {"kl_high": metric.interval(resamples=30).high})
+    assert values[1] == pytest.approx(values[0], rel=1e-5)
+    assert values[2]["modality_gap"] == pytest.approx(values[0]["modality_gap"], rel=1e-6)
+    assert values[2]["modality_gap_se"] == pytest.approx(values[0]["modality_gap_se"], rel=0.2)
+    alone = cc.ModalityGap(embed_dim=6)
+    alone.update(image, text, groups=[7] * 300)
+    assert math.isnan(float(alone.compute()["modality_gap_low"]))
+    with pytest.raises(ValueError, match="groups: expected one id for each of the 300 samples, got 299"):
+        alone.update(image, text, groups=group[1:])
+
+
 @pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")
 def test_the_standard_error_of_the_gap_is_that_of_repeated_draws():
     errors, gaps = [], []

@@ -326,8 +326,8 @@ def modality_gap(
         Rows.of(u.cpu(), groups), Rows.of(-w.cpu(), text_groups)
     ]  # fmt: skip
     known = _squared_gap(sides)
-    fields = (gap, raw_gap, matched, *_of_squared(known, gap.square()))
-    return ModalityGapResult(*(None if x is None else x.to(image.device, dtype) for x in fields))
+    maybe = [None if x is None else x.to(image.device, dtype) for x in (matched, *_of_squared(known, gap.square()))]
+    return ModalityGapResult(gap.to(image.device, dtype), raw_gap.to(image.device, dtype), *maybe)
 
 
 def _squared_gap(sides: list[Rows]) -> Estimate | None:

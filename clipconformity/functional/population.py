@@ -69,8 +69,6 @@ class Traces(NamedTuple):
     square_trace: Tensor
     """Trace of the squared covariance."""
 
-    pairs: float
-    """Ordered pairs of rows of different groups that they rest on."""
     dim: int
 
     @property
@@ -90,30 +88,22 @@ class Traces(NamedTuple):
 
     def offset_interval(self, known: Estimate) -> Interval:
         """95% interval of the population's offset from the estimate of its square."""
-        excess = 2 * self.bounded / (self.trace.square() * self.pairs)
-        low, high = _without_excess(known, excess).interval()
+        low, high = known.interval()
         return Interval(max(low, 0.0) ** 0.5, max(high, 0.0) ** 0.5)
 
     def participation_interval(self, known: Estimate) -> Interval:
-        """95% interval of the population's participation ratio from the estimate of its logarithm, in [1, D]."""
-        low, high = exponential(_without_excess(known, torch.as_tensor(4 / self.pairs)).interval())
+        """95% interval of the population's participation ratio from the estimate of its logarithm, in [1, D].
+
+        Where rows are few for their dimensions it is too wide, since the jackknife counts twice what lies in pairs.
+        """
+        low, high = exponential(known.interval())
         return Interval(min(max(low, 1.0), float(self.dim)), max(min(high, float(self.dim)), 1.0))
 
 
-def _without_excess(known: Estimate, excess: Tensor) -> Estimate:
-    """Take off what the jackknife counts twice: the part of the variance that lies in pairs, as of Gaussian rows.
-
-    It is all of the variance where rows are few for their dimensions, and none where they are many.
-    """
-    square = known.error.square()
-    return known._replace(error=torch.maximum(square - excess, square / 2).sqrt())
-
-
-def plain_traces(mean: Tensor, covariance: Tensor, count: float) -> Traces:
+def plain_traces(mean: Tensor, covariance: Tensor) -> Traces:
     """What a sample has of its own mean and covariance."""
     trace = covariance.trace()
-    pairs = count * (count - 1)
-    return Traces(mean.square().sum(), trace, trace.square(), covariance.square().sum(), pairs, len(mean))
+    return Traces(mean.square().sum(), trace, trace.square(), covariance.square().sum(), len(mean))
 
 
 def unbiased_traces(rows: Rows, second: Tensor) -> Traces:
@@ -147,7 +137,6 @@ def unbiased_traces(rows: Rows, second: Tensor) -> Traces:
         total / n - center,
         spread / pairs - 2 * tied / triples + open_ / quadruples,
         (second.square().sum() - within.sum()) / pairs - 2 * chain / triples + open_ / quadruples,
-        pairs,
         len(rows.mean),
     )
 

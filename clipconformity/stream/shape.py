@@ -68,11 +68,11 @@ def _population(moments: Moments, rows: Rows, second: Tensor) -> Traces:
     """
     count = len(rows.centered)
     share = count / float(moments.total)
-    every = plain_traces(moments.mean, moments.covariance, float(moments.total))
-    here = plain_traces(rows.mean, second / (count - 1), count)
+    every = plain_traces(moments.mean, moments.covariance)
+    here = plain_traces(rows.mean, second / (count - 1))
     grouped, alone = unbiased_traces(rows, second), unbiased_traces(rows.alone(), second)
-    carried = (
+    mean_square, trace, trace_square, square_trace = (
         whole - share * (own - single) - (single - between)
         for whole, own, single, between in zip(every[:4], here[:4], alone[:4], grouped[:4], strict=True)
     )
-    return Traces(*carried, every.pairs, every.dim)
+    return Traces(mean_square, trace, trace_square, square_trace, every.dim)

@@ -306,7 +306,7 @@ def modality_gap(
         >>> import torch
         >>> result = modality_gap(torch.tensor([[2.0, 0.0], [2.0, 1.0]]), torch.tensor([[0.0, 1.0], [1.0, 2.0]]))
         >>> result.gap, result.matched_cosine
-        (tensor(1.0132), tensor(0.4000))
+        (tensor(1.0233), tensor(0.4000))
     """
     if paired:
         values, other = check_pairs(image, text, advice=" For sets that are not in pairs give paired=False.")

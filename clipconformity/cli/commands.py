@@ -149,7 +149,9 @@ def measure_geometry(options: argparse.Namespace) -> dict[str, Any]:
         sweep = properties.loss_sweep(image, text, options.logit_scale) if paired else None
         if paired and any(_repeated(ids) for ids in groups.values()):
             warnings.warn("the loss takes pairs of one group as independent: its interval is too narrow.", stacklevel=2)
-        gap = properties.gap_figures(image, text, paired=paired)
+        gap = properties.gap_figures(
+            image, text, paired=paired, image_groups=groups.get("image"), text_groups=groups.get("text")
+        )
     found = properties.six_properties(
         image,
         text,

@@ -21,17 +21,28 @@ from clipconformity.functional import (
     thin_shell,
     tilt,
 )
-from clipconformity.functional.geometry import participation_ratio, tilt_figures
-from clipconformity.functional.resampling import jackknife_error, share_interval, student_quantile
+from clipconformity.functional.linalg import permuted_columns
+from clipconformity.functional.population import (
+    Rows,
+    estimate,
+    offset_influence,
+    participation_influence,
+    shell_estimate,
+    tilt_influence,
+    unbiased_traces,
+)
+from clipconformity.functional.resampling import Interval, exponential, seeded, share_interval
 from clipconformity.functional.validation import check_rows
 
-PARTS = 32
-"""Parts of the data that are left out in turn for an interval."""
+PARTS = 64
+"""Parts of the data that are left out in turn for the interval of the shell."""
 ALPHAS = (-1.0, -0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5, 1.0)
 FEWEST = 20
 """Fewest samples for a verdict."""
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell at this N"
+POPULATION, AT_THIS_N = "the population's value", "the expectation at this N"
+"""What an interval covers."""
 
 
 class Property(NamedTuple):
@@ -43,24 +54,22 @@ class Property(NamedTuple):
     quantity: str
     """What ``value`` is."""
     value: float
+    """Estimate of what the interval covers."""
     low: float
     high: float
     """Ends of the 95% interval."""
     null: float | None
-    """The value without the property at the same N: columns permuted on their own, or the mean at the origin."""
+    """The value without the property: columns permuted on their own, the mean at the origin, or chance."""
     paper: float | None
     """The published figure for MS-COCO under ViT-B/32."""
     threshold: str
     """When the property is said to hold."""
     verdict: str
     samples: int
-
-
-class _Left(NamedTuple):
-    """Moments of the data with one part left out."""
-
-    mean: Tensor
-    covariance: Tensor
+    covers: str
+    """What the interval covers: the population's value, or the expectation at this N where that depends on it."""
+    in_sample: float
+    """The figure of the sample as it is, as the paper has it: another than ``value`` where N biases it."""
 
 
 def six_properties(
@@ -76,9 +85,10 @@ def six_properties(
     """Measure the six properties: thin shell, ellipsoid, tilt, offset, separability, and the place of the lowest loss.
 
     A property holds, or does not, when the whole 95% interval lies on one side of its threshold; otherwise the verdict
-    is "cannot tell at this N". Intervals of the first four leave out each of 32 parts of the data in turn (jackknife,
-    with Student's t for the number of parts); that of the separability combines the exact ones of both shares;
-    those of the loss are of ``shift_sweep``.
+    is "cannot tell at this N". Those of thin shell, ellipsoid and offset cover the population's value, of which the
+    last two are estimated without the bias of finite N; the others cover the expectation at this N. The first four
+    are by the jackknife over rows or groups, with Student's t; that of the separability combines the exact ones of both
+    shares; those of the loss are of ``shift_sweep``.
 
     Args:
         image: Raw image embeddings ``(N, D)``.
@@ -120,9 +130,22 @@ def loss_sweep(image: Tensor, text: Tensor, logit_scale: float = 100.0) -> Shift
         return shift_sweep(image, text, ALPHAS, logit_scale)
 
 
-def gap_figures(image: Tensor, text: Tensor, *, paired: bool) -> dict[str, float]:
-    """Modality gap of two sets as plain numbers; see :func:`clipconformity.functional.modality_gap`."""
-    found = modality_gap(image, text, paired=paired)
+def gap_figures(
+    image: Tensor,
+    text: Tensor,
+    *,
+    paired: bool,
+    image_groups: Tensor | None = None,
+    text_groups: Tensor | None = None,
+) -> dict[str, float]:
+    """Modality gap of two sets as plain numbers; see :func:`clipconformity.functional.modality_gap`.
+
+    Pairs are grouped by the coarser of both groups.
+    """
+    if paired:
+        both = [one for one in (image_groups, text_groups) if one is not None]
+        image_groups, text_groups = min(both, key=lambda one: len(one.unique()), default=None), None
+    found = modality_gap(image, text, paired=paired, groups=image_groups, text_groups=text_groups)
     return {name: float(value) for name, value in found._asdict().items() if value is not None}
 
 
@@ -146,30 +169,36 @@ def _of_one(rows: Tensor, modality: str, groups: Tensor | None) -> list[Property
     if dim < 2:
         raise ValueError(f"{modality}: expected at least 2 dimensions, got {dim}.")
     shell, shape, slant, away = thin_shell(rows), ellipsoid(rows), tilt(rows), offset(rows)
-    part = _parts(group)
-    parts = _left_out(values, part)
-    sphere = dim * count / (count + dim)  # expected of a round Gaussian at this N
+    given = Rows.of(values, group)
+    second = given.centered.T @ given.centered
+    known = unbiased_traces(given, second)
+    mixed = Rows.of(permuted_columns(values, seeded(None)))
+    mixed_ratio = unbiased_traces(mixed, mixed.centered.T @ mixed.centered).participation_ratio
+    axes = estimate(known.participation_ratio.log(), participation_influence(given, second, known), given)
+    covariance = second / (len(values) - 1)
     permuted = float(slant.permuted_off_diagonal_ratio)
     return [
         _judged(
             "thin shell", modality, "mu^2 / variance of centred norms", float(shell.ratio),
-            _shell_margin(values, part), at_least=100.0, threshold=">= 100, a thickness of at most a tenth",
+            exponential(shell_estimate(given, _parts(group)).interval()), in_sample=float(shell.ratio), at_least=100.0,
+            threshold=">= 100, a thickness of at most a tenth",
             paper=57.57 / 0.19 if modality == "image" else None, count=len(values),
         ),
         _judged(
-            "ellipsoid", modality, "participation ratio of the spectrum", float(shape.participation_ratio),
-            _margin([float(participation_ratio(left.covariance)) for left in parts]), at_most=sphere / 2,
-            threshold=f"<= {sphere / 2:.4g}, half of a round Gaussian's at this N",
-            null=float(shape.permuted_participation_ratio), count=len(values),
+            "ellipsoid", modality, "participation ratio of the spectrum", float(known.participation_ratio),
+            known.participation_interval(axes), in_sample=float(shape.participation_ratio), at_most=dim / 2,
+            threshold=f"<= {dim / 2:.4g}, half of a sphere's", null=float(mixed_ratio), count=len(values),
         ),
         _judged(
             "tilt", modality, "sum of |off-diagonal| over trace", float(slant.off_diagonal_ratio),
-            _margin([float(tilt_figures(left.covariance)[0]) for left in parts]), at_least=2 * permuted,
+            estimate(slant.off_diagonal_ratio.double(), tilt_influence(given, covariance), given).interval(),
+            in_sample=float(slant.off_diagonal_ratio), covers=AT_THIS_N, at_least=2 * permuted,
             threshold=f">= {2 * permuted:.4g}, twice that with permuted columns", null=permuted, count=len(values),
         ),
         _judged(
-            "offset", modality, "|m| / sqrt(trace)", float(away), _margin([_offset(left) for left in parts]),
-            at_least=0.5, threshold=">= 0.5", null=1 / math.sqrt(count),
+            "offset", modality, "|m| / sqrt(trace)", float(known.offset_square.clamp_min(0).sqrt()),
+            known.offset_interval(estimate(known.offset_square, offset_influence(given, known), given)),
+            in_sample=float(away), at_least=0.5, threshold=">= 0.5", null=0.0,
             paper={"image": 0.94, "text": 1.03}[modality], count=len(values),
         ),
     ]  # fmt: skip
@@ -180,59 +209,29 @@ def _judged(
     modality: str,
     quantity: str,
     value: float,
-    margin: float,
+    interval: Interval,
     *,
     threshold: str,
     count: int,
+    in_sample: float,
+    covers: str = POPULATION,
     at_least: float | None = None,
     at_most: float | None = None,
     null: float | None = None,
     paper: float | None = None,
 ) -> Property:
-    low, high = value - margin, value + margin
+    low, high = interval
     above, below = (low >= at_least, high < at_least) if at_least is not None else (high <= at_most, low > at_most)  # type: ignore[operator]
     verdict = HOLDS if above else FAILS if below else UNKNOWN
-    return Property(name, modality, quantity, value, low, high, null, paper, threshold, verdict, count)
+    return Property(
+        name, modality, quantity, value, low, high, null, paper, threshold, verdict, count, covers, in_sample
+    )
 
 
 def _parts(group: Tensor) -> Tensor:
     """Part of each row, that of its group: at random, but the same for the same groups."""
     order = torch.randperm(int(group.max()) + 1, generator=torch.Generator().manual_seed(0))
     return (order % min(PARTS, len(order)))[group]
-
-
-def _left_out(values: Tensor, part: Tensor) -> list[_Left]:
-    """Mean and covariance without each part, from the moments of the parts about the overall mean."""
-    center = values.mean(0)
-    centered = values - center
-    total = centered.T @ centered
-    result = []
-    for number in range(int(part.max()) + 1):
-        rows = centered[part == number]
-        count = len(values) - len(rows)
-        mean = -rows.sum(0) / count
-        covariance = (total - rows.T @ rows - count * torch.outer(mean, mean)) / (count - 1)
-        result.append(_Left(center + mean, covariance))
-    return result
-
-
-def _margin(left_out: list[float]) -> float:
-    """Half the 95% interval of a figure: its standard error by the jackknife times Student's t."""
-    values = torch.tensor(left_out, dtype=torch.float64)
-    return student_quantile(0.975, len(values) - 1) * float(jackknife_error(values, torch.ones_like(values)))
-
-
-def _shell_margin(values: Tensor, part: Tensor) -> float:
-    found = []
-    for number in range(int(part.max()) + 1):
-        rows = values[part != number]
-        distances = torch.linalg.vector_norm(rows - rows.mean(0), dim=1)
-        found.append(float(distances.mean().square() / distances.var()))
-    return _margin(found)
-
-
-def _offset(left: _Left) -> float:
-    return float(torch.linalg.vector_norm(left.mean) / left.covariance.trace().sqrt())
 
 
 def _separability(image: Tensor, text: Tensor, counts: Sequence[int]) -> Property:
@@ -253,6 +252,8 @@ def _separability(image: Tensor, text: Tensor, counts: Sequence[int]) -> Propert
         threshold=">= 0.99",
         verdict=HOLDS if low >= 0.99 else FAILS if high < 0.99 else UNKNOWN,
         samples=len(image) + len(text),
+        covers=AT_THIS_N,
+        in_sample=float(found.accuracy),
     )
 
 
@@ -293,6 +294,8 @@ def _lowest_loss(sweep: ShiftSweep, logit_scale: float, count: int) -> Property:
         threshold="the loss at |alpha| >= 0.25 exceeds that at 0",
         verdict=verdict,
         samples=count,
+        covers=AT_THIS_N,
+        in_sample=float(lowest),
     )
 
 
@@ -304,7 +307,7 @@ def table(properties: list[Property]) -> str:
         null, paper = (f"{x:.4g}" if x is not None else "" for x in (p.null, p.paper))
         lines.append(
             f"{p.name:20} {p.modality:6} {p.value:9.4g} {interval:>21} {null:>8} {paper:>7} {p.samples:7d}  "
-            f"{p.verdict} ({p.quantity}; {p.threshold})"
+            f"{p.verdict} ({p.quantity}; {p.threshold}; interval of {p.covers})"
         )
     return "\n".join(lines)
 

@@ -24,7 +24,7 @@ from clipconformity.functional.geometry import (
     tilt,
 )
 from clipconformity.functional.interpolation import slerp, vslerp
-from clipconformity.functional.likelihood import frechet_distance, log_likelihood, whiten
+from clipconformity.functional.likelihood import SingularWarning, frechet_distance, log_likelihood, whiten
 from clipconformity.functional.mmd import MMDHalves, cmmd, cosine_mmd, mmd_halves
 from clipconformity.functional.neighbours import Nearest, PRDCResult, nearest, prdc
 from clipconformity.functional.ranks import RankCorrelation, rank_correlation
@@ -45,6 +45,7 @@ __all__ = [
     "RankCorrelation",
     "ShiftGrid",
     "ShiftSweep",
+    "SingularWarning",
     "ThinShell",
     "Tilt",
     "alignment",

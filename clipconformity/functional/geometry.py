@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from clipconformity.functional.linalg import (
     blocks,
@@ -16,7 +18,8 @@ from clipconformity.functional.linalg import (
     result_dtype,
     units,
 )
-from clipconformity.functional.resampling import seeded
+from clipconformity.functional.population import Rows, mean_square, mean_square_influence
+from clipconformity.functional.resampling import Estimate, joint_jackknife, seeded
 from clipconformity.functional.validation import check_pairs, check_rows, check_same_dim, check_spread
 
 
@@ -76,6 +79,14 @@ class ModalityGapResult(NamedTuple):
     """|m(image) - m(text)|, between the raw means."""
     matched_cosine: Tensor | None
     """Mean cosine of the pairs, in [-1, 1]: CLIPScore's quantity, unscaled; None with ``paired=False``."""
+    squared_gap: Tensor | None
+    """Square of the population's gap, without the bias of finite N; may be negative where there is none."""
+    null: Tensor | None
+    """The gap that such sets have by chance where their means are one, as a root mean square."""
+    low: Tensor | None
+    """Low end of the 95% interval of the population's gap, by the jackknife over pairs, rows or groups."""
+    high: Tensor | None
+    """High end. These four are None where a set is of one row or group."""
 
 
 @full_precision
@@ -258,38 +269,88 @@ def offset(embeddings: Tensor) -> Tensor:
 
 
 @full_precision
-def modality_gap(image: Tensor, text: Tensor, *, paired: bool = True) -> ModalityGapResult:
+def modality_gap(
+    image: Tensor,
+    text: Tensor,
+    *,
+    paired: bool = True,
+    groups: Tensor | None = None,
+    text_groups: Tensor | None = None,
+) -> ModalityGapResult:
     r"""Gap between the modalities: the distance of their means, for unit and for raw embeddings.
 
     .. math:: |m_u(\mathrm{image}) - m_u(\mathrm{text})|, \quad |m(\mathrm{image}) - m(\mathrm{text})|
+
+    The means of finite sets are apart by chance alone, and the squared gap is the population's and that of chance added
+    up: :math:`\mathrm{gap}^2 = \mathrm{squared\_gap} + \mathrm{null}^2`.
 
     Args:
         image: Raw image embeddings ``(N, D)``.
         text: Raw text embeddings ``(N, D)``, row i belonging to row i of ``image``.
         paired: False takes sets that are not in pairs, ``(N, D)`` and ``(M, D)``, and gives no matched cosine.
+        groups: Ids ``(N,)`` of the pairs, or where there are none of the images; rows of one group, such as the
+            captions of one image, are dependent.
+        text_groups: Ids ``(M,)`` of the texts, where there are no pairs.
 
     Returns:
         A :class:`ModalityGapResult`.
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
-        ValueError: If dimensions differ, lengths differ while ``paired``, or a row is zero, NaN or infinite.
+        ValueError: If dimensions differ, lengths differ while ``paired``, groups do not fit, or a row is zero, NaN or
+            infinite.
 
     Source: Liang et al., *Mind the Gap*, NeurIPS 2022; Hessel et al., *CLIPScore*, EMNLP 2021.
 
     Example:
         >>> import torch
-        >>> modality_gap(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
-        ModalityGapResult(gap=tensor(1.4142), raw_gap=tensor(2.2361), matched_cosine=tensor(0.))
+        >>> result = modality_gap(torch.tensor([[2.0, 0.0], [2.0, 1.0]]), torch.tensor([[0.0, 1.0], [1.0, 2.0]]))
+        >>> result.gap, result.matched_cosine
+        (tensor(1.0233), tensor(0.4000))
     """
     if paired:
         values, other = check_pairs(image, text, advice=" For sets that are not in pairs give paired=False.")
+        if text_groups is not None:
+            raise ValueError("text_groups: pairs have one id each; give it in groups.")
     else:
         values, other = check_rows(image, "image"), check_rows(text, "text")
         check_same_dim(values, other.shape[1], "image", "text")
+    for name, ids, rows in (("groups", groups, values), ("text_groups", text_groups, other)):
+        if ids is not None and ids.shape != (len(rows),):
+            raise ValueError(f"{name}: expected one id for each of {len(rows)} rows, got {tuple(ids.shape)}.")
     u, w = units(values), units(other)
     dtype = torch.promote_types(result_dtype(image), result_dtype(text))
-    fields = [torch.linalg.vector_norm(mean_of(a) - mean_of(b)) for a, b in ((u, w), (values, other))]
-    gap, raw_gap = (field.to(image.device, dtype) for field in fields)
-    matched = (u * w).sum(1).mean(dtype=torch.float64).to(image.device, dtype) if paired else None
-    return ModalityGapResult(gap, raw_gap, matched)
+    gap, raw_gap = (torch.linalg.vector_norm(mean_of(a) - mean_of(b)) for a, b in ((u, w), (values, other)))
+    matched = (u * w).sum(1).mean(dtype=torch.float64) if paired else None
+    sides = [Rows.of((u.double() - w).cpu(), groups)] if paired else [
+        Rows.of(u.cpu(), groups), Rows.of(-w.cpu(), text_groups)
+    ]  # fmt: skip
+    known = _squared_gap(sides)
+    maybe = [None if x is None else x.to(image.device, dtype) for x in (matched, *_of_squared(known, gap.square()))]
+    return ModalityGapResult(gap.to(image.device, dtype), raw_gap.to(image.device, dtype), *maybe)
+
+
+def _squared_gap(sides: list[Rows]) -> Estimate | None:
+    """Squared norm of the sum of the sides' means, without bias; None where a side is of one row or group."""
+    if min(len(side.sizes) for side in sides) < 2:
+        return None
+    total = torch.stack([side.mean for side in sides]).sum(0)
+    value = total.square().sum() + sum(mean_square(side) - side.mean.square().sum() for side in sides)
+    moved, counts = [], []
+    for number, side in enumerate(sides):
+        sums = torch.zeros_like(side.sizes).index_add_(0, side.group, mean_square_influence(side, total))
+        around = tuple(sum(len(other.sizes) for other in part) for part in (sides[:number], sides[number + 1 :]))
+        moved.append(pad(-sums / (side.sizes.sum() - side.sizes), around))  # a group is of one side alone
+        counts.append(pad(side.sizes, around))
+    left = tuple(value + one for one in moved)
+    return joint_jackknife(value, value + torch.stack(moved).sum(0), left, tuple(counts))
+
+
+def _of_squared(known: Estimate | None, square: Tensor) -> tuple[Tensor | None, ...]:
+    """Squared gap, null, and the ends of the interval, where they can be had."""
+    if known is None:
+        return None, None, None, None
+    ends = [
+        None if math.isnan(end) else torch.tensor(max(end, 0.0), dtype=torch.float64).sqrt() for end in known.interval()
+    ]
+    return known.value, (square.to(known.value) - known.value).clamp_min(0).sqrt(), *ends

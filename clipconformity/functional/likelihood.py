@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import NamedTuple, Protocol
 
 import torch
@@ -28,38 +29,66 @@ class HasGaussian(Protocol):
         """Sample covariance ``(D, D)``."""
 
 
+class SingularWarning(UserWarning):
+    """A given Gaussian has no variance along some directions, and is used on the others alone."""
+
+
 class Gaussian(NamedTuple):
-    """A checked Gaussian, ready to whiten: its mean and the eigendecomposition of its covariance, float64."""
+    """A checked Gaussian, ready to whiten, float64."""
 
     mean: Tensor
-    spectrum: Tensor
-    """Eigenvalues after shrinkage, ``(D,)``, ascending, above 0."""
-    axes: Tensor
-    """Eigenvectors in columns, ``(D, D)``."""
+    root: Tensor
+    """Whitens centred rows: W with W Sigma W^T = I on the range of the covariance, ``(K, D)``."""
+    log_determinant: Tensor
+    """Logarithm of the product of the covariance's eigenvalues above 0, in nats."""
+    rank: int
+    """Dimension of the range."""
+
+    def log_density(self, distance: Tensor) -> Tensor:
+        """Log-likelihood in nats of rows at a squared Mahalanobis distance."""
+        return -0.5 * (self.rank * math.log(2 * math.pi) + self.log_determinant + distance)
 
 
 @full_precision
-def whiten(embeddings: Tensor, mean: Tensor, covariance: Tensor, shrinkage: float = 0.0) -> Tensor:
+def whiten(
+    embeddings: Tensor,
+    mean: Tensor,
+    covariance: Tensor | None = None,
+    shrinkage: float = 0.0,
+    *,
+    whitening: Tensor | None = None,
+) -> Tensor:
     r"""Whiten raw embeddings: centred, and of unit covariance where they follow the given Gaussian.
 
-    .. math:: \Sigma^{-1/2} (v - m)
+    .. math:: W (v - m), \quad W \Sigma W^\top = I
 
-    with the symmetric square root, the one whitening that is unique and stays nearest to the embeddings. The squared
-    norm of a whitened row is its squared Mahalanobis distance, whatever the root. Differentiable in ``embeddings``.
+    From a covariance :math:`W = \Sigma^{-1/2}`, the symmetric square root, the one whitening that is unique and stays
+    nearest to the embeddings; a whitening matrix is used as it is given. The squared norm of a whitened row is its
+    squared Mahalanobis distance, whatever the root. Differentiable in ``embeddings``.
+
+    A singular Gaussian is used on its range, with a warning: along the other directions nothing is counted, so that
+    rows which leave the range seem likelier than they are. ``shrinkage`` gives every direction a variance.
 
     Args:
         embeddings: Raw embeddings ``(N, D)``.
         mean: Mean ``(D,)`` of the fitted set.
-        covariance: Covariance ``(D, D)`` of the fitted set, in float64 where its spectrum is as long-tailed as CLIP's.
+        covariance: Covariance ``(D, D)`` of the fitted set. Eigenvalues that are no more than the rounding of its
+            entries are taken for 0; float64 keeps all of a spectrum as long-tailed as CLIP's.
         shrinkage: In [0, 1]: the covariance becomes :math:`(1 - s)\Sigma + s\,\mathrm{tr}(\Sigma)/D\,I`.
+        whitening: In place of a covariance, a matrix ``(K, D)``, K <= D, that whitens columns: :math:`W (v - m)`. One
+            that is made for rows, :math:`(v - m)^\top W` as in the code of Betser et al., is given as ``W.T``.
 
     Returns:
-        ``(N, D)``, without units.
+        ``(N, D)``, or ``(N, K)`` by a whitening matrix, without units.
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
-        ValueError: If shapes do not fit, a row is zero, NaN or infinite, ``shrinkage`` is out of range, or the
-            covariance is not symmetric, not finite, or singular.
+        ValueError: If not just one of ``covariance`` and ``whitening`` is given, shapes do not fit, a row is zero, NaN
+            or infinite, ``shrinkage`` is out of range or goes with a whitening matrix, or the covariance is not
+            symmetric, not finite, or has negative eigenvalues.
+
+    Warns:
+        SingularWarning: If the covariance or the whitening matrix is singular.
 
     Source: Betser, Levi and Gilboa, *Whitened CLIP as a Likelihood Surrogate of Images and Captions*, ICML 2025;
     Ledoit and Wolf, 2004, for the target of the shrinkage.
@@ -69,26 +98,35 @@ def whiten(embeddings: Tensor, mean: Tensor, covariance: Tensor, shrinkage: floa
         >>> whiten(torch.tensor([[3.0, 9.0]]), torch.tensor([1.0, 1.0]), torch.diag(torch.tensor([4.0, 16.0])))
         tensor([[1., 2.]])
     """
-    gaussian = check_gaussian(mean, covariance, shrinkage)
-    coordinates = _coordinates(embeddings, gaussian)
-    return (coordinates @ gaussian.axes.T).to(embeddings.device, result_dtype(embeddings))
+    gaussian = check_gaussian(mean, covariance, shrinkage, whitening)
+    return _whitened(embeddings, gaussian).to(embeddings.device, result_dtype(embeddings))
 
 
 @full_precision
-def log_likelihood(embeddings: Tensor, mean: Tensor, covariance: Tensor, shrinkage: float = 0.0) -> Tensor:
+def log_likelihood(
+    embeddings: Tensor,
+    mean: Tensor,
+    covariance: Tensor | None = None,
+    shrinkage: float = 0.0,
+    *,
+    whitening: Tensor | None = None,
+) -> Tensor:
     r"""Log-likelihood of raw embeddings under a Gaussian, in nats.
 
-    .. math:: -\tfrac12 \left(D \log 2\pi + \log\det\Sigma + |\Sigma^{-1/2}(v - m)|^2\right)
+    .. math:: -\tfrac12 \left(D \log 2\pi + \log\det\Sigma + |W (v - m)|^2\right)
 
     The set that the Gaussian was fitted on overfits it, by hundreds of nats at a few thousand CLIP embeddings: compare
-    with held-out values only. A density has units: scaling the embeddings by c takes D log c off. Differentiable in
-    ``embeddings``.
+    with held-out values only. A density has units: scaling the embeddings by c takes D log c off. Where the Gaussian is
+    singular, D is the dimension of its range and the determinant the product of its eigenvalues above 0. Differentiable
+    in ``embeddings``.
 
     Args:
         embeddings: Raw embeddings ``(N, D)``.
         mean: Mean ``(D,)`` of the fitted set.
-        covariance: Covariance ``(D, D)`` of the fitted set, in float64 where its spectrum is as long-tailed as CLIP's.
+        covariance: Covariance ``(D, D)`` of the fitted set, as of :func:`whiten`.
         shrinkage: In [0, 1]: the covariance becomes :math:`(1 - s)\Sigma + s\,\mathrm{tr}(\Sigma)/D\,I`.
+        whitening: In place of a covariance, a whitening matrix ``(K, D)``, as of :func:`whiten`. The code of Betser et
+            al. leaves out the determinant, which is the same for all rows.
 
     Returns:
         ``(N,)`` in nats; high is likely.
@@ -97,6 +135,9 @@ def log_likelihood(embeddings: Tensor, mean: Tensor, covariance: Tensor, shrinka
         TypeError: If an argument is not a floating-point tensor.
         ValueError: As :func:`whiten`.
 
+    Warns:
+        SingularWarning: As :func:`whiten`.
+
     Source: Betser, Levi and Gilboa, ICML 2025.
 
     Example:
@@ -104,10 +145,13 @@ def log_likelihood(embeddings: Tensor, mean: Tensor, covariance: Tensor, shrinka
         >>> log_likelihood(torch.tensor([[1.0, 0.0]]), torch.zeros(2), torch.eye(2))
         tensor([-2.3379])
     """
-    gaussian = check_gaussian(mean, covariance, shrinkage)
-    distance = _coordinates(embeddings, gaussian).square().sum(1)
-    constant = len(gaussian.mean) * math.log(2 * math.pi) + gaussian.spectrum.log().sum()
-    return (-0.5 * (constant + distance)).to(embeddings.device, result_dtype(embeddings))
+    gaussian = check_gaussian(mean, covariance, shrinkage, whitening)
+    return log_density(embeddings, gaussian).to(embeddings.device, result_dtype(embeddings))
+
+
+def log_density(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
+    """Log-likelihood of raw embeddings ``(N, D)`` under a checked Gaussian, in nats, ``(N,)`` float64."""
+    return gaussian.log_density(_whitened(embeddings, gaussian).square().sum(1))
 
 
 @full_precision
@@ -194,50 +238,108 @@ def _square_root(covariance: Tensor) -> Tensor:
     return (axes * torch.where(spectrum > least, spectrum, 0.0).sqrt()) @ axes.T
 
 
-def check_gaussian(mean: Tensor, covariance: Tensor, shrinkage: float) -> Gaussian:
-    """Check and decompose a Gaussian.
+def check_gaussian(
+    mean: Tensor, covariance: Tensor | None = None, shrinkage: float = 0.0, whitening: Tensor | None = None
+) -> Gaussian:
+    """Check a Gaussian that is given by its covariance or by a whitening matrix, and make it ready to whiten.
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
         ValueError: As :func:`whiten`.
+
+    Warns:
+        SingularWarning: As :func:`whiten`.
     """
-    for name, value in (("mean", mean), ("covariance", covariance)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{name}: expected a floating-point tensor, got {got}.")
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ValueError(
-            f"mean, covariance: expected shapes (D,) and (D, D), got {tuple(mean.shape)} and {tuple(covariance.shape)}."
-        )
+    if (covariance is None) == (whitening is None):
+        got = "none" if covariance is None else "both"
+        raise ValueError(f"covariance, whitening: expected one of the two, got {got}.")
     if not 0 <= shrinkage <= 1:
         raise ValueError(f"shrinkage: expected a number from 0 to 1, got {shrinkage}.")
-    center, matrix = (working(x.detach()).double() for x in (mean, covariance))
-    if not bool(torch.isfinite(center).all() & torch.isfinite(matrix).all()):
-        raise ValueError("mean, covariance: expected finite values, got NaN or infinite ones.")
+    given = {"mean": mean, "covariance": covariance, "whitening": whitening}
+    checked = {name: _finite(name, value) for name, value in given.items() if value is not None}
+    center, shape = checked["mean"], tuple(checked["mean"].shape)
+    if covariance is not None:
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            raise ValueError(
+                f"mean, covariance: expected shapes (D,) and (D, D), got {shape} and {tuple(covariance.shape)}."
+            )
+        return _from_covariance(center, checked["covariance"], covariance.dtype, shrinkage)
+    assert whitening is not None
+    if mean.ndim != 1 or whitening.ndim != 2 or not 1 <= len(whitening) <= len(mean) == whitening.shape[1]:
+        raise ValueError(
+            f"mean, whitening: expected shapes (D,) and (K, D), K <= D, got {shape} and {tuple(whitening.shape)}."
+        )
+    if shrinkage:
+        raise ValueError("shrinkage: works on a covariance, and cannot be had with whitening; give the covariance.")
+    return _from_whitening(center, checked["whitening"], whitening.dtype)
+
+
+def _finite(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name}: expected a floating-point tensor, got {got}.")
+    result = working(value.detach()).double()
+    if not bool(torch.isfinite(result).all()):
+        raise ValueError(f"{name}: expected finite values, got NaN or infinite ones.")
+    return result
+
+
+def _from_covariance(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage: float) -> Gaussian:
     if float((matrix - matrix.T).abs().max()) > 1e-4 * float(matrix.abs().max()):
         raise ValueError("covariance: expected a symmetric matrix; compute it with torch.cov(embeddings.T).")
     spectrum, axes = torch.linalg.eigh((matrix + matrix.T) / 2)
-    spectrum = (1 - shrinkage) * spectrum + shrinkage * matrix.trace() / len(center)
-    _check_rank(spectrum, covariance.dtype, shrinkage)
-    return Gaussian(center, spectrum, axes)
-
-
-def _check_rank(spectrum: Tensor, dtype: torch.dtype, shrinkage: float) -> None:
-    least = float(spectrum[-1]) * len(spectrum) ** 0.5 * torch.finfo(dtype).eps
-    below = int((spectrum <= max(least, 0.0)).sum())
-    if below:
+    smallest, largest = float(spectrum[0]), float(spectrum[-1])
+    least = _rounding(matrix, largest, dtype)
+    if not largest > 0 or smallest < -max(least, 1e-4 * largest):
         raise ValueError(
-            f"covariance: singular at shrinkage={shrinkage}: {below} of {len(spectrum)} eigenvalues are no more than "
-            f"the rounding of {dtype}; raise shrinkage, or fit on more samples than dimensions in float64."
+            f"covariance: expected eigenvalues above 0, got {smallest:.3g} to {largest:.3g}; compute it with "
+            "torch.cov(embeddings.T) of rows that differ."
+        )
+    spectrum = (1 - shrinkage) * spectrum + shrinkage * matrix.trace() / len(mean)
+    known = spectrum > max(least, -2 * smallest)  # a covariance has no eigenvalue below 0: what it has is rounding
+    _tell_singular("covariance", int(known.sum()), len(mean))
+    spectrum, axes = spectrum[known], axes[:, known]
+    return Gaussian(mean, (axes * spectrum.rsqrt()) @ axes.T, spectrum.log().sum(), len(spectrum))
+
+
+def _from_whitening(mean: Tensor, root: Tensor, dtype: torch.dtype) -> Gaussian:
+    """Take a whitening matrix; its rows may be of any scale, so that the rank is that of the rows at length 1."""
+    length = torch.linalg.vector_norm(root, dim=1, keepdim=True)
+    if not float(length.max()) > 0:
+        raise ValueError("whitening: expected a matrix of rank 1 at least, got zeros.")
+    rows = root / length.clamp_min(float(length.max()) * torch.finfo(torch.float64).eps)
+    singular = torch.linalg.svdvals(rows)
+    rank = int((singular > _rounding(rows, float(singular[0]), dtype)).sum())
+    _tell_singular("whitening", rank, len(mean))
+    return Gaussian(mean, root, -2 * torch.linalg.svdvals(root)[:rank].log().sum(), rank)
+
+
+def _rounding(matrix: Tensor, largest: float, dtype: torch.dtype) -> float:
+    """Eigenvalue that rounding alone may make: of entries kept in ``dtype``, and of the decomposition in float64.
+
+    Rounding moves an entry by up to eps/2 of itself, evenly; a matrix of such moves has a norm of about twice the root
+    of the largest sum of their variances in a row or column.
+    """
+    longest = max(float(torch.linalg.vector_norm(matrix, dim=side).max()) for side in (0, 1))
+    entries = longest * torch.finfo(dtype).eps / 3**0.5
+    return max(entries, largest * len(matrix) ** 0.5 * torch.finfo(torch.float64).eps)
+
+
+def _tell_singular(name: str, rank: int, dim: int) -> None:
+    if rank < dim:
+        warnings.warn(
+            f"{name}: singular, of rank {rank} in {dim} dimensions; it is used on its range, and what rows have "
+            "outside of that is not counted. Fit on more samples than dimensions in float64, or raise shrinkage.",
+            SingularWarning,
+            stacklevel=6,
         )
 
 
-def _coordinates(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
-    """Whitened coordinates along the eigenvectors, ``(N, D)`` float64, with the graph of ``embeddings``."""
+def _whitened(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
+    """Whitened rows ``(N, K)`` float64, with the graph of ``embeddings``."""
     check_same_dim(check_rows(embeddings), len(gaussian.mean), "embeddings", "mean")
     values = working(embeddings).double()
-    centered = values - gaussian.mean.to(values)
-    return centered @ (gaussian.axes * gaussian.spectrum.rsqrt()).to(values)
+    return (values - gaussian.mean.to(values)) @ gaussian.root.T.to(values)
 
 
 def oas_shrinkage(covariance: Tensor, count: int) -> float:

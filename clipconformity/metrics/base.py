@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class EmbeddingMetric(Metric):
     its spec. States are float64 whatever dtype a parent module is cast to.
     """
 
-    readout: ClassVar[ReadOut]
+    readout: ReadOut
     is_differentiable = False
     full_state_update = False
     higher_is_better: bool | None = None

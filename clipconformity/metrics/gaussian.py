@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
+from clipconformity.functional.likelihood import Gaussian, check_gaussian
 from clipconformity.metrics.base import EmbeddingMetric
 from clipconformity.metrics.distribution import values_of
 from clipconformity.stream.readouts.frechet import FrechetReadOut
-from clipconformity.stream.readouts.likelihood import LikelihoodReadOut, held_out_likelihoods, sampled_likelihoods
+from clipconformity.stream.readouts.likelihood import (
+    LikelihoodReadOut,
+    held_out_likelihoods,
+    sampled_likelihoods,
+    under,
+)
+from clipconformity.stream.reference import ReferenceSet
+from clipconformity.stream.stream import Needs, Stream
 
 __all__ = ["FrechetDistance", "GaussianLikelihood"]
 
@@ -57,29 +67,58 @@ class FrechetDistance(EmbeddingMetric):
         return plots.series(values, quantity=quantity, modality=modality, ax=ax)
 
 
+class _GivenReadOut(LikelihoodReadOut):
+    """What can be had of a Gaussian from elsewhere, whose own rows nobody has."""
+
+    needs = Needs(rows=True, second_moment=True)
+
+    def __init__(self, gaussian: Gaussian) -> None:
+        self.gaussian = gaussian
+
+    def read(self, stream: Stream) -> dict[str, Tensor]:
+        """Give the figures that rest on no row of a reference."""
+        return under(self.gaussian, stream.checked())[0]
+
+    def names(self, compared: bool) -> list[str]:
+        """Names of what :meth:`read` gives."""
+        return ["log_likelihood_mean", "log_likelihood_se", "log_likelihood_std", "whitened_norm_mean"]
+
+
 class GaussianLikelihood(EmbeddingMetric):
-    r"""Log-likelihood of streamed raw embeddings under the Gaussian of a reference, beside its own held-out one.
+    r"""Log-likelihood of streamed raw embeddings under the Gaussian of a reference, or under a given one.
 
     The covariance is shrunk towards a multiple of the identity by the oracle approximating shrinkage (OAS) of Chen et
     al. (2010), which follows from the reference's N and spectrum alone; ``likelihood_shrinkage`` tells it. A Gaussian
     overfits the set it was fitted on, by hundreds of nats at a few thousand samples, so the reference's own value is
     taken by 5-fold cross-validation on its row sample.
 
+    Statistics from elsewhere, such as published ones of MS-COCO, are used as they are: no shrinkage, and no value of
+    the reference to compare with, since its rows are not there.
+
     Args:
         reference: Set whose Gaussian it is; without one, the rows given by ``update(..., real=True)``.
+        mean: In place of a reference, the raw mean ``(D,)`` of a set.
+        covariance: Its covariance ``(D, D)``, as of :func:`clipconformity.functional.whiten`.
+        whitening: In place of the covariance, a matrix W ``(K, D)`` that whitens it, :math:`W \Sigma W^\top = I`.
         encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
         embed_dim: Dimension D, where neither of those tells it.
         max_samples: Rows kept for the standard deviation.
         allow_normalized: Take L2-normalised embeddings.
         kwargs: Of ``torchmetrics.Metric``.
 
-    ``compute`` gives a dict of scalars: ``log_likelihood_mean`` in nats (exact), ``log_likelihood_std``,
-    ``whitened_norm_mean``, the mean squared whitened norm (exact; D in expectation for the reference's own
-    distribution), ``reference_log_likelihood``, held out, ``log_likelihood_shift``, the difference of the means over
-    the reference's held-out standard deviation, and ``likelihood_shrinkage``.
+    ``compute`` gives a dict of scalars: ``log_likelihood_mean`` in nats (exact), with its standard error
+    ``log_likelihood_se``, ``log_likelihood_std``, ``whitened_norm_mean``, the mean squared whitened norm (exact; the
+    rank of the covariance, mostly D, in expectation for the reference's own distribution); and with a reference
+    ``reference_log_likelihood``, held out, ``log_likelihood_shift``, the difference of the means over the reference's
+    held-out standard deviation, and ``likelihood_shrinkage``.
 
     Raises:
-        ValueError: If the dimension is not told, or told twice differently.
+        TypeError: If given statistics are no floating-point tensors.
+        ValueError: If the dimension is not told, or told twice differently, or if both a reference and statistics are
+            given, or some that do not fit.
+
+    Warns:
+        SingularWarning: If a given covariance or whitening matrix is singular; it is used on its range.
 
     Source: Betser, Levi and Gilboa, *Whitened CLIP as a Likelihood Surrogate of Images and Captions*, ICML 2025.
 
@@ -91,10 +130,37 @@ class GaussianLikelihood(EmbeddingMetric):
         >>> metric.update(torch.randn(300, 8, generator=g))
         >>> abs(float(metric.compute()["log_likelihood_shift"])) < 0.2
         True
+        >>> metric = cc.GaussianLikelihood(mean=torch.zeros(8), covariance=torch.eye(8))
+        >>> metric.update(torch.randn(300, 8, generator=g))
+        >>> round(float(metric.compute()["whitened_norm_mean"]))
+        8
     """
 
     readout = LikelihoodReadOut()
     higher_is_better = True
+
+    def __init__(
+        self,
+        reference: ReferenceSet | None = None,
+        *,
+        mean: Tensor | None = None,
+        covariance: Tensor | None = None,
+        whitening: Tensor | None = None,
+        embed_dim: int | None = None,
+        **options: Any,
+    ) -> None:
+        given = [name for name, x in (("covariance", covariance), ("whitening", whitening)) if x is not None]
+        if mean is not None:
+            if reference is not None:
+                raise ValueError("reference, mean: expected a reference or the statistics of one, got both.")
+            gaussian = check_gaussian(mean, covariance, whitening=whitening)
+            if embed_dim not in (None, len(mean)):
+                raise ValueError(f"embed_dim is {embed_dim} and mean has dimension {len(mean)}; give one of them.")
+            embed_dim = len(mean)
+            self.readout = _GivenReadOut(gaussian._replace(mean=gaussian.mean.cpu(), root=gaussian.root.cpu()))
+        elif given:
+            raise ValueError(f"{given[0]}: expected the mean of the same set beside it, got none; give mean.")
+        super().__init__(reference, embed_dim=embed_dim, **options)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot the samples' log-likelihoods over the reference's held-out ones, or ``val``: values of ``compute``.
@@ -106,13 +172,17 @@ class GaussianLikelihood(EmbeddingMetric):
             return self._plot(val, ax)
         from clipconformity import plots
 
+        quantity = "log-likelihood under the reference's Gaussian (nats)"
         with self._read_stream() as stream:
+            if isinstance(self.readout, _GivenReadOut):
+                values = under(self.readout.gaussian, stream.checked())[1]
+                return plots.distributions({"evaluated": values}, quantity="log-likelihood (nats)", ax=ax)
             reference = stream.needed_reference(type(self).__name__)
             values = sampled_likelihoods(stream, reference)
         return plots.distributions(
             {"evaluated": values},
             held_out_likelihoods(reference),
-            quantity="log-likelihood under the reference's Gaussian (nats)",
+            quantity=quantity,
             modality=reference.modality,
             reference_label="reference, held out",
             ax=ax,

@@ -14,9 +14,10 @@ from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import Interval
 from clipconformity.functional.validation import check_same_dim
 from clipconformity.metrics.base import SetMetric, encode_batch
-from clipconformity.stream.moments import Layout
+from clipconformity.stream.moments import BUCKETS, Layout, Moments
 from clipconformity.stream.readouts import modality_gap
 from clipconformity.stream.readouts.ellipsoid import EllipsoidReadOut, spectrum
+from clipconformity.stream.row_sample import Labels
 from clipconformity.stream.stream import Stream
 
 __all__ = ["EllipsoidGeometry", "ModalityGap"]
@@ -39,7 +40,13 @@ class EllipsoidGeometry(SetMetric):
     - ``participation_ratio``, and ``spectrum_condition`` (largest over smallest eigenvalue): exact. The condition is
       NaN where the covariance has no full rank, and where the smallest eigenvalue is no more than rounding.
     - ``off_diagonal_ratio``, ``diagonally_dominant``, ``mean_abs_correlation``: exact; NaN in one dimension.
+    - ``population_participation_ratio``: the same of the population, without the bias of few samples, which makes the
+      sample's own at most N - 1.
     - ``offset``: exact.
+    - ``_low`` and ``_high`` after ``shell_ratio``, ``population_participation_ratio`` and ``offset``: the 95% interval
+      of the population's value; that of the offset has the part of chance, 1/N of its square, taken off. After
+      ``off_diagonal_ratio`` and ``mean_abs_correlation``: of their expectation at this N, on which they depend. NaN
+      below four samples or groups, and where all are in one bucket.
     - the four of ellipsoid and tilt with ``permuted_`` before them: the same with every column permuted on its own, on
       the row sample. Beyond ``max_samples`` rows it is taken at fewer samples than the figure beside it.
 
@@ -78,7 +85,8 @@ class EllipsoidGeometry(SetMetric):
 class ModalityGap(SetMetric):
     r"""Gap between the modalities of streamed pairs of raw embeddings.
 
-    ``update(images, texts)`` takes pairs: row i of one belongs to row i of the other.
+    ``update(images, texts, groups=...)`` takes pairs: row i of one belongs to row i of the other. Pairs of one group,
+    such as the captions of one image, are dependent, and errors and intervals take a group as one.
 
     Args:
         encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
@@ -87,9 +95,16 @@ class ModalityGap(SetMetric):
         allow_normalized: Take L2-normalised embeddings.
         kwargs: Of ``torchmetrics.Metric``.
 
-    ``compute`` gives a dict of scalars: ``modality_gap``, :math:`|m_u(image) - m_u(text)|` in [0, 2], with its
-    standard error ``modality_gap_se``; ``raw_modality_gap``, :math:`|m(image) - m(text)|`; ``matched_cosine``, the mean
-    cosine of the pairs; and ``modality_kl``, KL(image || text) in nats between the conformities inside the own sets.
+    ``compute`` gives a dict of scalars.
+
+    - ``modality_gap``, :math:`|m_u(image) - m_u(text)|` in [0, 2], with its standard error ``modality_gap_se``.
+    - ``squared_modality_gap``: the square of the population's gap, without the bias of finite N, from pairs of
+      different groups; it may be negative where there is no gap. ``modality_gap_low`` and ``modality_gap_high`` are the
+      95% interval of the population's gap.
+    - ``modality_gap_null``: the gap that pairs as alike have by chance where both means are one, as a root mean square.
+    - ``raw_modality_gap``, :math:`|m(image) - m(text)|`.
+    - ``matched_cosine``, the mean cosine of the pairs, with ``matched_cosine_se``.
+    - ``modality_kl``, KL(image || text) in nats between the conformities inside the own sets.
 
     Raises:
         ValueError: If the dimension is not told, or told twice differently.
@@ -110,37 +125,41 @@ class ModalityGap(SetMetric):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.add_state("matched_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("matched_sum", torch.zeros(BUCKETS, dtype=torch.float64), dist_reduce_fx="sum")
 
     def _make_layouts(self) -> dict[str, Layout]:
         return modality_gap.pair_layouts(self.embed_dim, self.max_samples)
 
-    def update(self, images: Any, texts: Any) -> None:  # type: ignore[override]
+    def update(self, images: Any, texts: Any, *, groups: Labels | None = None) -> None:  # type: ignore[override]
         """Take in a batch of pairs.
 
         Args:
             images: Raw embeddings ``(N, D)``, or images if there is an encoder.
             texts: Raw embeddings ``(N, D)``, or texts if there is an encoder.
+            groups: One id for each pair, such as that of its image.
 
         Raises:
-            TypeError: If a batch is neither embeddings nor something that the encoder takes.
-            ValueError: If lengths or dimensions differ. Bad values are reported by ``compute``.
+            TypeError: If a batch is neither embeddings nor something that the encoder takes, or groups are neither
+                whole numbers nor strings.
+            ValueError: If lengths or dimensions differ, or groups do not fit. Bad values are reported by ``compute``.
         """
         self.matched_sum: Tensor
         image, text = self._encoded(images, texts)
-        self.matched_sum.add_(modality_gap.take_in(self._stream(), image, text).to(self.matched_sum))
+        self.matched_sum.add_(modality_gap.take_in(self._stream(), image, text, groups).to(self.matched_sum))
 
     @full_precision
-    def forward(self, images: Any, texts: Any) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, images: Any, texts: Any, *, groups: Labels | None = None
+    ) -> dict[str, Tensor]:
         """Accumulate a batch of pairs, and give its own value: NaN where it is too small for one."""
         if self._is_synced:
             raise TorchMetricsUserError("forward was called on a synchronised metric; call unsync first.")
         pair = self._encoded(images, texts)
-        self.update(*pair)
+        self.update(*pair, groups=groups)
         states = {side: layout.zeros(self.matched_sum.device) for side, layout in self._layouts.items()}
         stream = Stream(self._layouts, allow_normalized=self.allow_normalized, states=states)
         with torch.no_grad():
-            matched = modality_gap.take_in(stream, *pair)
+            matched = modality_gap.take_in(stream, *pair, groups)
             try:
                 fields = modality_gap.read(stream, matched)
             except ValueError:  # only compute raises for what the values are
@@ -174,18 +193,17 @@ class ModalityGap(SetMetric):
     def interval(
         self, confidence: float = 0.95, *, resamples: int = 200, generator: torch.Generator | None = None
     ) -> Interval:
-        """Bootstrap interval of ``modality_kl``: pairs are redrawn and the means computed anew; see ``shift_sweep``."""
-        image, text = self._pairs()
+        """Bootstrap interval of ``modality_kl``: pairs are redrawn and the means computed anew; see ``shift_sweep``.
+
+        Of each group one pair is taken, since the redraws take pairs as independent.
+        """
+        with self._read_stream() as stream:
+            image, text = modality_gap.independent_pairs(*self._sides(stream))
         sweep = shift_sweep(image, text, [0.0], confidence=confidence, resamples=resamples, generator=generator)
         return Interval(float(sweep.kl_low[0]), float(sweep.kl_high[0]))
 
-    def _pairs(self) -> tuple[Tensor, Tensor]:
-        """The sampled pairs, ``(k, D)`` each."""
-        with self._read_stream() as stream:
-            image, text = (
-                stream.checked(side, 10).good_sample().rows for side in (modality_gap.IMAGE, modality_gap.TEXT)
-            )
-        return image, text
+    def _sides(self, stream: Stream) -> tuple[Moments, Moments]:
+        return stream.checked(modality_gap.IMAGE, 10), stream.checked(modality_gap.TEXT, 10)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Sketch both modalities along the gap between their means, or plot ``val``: values of ``compute``.
@@ -197,4 +215,6 @@ class ModalityGap(SetMetric):
             return self._plot(val, ax)
         from clipconformity import plots
 
-        return plots.shells(*self._pairs(), ax=ax)
+        with self._read_stream() as stream:
+            image, text = (side.good_sample().rows for side in self._sides(stream))
+        return plots.shells(image, text, ax=ax)

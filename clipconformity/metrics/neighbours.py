@@ -47,7 +47,7 @@ class PRDC(EmbeddingMetric):
         True
     """
 
-    readout: PRDCReadOut  # type: ignore[misc]
+    readout: PRDCReadOut
     higher_is_better = True
     plot_lower_bound = 0.0
 

@@ -32,11 +32,11 @@ def write_geometry_report(
 
     Args:
         path: File to write.
-        properties: Of :func:`clipconformity.properties.six_properties`.
+        properties: Of :func:`clipconformity.evaluation.geometry.six_properties`.
         image: The raw image embeddings ``(N, D)`` that they are of, for the plots.
         text: The raw text embeddings ``(M, D)``.
         sweep: Loss and KL over the shift, of :func:`clipconformity.functional.shift_sweep`.
-        gap: Figures of the gap between the modalities, of :func:`clipconformity.properties.gap_figures`.
+        gap: Figures of the gap between the modalities, of :func:`clipconformity.evaluation.geometry.gap_figures`.
         measured: What was measured, such as the files, by name.
         command: The command that measured it.
         title: Heading of the page.
@@ -71,18 +71,25 @@ def _verdict(properties: Sequence[Property]) -> str:
 
 
 def _table(properties: Sequence[Property], gap: Mapping[str, float] | None) -> str:
-    head = ["property", "of", "verdict", "value", "95% interval", "holds if", "without it", "paper", "N", "quantity"]
+    head = [
+        "property", "of", "verdict", "value", "95% interval", "interval covers", "in sample", "holds if", "without it",
+        "paper", "N", "quantity",
+    ]  # fmt: skip
     rows = [
         [
-            p.name, p.modality, p.verdict, number(p.value), between(p.low, p.high), p.threshold,
-            "" if p.null is None else number(p.null), "" if p.paper is None else number(p.paper),
+            p.name, p.modality, p.verdict, number(p.value), between(p.low, p.high), p.covers, number(p.in_sample),
+            p.threshold, "" if p.null is None else number(p.null), "" if p.paper is None else number(p.paper),
             str(p.samples), p.quantity,
         ]
         for p in properties
     ]  # fmt: skip
     result = table("The properties, with 95% intervals", head, rows)
     if gap:
-        names = {"gap": "modality gap", "raw_gap": "gap of the raw means", "matched_cosine": "cosine of matched pairs"}
+        names = {
+            "gap": "modality gap", "raw_gap": "gap of the raw means", "matched_cosine": "cosine of matched pairs",
+            "squared_gap": "squared gap without the part of chance", "null": "gap by chance at these sizes",
+            "low": "low end of the 95% interval of the population's gap", "high": "high end of it",
+        }  # fmt: skip
         figures = [[names.get(name, name.replace("_", " ")), number(value)] for name, value in gap.items()]
         result += table("The gap between the modalities", ["quantity", "value"], figures)
     return result

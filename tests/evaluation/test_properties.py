@@ -11,7 +11,7 @@ from helpers import ellipsoid_rows
 
 from clipconformity.cli import main
 from clipconformity.data import write_embeddings
-from clipconformity.evaluation.geometry import FAILS, HOLDS, UNKNOWN, six_properties
+from clipconformity.evaluation.geometry import AT_THIS_N, FAILS, HOLDS, POPULATION, UNKNOWN, gap_figures, six_properties
 from clipconformity.provenance import Provenance
 
 
@@ -27,7 +27,8 @@ def test_a_round_cloud_at_the_origin_has_none_of_the_four(generator):
     found = by_name(six_properties(torch.randn(800, 20, generator=generator)))
     assert {name for name, _ in found} == {"thin shell", "ellipsoid", "tilt", "offset"}
     assert all(p.verdict == FAILS for p in found.values())
-    assert found["offset", "image"].null == pytest.approx(1 / math.sqrt(800))
+    assert found["offset", "image"].low == 0
+    assert found["offset", "image"].in_sample == pytest.approx(1 / math.sqrt(800), rel=0.5)
 
 
 def test_a_tilted_ellipsoid_away_from_the_origin_has_all(generator):
@@ -51,14 +52,31 @@ def test_intervals_cover_repeated_draws(name):
     assert covered >= 50  # 95% nominal: below 50 of 60 in one of 10,000 cases
 
 
-@pytest.mark.parametrize("parts", [20, 24, 31])
-def test_fewer_parts_have_a_wider_students_t(parts, generator):
-    rows = ellipsoid_rows(parts, 4, generator).double()
-    p = by_name(six_properties(rows))["offset", "image"]
-    left = [np.delete(rows.numpy(), i, axis=0) for i in range(parts)]
-    offsets = np.array([np.linalg.norm(x.mean(0)) / math.sqrt(np.trace(np.cov(x.T))) for x in left])
-    error = math.sqrt((parts - 1) / parts * ((offsets - offsets.mean()) ** 2).sum())
-    assert (p.high - p.value) / error == pytest.approx(scipy.stats.t.ppf(0.975, parts - 1), rel=1e-6)
+@pytest.mark.parametrize("count", [20, 24, 64])
+def test_the_interval_of_the_shell_is_that_of_the_jackknife(count, generator):
+    rows = ellipsoid_rows(count, 4, generator).double()
+    p = by_name(six_properties(rows))["thin shell", "image"]
+    left = [np.delete(rows.numpy(), i, axis=0) for i in range(count)]
+    norms = [np.linalg.norm(x - x.mean(0), axis=1) for x in left]
+    logs = np.array([math.log(d.mean() ** 2 / d.var(ddof=1)) for d in norms])
+    error = math.sqrt((count - 1) / count * ((logs - logs.mean()) ** 2).sum())
+    assert math.log(p.high / p.value) / error == pytest.approx(scipy.stats.t.ppf(0.975, count - 1), rel=1e-6)
+
+
+def test_every_property_says_what_its_interval_covers(generator):
+    image, text = (ellipsoid_rows(120, 8, generator, offset=sign * 2.0) for sign in (1, -1))
+    covers = {name: p.covers for (name, _), p in by_name(six_properties(image, text, logit_scale=10.0)).items()}
+    assert {name for name, what in covers.items() if what == POPULATION} == {"thin shell", "ellipsoid", "offset"}
+    assert set(covers.values()) == {POPULATION, AT_THIS_N}
+
+
+def test_the_ellipsoid_is_the_populations_where_rows_are_few_for_their_dimensions(generator):
+    """25 rows of a sphere in 300 dimensions have a participation ratio of 23; the population's is 300."""
+    p = by_name(six_properties(torch.randn(25, 300, generator=generator) + 1))["ellipsoid", "image"]
+    assert p.in_sample < 25
+    assert p.low < 300 <= p.high
+    assert p.low > 150
+    assert p.verdict == FAILS
 
 
 def test_a_separation_is_no_better_known_than_the_smaller_class(generator):
@@ -70,7 +88,7 @@ def test_a_separation_is_no_better_known_than_the_smaller_class(generator):
 
 
 def test_an_interval_that_straddles_its_threshold_cannot_tell():
-    rows = ellipsoid_rows(60, 8, torch.Generator().manual_seed(0), offset=0.3)
+    rows = ellipsoid_rows(60, 8, torch.Generator().manual_seed(0), offset=0.5)
     undecided = [p for p in six_properties(rows) if p.verdict == UNKNOWN]
     assert undecided
     for p in undecided:
@@ -114,7 +132,9 @@ def test_the_command_prints_a_table_and_json(tmp_path, capsys, generator):
     result = json.loads(out)
     assert len(result["properties"]) == 10
     assert all(math.isfinite(p["value"]) and p["low"] <= p["high"] for p in result["properties"])
-    assert set(result["gap"]) == {"gap", "raw_gap", "matched_cosine"}
+    gap = result["gap"]
+    assert set(gap) == {"gap", "raw_gap", "matched_cosine", "squared_gap", "null", "low", "high"}
+    assert gap["low"] < gap["gap"] < gap["high"]
     assert "verdict" in err
     assert main(["geometry", *files]) == 0
     assert len(json.loads(capsys.readouterr().out)["properties"]) == 4
@@ -213,6 +233,19 @@ def test_the_command_leaves_out_the_groups_of_a_file(tmp_path, capsys):
         found = json.loads(capsys.readouterr().out)["properties"]
         wide[name] = {p["name"]: p["high"] - p["low"] for p in found}
     assert all(wide["grouped"][name] > 1.2 * wide["plain"][name] for name in ("offset", "thin shell"))
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_the_gap_leaves_out_groups_together(paired):
+    (image, _), (text, group) = clustered(60, 4, seed=1), clustered(60, 4, seed=2)
+    plain = gap_figures(image, text - 3, paired=paired)
+    grouped = gap_figures(image, text - 3, paired=paired, image_groups=torch.arange(240), text_groups=group)
+    both = gap_figures(image, text - 3, paired=paired, image_groups=group, text_groups=group)
+    widths = [found["high"] - found["low"] for found in (plain, grouped, both)]
+    assert grouped["gap"] == plain["gap"]
+    assert grouped["null"] > plain["null"]
+    assert widths[1] > 1.1 * widths[0]
+    assert widths[2] == pytest.approx(widths[1], rel=1e-9) if paired else widths[2] > widths[1]
 
 
 def test_the_command_refuses_files_of_different_encoders(tmp_path, capsys):

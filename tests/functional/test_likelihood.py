@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 import clipconformity as cc
-from clipconformity.functional.likelihood import frechet_distance, log_likelihood, whiten
+from clipconformity.functional.likelihood import SingularWarning, frechet_distance, log_likelihood, whiten
 
 
 @pytest.fixture
@@ -83,15 +83,112 @@ def test_the_fitted_set_overfits_its_likelihood_on_real_embeddings(images):
     assert log_likelihood(held_out, mean, covariance, 0.05).mean() > outside + 200
 
 
-@pytest.mark.parametrize("function", [whiten, log_likelihood])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("count", [2, 20, 64])
-def test_a_singular_covariance_is_refused_and_shrinkage_mends_it(function, dtype, count, generator):
+def test_a_singular_covariance_is_told_and_used_on_its_range_and_shrinkage_mends_it(dtype, count, generator):
     rows = ellipsoid_rows(count, 64, generator).double()
-    covariance = torch.cov(rows.T).to(dtype)
-    with pytest.raises(ValueError, match=r"covariance: singular at shrinkage=0\.0: .* of 64 .*raise shrinkage"):
-        function(rows, rows.mean(0), covariance)
-    assert bool(torch.isfinite(function(rows, rows.mean(0), covariance, 0.1)).all())
+    mean, covariance = rows.mean(0), torch.cov(rows.T).to(dtype)
+    axes = torch.linalg.svd(rows - mean).Vh[: count - 1]  # the range, from the rows themselves
+    inside = [(rows - mean) @ axes.T, axes @ covariance.double() @ axes.T]
+    expected = stats.multivariate_normal(np.zeros(count - 1), double(inside[1])).logpdf(double(inside[0]))
+    with pytest.warns(SingularWarning, match=f"covariance: singular, of rank {count - 1} in 64 dimensions"):
+        found = log_likelihood(rows, mean, covariance)
+    near = 1e-8 if dtype == torch.float64 else 1e-2
+    np.testing.assert_allclose(found, expected, rtol=near)
+    with pytest.warns(SingularWarning):
+        white = whiten(rows, mean, covariance)
+    np.testing.assert_allclose(np.linalg.matrix_rank(double(white), tol=1e-6), count - 1)
+    assert bool(torch.isfinite(log_likelihood(rows, mean, covariance, 0.1)).all())
+
+
+def roots(covariance: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Whitening matrices W with W S W^T = I by different ways."""
+    spectrum, axes = np.linalg.eigh(double(covariance))
+    pca = (axes / np.sqrt(spectrum)).T
+    triangle = np.linalg.inv(np.linalg.cholesky(double(covariance)))
+    return {name: torch.from_numpy(x) for name, x in (("pca", pca), ("zca", axes @ pca), ("cholesky", triangle))}
+
+
+@pytest.mark.parametrize("name", ["pca", "zca", "cholesky"])
+def test_a_whitening_matrix_stands_for_its_covariance(gaussian, name):
+    rows, mean, covariance = gaussian
+    root = roots(covariance)[name]
+    white = whiten(rows, mean, whitening=root)
+    np.testing.assert_allclose(white, double(rows - mean) @ double(root).T, rtol=1e-12)
+    expected = MultivariateNormal(mean, covariance).log_prob(rows)
+    torch.testing.assert_close(log_likelihood(rows, mean, whitening=root), expected, rtol=1e-10, atol=0)
+    single = log_likelihood(rows, mean.float(), whitening=root.float())
+    torch.testing.assert_close(single, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.filterwarnings("error::clipconformity.functional.SingularWarning")
+@pytest.mark.parametrize("name", ["pca", "zca", "cholesky"])
+def test_given_statistics_of_real_embeddings_agree(images, name):
+    """ViT-B/32 has a condition of 2e9: the squared norm agrees to 1e-3 nats in float64 by any root."""
+    rows = images.double()
+    mean, covariance = rows.mean(0), torch.cov(rows.T)
+    centered = double(rows - mean)
+    expected = (centered * np.linalg.solve(double(covariance), centered.T).T).sum(1)
+    root = roots(covariance)[name]
+    for white in (whiten(rows, mean, covariance), whiten(rows, mean, whitening=root)):
+        np.testing.assert_allclose(white.square().sum(1), expected, rtol=0, atol=1e-3)
+    kept = whiten(rows, mean, whitening=root.float()).square().sum(1)
+    np.testing.assert_allclose(kept, expected, rtol=0.02)
+
+
+def turned(decades: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (5, 96) and a covariance, not along the coordinates, whose eigenvalues span so many decades."""
+    turn = torch.linalg.qr(torch.randn(96, 96, generator=generator, dtype=torch.float64)).Q
+    spectrum = torch.logspace(1, 1 - decades, 96, dtype=torch.float64)
+    rows = torch.randn(5, 96, generator=generator, dtype=torch.float64) * spectrum.sqrt() @ turn.T
+    return rows + 9, turn * spectrum @ turn.T
+
+
+@pytest.mark.filterwarnings("error::clipconformity.functional.SingularWarning")
+def test_a_covariance_in_float32_is_not_refused_for_that(generator):
+    """Published matrices have a condition of 3e6."""
+    rows, covariance = turned(6.5, generator)
+    mean = torch.full((96,), 9.0)
+    found, expected = (log_likelihood(rows, mean, x) for x in (covariance.float(), covariance))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.5)
+
+
+def test_a_covariance_in_float32_loses_what_is_below_its_rounding(generator):
+    rows, covariance = turned(12.0, generator)
+    with pytest.warns(SingularWarning, match="rank [4-6][0-9] in 96"):
+        log_likelihood(rows, torch.full((96,), 9.0), covariance.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_singular_whitening_matrix_is_told_and_used_on_its_range(dtype, data_dir):
+    """80 class names in 512 dimensions: the pseudo-inverse root, as a square matrix and as its rows alone."""
+    rows = torch.from_numpy(np.load(data_dir / "vitb32-text-coco-80.npy")).double()
+    mean = rows.mean(0)
+    spectrum, axes = torch.linalg.eigh(torch.cov(rows.T))
+    axes, spectrum = axes[:, -79:], spectrum[-79:]
+    expected = stats.multivariate_normal(np.zeros(79), np.diag(double(spectrum))).logpdf(double((rows - mean) @ axes))
+    thin = (axes * spectrum.rsqrt()).T
+    for root in (thin, axes @ thin, torch.cat([thin, torch.zeros(433, 512).double()])):
+        with pytest.warns(SingularWarning, match="whitening: singular, of rank 79 in 512"):
+            found = log_likelihood(rows, mean, whitening=root.to(dtype))
+        np.testing.assert_allclose(found, expected, rtol=1e-6 if dtype == torch.float64 else 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "expected one of the two, got none"),
+        ({"covariance": torch.eye(8), "whitening": torch.eye(8)}, "expected one of the two, got both"),
+        ({"whitening": torch.eye(7)}, r"\(K, D\), K <= D, got \(8,\) and \(7, 7\)"),
+        ({"whitening": torch.ones(9, 8)}, r"got \(8,\) and \(9, 8\)"),
+        ({"whitening": torch.zeros(8, 8)}, "rank 1 at least"),
+        ({"whitening": torch.full((8, 8), math.nan)}, "whitening: expected finite"),
+        ({"whitening": torch.eye(8), "shrinkage": 0.1}, "cannot be had with whitening"),
+    ],
+)
+def test_bad_statistics_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        log_likelihood(torch.ones(3, 8), torch.zeros(8), **options)
 
 
 @pytest.mark.parametrize("function", [whiten, log_likelihood])
@@ -100,9 +197,9 @@ def test_a_singular_covariance_is_refused_and_shrinkage_mends_it(function, dtype
     [
         ({"shrinkage": 1.1}, ValueError, "shrinkage: expected a number from 0 to 1, got 1.1"),
         ({"shrinkage": math.nan}, ValueError, "shrinkage: expected a number from 0 to 1, got nan"),
-        ({"covariance": torch.zeros(8, 8)}, ValueError, "singular"),
-        ({"covariance": torch.zeros(8, 8), "shrinkage": 1.0}, ValueError, "singular"),
-        ({"covariance": -torch.eye(8)}, ValueError, "singular"),
+        ({"covariance": torch.zeros(8, 8)}, ValueError, "eigenvalues above 0"),
+        ({"covariance": torch.zeros(8, 8), "shrinkage": 1.0}, ValueError, "eigenvalues above 0"),
+        ({"covariance": -torch.eye(8)}, ValueError, "eigenvalues above 0, got -1 to -1"),
         ({"covariance": torch.eye(7)}, ValueError, r"got \(8,\) and \(7, 7\)"),
         ({"covariance": torch.full((8, 8), math.nan)}, ValueError, "expected finite"),
         ({"covariance": torch.eye(8) + torch.ones(8, 8).triu(1)}, ValueError, "symmetric"),

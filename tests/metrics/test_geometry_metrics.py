@@ -11,7 +11,7 @@ from helpers import brute_conformity, double, ellipsoid_rows, unit
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 import clipconformity as cc
-from clipconformity.functional import conformity_kl, log_likelihood
+from clipconformity.functional import SingularWarning, conformity_kl, log_likelihood
 from clipconformity.functional.likelihood import oas_shrinkage
 
 DIM = 12
@@ -90,8 +90,9 @@ def test_the_keys_are_the_same_for_every_batch(dim, rows):
     assert all(found == set(metric.compute()) for found in keys)
     whole = numbers(metric.compute())
     missing = {name for name, value in whole.items() if math.isnan(value)}
-    tilts = {"off_diagonal_ratio", "diagonally_dominant", "mean_abs_correlation"}
-    assert missing == (tilts | {f"permuted_{name}" for name in tilts} if dim == 1 else set())
+    ends = {f"{name}_{end}" for name in ("off_diagonal_ratio", "mean_abs_correlation") for end in ("low", "high")}
+    tilts = {"off_diagonal_ratio", "diagonally_dominant", "mean_abs_correlation"} | ends
+    assert missing == (tilts | {f"permuted_{name}" for name in tilts - ends} if dim == 1 else set())
 
 
 @pytest.mark.parametrize(("dtype", "spread"), [(torch.float32, 300.0), (torch.float32, 1e5), (torch.float64, 1e5)])
@@ -162,6 +163,97 @@ def test_likelihood_is_that_of_torch_distributions_on_the_shrunk_covariance(rows
     assert found["whitened_norm_mean"] == pytest.approx(-2 * float(values.mean()) - constant, rel=1e-4)
 
 
+def dependent(groups, each, seed):
+    """Rows of which those of a group share half of what they are, and their groups."""
+    draw = torch.Generator().manual_seed(seed)
+    group = torch.arange(groups).repeat_interleave(each)
+    noise, shared = (torch.randn(n, DIM, generator=draw) for n in (groups * each, groups))
+    rows = (noise if each == 1 else math.sqrt(0.5) * (noise + shared[group])) * torch.linspace(0.3, 1.5, DIM)
+    return rows + 0.4 * rows[:, :1] + 0.5, group
+
+
+def shape_of(rows, group, **options):
+    metric = cc.EllipsoidGeometry(embed_dim=DIM, **options)
+    for batch, ids in zip(rows.split(170), group.split(170), strict=True):
+        metric.update(batch, groups=ids)
+    return numbers(metric.compute())
+
+
+@pytest.mark.parametrize("each", [1, 4])
+def test_the_intervals_of_a_shape_cover_what_they_say(each):
+    """Fewer than 52 of 60 are covered in one of 200 cases where the coverage is 95%."""
+    names = ("shell_ratio", "population_participation_ratio", "offset", "off_diagonal_ratio", "mean_abs_correlation")
+    found = [shape_of(*dependent(80, each, seed)) for seed in range(1, 61)]
+    truth = shape_of(*dependent(60_000, 1, 0))
+    for name in names:
+        expected = truth[name]
+        if name in ("off_diagonal_ratio", "mean_abs_correlation"):  # of sets of this size
+            expected = np.mean([one[name] for one in found])
+        assert sum(one[f"{name}_low"] <= expected <= one[f"{name}_high"] for one in found) >= 52, name
+
+
+@pytest.mark.parametrize("each", [1, 5])
+def test_the_shape_of_a_population_beyond_the_row_sample_is_that_of_all_rows(each):
+    rows, group = dependent(1000, each, 0)
+    whole, sampled = shape_of(rows, group), shape_of(rows, group, max_samples=400)
+    for name in ("population_participation_ratio", "offset_high", "offset_low", "off_diagonal_ratio_low"):
+        width = whole[f"{name.rsplit('_low')[0].rsplit('_high')[0]}_high"] - whole[name]
+        assert sampled[name] == pytest.approx(whole[name], abs=0.3 * abs(width) + 0.02 * whole[name]), name
+    assert sampled["population_participation_ratio"] > 1.002 * sampled["participation_ratio"]
+
+
+def given_statistics(reference):
+    """A covariance and whitening matrices of it, each way that a user may have them."""
+    covariance = reference.covariance
+    spectrum, axes = np.linalg.eigh(double(covariance))
+    pca = torch.from_numpy((axes / np.sqrt(spectrum)).T)
+    cholesky = torch.from_numpy(np.linalg.inv(np.linalg.cholesky(double(covariance))))
+    return [{"covariance": covariance}, {"whitening": pca}, {"whitening": cholesky.float()}]
+
+
+def test_likelihood_under_given_statistics_is_that_of_torch_distributions(rows, reference):
+    values = torch.distributions.MultivariateNormal(reference.mean, reference.covariance).log_prob(rows.double())
+    constant = DIM * math.log(2 * math.pi) + float(torch.logdet(reference.covariance))
+    for statistics in given_statistics(reference):
+        metric = cc.GaussianLikelihood(mean=reference.mean, **statistics)
+        for batch in rows.split(64):
+            metric.update(batch)
+            metric.update(batch, real=True)  # there is nothing for them to be
+        found = numbers(metric.compute())
+        assert set(found) == {"log_likelihood_mean", "log_likelihood_se", "log_likelihood_std", "whitened_norm_mean"}
+        assert found["log_likelihood_mean"] == pytest.approx(float(values.mean()), rel=1e-5)
+        assert found["log_likelihood_std"] == pytest.approx(float(values.std()), rel=1e-4)
+        assert found["log_likelihood_se"] == pytest.approx(float(values.std()) / math.sqrt(len(rows)), rel=0.15)
+        assert found["whitened_norm_mean"] == pytest.approx(-2 * float(values.mean()) - constant, rel=1e-4)
+        for other in (metric.clone(), copy.deepcopy(metric), pickle.loads(pickle.dumps(metric))):
+            assert numbers(other.compute()) == found
+        assert set(numbers(metric(rows[:1]))) == set(found)
+
+
+def test_a_singular_given_covariance_is_told_and_used_on_its_range(rows, reference):
+    flat = reference.covariance.clone()
+    flat[:, 3] = flat[3] = 0
+    with pytest.warns(SingularWarning, match=f"rank {DIM - 1} in {DIM}"):
+        metric = cc.GaussianLikelihood(mean=reference.mean, covariance=flat)
+    metric.update(rows)
+    kept = [i for i in range(DIM) if i != 3]
+    gaussian = torch.distributions.MultivariateNormal(reference.mean[kept], flat[kept][:, kept])
+    expected = float(gaussian.log_prob(rows.double()[:, kept]).mean())
+    assert float(metric.compute()["log_likelihood_mean"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_statistics_that_do_not_fit_are_refused(reference):
+    good = {"mean": reference.mean, "covariance": reference.covariance}
+    with pytest.raises(ValueError, match="got both"):
+        cc.GaussianLikelihood(reference, **good)
+    with pytest.raises(ValueError, match="whitening: expected the mean of the same set"):
+        cc.GaussianLikelihood(whitening=torch.eye(DIM), embed_dim=DIM)
+    with pytest.raises(ValueError, match="expected one of the two, got none"):
+        cc.GaussianLikelihood(mean=reference.mean)
+    with pytest.raises(ValueError, match="embed_dim is 5 and mean has dimension 12"):
+        cc.GaussianLikelihood(**good, embed_dim=5)
+
+
 def test_shrinkage_follows_from_the_size_and_falls_with_it(reference):
     from sklearn.covariance import oas
 
@@ -198,6 +290,73 @@ def test_modality_gap_equals_brute_force(rows, texts, reference):
     assert found["modality_kl"] == pytest.approx(float(conformity_kl(*own)), rel=1e-3, abs=1e-4)
     low, high = metric.interval(resamples=50)
     assert float(low) <= found["modality_kl"] <= float(high)
+
+
+def pairs_of(groups, each, seed, apart):
+    """Pairs of which those of a group share most of what they are, their groups, and both modalities' unit rows."""
+    draw = torch.Generator().manual_seed(seed)
+    group = torch.arange(groups).repeat_interleave(each)
+    shared = torch.randn(groups, 6, generator=draw)[group]
+    image, text = (0.6 * shared + 0.6 * torch.randn(len(group), 6, generator=draw) + 1 + s * apart for s in (1, -1))
+    image, text = (x + 0.5 * torch.randn(groups, 6, generator=draw)[group] for x in (image, text))
+    return image, text, group
+
+
+@pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")
+@pytest.mark.parametrize("apart", [0.0, 0.4])
+def test_captions_of_one_image_count_as_one(apart):
+    """Over repeated draws the errors are right with groups and too small without; the squared gap has no bias."""
+    big = [unit(double(x)).mean(0) for x in pairs_of(200_000, 1, 0, apart)[:2]]
+    truth = float(((big[0] - big[1]) ** 2).sum())
+    found = {"told": [], "untold": []}
+    for seed in range(1, 41):
+        *pair, group = pairs_of(60, 5, seed, apart)
+        for name, ids in (("told", group), ("untold", None)):
+            if ids is None and seed > 8:
+                continue
+            metric = cc.ModalityGap(embed_dim=6)
+            metric.update(*pair, groups=ids)
+            found[name].append(numbers(metric.compute()))
+    told, untold = ({key: np.array([one[key] for one in runs]) for key in runs[0]} for runs in found.values())
+    squares = told["squared_modality_gap"]
+    assert np.mean(squares) == pytest.approx(truth, abs=4 * squares.std() / math.sqrt(40) + 1e-4)
+    assert np.allclose(told["modality_gap"] ** 2, told["modality_gap_null"] ** 2 + squares, atol=1e-6)
+    low, high = told["modality_gap_low"] ** 2, told["modality_gap_high"] ** 2
+    assert np.sum((low <= truth + 1e-4) & (truth <= high)) >= 34  # below in one of 200 cases at 95%
+    assert told["matched_cosine_se"].mean() == pytest.approx(told["matched_cosine"].std(), rel=0.35)
+    smaller = ["matched_cosine_se"]
+    if apart:
+        assert told["modality_gap_se"].mean() == pytest.approx(told["modality_gap"].std(), rel=0.35)
+        smaller.append("modality_gap_se")
+    else:  # the gap is that of chance
+        smaller.append("modality_gap_null")
+        assert np.mean(told["modality_gap"] ** 2) == pytest.approx(np.mean(told["modality_gap_null"] ** 2), rel=0.3)
+    for key in smaller:
+        assert untold[key].mean() < 0.8 * told[key].mean()
+
+
+@pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")
+def test_groups_of_pairs_may_be_names_and_their_order_does_not_matter():
+    image, text, group = pairs_of(60, 5, 1, 0.4)
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    values = []
+    for kept, ids in (
+        (torch.arange(300), group.tolist()),
+        (order, group[order]),
+        (order, [f"image {i}" for i in group[order]]),
+    ):
+        metric = cc.ModalityGap(embed_dim=6, max_samples=200)
+        for part in torch.arange(300).split(70):
+            metric.update(image[kept[part]], text[kept[part]], groups=[ids[i] for i in part])
+        values.append(numbers(metric.compute()) | {"kl_high": metric.interval(resamples=30).high})
+    assert values[1] == pytest.approx(values[0], rel=1e-5)
+    assert values[2]["modality_gap"] == pytest.approx(values[0]["modality_gap"], rel=1e-6)
+    assert values[2]["modality_gap_se"] == pytest.approx(values[0]["modality_gap_se"], rel=0.2)
+    alone = cc.ModalityGap(embed_dim=6)
+    alone.update(image, text, groups=[7] * 300)
+    assert math.isnan(float(alone.compute()["modality_gap_low"]))
+    with pytest.raises(ValueError, match="groups: expected one id for each of the 300 samples, got 299"):
+        alone.update(image, text, groups=group[1:])
 
 
 @pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")

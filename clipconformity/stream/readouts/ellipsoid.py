@@ -7,18 +7,32 @@ from torch import Tensor
 
 from clipconformity.functional.geometry import participation_ratio, tilt_figures
 from clipconformity.functional.linalg import covariance_of, permuted_columns
-from clipconformity.functional.resampling import seeded
+from clipconformity.functional.resampling import Interval, seeded
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.readouts.base import Field, ReadOut
+from clipconformity.stream.shape import shape_intervals
 from clipconformity.stream.stream import Needs, Stream
 
 TILT = ("off_diagonal_ratio", "diagonally_dominant", "mean_abs_correlation")
 _SHAPE = {
-    "participation_ratio": "effective number of axes of the covariance",
+    "participation_ratio": "effective number of axes of the sample's covariance: falls with few samples",
     "off_diagonal_ratio": "sum of the absolute covariances over the trace",
     "diagonally_dominant": "share of dimensions whose variance exceeds their covariances",
     "mean_abs_correlation": "mean absolute correlation of two dimensions",
 }
+_POPULATION, _AT_THIS_N = "the population's value", "what sets of this size have on average"
+_COVERED = {
+    "shell_ratio": _POPULATION,
+    "population_participation_ratio": _POPULATION,
+    "off_diagonal_ratio": _AT_THIS_N,
+    "mean_abs_correlation": _AT_THIS_N,
+    "offset": _POPULATION,
+}
+"""What the interval of a figure covers."""
+
+
+def _field(name: str, about: str, unit: str = "") -> Field:
+    return Field(name, about, unit, interval=(f"{name}_low", f"{name}_high") if name in _COVERED else None)
 
 
 class EllipsoidReadOut(ReadOut):
@@ -30,11 +44,17 @@ class EllipsoidReadOut(ReadOut):
     fields = (
         Field("shell_mu", "mean distance from the mean", "raw units"),
         Field("shell_variance", "variance of the distance from the mean", "raw units squared"),
-        Field("shell_ratio", "squared mean over variance of that distance: large is thin"),
+        _field("shell_ratio", "squared mean over variance of that distance: large is thin"),
         Field("spectrum_condition", "largest over smallest eigenvalue of the covariance"),
-        *(Field(name, about) for name, about in _SHAPE.items()),
+        *(_field(name, about) for name, about in _SHAPE.items()),
+        _field("population_participation_ratio", "effective number of axes, estimated without the bias of few samples"),
         *(Field(f"permuted_{name}", f"{about}, columns permuted") for name, about in _SHAPE.items()),
-        Field("offset", "distance of the mean from the origin over the spread"),
+        _field("offset", "distance of the mean from the origin over the spread"),
+        *(
+            Field(f"{name}_{end}", f"{end} end of the 95% interval of {what}")
+            for name, what in _COVERED.items()
+            for end in Interval._fields
+        ),
     )
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
@@ -52,7 +72,8 @@ class EllipsoidReadOut(ReadOut):
             result[f"{prefix}participation_ratio"] = participation_ratio(matrix)
             if len(matrix) > 1:
                 result |= {f"{prefix}{name}": x for name, x in zip(TILT, tilt_figures(matrix), strict=True)}
-        return result | {"offset": torch.linalg.vector_norm(moments.mean) / covariance.trace().sqrt()}
+        result["offset"] = torch.linalg.vector_norm(moments.mean) / covariance.trace().sqrt()
+        return result | shape_intervals(moments.cpu(), result)
 
 
 def _condition(moments: Moments, covariance: Tensor) -> Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from clipconformity.functional.likelihood import check_gaussian, log_likelihood, oas_shrinkage
+from clipconformity.functional.likelihood import Gaussian, check_gaussian, log_density, log_likelihood, oas_shrinkage
 from clipconformity.functional.resampling import Estimate
+from clipconformity.stream.moments import Moments
 from clipconformity.stream.pairs import influence_estimate
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.reference import ReferenceSet
@@ -24,7 +23,9 @@ class LikelihoodReadOut(ReadOut):
     name = "likelihood"
     needs = Needs(rows=True, second_moment=True, reference=True)
     fields = (
-        Field("log_likelihood_mean", "mean log-likelihood under the reference's Gaussian", "nats", compared=True),
+        Field("log_likelihood_mean", "mean log-likelihood under the reference's Gaussian", "nats", compared=True,
+              error="log_likelihood_se"),
+        Field("log_likelihood_se", "standard error of the mean log-likelihood", "nats", compared=True),
         Field("log_likelihood_std", "standard deviation of the log-likelihood", "nats", compared=True),
         Field("whitened_norm_mean", "mean squared whitened norm", compared=True),
         Field("reference_log_likelihood", "mean log-likelihood of the reference, held out", "nats", compared=True),
@@ -37,30 +38,40 @@ class LikelihoodReadOut(ReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the figures; means are exact."""
-        moments = stream.checked()
         reference = stream.needed_reference("GaussianLikelihood")
         shrinkage = oas_shrinkage(reference.covariance, reference.count)
         gaussian = check_gaussian(reference.mean, reference.covariance, shrinkage)
-        own = moments.mean.cpu()
-        apart = own - gaussian.mean
-        spread = (moments["second_moment"] / moments.total).cpu() - torch.outer(own, own)
-        spread = spread + torch.outer(apart, apart)  # second moment about the reference's mean
-        whitened = ((gaussian.axes.T @ spread @ gaussian.axes).diagonal() / gaussian.spectrum).sum()
-        constant = len(gaussian.mean) * math.log(2 * math.pi) + gaussian.spectrum.log().sum()
-        mean = -0.5 * (constant + whitened)
-        held_out, sampled = held_out_likelihoods(reference), sampled_likelihoods(stream, reference)
-        shift = (mean - held_out.mean()) / held_out.std()
+        own, sampled = under(gaussian, stream.checked())
+        held_out = held_out_likelihoods(reference)
+        shift = (own["log_likelihood_mean"] - held_out.mean()) / held_out.std()
         low, high = _shift_estimate(stream, reference, shift, sampled, held_out).interval()
-        return {
-            "log_likelihood_mean": mean,
-            "log_likelihood_std": sampled.std(),
-            "whitened_norm_mean": whitened,
+        return own | {
             "reference_log_likelihood": held_out.mean(),
             "log_likelihood_shift": shift,
             "log_likelihood_shift_low": torch.tensor(low, dtype=torch.float64),
             "log_likelihood_shift_high": torch.tensor(high, dtype=torch.float64),
             "likelihood_shrinkage": torch.tensor(shrinkage, dtype=torch.float64),
         }
+
+
+def under(gaussian: Gaussian, moments: Moments) -> tuple[dict[str, Tensor], Tensor]:
+    """Figures of rows under a Gaussian, and the log-likelihood of each sampled row ``(k,)``."""
+    own = moments.mean.cpu()
+    apart = own - gaussian.mean
+    spread = (moments["second_moment"] / moments.total).cpu() - torch.outer(own, own)
+    spread = spread + torch.outer(apart, apart)  # second moment about the Gaussian's mean
+    whitened = ((gaussian.root @ spread) * gaussian.root).sum()
+    mean = gaussian.log_density(whitened)
+    sample = moments.good_sample().cpu()
+    sampled = log_density(sample.rows.double(), gaussian)
+    estimate = influence_estimate(mean, (sampled - sampled.mean(), sample, moments))
+    figures = {
+        "log_likelihood_mean": mean,
+        "log_likelihood_se": estimate.error,
+        "log_likelihood_std": sampled.std(),
+        "whitened_norm_mean": whitened,
+    }
+    return figures, sampled
 
 
 def _shift_estimate(
@@ -78,9 +89,8 @@ def _shift_estimate(
 
 def sampled_likelihoods(stream: Stream, reference: ReferenceSet) -> Tensor:
     """Log-likelihood of each sampled row under the reference's shrunk Gaussian, ``(k,)``."""
-    rows = stream.checked().good_sample().rows.double().cpu()
     shrinkage = oas_shrinkage(reference.covariance, reference.count)
-    return log_likelihood(rows, reference.mean, reference.covariance, shrinkage)
+    return under(check_gaussian(reference.mean, reference.covariance, shrinkage), stream.checked())[1]
 
 
 def held_out_likelihoods(reference: ReferenceSet) -> Tensor:

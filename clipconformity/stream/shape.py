@@ -1,0 +1,78 @@
+"""The shape of a stream's distribution as the population has it, and intervals of its figures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional.population import (
+    FEWEST_GROUPS,
+    Rows,
+    Traces,
+    correlation_influence,
+    offset_influence,
+    participation_influence,
+    plain_traces,
+    shell_estimate,
+    tilt_influence,
+    unbiased_traces,
+)
+from clipconformity.functional.resampling import Estimate, Interval, exponential
+from clipconformity.stream.moments import Moments, bucket_of
+from clipconformity.stream.pairs import influence_estimate
+
+
+def shape_intervals(moments: Moments, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give the population's participation ratio, and the ends of the intervals; nothing of fewer than four groups.
+
+    Second moments are not kept by bucket: intervals rest on what each row of the sample moves a figure by.
+
+    Args:
+        moments: The stream, on the CPU.
+        values: The figures that the intervals are of.
+    """
+    sample = moments.good_sample()
+    rows = Rows.of(sample.rows, sample.groups if moments.grouped else None)
+    if len(rows.sizes) < FEWEST_GROUPS:
+        return {}
+    second = rows.centered.T @ rows.centered
+    known = _population(moments, rows, second)
+
+    def known_by(value: Tensor, influence: Tensor) -> Estimate:
+        return influence_estimate(value, (influence, sample, moments))
+
+    axes = known_by(known.participation_ratio.log(), participation_influence(rows, second, known))
+    buckets = bucket_of(sample.groups).unique(return_inverse=True)[1]
+    found = {
+        "shell_ratio": exponential(shell_estimate(rows, buckets).interval()),
+        "population_participation_ratio": known.participation_interval(axes),
+        "offset": known.offset_interval(known_by(known.offset_square, offset_influence(rows, known))),
+    }
+    for name, influence in (("off_diagonal_ratio", tilt_influence), ("mean_abs_correlation", correlation_influence)):
+        if name in values:  # there is none in one dimension
+            low, high = known_by(values[name].cpu(), influence(rows, moments.covariance)).interval()
+            found[name] = Interval(max(low, 0.0), high)
+    ends = {
+        f"{name}_{end}": torch.tensor(x, dtype=torch.float64)
+        for name, interval in found.items()
+        for end, x in zip(Interval._fields, interval, strict=True)
+    }
+    return ends | {"population_participation_ratio": known.participation_ratio}
+
+
+def _population(moments: Moments, rows: Rows, second: Tensor) -> Traces:
+    """Carry the estimates of the row sample over to all rows.
+
+    Of what the sample's own figures have too much, the part of a row with itself goes with the number of rows, and that
+    of a row with its group does not.
+    """
+    count = len(rows.centered)
+    share = count / float(moments.total)
+    every = plain_traces(moments.mean, moments.covariance)
+    here = plain_traces(rows.mean, second / (count - 1))
+    grouped, alone = unbiased_traces(rows, second), unbiased_traces(rows.alone(), second)
+    mean_square, trace, trace_square, square_trace = (
+        whole - share * (own - single) - (single - between)
+        for whole, own, single, between in zip(every[:4], here[:4], alone[:4], grouped[:4], strict=True)
+    )
+    return Traces(mean_square, trace, trace_square, square_trace, every.dim)

@@ -1,0 +1,169 @@
+"""Estimates of the population's figures, against brute force over tuples of rows, closed forms and simulation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import double, ellipsoid_rows
+
+from clipconformity.functional.geometry import modality_gap
+from clipconformity.functional.linalg import units
+from clipconformity.functional.population import (
+    Rows,
+    correlation_influence,
+    estimate,
+    offset_influence,
+    participation_influence,
+    shell_estimate,
+    tilt_influence,
+    unbiased_traces,
+)
+
+GROUPS = {"none": None, "even": torch.arange(9) % 5, "uneven": torch.tensor([3, 3, 3, 1, 1, 0, 7, 9, 9])}
+
+
+def traces(values: torch.Tensor, group: torch.Tensor | None = None):
+    rows = Rows.of(values, group)
+    return rows, unbiased_traces(rows, rows.centered.T @ rows.centered)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_estimates_are_means_over_rows_of_different_groups(name, generator):
+    rows, found = traces(ellipsoid_rows(9, 4, generator).double(), GROUPS[name])
+    x, group = rows.centered.numpy(), rows.group.numpy()
+    gram = x @ x.T
+    tuples = [
+        [t for t in itertools.permutations(range(9), size) if len(set(group[list(t)])) == size] for size in (2, 3, 4)
+    ]
+    four = np.mean([gram[i, j] * gram[k, m] for i, j, k, m in tuples[2]])
+    square = np.mean([gram[i, j] ** 2 for i, j in tuples[0]]) + four
+    square -= 2 * np.mean([gram[i, j] * gram[i, k] for i, j, k in tuples[1]])
+    trace_square = np.mean([gram[i, i] * gram[j, j] for i, j in tuples[0]]) + four
+    trace_square -= 2 * np.mean([gram[i, i] * gram[j, k] for i, j, k in tuples[1]])
+    center = np.mean([gram[i, j] for i, j in tuples[0]])
+    assert float(found.square_trace) == pytest.approx(square, rel=1e-9)
+    assert float(found.trace_square) == pytest.approx(trace_square, rel=1e-9)
+    assert float(found.trace) == pytest.approx(np.diag(gram).mean() - center, rel=1e-9)
+    assert float(found.mean_square) == pytest.approx(float(rows.mean.square().sum()) + center, rel=1e-9)
+
+
+@pytest.mark.parametrize("each", [1, 5])
+def test_estimates_have_no_bias_where_rows_are_few_for_their_dimensions(each):
+    """Twenty groups in 60 dimensions: the sample's own participation ratio is half of the population's."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.logspace(0, -1, 60, dtype=torch.float64)
+    group = torch.arange(20).repeat_interleave(each)
+    found, plain = [], []
+    for _ in range(400):
+        shared, own = (torch.randn(n, 60, generator=generator, dtype=torch.float64) for n in (20, 20 * each))
+        noise = own if each == 1 else math.sqrt(0.7) * shared[group] + math.sqrt(0.3) * own
+        rows, known = traces(noise * spread + 0.3, group)
+        found.append([float(x) for x in known[:4]])
+        covariance = rows.centered.T @ rows.centered / len(group)
+        plain.append(float(covariance.trace() ** 2 / covariance.square().sum()))
+    variances = spread.square()
+    total, square = float(variances.sum()), float(variances.square().sum())
+    expected = [60 * 0.09, total, total**2, square]
+    errors = np.std(found, axis=0) / math.sqrt(400)
+    assert np.all(np.abs(np.mean(found, axis=0) - expected) < 3.5 * errors)
+    assert np.mean(plain) < 0.6 * total**2 / square
+
+
+def shape(x: np.ndarray) -> dict[str, float]:
+    """The figures in numpy."""
+    covariance = np.cov(x.T)
+    off = ~np.eye(len(covariance), dtype=bool)
+    return {
+        "tilt": np.abs(covariance[off]).sum() / np.trace(covariance),
+        "correlation": np.abs(np.corrcoef(x.T)[off]).mean(),
+        "offset": (x.mean(0) ** 2).sum() / np.trace(covariance),
+        "axes": math.log(np.trace(covariance) ** 2 / (covariance**2).sum()),
+    }
+
+
+def test_influences_are_those_of_leaving_rows_out(generator):
+    values = ellipsoid_rows(3000, 6, generator).double()
+    values = values + 2 * torch.randn(3000, 1, generator=generator)  # no covariance near 0, whose sign may change
+    rows, known = traces(values)
+    second = rows.centered.T @ rows.centered
+    covariance = second / (len(values) - 1)
+    influences = {
+        "tilt": tilt_influence(rows, covariance),
+        "correlation": correlation_influence(rows, covariance),
+        "offset": offset_influence(rows, known),
+        "axes": participation_influence(rows, second, known),
+    }
+    whole = shape(double(values))
+    for influence in influences.values():
+        assert float(influence.mean()) == pytest.approx(0, abs=1e-9 * float(influence.abs().max()))
+    for i in range(0, 3000, 150):
+        left = shape(np.delete(double(values), i, axis=0))
+        for name, influence in influences.items():
+            moved = (whole[name] - left[name]) * 2999
+            assert float(influence[i]) == pytest.approx(moved, abs=0.01 * float(influence.std())), name
+
+
+def test_the_shell_is_left_out_with_its_own_mean(generator):
+    values = ellipsoid_rows(40, 5, generator).double()
+    part = torch.arange(40) % 7
+    found = shell_estimate(Rows.of(values), part)
+    logs = []
+    for kept in (part >= 0, *(part != p for p in range(7))):
+        x = double(values[kept])
+        distance = np.linalg.norm(x - x.mean(0), axis=1)
+        logs.append(math.log(distance.mean() ** 2 / distance.var(ddof=1)))
+    assert float(found.value) == pytest.approx(logs[0], rel=1e-12)
+    assert float(found.error) == pytest.approx(math.sqrt(6 / 7 * np.square(logs[1:] - np.mean(logs[1:])).sum()))
+
+
+def test_groups_of_one_are_no_groups(generator):
+    values = ellipsoid_rows(30, 5, generator)
+    (first, one), (second, other) = traces(values), traces(values, 7 * torch.arange(30) - 3)
+    assert one == other
+    value = one.offset_square
+    assert estimate(value, offset_influence(first, one), first) == estimate(
+        value, offset_influence(second, one), second
+    )
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_the_squared_gap_has_no_bias_and_its_interval_covers_it(paired):
+    generator = torch.Generator().manual_seed(1)
+    group = torch.arange(40).repeat_interleave(2)
+    for move, fewest in ((0.0, 0.93), (0.6, 0.9)):
+        direction = torch.zeros(10)
+        direction[0] = move
+        big = [units(torch.randn(100_000, 10, generator=generator) + 1 + s * direction).mean(0) for s in (1, -1)]
+        truth = float((big[0] - big[1]).norm())
+        squares, nulls, gaps, covered = [], [], [], 0
+        for _ in range(300):
+            common = torch.randn(40, 10, generator=generator)[group]
+            pair = [0.6 * common + 0.8 * torch.randn(80, 10, generator=generator) + 1 + s * direction for s in (1, -1)]
+            options = {"groups": group} if paired else {"paired": False, "groups": group, "text_groups": group}
+            if not paired:
+                pair[1] = pair[1] + 0.6 * (torch.randn(40, 10, generator=generator)[group] - common)
+            found = modality_gap(*pair, **options)
+            squares.append(float(found.squared_gap))
+            nulls.append(float(found.null))
+            gaps.append(float(found.gap))
+            covered += float(found.low) <= truth <= float(found.high)
+        assert np.mean(squares) == pytest.approx(truth**2, abs=4 * np.std(squares) / math.sqrt(300) + 2e-4)
+        assert covered >= fewest * 300
+        assert np.allclose(np.square(gaps), np.square(nulls) + squares, atol=1e-5)
+        if not move:
+            assert np.mean(np.square(gaps)) == pytest.approx(np.mean(np.square(nulls)), rel=0.1)
+
+
+def test_a_gap_of_one_pair_has_no_interval_and_bad_groups_are_refused(generator):
+    rows = ellipsoid_rows(6, 4, generator)
+    alone = modality_gap(rows[:1], rows[1:2])
+    assert alone.squared_gap is alone.null is alone.low is alone.high is None
+    assert modality_gap(rows, rows + 1, groups=torch.zeros(6, dtype=torch.int64)).low is None
+    with pytest.raises(ValueError, match=r"groups: expected one id for each of 6 rows, got \(5,\)"):
+        modality_gap(rows, rows + 1, groups=torch.arange(5))
+    with pytest.raises(ValueError, match="text_groups: pairs have one id each"):
+        modality_gap(rows, rows + 1, text_groups=torch.arange(6))

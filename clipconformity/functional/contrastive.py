@@ -86,6 +86,26 @@ def _cross_entropy(rows: Tensor, columns: Tensor, start: int, scale: Tensor) -> 
     return (logits.logsumexp(1) - logits.diagonal(start)).sum(dtype=torch.float64)
 
 
+@full_precision
+def left_out_losses(image: Tensor, text: Tensor, logit_scale: float) -> Tensor:
+    """NT-Xent without each pair, ``(N,)`` float64; arguments as of :func:`nt_xent`, which is the loss of all."""
+    u, w = _unit_pairs(image, text)
+    total, moved = (torch.zeros(len(u), dtype=torch.float64, device=u.device) for _ in range(2))
+    for whole, columns in ((u, w), (w, u)):
+        for start, rows in _row_blocks(whole):
+            logits = (logit_scale * (rows @ columns.T)).double()  # (b, N)
+            log_sum = logits.logsumexp(1, keepdim=True)
+            total[start : start + len(rows)] += log_sum[:, 0] - logits.diagonal(start)
+            # How far each row's sum falls without each column; without its largest, what is left is summed anew.
+            largest = logits.argmax(1, keepdim=True)
+            change = torch.log1p(-(logits - log_sum).exp().scatter(1, largest, 0.0))
+            rest = logits.scatter(1, largest, -math.inf).logsumexp(1, keepdim=True)
+            change.scatter_(1, largest, rest - log_sum)
+            change.diagonal(start).zero_()  # a pair is left out whole
+            moved += change.sum(0)
+    return (total.sum() - total + moved) / (2 * (len(u) - 1))
+
+
 def _log_affinity(rows: Tensor, whole: Tensor, start: int) -> Tensor:
     """Log of the sum of exp(-2 |u - u'|^2) over a block of rows, without the pairs of a row with itself."""
     exponent = 4 * (rows @ whole.T) - 4  # (b, N): |u - u'|^2 = 2 - 2 cos

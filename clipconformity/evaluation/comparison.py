@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from clipconformity.evaluation.results import Outcome, Score
+from clipconformity.evaluation.results import JUDGED, Outcome, Score
 from clipconformity.evaluation.scoring import score
 from clipconformity.evaluation.sources import Source
 from clipconformity.evaluation.tables import Format, table
@@ -100,6 +100,34 @@ class Comparison:
         """
         found = table(self.scores, format, figures)
         return found if format != "text" else "\n".join([found, *(one.text() for one in self.differences)]) + "\n"
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw every run on the map of typicality and variety, with its intervals; give ``(figure, axes)``."""
+        from clipconformity import plots
+
+        places = {
+            name: plots.Place(*(one.figures[key].with_ends for key in JUDGED)) for name, one in self.scores.items()
+        }
+        first = next(iter(self.scores.values())).verdicts
+        margins = first["typicality"].margin, first["variety"].margin
+        return plots.typicality_and_variety(places, margins=margins, ax=ax)
+
+    def plot_differences(self, figure: str = "typicality_shift", ax: Any = None) -> Any:
+        """Draw the difference of every pair in a figure with its interval; give ``(figure, axes)``."""
+        from clipconformity import plots
+
+        told, shifts = [one for one in self.differences if one.figure == figure], figure == "typicality_shift"
+        ends = [one.interval or Interval(one.value, one.value) for one in told]
+        drawn, ax = plots.series(
+            [one.value for one in told],
+            [low for low, _ in ends],
+            [high for _, high in ends],
+            names=[f"{one.first} - {one.second}" for one in told],
+            quantity="difference in typicality shift (reference std)" if shifts else "ratio of variety ratios",
+            ax=ax,
+        )
+        ax.axvline(0.0 if shifts else 1.0, color=plots.REFERENCE_COLOR, linewidth=0.8)
+        return drawn, ax
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values."""

@@ -17,6 +17,8 @@ from clipconformity.stream.reference import ReferenceSet
 
 MARGINS = {"typicality": 0.2, "variety": 0.05}
 """Differences that do not matter unless told otherwise: standard deviations of the reference, and a share."""
+JUDGED = {"typicality_shift": "typicality", "variety_ratio": "variety"}
+"""The verdict that is about a figure."""
 EFFECT_ERRORS = 1.959964 + 0.841621
 """Standard errors that an effect has where it is told from zero in 80% of cases."""
 MARGIN_ERRORS = 1.959964 + 1.281552
@@ -44,6 +46,12 @@ class Figure(NamedTuple):
     def half_width(self) -> float:
         """Half of the interval's width, for an error bar; 0 where there is none."""
         return 0.0 if self.interval is None else (self.interval.high - self.interval.low) / 2
+
+    @property
+    def with_ends(self) -> tuple[float, float, float]:
+        """Value and ends of its interval, for a drawing; an end that cannot be had is the value."""
+        value = 0.0 if self.value is None else self.value
+        return value, *(self.interval or (value, value))
 
     def text(self, digits: int = 3) -> str:
         """The value; empty where it cannot be had."""

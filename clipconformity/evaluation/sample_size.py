@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipconformity.data.files import replacing
-from clipconformity.evaluation.results import Figure, Score, Verdict
+from clipconformity.evaluation.results import JUDGED, Figure, Score, Verdict
 from clipconformity.evaluation.scoring import read_figures
 from clipconformity.stream.readouts import ReadOut, read_outs
 from clipconformity.stream.row_sample import Sample
@@ -20,8 +20,6 @@ LEAST = 20
 """Fewest samples of a point."""
 STEPS = (1, 2, 5)
 """Sizes by default: 20, 50, 100, 200, 500, and so on."""
-JUDGED = {"typicality_shift": "typicality", "variety_ratio": "variety"}
-"""The verdict that is about a figure."""
 FIELDS = ("n", "figure", "value", "low", "high", "verdict")
 
 

@@ -1,6 +1,6 @@
 """Figures from plain arrays; matplotlib loads when one is drawn."""
 
-from clipconformity.plots.comparison import figures, series
+from clipconformity.plots.comparison import Place, figures, series, typicality_and_variety
 from clipconformity.plots.distributions import (
     conformity_distribution,
     conformity_panels,
@@ -17,11 +17,13 @@ from clipconformity.plots.geometry import (
     shift_panels,
     tilt_heat_map,
 )
-from clipconformity.plots.style import COLORS, POINTS, drawing_in, save
+from clipconformity.plots.style import COLORS, POINTS, REFERENCE_COLOR, drawing_in, save
 
 __all__ = [
     "COLORS",
     "POINTS",
+    "REFERENCE_COLOR",
+    "Place",
     "Projection",
     "conformity_distribution",
     "conformity_panels",
@@ -38,4 +40,5 @@ __all__ = [
     "shells",
     "shift_panels",
     "tilt_heat_map",
+    "typicality_and_variety",
 ]

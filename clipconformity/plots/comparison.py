@@ -3,15 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from clipconformity.plots.style import COLORS, REFERENCE_COLOR, new_axes, numbers, run_look
+from clipconformity.plots.style import COLORS, MARKERS, REFERENCE_COLOR, RUN_COLORS, new_axes, numbers, run_look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+class Place(NamedTuple):
+    """Where a run lies beside its reference."""
+
+    typicality: tuple[float, float, float]
+    """Typicality shift, low and high end."""
+    variety: tuple[float, float, float]
+    """Variety ratio, low and high end."""
+
+
+def typicality_and_variety(
+    places: Mapping[str, Place], *, margins: tuple[float, float] | None = None, ax: Axes | None = None
+) -> tuple[Figure, Axes]:
+    """Draw runs on a map: to the right they are more typical than the reference, upwards more varied.
+
+    The reference is in the middle. Each run has a marker, its intervals and its name. Runs to the right and below crowd
+    around the typical; runs to the left and above stray from it.
+
+    Args:
+        places: Of each run, by name.
+        margins: Differences in typicality and variety that do not matter, drawn as a box around the reference.
+        ax: Axes to draw on.
+
+    Returns:
+        The figure and its axes.
+    """
+    figure, ax = new_axes(ax, width=6.4, height=4.8)
+    if margins is not None:
+        wide, high = margins
+        ax.fill([-wide, wide, wide, -wide], [1 - high, 1 - high, 1 + high, 1 + high], color=REFERENCE_COLOR, alpha=0.2)
+    ax.axhline(1, color=REFERENCE_COLOR, linewidth=0.8, zorder=0)
+    ax.axvline(0, color=REFERENCE_COLOR, linewidth=0.8, zorder=0)
+    ax.plot(0, 1, marker="+", markersize=12, color=REFERENCE_COLOR)
+    ax.annotate("reference", (0, 1), (6, 6), textcoords="offset points", color=REFERENCE_COLOR, fontsize="small")
+    for number, (name, (across_run, up_run)) in enumerate(places.items()):
+        x, y = across_run[0], up_run[0]
+        color = RUN_COLORS[number % len(RUN_COLORS)]
+        marker = MARKERS[number % len(MARKERS)]
+        across, up = ([[max(0.0, at - one)], [max(0.0, other - at)]] for at, one, other in (across_run, up_run))
+        ax.errorbar(x, y, up, across, color=color, marker=marker, markersize=8, capsize=3, elinewidth=1)
+        ax.annotate(name, (x, y), (7, -12), textcoords="offset points", color=color, fontsize="small", weight="bold")
+    ax.margins(0.15)
+    ax.set_xlabel("typicality shift (standard deviations of the reference)")
+    ax.set_ylabel("variety ratio")
+    return figure, ax
 
 
 def series(

@@ -25,6 +25,9 @@ RUN_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 LINE_STYLES = ("-", "--", "-.", ":")
 
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+"""A run keeps its marker, since colours alone do not tell many apart."""
+
 BINS = 60
 """Cells of a histogram drawn from values."""
 

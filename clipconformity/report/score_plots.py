@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clipconformity import plots
 from clipconformity.evaluation import Score
+from clipconformity.evaluation.results import JUDGED
 from clipconformity.functional.resampling import Interval
 from clipconformity.report.figures import figure, label
 from clipconformity.report.page import between, number
@@ -104,6 +105,27 @@ def _tell_conformity(panel: Panel) -> str:
     )
 
 
+def _draw_map(ax: Axes, panel: Panel) -> None:
+    first = next(iter(panel.scores.values()))
+    margins = first.verdicts["typicality"].margin, first.verdicts["variety"].margin
+    places = {
+        label(name, 16): plots.Place(*(one.figures[key].with_ends for key in JUDGED))
+        for name, one in panel.scores.items()
+    }
+    plots.typicality_and_variety(places, margins=margins, ax=ax)
+
+
+def _tell_map(panel: Panel) -> str:
+    def tell(score: Score) -> str:
+        shift, variety = (between(*score.figures[key].with_ends[1:]) for key in JUDGED)
+        return (
+            f"typicality shift {number(score.typicality_shift)} ({shift}), "
+            f"variety ratio {number(score.variety_ratio)} ({variety})"
+        )
+
+    return f"Typicality against variety{panel.of}, with 95% intervals; the reference is at 0 and 1. {panel.told(tell)}."
+
+
 def _draw_kl(ax: Axes, panel: Panel) -> None:
     scores = panel.scores.values()
     ends = [s.kl_interval or Interval(s.conformity_kl, s.conformity_kl) for s in scores]
@@ -145,6 +167,15 @@ def _tell_norm(panel: Panel) -> str:
 
 
 PLOTS: tuple[ScorePlot, ...] = (
+    ScorePlot(
+        "map",
+        _draw_map,
+        _tell_map,
+        lambda panel: (
+            "To the right is more typical than the reference, upwards more varied. The grey box is the same."
+        ),
+        lambda runs: 3.8,
+    ),
     ScorePlot(
         "conformity",
         _draw_conformity,

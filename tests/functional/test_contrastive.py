@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from clipconformity.functional.resampling import counts_of
 from clipconformity.functional.sweep import (
     _bootstrap,
     _compare,
+    _kl_difference,
+    _kl_interval,
     _Pairs,
     _redrawn,
     _redrawn_conformities,
@@ -215,6 +218,54 @@ def test_intervals_of_the_loss_cover_its_expectation(generator):
     assert hits[3] == runs  # the difference of alpha 0 from itself is 0
     assert bool((hits >= 0.83 * runs).all()), hits
     assert bool((hits[[0, 1, 2, 4, 5]] < runs).all()), "an interval that never misses is too wide"
+
+
+def test_subsamples_of_any_share_have_the_spread_of_the_whole(generator, monkeypatch):
+    """Of 120 pairs, the most that are drawn being a quarter of them or half: known to 5% and 3%."""
+    alphas, draws = [0.0, 0.5], [correlated(120, generator) for _ in range(200)]
+    truth = torch.stack([torch.stack([nt_xent_at_once(*one.shifted(a, a), 2.0) for a in alphas]) for one in draws])
+    for most in (30, 60):
+        monkeypatch.setattr("clipconformity.functional.sweep.MAX_PAIRS", most)
+        found = torch.stack([_subsampled_losses(one, alphas, 2.0, 40, generator) for one in draws[:10]])
+        torch.testing.assert_close(found.var(2).mean(0).sqrt(), truth.std(0), rtol=0.18, atol=0)
+        torch.testing.assert_close(found.mean(2), torch.zeros(10, 2).double(), rtol=0, atol=1e-9)
+
+
+def test_three_thousand_pairs_have_the_spread_of_their_closed_form(generator):
+    """At a small scale s the loss is log N + s (mean cosine of all less that of the pairs), a mean of 3,000."""
+    pairs, scale = correlated(3000, generator), 0.02
+    u, w = (normalize(x) for x in pairs)
+    influence = u @ w.mean(0) + w @ u.mean(0) - (u * w).sum(1)
+    found = _subsampled_losses(pairs, [0.0], scale, 60, generator).std()
+    assert float(found) == pytest.approx(scale * float(influence.std()) / math.sqrt(3000), rel=0.28)  # three errors
+
+
+@pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")
+def test_the_interval_of_a_loss_near_zero_is_not_below_it(generator):
+    """One pair of 13 makes all of it, which half of the subsamples lack."""
+    image = torch.eye(13) * 5 + 1
+    text = image + 0.1 * torch.randn(13, 13, generator=generator)
+    text[0] = image[1]
+    sweep = shift_sweep(image, text, [0.0], 30.0, resamples=40)
+    assert 0 == float(sweep.loss_low[0]) < float(sweep.loss[0]) < float(sweep.loss_high[0])
+
+
+def settled(value: float, bias: float) -> SimpleNamespace:
+    """What is used of a divergence that was compared."""
+    plain = SimpleNamespace(forward=torch.tensor([value], dtype=torch.float64))
+    return SimpleNamespace(plain=plain, readout=SimpleNamespace(biases=(bias / 4, 3 * bias / 4)))
+
+
+def test_intervals_of_the_kl_by_hand():
+    """Twice the value less the quantiles; of a difference, those of each draw's own."""
+    compared = [settled(1.0, 0.2), settled(3.0, 0.4)]
+    drawn = torch.stack([torch.linspace(1.0, 2.0, 1001), torch.linspace(4.0, 9.0, 1001)]).double()
+    low, high = _kl_interval(compared, drawn, 0.9)
+    assert low.tolist() == pytest.approx([0.05, 0.0], abs=1e-6)  # 2 - 1.95; 6 - 8.75 is cut
+    assert high.tolist() == pytest.approx([1.55, 7.95], abs=1e-6)  # 1.95 - 0.4 and 8.75 - 0.8, above 0.95 and 1.75
+    low, high = _kl_difference(compared, drawn, 0.9)
+    assert low.tolist() == pytest.approx([0.0, 4 - 6.8], abs=1e-6)  # the draws' own differences: 3 to 7
+    assert high.tolist() == pytest.approx([0.0, 4 - 3.2], abs=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])

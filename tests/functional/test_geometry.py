@@ -291,3 +291,12 @@ def test_bad_options_of_a_rank_correlation_are_refused():
         rank_correlation(x, x, resamples=5)
     with pytest.raises(TypeError, match="y: expected a torch tensor"):
         rank_correlation(x, [1.0])
+
+
+@pytest.mark.parametrize("function", ONE_SET)
+def test_a_spread_of_a_few_roundings_is_taken_and_of_less_refused(function, generator):
+    noise = torch.randn(50, 40, generator=generator, dtype=torch.float64)
+    eps = torch.finfo(torch.float32).eps
+    assert bool(torch.isfinite(flat(function((1 + 4 * eps * noise).float()))[:1]).all())
+    with pytest.raises(ValueError, match="no more than rounding"):
+        function((1 + 0.2 * eps * noise).double().float())

@@ -112,3 +112,30 @@ def test_redraws_without_a_spread_are_fitted_without_a_warning(generator):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert metric.noise_floor(resamples=300) > 0
+
+
+@pytest.mark.parametrize(("groups", "shared", "permuted"), [(49, False, True), (50, False, False), (49, True, False)])
+def test_few_groups_are_permuted_unless_both_sides_have_them(groups, shared, permuted, generator):
+    ids = torch.arange(groups).repeat_interleave(3)
+    reference = cc.ReferenceSet.fit(drawn(groups, 3, generator), groups=ids)
+    contrast = compared(drawn(groups, 3, generator), reference, ids if shared else ids + 1000)
+    assert redraw(contrast, 10, generator).permuted == permuted
+
+
+def test_a_redraw_that_spreads_by_a_tenth_of_the_usual_is_kept():
+    """By less, its counts below 0 have taken the spread of the rest."""
+    cell = torch.arange(1026).double()
+    base = torch.exp(-((cell - 500) ** 2) / 800).expand(5, -1).clone() * 100
+    spread = 400.0
+    for row, share in ((0, 0.15), (1, 0.05)):
+        taken = (1 - share) * spread * base[row].sum() / (2 * 40**2 + 1e-9)
+        base[row, 460] -= taken
+        base[row, 540] -= taken
+    fixed = fittable(base)
+    variances = [
+        float(x @ cell**2 / x.sum() - (x @ cell / x.sum()) ** 2) / spread for x in base[:2]
+    ]
+    assert 0.1 < variances[0] < 0.3
+    assert 0 < variances[1] < 0.1
+    assert torch.equal(fixed[0], base[0])
+    assert float(fixed[1].min()) == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 CONFORMITY = "functional/test_conformity.py"
 CONTRASTIVE = "functional/test_contrastive.py"
 DENSITY = "functional/test_density.py"
+DENSITY_FITS = f"{DENSITY}::test_without_a_penalty_that_bites_the_fit_is_the_histogram"
 DIVERGENCE = "functional/test_divergence.py"
 GEOMETRY = "functional/test_geometry.py"
 INTERPOLATION = "functional/test_interpolation.py"
@@ -21,8 +22,10 @@ NULL = "stream/test_null.py"
 OVERLAP = "stream/test_overlap.py"
 REFERENCE = "stream/test_reference.py"
 REPEATS = "stream/test_repeats.py"
+INFLUENCE = "stream/test_influence.py"
 STANDING = "stream/test_standing.py"
 METRICS = "metrics/test_metrics.py"
+INTERVALS = "metrics/test_intervals.py::test_every_standard_error_is_the_spread_over_repeated_experiments"
 SHAPES = "metrics/test_geometry_metrics.py"
 VERDICTS = "evaluation/test_verdicts.py"
 COMPARISON = "evaluation/test_comparison.py"
@@ -62,7 +65,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
     ),
     (
         "clipconformity/functional/density.py",
-        f"{DENSITY}::test_determinant_and_degrees_of_freedom_agree_with_80_digits {DIVERGENCE}",
+        f"{DENSITY}::test_determinant_and_degrees_of_freedom_agree_with_80_digits {DENSITY_FITS} {DIVERGENCE}",
         [
             ("PENALTIES * width**5", "PENALTIES * width**4"),
             ("EVIDENCE_MARGIN = 1.0", "EVIDENCE_MARGIN = 10.0"),
@@ -70,7 +73,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("- EVIDENCE_MARGIN).max())", "- EVIDENCE_MARGIN).min())"),
             ("DIFFERENCE = np.array([-1.0, 3.0, -3.0, 1.0])", "DIFFERENCE = np.array([-1.0, 2.0, -2.0, 1.0])"),
             ("\nTOLERANCE = 1e-9", "\nTOLERANCE = 1e-8"),
-            ("LOWEST_LOG = -690.0", "LOWEST_LOG = -69.0"),
+            ("LOWEST_LOG = -690.0", "LOWEST_LOG = -69.0", "", "a share of e^-69 of a divergence is below rounding"),
             ("(len(eta) - 3) * np.log(penalty)", "len(eta) * np.log(penalty)"),
             ("+ 0.5 * determinants", "- 0.5 * determinants"),
             ("+ 0.5 * determinants", "+ determinants"),
@@ -147,14 +150,14 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("gaussian.spectrum.log().sum()", "2 * gaussian.spectrum.log().sum()"),
             ("(1 - shrinkage) * spectrum + ", "spectrum + "),
             ("- 2 * overlap", "- overlap"),
-            ("- (centered @ half).square().sum(1) +", "- 2 * (centered @ half).square().sum(1) +", SHAPES),
-            ("+ 2 * centered @ (mean - other_mean)", "+ centered @ (mean - other_mean)", SHAPES),
-            ("+ 2 * centered @ (mean - other_mean)", "- 2 * centered @ (mean - other_mean)", SHAPES),
-            (".pow(-0.25)", ".pow(-0.5)", SHAPES),
-            ("values - values.mean()", "values", SHAPES),
-            ("(1 - 2 / dim) * square", "square", SHAPES),
-            ("count + 1 - 2 / dim", "count", SHAPES),
-            ("(square - trace**2 / dim)", "square", SHAPES),
+            ("- (centered @ half).square().sum(1) +", "- 2 * (centered @ half).square().sum(1) +", INFLUENCE),
+            ("+ 2 * centered @ (mean - other_mean)", "+ centered @ (mean - other_mean)", INFLUENCE),
+            ("+ 2 * centered @ (mean - other_mean)", "- 2 * centered @ (mean - other_mean)", INFLUENCE),
+            (".pow(-0.25)", ".pow(-0.5)", INFLUENCE),
+            ("values - values.mean()", "values", INFLUENCE),
+            ("(1 - 2 / dim) * square", "square", INFLUENCE),
+            ("count + 1 - 2 / dim", "count", INFLUENCE),
+            ("(square - trace**2 / dim)", "square", INFLUENCE),
         ],
     ),
     (
@@ -187,12 +190,12 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("float(count.sum()) ** 2 / squares", "float((count > 0).sum())"),
             ("(used - 1) / used * (values", "(values"),
             ("values = left_out[count > 0]", "values = left_out"),
-            ("jackknife_error(left_out, count), effective_number(count) - 1", 
+            ("jackknife_error(left_out, count), effective_number(count) - 1",
              "jackknife_error(left_out, count), effective_number(count)"),
             ("known = [effective_number(count) - 1 for", "known = [effective_number(count) for"),
             ("sum(parts) ** 2 / spread", "min(known)"),
             ("part**2 / degrees for", "part / degrees for"),
-            ("jackknife_error(left_out, torch.stack(counts).sum(0))", 
+            ("jackknife_error(left_out, torch.stack(counts).sum(0))",
              "sum(jackknife_error(own, count) ** 2 for own, count in zip(sides, counts)).sqrt()", CONTRAST),
             ("(sums.sum() - sums) / (count.sum() - count)", "(sums.sum() - sums) / count.sum()"),
             ("torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2]", "torch.tensor([1 - confidence, confidence]"),
@@ -209,7 +212,8 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         [
             ("len(classes.text) - 2)).sqrt()", "len(classes.text))).sqrt()"),
             ("(len(centered) - 2)", "len(centered)"),
-            ("    pooled.diagonal().fill_(1)\n", ""),
+            ("    pooled.diagonal().fill_(1)\n", "", "",
+             "it is 1 but for rounding, and for dimensions that do not vary within the classes"),
             ("(means[0] + means[1]) @ direction / 2", "(means[0] + means[1]) @ direction"),
             ("folded = torch.maximum(area, 1 - area)", "folded = area"),
             ("LABEL_ACCURACY = 0.99", "LABEL_ACCURACY = 0.95"),
@@ -236,9 +240,9 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("(count - weight).clamp_min(1)", "(count - 1)"),
             ("share @ rows - share.sum(1, keepdim=True) * move", "share @ rows"),
             ("- 2 * along + move.square()", "- 2 * along - move.square()"),
-            ("counts_of(part, part.shape[1]) @ x for part in _parts(index)]) / count", 
+            ("counts_of(part, part.shape[1]) @ x for part in _parts(index)]) / count",
              "counts_of(part, part.shape[1]) @ x for part in _parts(index)]) / (count - 1)"),
-            ("bias = torch.tensor([sum(c.readout.biases) for c in compared]", "bias = torch.tensor([0.0 for c in compared]"),
+            ("torch.tensor([sum(c.readout.biases) for c", "torch.tensor([0.0 for c"),
             ("(drawn - drawn[0])", "drawn"),
             ("2 * (point - point[0]) - above, 2 * (point - point[0]) - below", "below, above"),
         ],
@@ -282,7 +286,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("MIN_BUCKETS = 20", "MIN_BUCKETS = 2"),
             ("MIN_KNOWN = 5", "MIN_KNOWN = 50"),
             ("RARE = 0.025", "RARE = 0.05", f"{VERDICTS}::test_a_point_mass_may_hide_what_is_rare"),
-            ("2 * unseen * (1 - unseen) * float", "unseen * (1 - unseen) * float", 
+            ("2 * unseen * (1 - unseen) * float", "unseen * (1 - unseen) * float",
              f"{VERDICTS}::test_a_point_mass_may_hide_what_is_rare"),
             ("max(high, (1 - mixed) / max(1 - theirs, TINY)) if math.isfinite(high) else high", "high",
              f"{VERDICTS}::test_a_point_mass_may_hide_what_is_rare"),
@@ -306,7 +310,8 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("UNIT_TOLERANCE = 5e-3", "UNIT_TOLERANCE = 5e-4", f"{REFERENCE} {METRICS}"),
             ("+ len(values) * torch.outer(center, center)", ""),
             ("length = norms * weight", "length = norms"),
-            ("index_add_(0, bucket, conformity * weight)", "index_add_(0, bucket, conformity)"),
+            ("index_add_(0, bucket, conformity * weight)", "index_add_(0, bucket, conformity)", "",
+             "a bad row is taken as zeros, whose conformity is 0"),
             ("own = None if ids is None or placed else names", "own = None if ids is None else names"),
             ("grouped and self.layout.between is not None", "self.layout.between is not None", f"{OVERLAP} {CONTRAST}"),
             ("self.layout.between.to(units)[bucket]", "self.layout.between.to(units)[bucket - 1]", OVERLAP),
@@ -319,11 +324,10 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         [
             ("FEW_GROUPS = 50", "FEW_GROUPS = 5"),
             ("FEW_GROUPS = 50", "FEW_GROUPS = 500"),
-            ("means = (sums.sum(0) - sums) / (count.sum() - count)[:, None]", 
+            ("means = (sums.sum(0) - sums) / (count.sum() - count)[:, None]",
              "means = sums.sum(0).expand_as(sums) / count.sum()"),
             ("not (few and not contrast.overlap.shared_groups)", "not few"),
             ("contrast.evaluated[\"unit_sum\"].cpu() + contrast", "contrast"),
-            ("\"amin\"", "\"amax\""),
         ],
     ),
     (
@@ -340,7 +344,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("theirs.copies * (often - 1)", "theirs.copies * often"),
             ("often[second] == 1", "often[second] >= 1"),
             ("weight = weight * (pairs / weight.sum().clamp_min(1.0))", "weight = weight * 1.0"),
-            ("both = without[0].index_add(0, where[1][apart], -weight[apart])", 
+            ("both = without[0].index_add(0, where[1][apart], -weight[apart])",
              "both = without[0].index_add(0, where[1], -weight)"),
             ("    if not pairs:\n        first, second = first[:0], second[:0]\n", ""),
         ],
@@ -353,25 +357,25 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("left.square() - (inner_pairs.sum() - inner_pairs)", "left.square() - inner_pairs.sum()"),
             ("if not moments.grouped or", "if True or"),
             ("or int((count > 0).sum()) == 1", ""),
-            ("inner, inner_pairs = (sums[0] * sums[1]).sum(1), counts[0] * counts[1]", 
+            ("inner, inner_pairs = (sums[0] * sums[1]).sum(1), counts[0] * counts[1]",
              "inner, inner_pairs = 0 * (sums[0] * sums[1]).sum(1), 0 * counts[0]"),
-            ("left_rows[0] * left_rows[1] - rest_pairs, both)", "left_rows[0] * left_rows[1] - rest_pairs, overlap.pairs)"),
-            ("left_rows[0] * rows[1] - rest_pairs, mine)", "left_rows[0] * rows[1] - rest_pairs, overlap.pairs)"),
-            ("left_rows[1] * rows[0] - rest_pairs, theirs)", "left_rows[1] * rows[0] - rest_pairs, overlap.pairs)"),
+            ("rest_pairs, both)", "rest_pairs, overlap.pairs)"),
+            ("rest_pairs, mine)", "rest_pairs, overlap.pairs)"),
+            ("rest_pairs, theirs)", "rest_pairs, overlap.pairs)"),
             ("pairs > 0.5", "pairs > -0.5"),
-            (" * (len(influence) / float(moments.total)) ** 0.5", "", SHAPES),
-            ("left.append(value - sums / (count.sum() - count))", "left.append(value + sums / (count.sum() - count))", SHAPES),
-            ("left[0] + left[1] - value, (left[0]", "left[0], (left[0]", SHAPES),
+            (" * (len(influence) / float(moments.total)) ** 0.5", "", INFLUENCE),
+            ("value - sums / (count.sum() - count)", "value - sums / count.sum() / 2", INFLUENCE),
+            ("left[0] + left[1] - value, (left[0]", "left[0], (left[0]", INFLUENCE),
         ],
     ),
     (
         "clipconformity/stream/reference.py",
         f"{REFERENCE} {OVERLAP} {CONTRAST}",
         [
-            ("own_set_conformity(self.units @ self.unit_mean, self.count)", 
+            ("own_set_conformity(self.units @ self.unit_mean, self.count)",
              "own_set_conformity(self.units @ self.unit_mean, len(self.units))"),
             ("(sums.sum(0) - sums) / (count.sum() - count)[:, None]", "sums.sum(0).expand_as(sums) / count.sum()"),
-            ("estimated_conformity(self.sample.rows.double(), self.mean)", "estimated_conformity(self.sample.rows.double())"),
+            ("(self.sample.rows.double(), self.mean)", "(self.sample.rows.double())"),
         ],
     ),
     (
@@ -380,7 +384,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         [
             ("mix(content ^ mix(groups, 4), 5)) & NO_KEY", "content) & NO_KEY"),
             ("mix(content ^ mix(groups, 4), 5)) & NO_KEY", "mix(groups, 4)) & NO_KEY"),
-            ("(size / total) + 0.5).floor()", "(size / total)).ceil()"),
+            ("if total <= size:", "if True:"),
             ("index_add_(0, which, self.copies[order])", "index_add_(0, which, torch.ones_like(order))"),
             ("order = self.ids.sort(stable=True).indices", "order = torch.arange(len(self.ids))"),
         ],
@@ -393,7 +397,8 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("whole - towards.gather(1, own) - towards", "whole - towards"),
             ("count.sum() - count[own] - count)", "count.sum() - count)"),
             ("/ left) / (left - 1)", "/ left) / left"),
-            ("_std_outside(x - center, inside)", "_std_outside(x, inside)"),
+            ("_std_outside(x - center, inside)", "_std_outside(x, inside)", "",
+             "the same up to rounding: the centre only keeps the squares small"),
         ],
     ),
     (
@@ -425,8 +430,8 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         "clipconformity/stream/readouts/conformity.py",
         METRICS,
         [
-            ("jackknife_error(mean.evaluated, moments", "jackknife_error(mean.both, moments", "metrics/test_intervals.py"),
-            ("moments.good_sample().units @ moments.unit_mean, moments.total", 
+            ("jackknife_error(mean.evaluated, moments", "jackknife_error(mean.both, moments", INTERVALS),
+            ("moments.good_sample().units @ moments.unit_mean, moments.total",
              "moments.good_sample().units @ moments.unit_mean, len(moments.good_sample().keys)"),
             ("\"q05\": 0.05", "\"q05\": 0.025"),
             ("*exponential(spread.interval())", "*spread.interval()", f"{VERDICTS} {CONTRAST}"),
@@ -448,8 +453,8 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         [
             ("first.square() / total) / (total - 1)", "first.square() / total) / total"),
             ("- moments.mean, dim=1)", "- sample.rows.double().mean(0), dim=1)"),
-            ("mean_error(moments[\"norm_sum\"], moments[\"count\"])", 
-             "mean_error(moments[\"norm_square_sum\"], moments[\"count\"])", "metrics/test_intervals.py"),
+            ("mean_error(moments[\"norm_sum\"], moments[\"count\"])",
+             "mean_error(moments[\"norm_square_sum\"], moments[\"count\"])", INTERVALS),
         ],
     ),
     (
@@ -462,17 +467,17 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
     ),
     (
         "clipconformity/stream/readouts/frechet.py",
-        SHAPES,
+        INFLUENCE,
         [
-            ("distance_influence(reference.sample.rows.double(), *theirs, *mine)", 
+            ("distance_influence(reference.sample.rows.double(), *theirs, *mine)",
              "distance_influence(reference.sample.rows.double(), *theirs, *theirs)"),
-            ("distance_influence(sample.rows.double(), *mine, *theirs)", 
+            ("distance_influence(sample.rows.double(), *mine, *theirs)",
              "distance_influence(sample.rows.double(), *theirs, *mine)"),
         ],
     ),
     (
         "clipconformity/stream/readouts/likelihood.py",
-        SHAPES,
+        INFLUENCE,
         [
             ("spread = spread + torch.outer(apart, apart)", "spread = spread"),
             ("out = reference.clusters % FOLDS == fold", "out = torch.arange(len(rows)) % FOLDS == fold"),

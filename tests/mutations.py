@@ -1,7 +1,7 @@
 """Mutations: each formula changed in turn, and the tests that must notice.
 
 Run by hand: ``python tests/mutations.py``, or with parts of file names or numbers of mutations to choose some, such as
-``python tests/mutations.py functional/sweep 17``. Each is made alone, in a copy of the checkout in the temporary folder.
+``python tests/mutations.py functional/sweep 17``. Each is made alone, in a copy of the checkout.
 The exit status is 1 where one survives that has no reason to, or is killed that had one, or does not fit the code.
 """
 
@@ -114,7 +114,9 @@ def main() -> int:
             path.write_text(text)
             expected = ("survived",) if one.why else ("killed", "timed out")
             wrong += outcome not in expected
-            print(f"{outcome if outcome in expected else outcome.upper():9} {one}\n{'':13} {one.why or test}", flush=True)
+            print(
+                f"{outcome if outcome in expected else outcome.upper():9} {one}\n{'':13} {one.why or test}", flush=True
+            )
     print(f"{len(some)} mutations, {wrong} not as they should be")
     return int(bool(wrong))
 

@@ -155,7 +155,7 @@ def test_bad_input_is_refused(image, text, k, error, message):
 def test_every_side_of_the_plane_is_that_of_scikit_learn(sizes, generator):
     """Of correlated dimensions and few samples, where each of a count decides: 5,000 new points."""
     mix = torch.randn(3, 3, generator=generator, dtype=torch.float64) + torch.eye(3)
-    image, text = (torch.randn(n, 3, generator=generator, dtype=torch.float64) @ mix + s for n, s in zip(sizes, (0, 1)))
+    image, text = (torch.randn(n, 3, generator=generator, dtype=torch.float64) @ mix + s for s, n in enumerate(sizes))
     points = torch.randn(5000, 3, generator=generator, dtype=torch.float64) @ mix + 0.5
     rows, label = stacked(image, text)
     expected = LinearDiscriminantAnalysis(priors=[0.5, 0.5]).fit(rows, label).predict(double(points)) == 1

@@ -162,9 +162,7 @@ def test_rows_that_repeat_are_as_few_as_their_contents(contents, few, generator)
     assert contrast(rows, reference).few == few
 
 
-@pytest.mark.parametrize(
-    ("count", "why"), [(4, "there are too few samples"), (5, "nearly all samples are equal")]
-)
+@pytest.mark.parametrize(("count", "why"), [(4, "there are too few samples"), (5, "nearly all samples are equal")])
 def test_few_equal_rows_are_first_of_all_few(count, why, generator):
     reference = cc.ReferenceSet.fit(ellipsoid_rows(300, DIM, generator))
     assert contrast(torch.ones(count, DIM), reference).unknown == why

@@ -132,9 +132,7 @@ def test_a_redraw_that_spreads_by_a_tenth_of_the_usual_is_kept():
         base[row, 460] -= taken
         base[row, 540] -= taken
     fixed = fittable(base)
-    variances = [
-        float(x @ cell**2 / x.sum() - (x @ cell / x.sum()) ** 2) / spread for x in base[:2]
-    ]
+    variances = [float(x @ cell**2 / x.sum() - (x @ cell / x.sum()) ** 2) / spread for x in base[:2]]
     assert 0.1 < variances[0] < 0.3
     assert 0 < variances[1] < 0.1
     assert torch.equal(fixed[0], base[0])

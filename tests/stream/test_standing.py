@@ -12,7 +12,6 @@ import clipconformity as cc
 from clipconformity.functional.density import CELLS
 from clipconformity.functional.divergence import Side, excess_kurtosis
 from clipconformity.stream import standing
-from clipconformity.stream.moments import BUCKETS
 from clipconformity.stream.readouts import read_outs
 from clipconformity.stream.standing import (
     Standing,

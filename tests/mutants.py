@@ -5,30 +5,186 @@ The last two may be left out. ``why`` is of one that no test can tell from the c
 
 from __future__ import annotations
 
-CONFORMITY = "functional/test_conformity.py"
-CONTRASTIVE = "functional/test_contrastive.py"
-DENSITY = "functional/test_density.py"
-DENSITY_FITS = f"{DENSITY}::test_without_a_penalty_that_bites_the_fit_is_the_histogram"
-DIVERGENCE = "functional/test_divergence.py"
-GEOMETRY = "functional/test_geometry.py"
+
+def of(file: str, *names: str) -> str:
+    """Node ids of tests of one file."""
+    return " ".join(f"{file}::test_{name}" for name in names)
+
+
+CONFORMITY = of(
+    "functional/test_conformity.py",
+    "conformity_equals_the_mean_of_the_cosine_matrix[57-16]",
+    "rounding_does_not_lift_a_mean_cosine_above_one",
+    "estimated_conformity_is_the_cosine_to_the_raw_mean",
+    "conformity_fit_equals_numpy_polyfit_both_ways",
+    "norm_statistics_equal_numpy",
+    "a_line_is_fitted_where_conformity_varies_beyond_rounding",
+)
+LOSSES = of(
+    "functional/test_contrastive.py",
+    "blocks_equal_the_value_and_gradient_at_once[dtype1-630]",
+    "scale_of_the_embeddings_does_not_matter",
+    "shift_by_all_of_the_mean_centres_and_by_none_changes_nothing",
+)
+SWEEP = of(
+    "functional/test_contrastive.py",
+    "intervals_of_the_kl_by_hand",
+    "the_interval_of_a_loss_near_zero_is_not_below_it",
+    "redrawn_conformities_equal_those_of_the_redrawn_rows",
+    "redrawn_divergences_are_those_of_the_redrawn_pairs",
+    "subsamples_of_any_share_have_the_spread_of_the_whole",
+    "three_thousand_pairs_have_the_spread_of_their_closed_form",
+)
+REAL_SWEEP = of("functional/test_contrastive.py", "sweep_of_real_pairs_tells_what_can_be_told")
+DIVERGENCE = of(
+    "functional/test_divergence.py",
+    "a_lower_bound_is_told_from_a_quarter_outside_a_thousandth_far_off_or_one_cell_on",
+    "a_tail_decides_where_the_floor_moves_the_value_by_a_twentieth_and_beyond_noise",
+    "a_tail_is_followed_down_to_a_ten_thousandth_of_a_sample",
+    "the_bias_of_a_gaussian_is_that_of_two_parameters",
+    "rows_that_are_worth_fewer_are_smoothed_and_corrected_as_fewer",
+    "a_narrow_set_is_read_out_in_cells_that_resolve_it",
+    "a_reference_varies_where_its_spread_is_above_rounding",
+    "a_constant_evaluated_set_gives_a_finite_lower_bound_and_a_warning",
+)
+DENSITY = " ".join(
+    (
+        of(
+            "functional/test_density.py",
+            "determinant_and_degrees_of_freedom_agree_with_80_digits[Gaussian-1]",
+            "without_a_penalty_that_bites_the_fit_is_the_histogram",
+            "under_the_heaviest_penalty_the_fit_is_the_gaussian_of_the_same_moments",
+        ),
+        DIVERGENCE,
+        of(
+            "functional/test_divergence.py",
+            "the_bias_at_unequal_sizes_is_taken_off[1000]",
+            "kl_of_skewed_and_mixed_distributions_is_near_the_integral[gamma]",
+            "kl_of_skewed_and_mixed_distributions_is_near_the_integral[mixture]",
+        ),
+    )
+)
+GEOMETRY = of(
+    "functional/test_geometry.py",
+    "figures_equal_numpy_at_any_scale[1.0-dtype1]",
+    "gap_equals_numpy_and_takes_sets_without_pairs",
+    "tilt_of_a_rotated_ellipse_has_its_closed_form",
+    "the_permuted_value_keeps_variances_and_drops_correlations",
+    "a_constant_dimension_costs_rank_and_no_figure_is_nan",
+)
+ROUNDING = of("functional/test_geometry.py", "a_spread_of_a_few_roundings_is_taken_and_of_less_refused")
+RANKS = of(
+    "functional/test_geometry.py",
+    "rank_correlation_equals_scipy",
+    "the_interval_of_a_rank_correlation_covers_the_truth",
+)
 INTERPOLATION = "functional/test_interpolation.py"
-LIKELIHOOD = "functional/test_likelihood.py"
-RESAMPLING = "functional/test_resampling.py"
-SEPARABILITY = "functional/test_separability.py"
-TWO_SAMPLE = "functional/test_two_sample.py"
-CONTRAST = "stream/test_contrast.py"
-MOMENTS = "stream/test_moments.py"
-NULL = "stream/test_null.py"
-OVERLAP = "stream/test_overlap.py"
-REFERENCE = "stream/test_reference.py"
-REPEATS = "stream/test_repeats.py"
+LIKELIHOOD = of(
+    "functional/test_likelihood.py",
+    "log_likelihood_equals_the_multivariate_normal",
+    "shrinkage_moves_the_covariance_towards_a_sphere",
+    "frechet_distance_equals_scipy",
+)
 INFLUENCE = "stream/test_influence.py"
+RESAMPLING = "functional/test_resampling.py"
+AREA = of("functional/test_separability.py", "area_under_the_curve_equals_scikit_learn")
+SEPARABILITY = of(
+    "functional/test_separability.py",
+    "every_side_of_the_plane_is_that_of_scikit_learn",
+    "a_label_is_right_in_99_of_100",
+    "dimensions_that_all_but_a_millionth_tells_apart_are_ranked",
+    "equal_aucs_are_ranked_by_distance",
+    "classes_constant_in_a_dimension_are_told_apart_by_it",
+    "held_out_accuracy_is_chance_where_the_accuracy_in_sample_flatters",
+)
+TWO_SAMPLE = "functional/test_two_sample.py"
+SCALES = of("functional/test_scales.py", "one_row_out_of_range_is_refused_by_function_and_stream_alike")
+CONTRAST = "stream/test_contrast.py"
+OVERLAP = of(
+    "stream/test_overlap.py",
+    "what_is_shared_is_told_from_what_repeats_by_three_errors",
+    "pairs_that_are_equal_by_chance_stay_in",
+    "a_row_leaves_out_one_pair_at_most",
+    "shared_rows_leave_themselves_out_and_the_rest_stays",
+    "repeats_that_are_as_common_in_the_reference_are_no_overlap",
+    "no_pair_of_one_group_is_compared",
+    "near_pairs_equal_the_cosine_matrix[0.01-24]",
+)
+MOMENTS = of(
+    "stream/test_moments.py",
+    "sums_equal_numpy",
+    "conformity_to_a_direction_equals_numpy",
+    "what_lies_beyond_the_cells_is_counted_at_the_ends",
+    "the_std_of_conformity_that_does_not_vary_is_zero",
+    "second_moment_is_the_sum_of_outer_products",
+    "bad_rows_are_counted_and_left_out",
+    "places_for_ids_deal_no_rows",
+    "self_conformity_error_is_an_explicit_jackknife",
+)
+ROWS = (
+    of(
+        "stream/test_moments.py",
+        "equal_rows_of_different_groups_are_never_taken_for_copies",
+        "a_large_group_pushes_no_other_out_of_the_sample",
+        "no_row_of_one_large_group_is_taken_for_a_copy",
+    )
+    + " stream/test_repeats.py"
+)
+NORMALIZED = of(
+    "stream/test_reference.py",
+    "normalized_rows_are_refused_with_the_way_out",
+    "rows_near_norm_one_are_not_taken_for_normalized",
+)
+REFERENCE = of(
+    "stream/test_reference.py",
+    "fit_equals_numpy",
+    "beyond_max_samples_means_stay_exact_and_the_rest_is_marked",
+    "the_fit_beyond_max_samples_is_under_the_final_means",
+)
 STANDING = "stream/test_standing.py"
-METRICS = "metrics/test_metrics.py"
-INTERVALS = "metrics/test_intervals.py::test_every_standard_error_is_the_spread_over_repeated_experiments"
-SHAPES = "metrics/test_geometry_metrics.py"
-VERDICTS = "evaluation/test_verdicts.py"
-COMPARISON = "evaluation/test_comparison.py"
+NULL = of(
+    "stream/test_null.py",
+    "few_groups_are_permuted_unless_both_sides_have_them",
+    "a_redraw_that_spreads_by_a_tenth_of_the_usual_is_kept",
+    "redraws_without_a_spread_are_fitted_without_a_warning",
+    "values_are_conformities_to_both_sides_together",
+)
+METRICS = of(
+    "metrics/test_metrics.py",
+    "conformity_equals_numpy_whatever_the_batches[64]",
+    "conformity_inside_the_own_set_equals_numpy[64]",
+    "norms_equal_numpy_whatever_the_batches[64]",
+    "figures_of_the_own_set_are_under_the_mean_of_all_rows",
+)
+ONE_GROUP = of(
+    "metrics/test_metrics.py",
+    "one_group_has_no_interval_and_no_floor",
+    "one_group_keeps_its_figures_and_has_no_standard_error",
+)
+ENDS = of("metrics/test_metrics.py", "the_ends_of_ratios_are_those_of_their_logarithms")
+ERRORS = of("metrics/test_intervals.py", "standard_errors_of_the_means_of_independent_rows_are_the_textbook_ones")
+SHAPES = of(
+    "metrics/test_geometry_metrics.py",
+    "ellipsoid_geometry_equals_numpy",
+    "the_condition_is_nan_where_the_rank_is_below_the_dimension",
+    "modality_gap_equals_brute_force",
+    "the_standard_error_of_the_gap_is_that_of_repeated_draws",
+)
+POINT_MASS = of("evaluation/test_verdicts.py", "a_point_mass_may_hide_what_is_rare")
+VERDICTS = of(
+    "evaluation/test_verdicts.py",
+    "a_verdict_is_judged_by_its_interval_against_the_margin",
+    "the_samples_needed_are_those_of_the_formula",
+    "a_verdict_in_words",
+    "where_the_effect_is_between_the_samples_needed_tell_it_from_the_further_end",
+    "an_interval_by_a_standard_error_is_that_of_students_t",
+)
+REQUIREMENTS = of(
+    "evaluation/test_verdicts.py",
+    "a_requirement_holds_where_every_value_of_the_interval_meets_it",
+    "a_figure_whose_uncertainty_is_not_known_meets_nothing",
+)
+COMPARISON = of("evaluation/test_comparison.py", "a_difference_has_the_error_of_an_explicit_jackknife")
 
 TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
     (
@@ -52,7 +208,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
     ),
     (
         "clipconformity/functional/contrastive.py",
-        CONTRASTIVE,
+        LOSSES,
         [
             ("/ (2 * len(u))", "/ len(u)"),
             ("logits.logsumexp(1) - logits.diagonal(start)", "logits.logsumexp(1) - logits.diagonal()"),
@@ -65,7 +221,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
     ),
     (
         "clipconformity/functional/density.py",
-        f"{DENSITY}::test_determinant_and_degrees_of_freedom_agree_with_80_digits {DENSITY_FITS} {DIVERGENCE}",
+        DENSITY,
         [
             ("PENALTIES * width**5", "PENALTIES * width**4"),
             ("EVIDENCE_MARGIN = 1.0", "EVIDENCE_MARGIN = 10.0"),
@@ -106,8 +262,8 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("fourth / second**2 - 3 if", "fourth / second**2 if"),
             ("math.log(TAIL_FLOOR / readout.effective[side])", "math.log(TAIL_FLOOR)"),
             ("if std < 1e-8", "if std < 1e-7"),
-            ("x[first:last] * (side.effective / x.sum())", "x[first:last]", f"{STANDING}"),
-            ("coarse * (readout.effective[i] / coarse.sum(1, keepdim=True))", "coarse", f"{STANDING}"),
+            ("x[first:last] * (side.effective / x.sum())", "x[first:last]", STANDING),
+            ("coarse * (readout.effective[i] / coarse.sum(1, keepdim=True))", "coarse", STANDING),
             ("    inner[..., 0] += counts[..., 0]\n", ""),
             ("factor * 4 > min(stds)", "factor > 4 * min(stds)"),
             ("relative_entropy(logs[0], logs[1], _log_floor(readout, 1))",
@@ -165,13 +321,13 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         GEOMETRY,
         [
             ("total / (len(values) - 1)", "total / len(values)"),
-            ("scaled = values / values.detach().abs().amax(-1, keepdim=True)", "scaled = values", CONTRASTIVE),
+            ("scaled = values / values.detach().abs().amax(-1, keepdim=True)", "scaled = values", LOSSES),
             ("result[:, column] = values[order.to(values.device), column]", "result[:, column] = values[:, column]"),
         ],
     ),
     (
         "clipconformity/functional/ranks.py",
-        f"{GEOMETRY} {SEPARABILITY}",
+        f"{AREA} {RANKS}",
         [
             ("(below + through + 1).double() / 2", "through.double()"),
             ("(below + through).sum(1)", "(2 * below).sum(1)"),
@@ -227,7 +383,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
     ),
     (
         "clipconformity/functional/sweep.py",
-        CONTRASTIVE,
+        SWEEP,
         [
             (" * math.sqrt(size / (count - size))", ""),
             ("(result - result.mean(1, keepdim=True))", "result"),
@@ -236,7 +392,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("((1 - alpha) * mean).float()", "((1 - 2 * alpha) * mean).float()"),
             ("(point - above).clamp_min(floor), point - below", "(point + below).clamp_min(floor), point + above"),
             ("confidence, floor=0.0)", "confidence)"),
-            ("losses - losses[0], confidence", "losses, confidence"),
+            ("losses - losses[0], confidence", "losses, confidence", REAL_SWEEP),
             ("(count - weight).clamp_min(1)", "(count - 1)"),
             ("share @ rows - share.sum(1, keepdim=True) * move", "share @ rows"),
             ("- 2 * along + move.square()", "- 2 * along - move.square()"),
@@ -262,11 +418,11 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
     ),
     (
         "clipconformity/functional/validation.py",
-        "functional/test_scales.py",
+        SCALES,
         [
             ("= 1e-15, 1e15", "= 1e-14, 1e15"),
             ("= 1e-15, 1e15", "= 1e-15, 1e16"),
-            ("torch.finfo(dtype).eps * length", "10 * torch.finfo(dtype).eps * length", GEOMETRY),
+            ("torch.finfo(dtype).eps * length", "10 * torch.finfo(dtype).eps * length", ROUNDING),
         ],
     ),
     (
@@ -279,17 +435,17 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("without - theirs, mine - others)", "mine - others, without - theirs)"),
             ("\nTINY = 1e-9", "\nTINY = 1e-6"),
             ("SUSPICIOUS = 5.0", "SUSPICIOUS = 50.0"),
-            ("MIN_ROWS = 50", "MIN_ROWS = 25", VERDICTS),
-            ("MIN_ROWS = 50", "MIN_ROWS = 100", VERDICTS),
+            ("MIN_ROWS = 50", "MIN_ROWS = 25"),
+            ("MIN_ROWS = 50", "MIN_ROWS = 100"),
             ("MIN_GROUPS = 40", "MIN_GROUPS = 4"),
             ("MIN_GROUPS = 40", "MIN_GROUPS = 400"),
             ("MIN_BUCKETS = 20", "MIN_BUCKETS = 2"),
             ("MIN_KNOWN = 5", "MIN_KNOWN = 50"),
-            ("RARE = 0.025", "RARE = 0.05", f"{VERDICTS}::test_a_point_mass_may_hide_what_is_rare"),
+            ("RARE = 0.025", "RARE = 0.05", POINT_MASS),
             ("2 * unseen * (1 - unseen) * float", "unseen * (1 - unseen) * float",
-             f"{VERDICTS}::test_a_point_mass_may_hide_what_is_rare"),
+             POINT_MASS),
             ("max(high, (1 - mixed) / max(1 - theirs, TINY)) if math.isfinite(high) else high", "high",
-             f"{VERDICTS}::test_a_point_mass_may_hide_what_is_rare"),
+             POINT_MASS),
             ("effective_number(self._mine[\"count\"]), 1.0)", "float((self._mine[\"count\"] > 0).sum()), 1.0)"),
             ("/ left) / (left - 1)", "/ left) / left"),
             ("/ count.sum()) / (count.sum() - 1)", "/ count.sum()) / count.sum()"),
@@ -306,14 +462,14 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         [
             ("torch.outer(mean, mean)) / (self.total - 1)", "torch.outer(mean, mean)) / self.total"),
             ("first.square() / total) / (total - 1)", "first.square() / total) / total"),
-            ("UNIT_TOLERANCE = 5e-3", "UNIT_TOLERANCE = 5e-2", f"{REFERENCE} {METRICS}"),
-            ("UNIT_TOLERANCE = 5e-3", "UNIT_TOLERANCE = 5e-4", f"{REFERENCE} {METRICS}"),
+            ("UNIT_TOLERANCE = 5e-3", "UNIT_TOLERANCE = 5e-2", NORMALIZED),
+            ("UNIT_TOLERANCE = 5e-3", "UNIT_TOLERANCE = 5e-4", NORMALIZED),
             ("+ len(values) * torch.outer(center, center)", ""),
             ("length = norms * weight", "length = norms"),
             ("index_add_(0, bucket, conformity * weight)", "index_add_(0, bucket, conformity)", "",
              "a bad row is taken as zeros, whose conformity is 0"),
             ("own = None if ids is None or placed else names", "own = None if ids is None else names"),
-            ("grouped and self.layout.between is not None", "self.layout.between is not None", f"{OVERLAP} {CONTRAST}"),
+            ("grouped and self.layout.between is not None", "self.layout.between is not None", OVERLAP),
             ("self.layout.between.to(units)[bucket]", "self.layout.between.to(units)[bucket - 1]", OVERLAP),
             ("first.square() / total) / (total - 1)).clamp_min(0)", "first.square() / total) / (total - 1))"),
         ],
@@ -351,7 +507,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
     ),
     (
         "clipconformity/stream/pairs.py",
-        f"{CONTRAST} {OVERLAP} {MOMENTS}",
+        f"{CONTRAST} {OVERLAP} {MOMENTS} {ONE_GROUP}",
         [
             ("apart - (inner.sum() - inner)", "apart - inner.sum()"),
             ("left.square() - (inner_pairs.sum() - inner_pairs)", "left.square() - inner_pairs.sum()"),
@@ -370,7 +526,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
     ),
     (
         "clipconformity/stream/reference.py",
-        f"{REFERENCE} {OVERLAP} {CONTRAST}",
+        f"{REFERENCE} {CONTRAST}",
         [
             ("own_set_conformity(self.units @ self.unit_mean, self.count)",
              "own_set_conformity(self.units @ self.unit_mean, len(self.units))"),
@@ -380,7 +536,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
     ),
     (
         "clipconformity/stream/row_sample.py",
-        f"{MOMENTS} {REPEATS}",
+        ROWS,
         [
             ("mix(content ^ mix(groups, 4), 5)) & NO_KEY", "content) & NO_KEY"),
             ("mix(content ^ mix(groups, 4), 5)) & NO_KEY", "mix(groups, 4)) & NO_KEY"),
@@ -423,19 +579,19 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("(side[0] * size / side[0].sum())", "side[0]"),
             ("total / (design_effect(histogram) if grouped else 1.0)", "total"),
             ("len(values) / effect", "len(values)"),
-            ("int((self.buckets.sum(1) > 0).sum())", "len(self.buckets)", METRICS),
+            ("int((self.buckets.sum(1) > 0).sum())", "len(self.buckets)", ONE_GROUP),
         ],
     ),
     (
         "clipconformity/stream/readouts/conformity.py",
         METRICS,
         [
-            ("jackknife_error(mean.evaluated, moments", "jackknife_error(mean.both, moments", INTERVALS),
+            ("jackknife_error(mean.evaluated, moments", "jackknife_error(mean.both, moments", ERRORS),
             ("moments.good_sample().units @ moments.unit_mean, moments.total",
              "moments.good_sample().units @ moments.unit_mean, len(moments.good_sample().keys)"),
             ("\"q05\": 0.05", "\"q05\": 0.025"),
-            ("*exponential(spread.interval())", "*spread.interval()", f"{VERDICTS} {CONTRAST}"),
-            ("shift.value, *shift.interval()", "shift.value, *shift.interval(0.9)", VERDICTS),
+            ("*exponential(spread.interval())", "*spread.interval()", ENDS),
+            ("shift.value, *shift.interval()", "shift.value, *shift.interval(0.9)", ENDS),
         ],
     ),
     (
@@ -454,7 +610,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("first.square() / total) / (total - 1)", "first.square() / total) / total"),
             ("- moments.mean, dim=1)", "- sample.rows.double().mean(0), dim=1)"),
             ("mean_error(moments[\"norm_sum\"], moments[\"count\"])",
-             "mean_error(moments[\"norm_square_sum\"], moments[\"count\"])", INTERVALS),
+             "mean_error(moments[\"norm_square_sum\"], moments[\"count\"])", ERRORS),
         ],
     ),
     (
@@ -519,7 +675,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
     ),
     (
         "clipconformity/evaluation/requirements.py",
-        VERDICTS,
+        REQUIREMENTS,
         [
             ("low if self.comparison.startswith(\">\") else high", "figure.value"),
             ("low if self.comparison.startswith(\">\") else high", "low if self.comparison == \">=\" else high"),

@@ -129,6 +129,14 @@ def test_conformity_to_a_direction_equals_numpy(rows):
     np.testing.assert_array_equal(moments[HISTOGRAM].sum(0), np.histogram(conformity, edges)[0])
 
 
+def test_the_std_of_conformity_that_does_not_vary_is_zero(rows):
+    """The difference of its sums may be below 0 by rounding."""
+    layout = Layout(DIM, direction=torch.linspace(0.1, 0.9, DIM).double(), grid=Grid(0.4, 0.01))
+    assert [float(streamed(layout, [row.expand(33, DIM)]).conformity_std) for row in rows] == pytest.approx(
+        [0.0] * len(rows), abs=1e-7
+    )
+
+
 def test_what_lies_beyond_the_cells_is_counted_at_the_ends():
     layout = Layout(2, direction=torch.tensor([1.0, 0.0]).double(), grid=Grid(0.0, 1e-4))
     moments = streamed(layout, [torch.tensor([[1.0, 0.0], [2.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])])

@@ -32,6 +32,7 @@ SWEEP = of(
     "the_interval_of_a_loss_near_zero_is_not_below_it",
     "redrawn_conformities_equal_those_of_the_redrawn_rows",
     "redrawn_divergences_are_those_of_the_redrawn_pairs",
+    "draws_in_parts_are_those_at_once",
     "subsamples_of_any_share_have_the_spread_of_the_whole",
     "three_thousand_pairs_have_the_spread_of_their_closed_form",
 )
@@ -45,7 +46,15 @@ DIVERGENCE = of(
     "rows_that_are_worth_fewer_are_smoothed_and_corrected_as_fewer",
     "a_narrow_set_is_read_out_in_cells_that_resolve_it",
     "a_reference_varies_where_its_spread_is_above_rounding",
+    "what_lies_beyond_the_cells_counts_at_either_end",
     "a_constant_evaluated_set_gives_a_finite_lower_bound_and_a_warning",
+)
+BIAS = of("functional/test_divergence.py", "the_bias_at_unequal_sizes_is_taken_off")
+DIGITS = of("functional/test_density.py", "determinant_and_degrees_of_freedom_agree_with_80_digits")
+SMOOTHING = of(
+    "functional/test_density.py",
+    "the_smoothing_does_not_depend_on_the_width_of_the_cells",
+    "gaussian_samples_are_nearly_always_fitted_by_a_gaussian",
 )
 DENSITY = " ".join(
     (
@@ -76,7 +85,7 @@ ROUNDING = of("functional/test_geometry.py", "a_spread_of_a_few_roundings_is_tak
 RANKS = of(
     "functional/test_geometry.py",
     "rank_correlation_equals_scipy",
-    "the_interval_of_a_rank_correlation_covers_the_truth",
+    "the_interval_of_unrelated_vectors_has_its_closed_form",
 )
 INTERPOLATION = "functional/test_interpolation.py"
 LIKELIHOOD = of(
@@ -113,6 +122,7 @@ OVERLAP = of(
 MOMENTS = of(
     "stream/test_moments.py",
     "sums_equal_numpy",
+    "rows_beyond_a_chunk_keep_their_groups_and_ids",
     "conformity_to_a_direction_equals_numpy",
     "what_lies_beyond_the_cells_is_counted_at_the_ends",
     "the_std_of_conformity_that_does_not_vary_is_zero",
@@ -223,18 +233,19 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         "clipconformity/functional/density.py",
         DENSITY,
         [
-            ("PENALTIES * width**5", "PENALTIES * width**4"),
+            ("PENALTIES * width**5", "PENALTIES * width**4", SMOOTHING),
             ("EVIDENCE_MARGIN = 1.0", "EVIDENCE_MARGIN = 10.0"),
-            ("EVIDENCE_MARGIN = 1.0", "EVIDENCE_MARGIN = 0.0"),
+            ("EVIDENCE_MARGIN = 1.0", "EVIDENCE_MARGIN = 0.0", SMOOTHING),
             ("- EVIDENCE_MARGIN).max())", "- EVIDENCE_MARGIN).min())"),
             ("DIFFERENCE = np.array([-1.0, 3.0, -3.0, 1.0])", "DIFFERENCE = np.array([-1.0, 2.0, -2.0, 1.0])"),
-            ("\nTOLERANCE = 1e-9", "\nTOLERANCE = 1e-8"),
+            ("\nTOLERANCE = 1e-9", "\nTOLERANCE = 1e-8", "",
+             "a fit ends within 1e-8 of the top of its log-likelihood then, which no figure shows"),
             ("LOWEST_LOG = -690.0", "LOWEST_LOG = -69.0", "", "a share of e^-69 of a divergence is below rounding"),
             ("(len(eta) - 3) * np.log(penalty)", "len(eta) * np.log(penalty)"),
             ("+ 0.5 * determinants", "- 0.5 * determinants"),
             ("+ 0.5 * determinants", "+ determinants"),
             ("(len(self.means) - 3) * np.log(self.penalty", "(len(self.means) - 2) * np.log(self.penalty"),
-            ("PIVOT_SCALE = 1e-6", "PIVOT_SCALE = 1.0"),
+            ("PIVOT_SCALE = 1e-6", "PIVOT_SCALE = 1.0", DIGITS),
             ("np.diag(self.means)", "np.eye(len(self.means))"),
             ("- np.exp(x) - penalty *", "- np.exp(x) + penalty *"),
             ("likelihood - 0.5 * penalty *", "likelihood - penalty *"),
@@ -250,7 +261,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         [
             ("(freedom - 1) / (2 * side.effective)", "freedom / (2 * side.effective)"),
             ("(freedom - 1) / (2 * side.effective)", "(freedom - 1) / side.effective"),
-            ("(value - sum(readout.biases))", "value"),
+            ("(value - sum(readout.biases))", "value", BIAS),
             (".clamp_min(0) for value in values", " for value in values"),
             ("TAIL_FLOOR = 1e-4", "TAIL_FLOOR = 1e-3"),
             ("TAIL_MOVES = 0.05", "TAIL_MOVES = 0.5"),
@@ -259,11 +270,11 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("_std(evaluated.counts) < 1", "_std(evaluated.counts) < 0.1"),
             ("floor - math.log(1000)", "floor - math.log(10)"),
             ("max(TAIL_MOVES * value, sum(readout.biases))", "TAIL_MOVES * value"),
-            ("fourth / second**2 - 3 if", "fourth / second**2 if"),
+            ("fourth / second**2 - 3 if", "fourth / second**2 if", STANDING),
             ("math.log(TAIL_FLOOR / readout.effective[side])", "math.log(TAIL_FLOOR)"),
             ("if std < 1e-8", "if std < 1e-7"),
-            ("x[first:last] * (side.effective / x.sum())", "x[first:last]", STANDING),
-            ("coarse * (readout.effective[i] / coarse.sum(1, keepdim=True))", "coarse", STANDING),
+            ("x[first:last] * (side.effective / x.sum())", "x[first:last]"),
+            ("coarse * (readout.effective[i] / coarse.sum(1, keepdim=True))", "coarse"),
             ("    inner[..., 0] += counts[..., 0]\n", ""),
             ("factor * 4 > min(stds)", "factor > 4 * min(stds)"),
             ("relative_entropy(logs[0], logs[1], _log_floor(readout, 1))",
@@ -290,7 +301,8 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("for s in (1 - t, t))", "for s in (t, 1 - t))"),
             ("\nSMALL = 1e-3", "\nSMALL = 1e-1"),
             ("OPPOSITE = 1e-6", "OPPOSITE = 1e-4"),
-            ("(23 / 45 - ratio * 44 / 105)", "(23 / 45)"),
+            ("(23 / 45 - ratio * 44 / 105)", "(23 / 45)", "",
+             "where the series is used, at squared angles below 4e-4, the term is 2e-16"),
             (" * (1 - square / 42)", ""),
             ("+ (1 - path.start - path.end) * center ", ""),
             ("(1 - t) * lengths[0] + t * lengths[1]", "lengths[0]"),
@@ -321,7 +333,8 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         GEOMETRY,
         [
             ("total / (len(values) - 1)", "total / len(values)"),
-            ("scaled = values / values.detach().abs().amax(-1, keepdim=True)", "scaled = values", LOSSES),
+            ("scaled = values / values.detach().abs().amax(-1, keepdim=True)", "scaled = values",
+             LOSSES, "norms are within 1e-15 to 1e15, whose squares are within the range of float32"),
             ("result[:, column] = values[order.to(values.device), column]", "result[:, column] = values[:, column]"),
         ],
     ),
@@ -400,6 +413,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
              "counts_of(part, part.shape[1]) @ x for part in _parts(index)]) / (count - 1)"),
             ("torch.tensor([sum(c.readout.biases) for c", "torch.tensor([0.0 for c"),
             ("(drawn - drawn[0])", "drawn"),
+            ("[len(part) for part in _parts(index)])", "[len(part) for part in _parts(index)][::-1])"),
             ("2 * (point - point[0]) - above, 2 * (point - point[0]) - below", "below, above"),
         ],
     ),
@@ -468,6 +482,8 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("length = norms * weight", "length = norms"),
             ("index_add_(0, bucket, conformity * weight)", "index_add_(0, bucket, conformity)", "",
              "a bad row is taken as zeros, whose conformity is 0"),
+            ("(None if x is None else x[part].to(device)", "(None if x is None else x[: len(chunk)].to(device)"),
+            ("self._add(chunk, own, ids[part], key", "self._add(chunk, own, ids[: len(chunk)], key"),
             ("own = None if ids is None or placed else names", "own = None if ids is None else names"),
             ("grouped and self.layout.between is not None", "self.layout.between is not None", OVERLAP),
             ("self.layout.between.to(units)[bucket]", "self.layout.between.to(units)[bucket - 1]", OVERLAP),

@@ -298,6 +298,18 @@ def test_redrawn_divergences_are_those_of_the_redrawn_pairs(generator):
     torch.testing.assert_close(_redrawn(shifted, alpha, compared, draws), expected, rtol=0, atol=1e-6)
 
 
+def test_draws_in_parts_are_those_at_once(generator, monkeypatch):
+    """Seven draws of 40 pairs, three at a time."""
+    pairs, found = correlated(40, generator), []
+    shifted = pairs.shifted(0.5, 0.5)
+    compared = _compare(*(conformity(x) for x in shifted))
+    for entries in (2**21, 130):
+        monkeypatch.setattr("clipconformity.functional.sweep.CHUNK_ENTRIES", entries)
+        draws = _bootstrap(pairs, 7, torch.Generator().manual_seed(0))
+        found.append(_redrawn(shifted, 0.5, compared, draws))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-9)
+
+
 def test_grid_holds_the_sweep_on_its_diagonal(pairs):
     alphas = [0.0, 0.1, 0.2]
     grid = shift_grid(*pairs, alphas, alphas, 10.0)

@@ -366,6 +366,14 @@ def test_a_narrow_set_is_read_out_in_cells_that_resolve_it(width):
     assert float(conformity_kl(spaced(5000, 0, width), spaced(5000))) == pytest.approx(gaussian_kl(0, width), rel=0.01)
 
 
+@pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")
+def test_what_lies_beyond_the_cells_counts_at_either_end():
+    far = torch.cat([spaced(970), torch.full((30,), 40.0).double()])
+    values = [float(conformity_kl(sign * far, sign * spaced(500))) for sign in (1, -1)]
+    assert values[0] > 0.2
+    assert values[1] == pytest.approx(values[0], rel=1e-6)
+
+
 @pytest.mark.parametrize(("std", "varies"), [(5e-8, True), (5e-9, False)])
 def test_a_reference_varies_where_its_spread_is_above_rounding(std, varies):
     values = 0.5 + std * spaced(100)

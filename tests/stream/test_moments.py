@@ -66,6 +66,21 @@ def test_a_stream_longer_than_a_chunk_equals_its_parts(layout, generator):
     assert_same(streamed(layout, [rows]), streamed(layout, rows.split(999)))
 
 
+def test_rows_beyond_a_chunk_keep_their_groups_and_ids(generator):
+    rows = ellipsoid_rows(CHUNK + 500, DIM, generator)
+    groups, ids = torch.arange(len(rows)) // 7, [f"row {n}" for n in range(len(rows))]
+    whole, parts = (Moments(Layout(DIM, max_samples=len(rows))) for _ in range(2))
+    whole.update(rows, groups, ids)
+    for part in torch.arange(len(rows)).split(600):
+        parts.update(rows[part], groups[part], [ids[n] for n in part])
+    assert_same(whole, parts)
+    sample = whole.sample()
+    for row in (0, CHUNK - 1, CHUNK, len(rows) - 1):
+        kept = int((sample.rows == rows[row]).all(1).nonzero())
+        assert whole.names[int(sample.ids[kept])] == ids[row]
+        assert int(sample.groups[kept]) == int(groups[row])
+
+
 @every_layout
 def test_merge_equals_single_pass(layout, rows, groups):
     parts = [streamed(layout, [rows[s]], groups[s]) for s in (slice(0, 20), slice(20, 165), slice(165, 200))]

@@ -33,6 +33,7 @@ SWEEP = of(
     "redrawn_conformities_equal_those_of_the_redrawn_rows",
     "redrawn_divergences_are_those_of_the_redrawn_pairs",
     "draws_in_parts_are_those_at_once",
+    "subsampled_losses_are_those_of_the_drawn_pairs_about_their_own_means",
     "subsamples_of_any_share_have_the_spread_of_the_whole",
     "three_thousand_pairs_have_the_spread_of_their_closed_form",
 )
@@ -101,7 +102,7 @@ SEPARABILITY = of(
     "functional/test_separability.py",
     "every_side_of_the_plane_is_that_of_scikit_learn",
     "a_label_is_right_in_99_of_100",
-    "dimensions_that_all_but_a_millionth_tells_apart_are_ranked",
+    "the_spread_within_is_followed_down_to_a_millionth_of_the_total",
     "equal_aucs_are_ranked_by_distance",
     "classes_constant_in_a_dimension_are_told_apart_by_it",
     "held_out_accuracy_is_chance_where_the_accuracy_in_sample_flatters",

@@ -231,6 +231,19 @@ def test_subsamples_of_any_share_have_the_spread_of_the_whole(generator, monkeyp
         torch.testing.assert_close(found.mean(2), torch.zeros(10, 2).double(), rtol=0, atol=1e-9)
 
 
+def test_subsampled_losses_are_those_of_the_drawn_pairs_about_their_own_means(generator):
+    pairs, alphas = correlated(31, generator), [0.0, 0.3, 1.0]
+    found = _subsampled_losses(pairs, alphas, 5.0, 6, torch.Generator().manual_seed(1))
+    draw, losses = torch.Generator().manual_seed(1), []
+    for _ in range(6):
+        kept = torch.randperm(31, generator=draw)[:15]
+        drawn = _Pairs(pairs.image[kept], pairs.text[kept])
+        losses.append(torch.stack([nt_xent_at_once(*drawn.shifted(a, a), 5.0) for a in alphas]))
+    expected = torch.stack(losses, 1)
+    expected = (expected - expected.mean(1, keepdim=True)) * math.sqrt(15 / 16)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)  # of float32
+
+
 def test_three_thousand_pairs_have_the_spread_of_their_closed_form(generator):
     """At a small scale s the loss is log N + s (mean cosine of all less that of the pairs), a mean of 3,000."""
     pairs, scale = correlated(3000, generator), 0.02

@@ -12,7 +12,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from clipconformity.functional.ranks import area_under_curve
-from clipconformity.functional.separability import _Classes, _discriminate, linear_separability
+from clipconformity.functional.separability import _Classes, _discriminate, _spread, linear_separability
 
 FINE = torch.rand(20, 5, generator=torch.Generator().manual_seed(0))
 
@@ -173,7 +173,11 @@ def test_a_label_is_right_in_99_of_100(generator):
     assert 0.99 <= float(result.label_accuracies[0]) < 0.999
 
 
-def test_dimensions_that_all_but_a_millionth_tells_apart_are_ranked(generator):
-    """Of classes apart by 1 the spread within is 6e-6 in the first and 3e-6 in the second."""
-    image, text = torch.randn(2, 50, 2, generator=generator, dtype=torch.float64) * torch.tensor([6e-6, 3e-6]).double()
-    assert linear_separability(image + 1, text + 2, k=1).dimensions.tolist() == [1]
+def test_the_spread_within_is_followed_down_to_a_millionth_of_the_total(generator):
+    """Of classes apart by 1, whose total spread is a half."""
+    noise = torch.randn(2, 50, 3, generator=generator, dtype=torch.float64) * torch.tensor([3e-6, 1e-7, 0]).double()
+    classes = _Classes(noise[0] + 1, noise[1] + torch.tensor([2.0, 2.0, 1.0]))
+    total = torch.cat(classes).std(0)
+    pooled = ((classes.image.var(0) + classes.text.var(0)) / 2).sqrt()
+    expected = torch.stack([pooled[0], 1e-6 * total[1], torch.ones(()).double()])  # what is constant tells nothing
+    torch.testing.assert_close(_spread(classes), expected)

@@ -118,6 +118,7 @@ OVERLAP = of(
     "shared_rows_leave_themselves_out_and_the_rest_stays",
     "repeats_that_are_as_common_in_the_reference_are_no_overlap",
     "no_pair_of_one_group_is_compared",
+    "equal_rows_are_those_within_a_cosine_of_a_hundred_thousandth",
     "near_pairs_equal_the_cosine_matrix[0.01-24]",
 )
 MOMENTS = of(
@@ -136,7 +137,8 @@ ROWS = (
     of(
         "stream/test_moments.py",
         "equal_rows_of_different_groups_are_never_taken_for_copies",
-        "a_large_group_pushes_no_other_out_of_the_sample",
+        "of_equal_rows_the_same_one_is_kept_whatever_came_first",
+    "a_large_group_pushes_no_other_out_of_the_sample",
         "no_row_of_one_large_group_is_taken_for_a_copy",
     )
     + " stream/test_repeats.py"
@@ -159,6 +161,7 @@ NULL = of(
     "a_redraw_that_spreads_by_a_tenth_of_the_usual_is_kept",
     "redraws_without_a_spread_are_fitted_without_a_warning",
     "values_are_conformities_to_both_sides_together",
+    "values_of_rows_in_groups_leave_out_their_bucket",
 )
 METRICS = of(
     "metrics/test_metrics.py",
@@ -181,7 +184,6 @@ SHAPES = of(
     "modality_gap_equals_brute_force",
     "the_standard_error_of_the_gap_is_that_of_repeated_draws",
 )
-POINT_MASS = of("evaluation/test_verdicts.py", "a_point_mass_may_hide_what_is_rare")
 VERDICTS = of(
     "evaluation/test_verdicts.py",
     "a_verdict_is_judged_by_its_interval_against_the_margin",
@@ -456,11 +458,9 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("MIN_GROUPS = 40", "MIN_GROUPS = 400"),
             ("MIN_BUCKETS = 20", "MIN_BUCKETS = 2"),
             ("MIN_KNOWN = 5", "MIN_KNOWN = 50"),
-            ("RARE = 0.025", "RARE = 0.05", POINT_MASS),
-            ("2 * unseen * (1 - unseen) * float", "unseen * (1 - unseen) * float",
-             POINT_MASS),
-            ("max(high, (1 - mixed) / max(1 - theirs, TINY)) if math.isfinite(high) else high", "high",
-             POINT_MASS),
+            ("RARE = 0.025", "RARE = 0.05"),
+            ("2 * unseen * (1 - unseen) * float", "unseen * (1 - unseen) * float"),
+            ("max(high, (1 - mixed) / max(1 - theirs, TINY)) if math.isfinite(high) else high", "high"),
             ("effective_number(self._mine[\"count\"]), 1.0)", "float((self._mine[\"count\"] > 0).sum()), 1.0)"),
             ("/ left) / (left - 1)", "/ left) / left"),
             ("/ count.sum()) / (count.sum() - 1)", "/ count.sum()) / count.sum()"),
@@ -486,7 +486,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("(None if x is None else x[part].to(device)", "(None if x is None else x[: len(chunk)].to(device)"),
             ("self._add(chunk, own, ids[part], key", "self._add(chunk, own, ids[: len(chunk)], key"),
             ("own = None if ids is None or placed else names", "own = None if ids is None else names"),
-            ("grouped and self.layout.between is not None", "self.layout.between is not None", OVERLAP),
+            ("grouped and self.layout.between is not None", "self.layout.between is not None", CONTRAST),
             ("self.layout.between.to(units)[bucket]", "self.layout.between.to(units)[bucket - 1]", OVERLAP),
             ("first.square() / total) / (total - 1)).clamp_min(0)", "first.square() / total) / (total - 1))"),
         ],
@@ -518,7 +518,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("often[second] == 1", "often[second] >= 1"),
             ("weight = weight * (pairs / weight.sum().clamp_min(1.0))", "weight = weight * 1.0"),
             ("both = without[0].index_add(0, where[1][apart], -weight[apart])",
-             "both = without[0].index_add(0, where[1], -weight)"),
+             "both = without[0].index_add(0, where[1], -weight)", CONTRAST),
             ("    if not pairs:\n        first, second = first[:0], second[:0]\n", ""),
         ],
     ),

@@ -31,15 +31,14 @@ class Pairs:
         rows: Evaluated rows.
         others: The reference's.
         buckets: Of either.
-        grouped: Whether rows have groups.
+        grouped: Whether either has groups.
     """
 
-    def __init__(self, rows, others, buckets, grouped: bool) -> None:
+    def __init__(self, rows, others, buckets, grouped: tuple[bool, bool]) -> None:
         self.units = unit(rows.double().numpy()), unit(others.double().numpy())
         self.buckets = buckets
         self.left_out = [
-            mine[:, None] == theirs[None] if grouped else np.zeros((len(mine), len(theirs)), dtype=bool)
-            for mine, theirs in ((buckets[0], buckets[1]), (buckets[0], buckets[0]), (buckets[1], buckets[1]))
+            (buckets[a][:, None] == buckets[b][None]) & (grouped[a] and grouped[b]) for a, b in ((0, 1), (0, 0), (1, 1))
         ]
         cosines = (self.units[a] @ self.units[b].T for a, b in ((0, 1), (0, 0), (1, 1)))
         self.cosines = [np.where(out, np.nan, x) for out, x in zip(self.left_out, cosines, strict=True)]
@@ -71,6 +70,7 @@ class Pairs:
 
 
 KINDS = ["ids", "repeats", "groups", "shared groups", "large groups", "shared rows", "renamed rows", "regrouped rows"]
+KINDS += ["shared groups, regrouped rows", "grouped reference", "grouped rows"]
 
 
 @pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning")
@@ -80,21 +80,25 @@ def test_every_ratio_equals_an_explicit_jackknife(kind, generator):
     labels = [torch.arange(80), torch.arange(120) + 1000]
     if kind == "repeats":
         others[:30] = others[0]
-    if kind.endswith("rows"):  # a quarter of the evaluated rows are in the reference, under the same name or another
+    if kind.endswith(
+        ("shared rows", "renamed rows", "regrouped rows")
+    ):  # a quarter of the evaluated rows are in the reference, under the same name or another
         rows[:20] = others[40:60]
     if kind == "shared rows":
         labels[0][:20] = labels[1][40:60]
-    grouped = "group" in kind
-    if grouped:
+    grouped = "group" in kind and kind != "grouped reference", "group" in kind and kind != "grouped rows"
+    if any(grouped):
         size = 30 if kind == "large groups" else 4
         labels = [labels[0] // size, labels[1] // size]
-        if kind == "shared groups":
+        if "shared groups" in kind:
             labels[1] = labels[1] - 250
-    name = "groups" if grouped else "ids"
-    if not grouped:
-        labels = [[str(x) for x in one.tolist()] for one in labels]
-    reference = cc.ReferenceSet.fit(others, **{name: labels[1]})
-    found = contrast(rows, reference, **{name: labels[0]})
+    names = ["groups" if one else "ids" for one in grouped]
+    labels = [
+        x if one else [str(n) for n in range(len(x))] if any(grouped) else [str(n) for n in x.tolist()]
+        for x, one in zip(labels, grouped, strict=True)
+    ]
+    reference = cc.ReferenceSet.fit(others, **{names[1]: labels[1]})
+    found = contrast(rows, reference, **{names[0]: labels[0]})
     buckets = [bucket_of(hash_labels(one, len(one), torch.device("cpu"))).numpy() for one in labels]
     pairs = Pairs(rows, others, buckets, grouped)
     estimates = found.typicality_shift, found.log_variety_ratio, found.log_spread_ratio

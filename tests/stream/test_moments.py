@@ -450,7 +450,19 @@ def test_places_for_ids_deal_no_rows(rows):
     one, two = Moments(Layout(DIM)), Moments(Layout(DIM))
     one.update(rows, ids=[f"file:{n}" for n in range(200)], placed=True)
     two.update(rows[order], ids=[f"file:{n}" for n in range(200)], placed=True)
-    np.testing.assert_array_equal(one["count"], two["count"])
+    np.testing.assert_allclose(one["unit_sum"], two["unit_sum"], atol=1e-12)
+    np.testing.assert_allclose(one["unit_sum"], streamed(Layout(DIM), [rows])["unit_sum"], atol=1e-12)
+
+
+def test_of_equal_rows_the_same_one_is_kept_whatever_came_first(rows):
+    twice, ids = rows[:50].repeat(2, 1), [f"file:{n}" for n in range(100)]
+    found = []
+    for order in (torch.arange(100), torch.arange(100).flip(0)):
+        moments = Moments(Layout(DIM, max_samples=100))
+        moments.update(twice[order], ids=[ids[n] for n in order], placed=True)
+        found.append(moments.sample())
+    assert found[0].copies.tolist() == [2] * 50
+    assert torch.equal(found[0].ids, found[1].ids)
 
 
 def test_jackknife_error_of_a_mean_is_the_textbook_standard_error(generator):

@@ -12,7 +12,8 @@ from helpers import rows_with_cosine
 
 import clipconformity as cc
 from clipconformity.functional.two_sample import anderson_darling, tail_probability
-from clipconformity.stream.null import FEW_GROUPS, redraw
+from clipconformity.stream.moments import bucket_of
+from clipconformity.stream.null import FEW_GROUPS, _towards_both, redraw
 from clipconformity.stream.standing import fittable
 from clipconformity.stream.stream import Needs, Stream
 
@@ -137,3 +138,14 @@ def test_a_redraw_that_spreads_by_a_tenth_of_the_usual_is_kept():
     assert 0 < variances[1] < 0.1
     assert torch.equal(fixed[0], base[0])
     assert float(fixed[1].min()) == 0
+
+
+def test_values_of_rows_in_groups_leave_out_their_bucket(generator):
+    ids = [torch.arange(60) // 3, torch.arange(90) // 3 + 10]
+    rows, others = drawn(20, 3, generator), drawn(30, 3, generator)
+    contrast = compared(rows, cc.ReferenceSet.fit(others, groups=ids[1]), ids[0])
+    both, buckets = torch.cat([rows, others]).double().numpy(), bucket_of(torch.cat(ids)).numpy()
+    units = both / np.linalg.norm(both, axis=1, keepdims=True)
+    expected = np.nanmean(np.where(buckets[:, None] == buckets[None], np.nan, units @ units.T), axis=1)
+    for sample, part in ((contrast.sample, expected[:60]), (contrast.reference.sample, expected[60:])):
+        np.testing.assert_allclose(np.sort(_towards_both(contrast, sample, True)), np.sort(part), rtol=1e-9)

@@ -39,6 +39,13 @@ def test_near_pairs_equal_the_cosine_matrix(dim, spread, generator):
     assert brute_pairs(rows, others, 0.98 * NEAR) <= found <= brute_pairs(rows, others, 1.02 * NEAR)  # but for rounding
 
 
+@pytest.mark.parametrize(("apart", "found"), [(0.5e-5, True), (2e-5, False)])
+def test_equal_rows_are_those_within_a_cosine_of_a_hundred_thousandth(apart, found, generator):
+    turn = torch.linalg.qr(torch.randn(DIM, DIM, generator=generator, dtype=torch.float64)).Q
+    rows, others = turn[:5], (1 - apart) * turn[:5] + math.sqrt(1 - (1 - apart) ** 2) * turn[5:10]
+    assert len(near_pairs(rows, others)[0]) == (5 if found else 0)
+
+
 def test_a_few_equal_rows_among_ten_thousand_are_found(generator):
     others = ellipsoid_rows(10_000, 64, generator)
     rows = torch.cat([ellipsoid_rows(5000, 64, generator), others[[17, 9_998]] * 3])

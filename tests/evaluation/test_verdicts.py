@@ -46,6 +46,8 @@ def contrast(shift=0.0, shift_error=0.05, ratio=1.0, ratio_error=0.01, few=None,
             ("more", "same"),
         ),  # excludes no difference, and reaches out of the margin
         ({"shift_error": 0.2}, ("undecided", "same")),
+        ({"shift": -0.1, "shift_error": 0.1}, ("undecided", "same")),
+        ({"shift": 0.1, "shift_error": 0.1, "ratio": 0.96, "ratio_error": 0.03}, ("undecided", "undecided")),
         ({"ratio": 0.8}, ("same", "less")),
         ({"ratio": 1.2}, ("same", "more")),
         ({"ratio": 0.96}, ("same", "less")),  # 0.941 to 0.979

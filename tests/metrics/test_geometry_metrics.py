@@ -82,6 +82,18 @@ def test_the_condition_is_nan_where_the_rank_is_below_the_dimension(rows):
     assert bool(metric.compute()["spectrum_condition"].isnan())
 
 
+@pytest.mark.parametrize(("offset", "known"), [(1e2, True), (5e5, False)])
+def test_the_condition_is_nan_where_the_offset_hides_it(offset, known, generator):
+    """Sums of squares round by the square of the offset: by 1e-11 and by 3e-4, where the least variance is 1e-6."""
+    rows = torch.randn(200, DIM, generator=generator, dtype=torch.float64)
+    rows[:, 3] *= 1e-3
+    metric = cc.EllipsoidGeometry(embed_dim=DIM)
+    metric.update(rows + offset)
+    found = float(metric.compute()["spectrum_condition"])
+    spectrum = np.linalg.eigvalsh(np.cov(double(rows).T))
+    assert found == pytest.approx(spectrum[-1] / spectrum[0] if known else math.nan, rel=1e-4, nan_ok=True)
+
+
 @pytest.mark.parametrize("dim", [1, DIM])
 def test_the_keys_are_the_same_for_every_batch(dim, rows):
     """A logger that meets a key for the first time at step 100 breaks its table."""

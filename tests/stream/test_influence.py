@@ -65,7 +65,7 @@ def test_the_influence_of_a_row_is_the_derivative_of_the_distance(generator):
 
 
 def test_the_interval_of_the_frechet_distance_is_that_of_an_explicit_jackknife(generator):
-    rows, others = ellipsoid_rows(700, DIM, generator, offset=1.4), ellipsoid_rows(900, DIM, generator)
+    rows, others = 1.7 * ellipsoid_rows(700, DIM, generator, offset=1.4), ellipsoid_rows(900, DIM, generator)
     reference = cc.ReferenceSet.fit(others, ids=range(5000, 5900))
     found = read_outs()["frechet"].figures(streamed(rows, reference), resamples=1)
     mine, theirs = buckets(range(700)), buckets(range(5000, 5900))

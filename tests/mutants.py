@@ -191,6 +191,7 @@ VERDICTS = of(
     "the_samples_needed_are_those_of_the_formula",
     "a_verdict_in_words",
     "where_the_effect_is_between_the_samples_needed_tell_it_from_the_further_end",
+    "a_ratio_is_told_from_one_by_its_logarithm",
     "an_interval_by_a_standard_error_is_that_of_students_t",
 )
 REQUIREMENTS = of(

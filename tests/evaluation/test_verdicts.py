@@ -389,6 +389,14 @@ def test_where_the_effect_is_between_the_samples_needed_tell_it_from_the_further
     assert float(max(chances)) == pytest.approx(0.8, abs=2e-3)
 
 
+def test_a_ratio_is_told_from_one_by_its_logarithm():
+    found = judge(contrast(ratio=1.3, ratio_error=0.15, count=500), {"variety": 0.5})["variety"]
+    assert found.outcome == "undecided"
+    error = math.sqrt(0.15**2 / 1e-4 * (8e-5 * 500 / found.needed + 2e-5))
+    chance = 1 - torch.special.ndtr(torch.tensor(1.959964 - math.log(1.3) / error))
+    assert float(chance) == pytest.approx(0.8, abs=2e-3)
+
+
 def test_an_interval_by_a_standard_error_is_that_of_students_t():
     fields = (Field("one", "", error="two"), Field("two", ""))
     values = {"one": torch.tensor(1.0).double(), "two": torch.tensor(0.5).double()}

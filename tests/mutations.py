@@ -68,7 +68,7 @@ def misfits(some: list[Mutation]) -> list[Mutation]:
     return [one for one in some if (ROOT / one.file).read_text().count(one.old) != 1]
 
 
-def tested(copy: Path, tests: Iterable[str], limit: float) -> tuple[str, str]:
+def run_tests(copy: Path, tests: Iterable[str], limit: float) -> tuple[str, str]:
     """Run tests in a copy of the checkout; give the outcome, and the first test that fails."""
     python = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
@@ -101,7 +101,7 @@ def main() -> int:
         return int(bool(misfits(some)))
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copytree(ROOT, Path(folder) / "copy", ignore=LEFT_OUT))
-        outcome, test = tested(copy, dict.fromkeys(word for one in some for word in one.tests.split()), 3600)
+        outcome, test = run_tests(copy, dict.fromkeys(word for one in some for word in one.tests.split()), 3600)
         if outcome != "survived":
             print(f"without any mutation: {outcome} {test}")
             return 1
@@ -110,7 +110,7 @@ def main() -> int:
             path = copy / one.file
             text = path.read_text()
             path.write_text(text.replace(one.old, one.new))
-            outcome, test = tested(copy, one.tests.split(), options.timeout)
+            outcome, test = run_tests(copy, one.tests.split(), options.timeout)
             path.write_text(text)
             expected = ("survived",) if one.why else ("killed", "timed out")
             wrong += outcome not in expected

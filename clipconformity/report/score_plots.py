@@ -171,9 +171,7 @@ PLOTS: tuple[ScorePlot, ...] = (
         "map",
         _draw_map,
         _tell_map,
-        lambda panel: (
-            "To the right is more typical than the reference, upwards more varied. The grey box is the same."
-        ),
+        lambda panel: "To the right is more typical than the reference, upwards more varied. The grey box is the same.",
         lambda runs: 3.8,
     ),
     ScorePlot(

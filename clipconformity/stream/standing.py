@@ -155,10 +155,7 @@ class Standing:
         sides = (fittable(side).tensor_split(PLANS) for side in (redraws.evaluated, redraws.reference))
         for mine, theirs in zip(*sides, strict=True):
             if len(mine):
-                first = [
-                    Side((side[0] * size / side[0].sum()).clamp_min(0), size)
-                    for side, size in zip((mine, theirs), sizes, strict=True)
-                ]
+                first = [Side(side[0].clamp_min(0), size) for side, size in zip((mine, theirs), sizes, strict=True)]
                 readout = plan(*first)
                 found.append(corrected(readout, plug_in(readout, mine, theirs)).forward)
         return scale * torch.cat(found)

@@ -14,13 +14,16 @@ from helpers import rows_with_cosine
 
 import clipconformity as cc
 from clipconformity.evaluation import compare, embedding_source, score
-from clipconformity.evaluation.comparison import Comparison, Difference, _corrected, _differences
+from clipconformity.evaluation.comparison import Comparison, Difference, _apart, _corrected, _differences
 from clipconformity.evaluation.sources import Source, SourceBatch
 from clipconformity.evaluation.tables import FIGURES
+from clipconformity.functional.resampling import jackknife_error
 from clipconformity.stream.contrast import Contrast
+from clipconformity.stream.moments import bucket_of
 from clipconformity.stream.stream import Needs, Stream
 
 DIM = 16
+JUDGED = ("typicality", "log_variety")
 
 
 def drawn(count, mean, generator, common=None) -> torch.Tensor:
@@ -184,3 +187,36 @@ def test_one_group_leaves_a_difference_without_an_interval(reference, generator)
     told = found.difference("a", "b")
     assert (told.interval, told.outcome) == (None, "undecided")
     assert "nothing is known of how typical they are" in told.text()
+
+
+def test_a_difference_has_the_error_of_an_explicit_jackknife(generator):
+    """Each bucket left out of both runs and of the reference: refitted and compared anew without its groups."""
+    sides = [drawn(n, mean, generator) for n, mean in ((60, 0.62), (45, 0.6), (90, 0.6))]
+    groups = [torch.arange(60) // 5, torch.arange(45) // 5, torch.arange(90) // 5 + 6]  # some are of all three
+    buckets = [bucket_of(one) for one in groups]
+
+    def figures(kept):
+        one, two, others = (rows[keep] for rows, keep in zip(sides, kept, strict=True))
+        labels = [label[keep] for label, keep in zip(groups, kept, strict=True)]
+        reference = cc.ReferenceSet.fit(others, groups=labels[2])
+        runs = [contrast(rows, reference, groups=label) for rows, label in ((one, labels[0]), (two, labels[1]))]
+        return torch.stack([getattr(runs[0], name).whole - getattr(runs[1], name).whole for name in JUDGED])
+
+    def error(*left_out):
+        used = torch.cat([buckets[side] for side in left_out]).unique()
+        values = torch.stack([
+            figures([one != g if side in left_out else one >= 0 for side, one in enumerate(buckets)]) for g in used
+        ])  # fmt: skip
+        return torch.stack([jackknife_error(column, torch.ones(len(used))) for column in values.T])
+
+    reference = cc.ReferenceSet.fit(sides[2], groups=groups[2])
+    runs = [contrast(rows, reference, groups=label) for rows, label in zip(sides[:2], groups[:2], strict=True)]
+    counts = runs[0].counts[0], runs[1].counts[0], runs[0].counts[1]
+    found = [_apart(getattr(runs[0], name), getattr(runs[1], name), counts) for name in JUDGED]
+    np.testing.assert_allclose([float(one.value) for one in found], figures([one >= 0 for one in buckets]), rtol=1e-9)
+    np.testing.assert_allclose([float(one.error) for one in found], error(0, 1, 2), rtol=1e-5)
+    parts = torch.stack([error(side) for side in range(3)])
+    np.testing.assert_allclose([one.parts for one in found], parts.T.square(), rtol=1e-4)
+    ends = [one.interval for one in _differences("a", runs[0], "b", runs[1])]
+    assert ends[0] == pytest.approx(found[0].interval())
+    assert ends[1] == pytest.approx([np.exp(end) for end in found[1].interval()])

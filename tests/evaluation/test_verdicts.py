@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ellipsoid_rows, rows_with_cosine
+from scipy import stats
 
 import clipconformity as cc
 from clipconformity.cli import main
@@ -17,6 +18,7 @@ from clipconformity.evaluation import embedding_source, results, score
 from clipconformity.evaluation.requirements import Requirement
 from clipconformity.evaluation.results import judge
 from clipconformity.functional.resampling import Estimate
+from clipconformity.stream.readouts import Field
 
 DIM = 16
 
@@ -44,6 +46,8 @@ def contrast(shift=0.0, shift_error=0.05, ratio=1.0, ratio_error=0.01, few=None,
             ("more", "same"),
         ),  # excludes no difference, and reaches out of the margin
         ({"shift_error": 0.2}, ("undecided", "same")),
+        ({"shift": -0.1, "shift_error": 0.1}, ("undecided", "same")),
+        ({"shift": 0.1, "shift_error": 0.1, "ratio": 0.96, "ratio_error": 0.03}, ("undecided", "undecided")),
         ({"ratio": 0.8}, ("same", "less")),
         ({"ratio": 1.2}, ("same", "more")),
         ({"ratio": 0.96}, ("same", "less")),  # 0.941 to 0.979
@@ -342,3 +346,60 @@ def test_what_is_not_known_meets_no_requirement(tmp_path):
     found = score(source, reference, resamples=100)
     judged = Requirement.parse("typicality_shift>=0.1").judged(found)
     assert (judged["holds"], judged["judged_by"]) == (False, None)
+
+
+@pytest.mark.parametrize(("name", "better"), [("conformity_mean", 1), ("conformity_kl", 0)])
+@pytest.mark.parametrize("comparison", [">=", ">", "<=", "<"])
+@pytest.mark.parametrize("bound", [0.3, 0.4, 0.5, 0.6, 0.7])
+def test_a_requirement_holds_where_every_value_of_the_interval_meets_it(name, better, comparison, bound):
+    """Of a divergence that is a lower bound nobody knows what it is below."""
+    figure = results.Figure(0.5, "", "", "neither", 0.05, cc.Interval(0.4, 0.6))
+    given = SimpleNamespace(figures={name: figure}, kl_is_lower_bound=True)
+    meets = {
+        ">=": bound <= 0.4, ">": bound < 0.4, "<=": bound >= 0.6 and better == 1, "<": bound > 0.6 and better == 1,
+    }[comparison]  # fmt: skip
+    judged = Requirement.parse(f"{name} {comparison} {bound}").judged(given)
+    assert judged["holds"] == meets
+    known = {">=": 0.4, ">": 0.4}.get(comparison, 0.6 if better else None)
+    assert (judged["judged_by"], judged["value"]) == (known, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("figure", "holds"),
+    [
+        (results.Figure(0.5, "", "", "neither"), True),  # a figure that has no interval
+        (results.Figure(0.5, "", "", "neither", reason="one group"), False),
+        (results.Figure(None, "", "", "neither", reason="one group"), False),
+    ],
+)
+def test_a_figure_whose_uncertainty_is_not_known_meets_nothing(figure, holds):
+    given = SimpleNamespace(figures={"p_value": figure}, kl_is_lower_bound=False)
+    assert Requirement.parse("p_value>=0.1").judged(given)["holds"] == holds
+    assert Requirement.parse("p_value<=0.9").judged(given)["holds"] == holds
+
+
+@pytest.mark.parametrize("effect", [0.085, 0.1, 0.115])
+def test_where_the_effect_is_between_the_samples_needed_tell_it_from_the_further_end(effect):
+    """From zero or from the margin, in 80% of cases; twice as precise as independent sides, since both are paired."""
+    found = judge(contrast(shift=effect, shift_error=0.06, count=500, parts=(0.007, 0.0002)))["typicality"]
+    assert found.outcome == "undecided"
+    paired = 0.06**2 / 0.0072
+    error = math.sqrt(paired * (0.007 * 500 / found.needed + 0.0002))
+    chances = [1 - torch.special.ndtr(torch.tensor(1.959964 - apart / error)) for apart in (effect, 0.2 - effect)]
+    assert float(max(chances)) == pytest.approx(0.8, abs=2e-3)
+
+
+def test_a_ratio_is_told_from_one_by_its_logarithm():
+    found = judge(contrast(ratio=1.3, ratio_error=0.15, count=500), {"variety": 0.5})["variety"]
+    assert found.outcome == "undecided"
+    error = math.sqrt(0.15**2 / 1e-4 * (8e-5 * 500 / found.needed + 2e-5))
+    chance = 1 - torch.special.ndtr(torch.tensor(1.959964 - math.log(1.3) / error))
+    assert float(chance) == pytest.approx(0.8, abs=2e-3)
+
+
+def test_an_interval_by_a_standard_error_is_that_of_students_t():
+    fields = (Field("one", "", error="two"), Field("two", ""))
+    values = {"one": torch.tensor(1.0).double(), "two": torch.tensor(0.5).double()}
+    found = results.to_figures(fields, values, 7.0, "unknown")["one"]
+    assert found.interval == pytest.approx(stats.t.interval(0.95, 7, loc=1.0, scale=0.5))
+    assert found.half_width == pytest.approx(stats.t.ppf(0.975, 7) / 2)

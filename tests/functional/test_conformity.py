@@ -15,6 +15,7 @@ from clipconformity.functional import (
     norm_statistics,
     self_conformity,
 )
+from clipconformity.functional.conformity import fit_lines
 
 TOLERANCE = {torch.float16: 3e-7, torch.bfloat16: 3e-7, torch.float32: 3e-7, torch.float64: 1e-12}
 
@@ -320,3 +321,14 @@ def test_centred_norms_far_from_the_origin_are_those_about_the_exact_mean(offset
     np.testing.assert_allclose(found.centered_mean, distance.mean(), rtol=1e-6)
     np.testing.assert_allclose(found.centered_std, distance.std(ddof=1), rtol=1e-6)
     np.testing.assert_allclose(found.centered_quantiles, np.quantile(distance, [0.0, 0.5]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("spread", "fitted"), [(3e-7, True), (3e-8, False)])
+def test_a_line_is_fitted_where_conformity_varies_beyond_rounding(spread, fitted):
+    exact = 0.5 + spread * torch.linspace(-1, 1, 20, dtype=torch.float64)
+    for pair in ((exact, 100 * exact), (100 * exact, exact)):
+        if fitted:
+            assert float(fit_lines(*pair).pearson) == pytest.approx(1)
+        else:
+            with pytest.raises(ValueError, match="all samples have the same conformity"):
+                fit_lines(*pair)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from clipconformity.functional.sweep import (
     _bootstrap,
     _compare,
     _jackknife_interval,
+    _kl_difference,
+    _kl_interval,
     _left_out_losses,
     _Pairs,
     _redrawn,
@@ -279,6 +282,24 @@ def test_the_interval_of_a_loss_near_zero_is_not_below_it(generator):
     assert 0 == float(sweep.loss_low[0]) < float(sweep.loss[0]) < float(sweep.loss_high[0])
 
 
+def settled(value: float, bias: float) -> SimpleNamespace:
+    """What is used of a divergence that was compared."""
+    plain = SimpleNamespace(forward=torch.tensor([value], dtype=torch.float64))
+    return SimpleNamespace(plain=plain, readout=SimpleNamespace(biases=(bias / 4, 3 * bias / 4)))
+
+
+def test_intervals_of_the_kl_by_hand():
+    """Twice the value less the quantiles; of a difference, those of each draw's own."""
+    compared = [settled(1.0, 0.2), settled(3.0, 0.4)]
+    drawn = torch.stack([torch.linspace(1.0, 2.0, 1001), torch.linspace(4.0, 9.0, 1001)]).double()
+    low, high = _kl_interval(compared, drawn, 0.9)
+    assert low.tolist() == pytest.approx([0.05, 0.0], abs=1e-6)  # 2 - 1.95; 6 - 8.75 is cut
+    assert high.tolist() == pytest.approx([1.55, 7.95], abs=1e-6)  # 1.95 - 0.4 and 8.75 - 0.8, above 0.95 and 1.75
+    low, high = _kl_difference(compared, drawn, 0.9)
+    assert low.tolist() == pytest.approx([0.0, 4 - 6.8], abs=1e-6)  # the draws' own differences: 3 to 7
+    assert high.tolist() == pytest.approx([0.0, 4 - 3.2], abs=1e-6)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
 def test_redrawn_conformities_equal_those_of_the_redrawn_rows(alpha, generator):
     pairs = correlated(30, generator)
@@ -307,6 +328,18 @@ def test_redrawn_divergences_are_those_of_the_redrawn_pairs(generator):
             side.append(compared.grid.counts(torch.from_numpy((u @ u.T * others).sum(1) / others.sum(1))))
     expected = plug_in(compared.readout, *(torch.stack(side) for side in histograms)).forward
     torch.testing.assert_close(_redrawn(shifted, alpha, compared, draws), expected, rtol=0, atol=1e-6)
+
+
+def test_draws_in_parts_are_those_at_once(generator, monkeypatch):
+    """Seven draws of 40 pairs, three at a time."""
+    pairs, found = correlated(40, generator), []
+    shifted = pairs.shifted(0.5, 0.5)
+    compared = _compare(*(conformity(x) for x in shifted))
+    for entries in (2**21, 130):
+        monkeypatch.setattr("clipconformity.functional.sweep.CHUNK_ENTRIES", entries)
+        draws = _bootstrap(pairs, 7, torch.Generator().manual_seed(0))
+        found.append(_redrawn(shifted, 0.5, compared, draws))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-9)
 
 
 def test_grid_holds_the_sweep_on_its_diagonal(pairs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from scipy import integrate, stats
 import clipconformity as cc
 from clipconformity import LowerBoundWarning
 from clipconformity.functional import conformity, conformity_kl
+from clipconformity.functional.density import CELLS
+from clipconformity.functional.divergence import Side, is_lower_bound, plan, plug_in
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -274,6 +277,111 @@ def test_the_class_marks_no_lower_bound_where_sets_overlap():
     metric = cc.ConformityKL(cc.ReferenceSet.fit(rows_with_cosine(normal(1000, 0.5, 0.05, g), 32, g)))
     metric.update(rows_with_cosine(normal(1000, 0.52, 0.05, g), 32, g))
     assert not metric.is_lower_bound
+
+
+# --- thresholds, on samples and histograms without noise -------------------------------------------------------------
+
+
+def spaced(size: int, mean: float = 0.0, std: float = 1.0) -> torch.Tensor:
+    """Quantiles of a Gaussian in equal steps."""
+    return torch.from_numpy(mean + std * stats.norm.ppf((np.arange(size) + 0.5) / size))
+
+
+def gaussians(size: float, *parts: tuple[float, float, float], effective: float | None = None) -> Side:
+    """Expected counts of a mixture of (share, mean, std) on cells of a 32nd."""
+    edges = np.concatenate([[-np.inf], np.arange(-CELLS // 2, CELLS // 2 + 1) / 32, [np.inf]])
+    counts = sum(share * np.diff(stats.norm.cdf(edges, mean, std)) for share, mean, std in parts)
+    return Side(torch.from_numpy(size * counts), size if effective is None else effective)
+
+
+def is_warned_of(evaluated: torch.Tensor, reference: torch.Tensor) -> bool:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        conformity_kl(evaluated, reference)
+    return bool(caught)
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "reference", "bound"),
+    [
+        (spaced(1000, 1.8), spaced(100), False),  # 22% beyond the largest of 100, 2.58
+        (spaced(1000, 2.0), spaced(100), True),  # 28%
+        (torch.cat([spaced(999), torch.full((1,), 40.0).double()]), spaced(30), False),  # beyond all cells
+        (torch.cat([spaced(998), torch.full((2,), 40.0).double()]), spaced(30), True),
+        (spaced(1000, 0, 0.05), spaced(1000), False),  # 1.6 cells
+        (spaced(1000, 0, 0.02), spaced(1000), True),
+    ],
+)
+def test_a_lower_bound_is_told_from_a_quarter_outside_a_thousandth_far_off_or_one_cell_on(evaluated, reference, bound):
+    assert is_warned_of(evaluated, reference) == bound
+
+
+@pytest.mark.parametrize(
+    ("size", "mean", "share", "bound"),
+    [
+        (1000, 1.0, 0.002, False),  # of a KL of 0.51; a thousandth of the floor adds 0.008
+        (1000, 1.0, 0.005, True),  # of 0.53, and 0.030
+        (50, 0.0, 0.01, False),  # of 0.047, and 0.021; less than what noise adds to it, 0.055
+        (1000, 0.0, 0.01, True),
+    ],
+)
+def test_a_tail_decides_where_the_floor_moves_the_value_by_a_twentieth_and_beyond_noise(size, mean, share, bound):
+    evaluated = gaussians(size, (1 - share, mean, 1.0), (share, 8.0, 0.5))
+    reference = gaussians(size, (1.0, 0.0, 1.0))
+    assert is_lower_bound(plan(evaluated, reference), evaluated, reference) == bound
+
+
+@pytest.mark.parametrize("size", [100, 10_000])
+def test_a_tail_is_followed_down_to_a_ten_thousandth_of_a_sample(size):
+    """Two in a hundred lie eight standard deviations off; the floor goes with the size of the reference."""
+    evaluated, reference = gaussians(1000, (0.98, 0.0, 1.0), (0.02, 8.0, 0.5)), gaussians(size, (1.0, 0.0, 1.0))
+    readout = plan(evaluated, reference)
+    value = float(plug_in(readout, evaluated.counts[None], reference.counts[None]).forward)
+    p, q = (side.counts[1:-1].unflatten(0, (-1, readout.factor)).sum(1) for side in (evaluated, reference))
+    p, q = p / 1000, q / size
+    expected = (torch.special.xlogy(p, p) - p * q.clamp_min(1e-4 / size).log()).sum()
+    assert value == pytest.approx(float(expected), rel=0.06)
+
+
+@pytest.mark.parametrize("size", [50, 1000])
+def test_the_bias_of_a_gaussian_is_that_of_two_parameters(size):
+    """What fitting mean and variance adds on average is chi-squared with 2 degrees of freedom over 2N: 1/N."""
+    sides = gaussians(size, (1.0, 0.3, 1.2)), gaussians(2 * size, (1.0, 0.0, 1.0))
+    assert plan(*sides).biases == pytest.approx((1 / size, 0.5 / size), rel=1e-3)
+
+
+def test_rows_that_are_worth_fewer_are_smoothed_and_corrected_as_fewer():
+    parts = (0.7, 0.0, 1.0), (0.3, 1.0, 0.4)
+    reference = gaussians(500, (1.0, 0.0, 1.0))
+    found = []
+    for side in (gaussians(200, *parts), gaussians(1000, *parts, effective=200)):
+        readout = plan(side, reference)
+        values = plug_in(readout, side.counts[None], reference.counts[None])
+        found.append((*readout.biases, float(values.forward), float(values.reverse)))
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
+@pytest.mark.parametrize("width", [0.1, 0.2])
+def test_a_narrow_set_is_read_out_in_cells_that_resolve_it(width):
+    assert float(conformity_kl(spaced(5000, 0, width), spaced(5000))) == pytest.approx(gaussian_kl(0, width), rel=0.01)
+
+
+@pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")
+def test_what_lies_beyond_the_cells_counts_at_either_end():
+    far = torch.cat([spaced(970), torch.full((30,), 40.0).double()])
+    values = [float(conformity_kl(sign * far, sign * spaced(500))) for sign in (1, -1)]
+    assert values[0] > 0.2
+    assert values[1] == pytest.approx(values[0], rel=1e-6)
+
+
+@pytest.mark.parametrize(("std", "varies"), [(5e-8, True), (5e-9, False)])
+def test_a_reference_varies_where_its_spread_is_above_rounding(std, varies):
+    values = 0.5 + std * spaced(100)
+    if varies:
+        assert float(conformity_kl(values, values)) == 0
+    else:
+        with pytest.raises(ValueError, match="do not vary"):
+            conformity_kl(values, values)
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

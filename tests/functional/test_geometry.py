@@ -217,6 +217,15 @@ def test_the_interval_of_a_rank_correlation_covers_the_truth(generator):
     assert 0.89 * runs <= hits <= 0.985 * runs
 
 
+def test_the_interval_of_unrelated_vectors_has_its_closed_form(generator):
+    """The standard error is 1/sqrt(N - 1) there; a thousand redraws know both ends to 4%."""
+    x, y = torch.randn(2, 500, generator=generator)
+    for confidence in (0.5, 0.95):
+        result = rank_correlation(x, y, confidence=confidence)
+        half = stats.norm.ppf((1 + confidence) / 2) / math.sqrt(499)
+        assert float(result.high - result.low) / 2 == pytest.approx(half, rel=0.1)
+
+
 def test_rank_correlation_takes_labels_as_whole_numbers():
     labels = torch.arange(40) % 2
     assert rank_correlation(labels.float() + torch.linspace(0, 0.1, 40), labels).correlation > 0.8
@@ -291,3 +300,12 @@ def test_bad_options_of_a_rank_correlation_are_refused():
         rank_correlation(x, x, resamples=5)
     with pytest.raises(TypeError, match="y: expected a torch tensor"):
         rank_correlation(x, [1.0])
+
+
+@pytest.mark.parametrize("function", ONE_SET)
+def test_a_spread_of_a_few_roundings_is_taken_and_of_less_refused(function, generator):
+    noise = torch.randn(50, 40, generator=generator, dtype=torch.float64)
+    eps = torch.finfo(torch.float32).eps
+    assert bool(torch.isfinite(flat(function((1 + 4 * eps * noise).float()))[:1]).all())
+    with pytest.raises(ValueError, match="no more than rounding"):
+        function((1 + 0.2 * eps * noise).double().float())

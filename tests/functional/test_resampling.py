@@ -1,4 +1,4 @@
-"""Quantiles of Student's t and intervals of a share against scipy, and the coverage of a balanced accuracy."""
+"""Intervals by Student's t, of a share, of a jackknife and of a bootstrap against scipy and by hand."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 
 from clipconformity.evaluation.geometry import balanced_interval
-from clipconformity.functional.resampling import share_interval, student_quantile
+from clipconformity.functional.resampling import (
+    Interval,
+    basic_interval,
+    effective_number,
+    exponential,
+    jackknife,
+    joint_jackknife,
+    mean_error,
+    share_interval,
+    student_quantile,
+)
 
 
 @pytest.mark.parametrize("probability", [0.975, 0.95, 0.6, 0.5, 0.2, 0.025, 0.9999])
@@ -59,3 +70,77 @@ def test_the_interval_of_a_balanced_accuracy_covers_it(counts, shares):
             seen[hits] = low <= truth <= high
         covered += seen[hits]
     assert covered >= 0.92 * 2000
+
+
+def left_out(x: torch.Tensor) -> torch.Tensor:
+    """Mean without each value."""
+    return (x.sum() - x) / (len(x) - 1)
+
+
+def test_the_jackknife_of_a_mean_is_the_t_interval_of_scipy(generator):
+    x, ones = torch.randn(15, generator=generator).double(), torch.ones(15, dtype=torch.float64)
+    found = jackknife(x.mean(), left_out(x), ones)
+    expected = scipy.stats.t.interval(0.9, 14, loc=float(x.mean()), scale=scipy.stats.sem(x.numpy()))
+    assert found.interval(0.9) == pytest.approx(expected, rel=1e-9)
+    assert float(mean_error(x, ones)) == pytest.approx(scipy.stats.sem(x.numpy()), rel=1e-9)
+    with_empty = jackknife(x.mean(), torch.cat([left_out(x), x[:3]]), torch.cat([ones, 0 * ones[:3]]))
+    assert with_empty.interval(0.9) == pytest.approx(expected, rel=1e-9)
+
+
+def test_two_sides_have_the_degrees_of_freedom_of_welch(generator):
+    """Each value in a bucket of its own, which the other side has not."""
+    x, y = torch.randn(12, generator=generator).double(), 3 * torch.randn(30, generator=generator).double()
+    counts = [torch.cat([torch.ones(12), torch.zeros(30)]), torch.cat([torch.zeros(12), torch.ones(30)])]
+    mine = torch.cat([left_out(x), x.mean().expand(30)])
+    theirs = torch.cat([y.mean().expand(12), left_out(y)])
+    sides = mine - y.mean(), x.mean() - theirs
+    found = joint_jackknife(x.mean() - y.mean(), mine - theirs, sides, (counts[0].double(), counts[1].double()))
+    variances = [scipy.stats.sem(one.numpy()) ** 2 for one in (x, y)]
+    assert found.degrees == pytest.approx(scipy.stats.ttest_ind(x.numpy(), y.numpy(), equal_var=False).df, rel=1e-9)
+    assert found.parts == pytest.approx(variances, rel=1e-9)
+    assert float(found.error) ** 2 == pytest.approx(sum(variances), rel=0.05)  # of 42 buckets, not of 12 and 30
+
+
+def test_a_bucket_that_both_sides_hold_is_left_out_of_both(generator):
+    """The difference of two equal sides is known exactly, whatever the spread of each."""
+    x, ones = torch.randn(20, generator=generator).double(), torch.ones(20, dtype=torch.float64)
+    without = left_out(x)
+    found = joint_jackknife(0 * x.sum(), without - without, (without - x.mean(), x.mean() - without), (ones, ones))
+    assert float(found.error) == 0
+    assert found.parts == pytest.approx([scipy.stats.sem(x.numpy()) ** 2] * 2, rel=1e-9)
+
+
+@pytest.mark.parametrize(("count", "worth"), [([3, 3, 3], 3), ([4, 1, 1], 2), ([5, 0, 0], 1), ([0, 0, 0], 0)])
+def test_buckets_are_worth_kishs_number_of_equal_ones(count, worth):
+    assert effective_number(torch.tensor(count).double()) == pytest.approx(worth)
+
+
+@pytest.mark.parametrize(("count", "degrees"), [([3.0, 3.0], 1.0), ([3.0, 2.0], 0.0), ([8.0, 1.0, 1.0], 0.0)])
+def test_two_equal_buckets_are_the_least_that_tells_an_error(count, degrees):
+    sizes, left = torch.tensor(count).double(), torch.arange(len(count)).double()
+    for found in (jackknife(left[0], left, sizes), joint_jackknife(left[0], left, (left,), (sizes,))):
+        assert found.degrees == pytest.approx(degrees)
+        assert math.isnan(found.half_width()) == (degrees == 0)
+
+
+def test_a_ratio_has_a_finite_interval_however_wide_that_of_its_logarithm_is():
+    assert exponential(Interval(-800.0, 800.0)) == pytest.approx((0.0, math.exp(700)))
+    assert exponential(Interval(0.0, math.log(2))) == pytest.approx((1.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("point", "bias", "draws", "ends"),
+    [
+        (1.0, 0.1, (0.5, 1.5), (0.525, 1.475)),  # twice the point less the quantiles 0.525 and 1.475
+        (0.02, 0.01, (0.02, 0.2), (0.0, 0.1755)),  # cut at 0; the upper quantile 0.1955 less both biases
+        (0.5, 0.1, (0.1, 0.3), (0.4, 0.895)),  # not above the value, 0.5 - 0.1
+        (0.5, 0.1, (1.0, 1.0), (0.0, 0.8)),
+        (0.5, 0.5, (0.9, 0.9), (0.0, 0.1)),
+        (0.2, 0.4, (0.3, 0.5), (0.0, 0.095)),  # 0.4 - 0.305
+        (0.2, 0.4, (0.5, 0.6), (0.0, 0.0)),  # an upper end below 0 is cut too
+    ],
+)
+def test_a_basic_interval_by_hand(point, bias, draws, ends):
+    drawn = torch.linspace(*draws, 1001, dtype=torch.float64)
+    low, high = basic_interval(torch.tensor(point, dtype=torch.float64), bias, drawn, 0.95)
+    assert (float(low), float(high)) == pytest.approx(ends, abs=1e-9)

@@ -12,7 +12,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from clipconformity.functional.ranks import area_under_curve
-from clipconformity.functional.separability import linear_separability
+from clipconformity.functional.separability import _Classes, _discriminate, _spread, linear_separability
 
 FINE = torch.rand(20, 5, generator=torch.Generator().manual_seed(0))
 
@@ -149,3 +149,35 @@ def test_folds_follow_the_generator(overlapping):
 def test_bad_input_is_refused(image, text, k, error, message):
     with pytest.raises(error, match=message):
         linear_separability(image, text, k)
+
+
+@pytest.mark.parametrize("sizes", [(4, 9), (12, 8), (40, 25)])
+def test_every_side_of_the_plane_is_that_of_scikit_learn(sizes, generator):
+    """Of correlated dimensions and few samples, where each of a count decides: 5,000 new points."""
+    mix = torch.randn(3, 3, generator=generator, dtype=torch.float64) + torch.eye(3)
+    image, text = (torch.randn(n, 3, generator=generator, dtype=torch.float64) @ mix + s for s, n in enumerate(sizes))
+    points = torch.randn(5000, 3, generator=generator, dtype=torch.float64) @ mix + 0.5
+    rows, label = stacked(image, text)
+    expected = LinearDiscriminantAnalysis(priors=[0.5, 0.5]).fit(rows, label).predict(double(points)) == 1
+    as_image, as_text = _discriminate(_Classes(image, text), _Classes(points, points))
+    np.testing.assert_array_equal(as_image, expected)
+    np.testing.assert_array_equal(as_text, ~expected)
+
+
+def test_a_label_is_right_in_99_of_100(generator):
+    """Dimensions that are right in 97% and in 99.6%: the one is none, and the other is."""
+    image, text = torch.randn(2, 1000, 2, generator=generator)
+    text += torch.tensor([3.76, 5.3])
+    result = linear_separability(image, text, k=1)
+    assert result.labels.tolist() == [1]
+    assert 0.99 <= float(result.label_accuracies[0]) < 0.999
+
+
+def test_the_spread_within_is_followed_down_to_a_millionth_of_the_total(generator):
+    """Of classes apart by 1, whose total spread is a half."""
+    noise = torch.randn(2, 50, 3, generator=generator, dtype=torch.float64) * torch.tensor([3e-6, 1e-7, 0]).double()
+    classes = _Classes(noise[0] + 1, noise[1] + torch.tensor([2.0, 2.0, 1.0]))
+    total = torch.cat(classes).std(0)
+    pooled = ((classes.image.var(0) + classes.text.var(0)) / 2).sqrt()
+    expected = torch.stack([pooled[0], 1e-6 * total[1], torch.ones(()).double()])  # what is constant tells nothing
+    torch.testing.assert_close(_spread(classes), expected)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mutations import as_json, blank_png, damage_bytes, damage_json, damage_tensor
+from damage import as_json, blank_png, damage_bytes, damage_json, damage_tensor
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file

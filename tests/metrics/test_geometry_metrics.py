@@ -82,6 +82,19 @@ def test_the_condition_is_nan_where_the_rank_is_below_the_dimension(rows):
     assert bool(metric.compute()["spectrum_condition"].isnan())
 
 
+@pytest.mark.parametrize(("offset", "known"), [(100, True), (1e5, False)])
+def test_the_condition_is_nan_where_the_offset_hides_it(offset, known, generator):
+    """Sums of squares round by the square of the offset: a least variance of 1e-6 comes out above twice of it."""
+    rows = torch.randn(200, DIM, generator=generator, dtype=torch.float64)
+    rows[:, 3] *= 1e-3
+    spectrum = np.linalg.eigvalsh(np.cov(double(rows).T))
+    metric = cc.EllipsoidGeometry(embed_dim=DIM)
+    for batch in (rows + offset).split(37):
+        metric.update(batch)
+    found = float(metric.compute()["spectrum_condition"])
+    assert found == pytest.approx(spectrum[-1] / spectrum[0] if known else math.nan, rel=1e-4, nan_ok=True)
+
+
 @pytest.mark.parametrize("dim", [1, DIM])
 def test_the_keys_are_the_same_for_every_batch(dim, rows):
     """A logger that meets a key for the first time at step 100 breaks its table."""

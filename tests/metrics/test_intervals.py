@@ -270,6 +270,10 @@ def test_standard_errors_of_the_means_of_independent_rows_are_the_textbook_ones(
     metric.update(rows)
     expected = brute_conformity(rows, reference).std(ddof=1) / math.sqrt(250)
     assert float(metric.compute()["conformity_se"]) == pytest.approx(expected, rel=0.15)
+    norm = cc.EmbeddingNorm(embed_dim=16)
+    norm.update(rows)
+    expected = float(torch.linalg.vector_norm(rows, dim=1).std()) / math.sqrt(250)
+    assert float(norm.compute()["norm_se"]) == pytest.approx(expected, rel=0.15)
 
 
 def test_a_kl_of_dependent_samples_is_not_biased():

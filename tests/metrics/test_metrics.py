@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 import clipconformity as cc
+from clipconformity.stream.readouts.conformity import own_set_values
+from clipconformity.stream.readouts.norm import sampled_norms
 
 mpl.use("Agg")
 
@@ -165,6 +167,29 @@ def test_means_stay_exact_beyond_max_samples_and_the_rest_is_marked(reference_ro
     )
     assert not metric.exact
     assert fed(cc.Conformity(reference, max_samples=2000), rows).exact
+
+
+def test_figures_of_the_own_set_are_under_the_mean_of_all_rows():
+    """Of 100 rows out of 1,500: each conformity, and each distance from the mean, is that of the row in the whole."""
+    rows = ellipsoid_rows(1500, DIM, torch.Generator().manual_seed(3))
+    moments = fed(cc.EmbeddingNorm(embed_dim=DIM, max_samples=100), rows)._stream().checked()
+    norms, centered = sampled_norms(moments)
+    values = double(rows)
+    chosen = [int((rows == row).all(1).nonzero()) for row in moments.good_sample().rows]
+    assert len(chosen) == 100
+    np.testing.assert_allclose(own_set_values(moments), brute_conformity(rows)[chosen], rtol=1e-9)
+    np.testing.assert_allclose(norms, np.linalg.norm(values, axis=1)[chosen], rtol=1e-9)
+    np.testing.assert_allclose(centered, np.linalg.norm(values - values.mean(0), axis=1)[chosen], rtol=1e-9)
+
+
+def test_the_ends_of_ratios_are_those_of_their_logarithms(rows, reference):
+    metric = fed(cc.Conformity(reference), rows)
+    value, contrast = numbers(metric.compute()), metric._stream().contrast("test")
+    for name, estimate in (("spread_ratio", contrast.log_spread_ratio), ("variety_ratio", contrast.log_variety_ratio)):
+        low, high = (math.exp(end) for end in estimate.interval(0.95))
+        assert (value[f"{name}_low"], value[f"{name}_high"]) == pytest.approx((low, high))
+    ends = contrast.typicality_shift.interval(0.95)
+    assert (value["typicality_shift_low"], value["typicality_shift_high"]) == pytest.approx(tuple(ends))
 
 
 @every_metric

@@ -67,6 +67,21 @@ def test_a_stream_longer_than_a_chunk_equals_its_parts(layout, generator):
     assert_same(streamed(layout, [rows]), streamed(layout, rows.split(999)))
 
 
+def test_rows_beyond_a_chunk_keep_their_groups_and_ids(generator):
+    rows = ellipsoid_rows(CHUNK + 500, DIM, generator)
+    groups, ids = torch.arange(len(rows)) // 7, [f"row {n}" for n in range(len(rows))]
+    whole, parts = (Moments(Layout(DIM, max_samples=len(rows))) for _ in range(2))
+    whole.update(rows, groups, ids)
+    for part in torch.arange(len(rows)).split(600):
+        parts.update(rows[part], groups[part], [ids[n] for n in part])
+    assert_same(whole, parts)
+    sample = whole.sample()
+    for row in (0, CHUNK - 1, CHUNK, len(rows) - 1):
+        kept = int((sample.rows == rows[row]).all(1).nonzero())
+        assert whole.names[int(sample.ids[kept])] == ids[row]
+        assert int(sample.groups[kept]) == int(groups[row])
+
+
 @every_layout
 def test_merge_equals_single_pass(layout, rows, groups):
     parts = [streamed(layout, [rows[s]], groups[s]) for s in (slice(0, 20), slice(20, 165), slice(165, 200))]
@@ -128,6 +143,14 @@ def test_conformity_to_a_direction_equals_numpy(rows):
     np.testing.assert_allclose(moments.conformity_std, conformity.std(ddof=1), rtol=1e-9)
     edges = np.concatenate([[-np.inf], double(layout.grid.edges()), [np.inf]])
     np.testing.assert_array_equal(moments[HISTOGRAM].sum(0), np.histogram(conformity, edges)[0])
+
+
+def test_the_std_of_conformity_that_does_not_vary_is_zero(rows):
+    """The difference of its sums may be below 0 by rounding."""
+    layout = Layout(DIM, direction=torch.linspace(0.1, 0.9, DIM).double(), grid=Grid(0.4, 0.01))
+    assert [float(streamed(layout, [row.expand(33, DIM)]).conformity_std) for row in rows] == pytest.approx(
+        [0.0] * len(rows), abs=1e-7
+    )
 
 
 def test_what_lies_beyond_the_cells_is_counted_at_the_ends():
@@ -438,7 +461,19 @@ def test_places_for_ids_deal_no_rows(rows):
     one, two = Moments(Layout(DIM)), Moments(Layout(DIM))
     one.update(rows, ids=[f"file:{n}" for n in range(200)], placed=True)
     two.update(rows[order], ids=[f"file:{n}" for n in range(200)], placed=True)
-    np.testing.assert_array_equal(one["count"], two["count"])
+    np.testing.assert_allclose(one["unit_sum"], two["unit_sum"], atol=1e-12)
+    np.testing.assert_allclose(one["unit_sum"], streamed(Layout(DIM), [rows])["unit_sum"], atol=1e-12)
+
+
+def test_of_equal_rows_the_same_one_is_kept_whatever_came_first(rows):
+    twice, ids = rows[:50].repeat(2, 1), [f"file:{n}" for n in range(100)]
+    found = []
+    for order in (torch.arange(100), torch.arange(100).flip(0)):
+        moments = Moments(Layout(DIM, max_samples=100))
+        moments.update(twice[order], ids=[ids[n] for n in order], placed=True)
+        found.append(moments.sample())
+    assert found[0].copies.tolist() == [2] * 50
+    assert torch.equal(found[0].ids, found[1].ids)
 
 
 def test_jackknife_error_of_a_mean_is_the_textbook_standard_error(generator):

@@ -12,7 +12,8 @@ from helpers import rows_with_cosine
 
 import clipconformity as cc
 from clipconformity.functional.two_sample import anderson_darling, tail_probability
-from clipconformity.stream.null import FEW_GROUPS, redraw
+from clipconformity.stream.moments import bucket_of
+from clipconformity.stream.null import FEW_GROUPS, _towards_both, redraw
 from clipconformity.stream.standing import fittable
 from clipconformity.stream.stream import Needs, Stream
 
@@ -112,3 +113,39 @@ def test_redraws_without_a_spread_are_fitted_without_a_warning(generator):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert metric.noise_floor(resamples=300) > 0
+
+
+@pytest.mark.parametrize(("groups", "shared", "permuted"), [(49, False, True), (50, False, False), (49, True, False)])
+def test_few_groups_are_permuted_unless_both_sides_have_them(groups, shared, permuted, generator):
+    ids = torch.arange(groups).repeat_interleave(3)
+    reference = cc.ReferenceSet.fit(drawn(groups, 3, generator), groups=ids)
+    contrast = compared(drawn(groups, 3, generator), reference, ids if shared else ids + 1000)
+    assert redraw(contrast, 10, generator).permuted == permuted
+
+
+def test_a_redraw_that_spreads_by_a_tenth_of_the_usual_is_kept():
+    """By less, its counts below 0 have taken the spread of the rest."""
+    cell = torch.arange(1026).double()
+    base = torch.exp(-((cell - 500) ** 2) / 800).expand(5, -1).clone() * 100
+    spread = 400.0
+    for row, share in ((0, 0.15), (1, 0.05)):
+        taken = (1 - share) * spread * base[row].sum() / (2 * 40**2 + 1e-9)
+        base[row, 460] -= taken
+        base[row, 540] -= taken
+    fixed = fittable(base)
+    variances = [float(x @ cell**2 / x.sum() - (x @ cell / x.sum()) ** 2) / spread for x in base[:2]]
+    assert 0.1 < variances[0] < 0.3
+    assert 0 < variances[1] < 0.1
+    assert torch.equal(fixed[0], base[0])
+    assert float(fixed[1].min()) == 0
+
+
+def test_values_of_rows_in_groups_leave_out_their_bucket(generator):
+    ids = [torch.arange(60) // 3, torch.arange(90) // 3 + 10]
+    rows, others = drawn(20, 3, generator), drawn(30, 3, generator)
+    contrast = compared(rows, cc.ReferenceSet.fit(others, groups=ids[1]), ids[0])
+    both, buckets = torch.cat([rows, others]).double().numpy(), bucket_of(torch.cat(ids)).numpy()
+    units = both / np.linalg.norm(both, axis=1, keepdims=True)
+    expected = np.nanmean(np.where(buckets[:, None] == buckets[None], np.nan, units @ units.T), axis=1)
+    for sample, part in ((contrast.sample, expected[:60]), (contrast.reference.sample, expected[60:])):
+        np.testing.assert_allclose(np.sort(_towards_both(contrast, sample, True)), np.sort(part), rtol=1e-9)

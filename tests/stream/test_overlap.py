@@ -39,6 +39,13 @@ def test_near_pairs_equal_the_cosine_matrix(dim, spread, generator):
     assert brute_pairs(rows, others, 0.98 * NEAR) <= found <= brute_pairs(rows, others, 1.02 * NEAR)  # but for rounding
 
 
+@pytest.mark.parametrize(("apart", "found"), [(0.5e-5, True), (2e-5, False)])
+def test_equal_rows_are_those_within_a_cosine_of_a_hundred_thousandth(apart, found, generator):
+    turn = torch.linalg.qr(torch.randn(DIM, DIM, generator=generator, dtype=torch.float64)).Q
+    rows, others = turn[:5], (1 - apart) * turn[:5] + math.sqrt(1 - (1 - apart) ** 2) * turn[5:10]
+    assert len(near_pairs(rows, others)[0]) == (5 if found else 0)
+
+
 def test_a_few_equal_rows_among_ten_thousand_are_found(generator):
     others = ellipsoid_rows(10_000, 64, generator)
     rows = torch.cat([ellipsoid_rows(5000, 64, generator), others[[17, 9_998]] * 3])
@@ -141,3 +148,39 @@ def test_another_modality_is_suspected_unless_both_are_known(generator):
     ]
     assert contrast.notes(of_one_kind=True) == []
     assert not math.isnan(shift)
+
+
+def contents(copies: list[int], start: int = 0) -> torch.Tensor:
+    """Rows of a pool from one on, each as often as told."""
+    pool = ellipsoid_rows(1100, DIM, torch.Generator().manual_seed(11))
+    return pool[start : start + len(copies)].repeat_interleave(torch.tensor(copies), 0)
+
+
+@pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning")
+@pytest.mark.parametrize(("alone", "found"), [(14, 0), (15, 19)])
+def test_what_is_shared_is_told_from_what_repeats_by_three_errors(alone, found, generator):
+    """Ten of 100 rows come twice: 50 of their kind share 5 of those that come once, and up to 14.5 by chance."""
+    reference = cc.ReferenceSet.fit(contents([1] * 90 + [2] * 5))
+    shared = torch.cat([contents([1] * alone), contents([1] * 4, 90)])
+    rows = torch.cat([shared, ellipsoid_rows(46 - alone, DIM, generator)])
+    overlap = compared(rows, reference).contrast("test").overlap
+    assert overlap.rows == found
+    assert bool(overlap.own.any()) == bool(found)
+
+
+@pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning")
+def test_pairs_that_are_equal_by_chance_stay_in():
+    """Five rows of 100 come twice: each of 50 of that kind is equal to 10/99 others."""
+    reference = cc.ReferenceSet.fit(contents([1] * 90 + [2] * 5))
+    overlap = compared(contents([1] * 50), reference).contrast("test").overlap
+    assert overlap.pairs == pytest.approx(50 - 50 * 10 / 99)
+    for without in overlap.without[1:]:
+        assert float((overlap.pairs - without).sum()) == pytest.approx(overlap.pairs)
+
+
+@pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning")
+def test_a_row_leaves_out_one_pair_at_most():
+    reference = cc.ReferenceSet.fit(contents([1] * 1000 + [2] * 10))
+    rows = torch.cat([contents([1] * 10), contents([1] * 10, 1000)])
+    overlap = compared(rows, reference).contrast("test").overlap
+    assert (overlap.rows, overlap.pairs) == (20, 20)

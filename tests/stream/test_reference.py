@@ -206,6 +206,12 @@ def test_normalized_rows_are_refused_with_the_way_out(dtype, rows):
     assert ReferenceSet.fit(normalized, allow_normalized=True).normalized
 
 
+def test_rows_near_norm_one_are_not_taken_for_normalized(rows):
+    """Norms between 0.98 and 1.02 are no rounding of 1, even of bfloat16."""
+    lengths = 1 + 0.02 * torch.linspace(-1, 1, 300)[:, None]
+    assert not ReferenceSet.fit(torch.nn.functional.normalize(rows) * lengths).normalized
+
+
 def test_raw_rows_are_not_taken_for_normalized(rows):
     assert not ReferenceSet.fit(rows, allow_normalized=True).normalized
 

@@ -75,18 +75,28 @@ def noise_floor(mine: Side, theirs: Side, generator: torch.Generator) -> Tensor:
     Whole groups are dealt. Beyond the row samples the distance is taken at their sizes, and scaled by 1/n + 1/N.
     """
     rows = torch.cat([sample.rows.double() for sample, _ in (mine, theirs)])
+    rows = rows - rows.mean(0)
     groups = torch.cat([sample.groups for sample, _ in (mine, theirs)])
     grouped = mine[1].grouped or theirs[1].grouped
     number = groups.unique(return_inverse=True)[1] if grouped else torch.arange(len(rows))
-    kept = [len(sample.keys) for sample, _ in (mine, theirs)]
-    found = []
+    kept = sorted(len(sample.keys) for sample, _ in (mine, theirs))
+    total, found = rows.T @ rows, []
     for _ in range(SPLITS):
         order = torch.rand(len(rows), generator=generator)[number].argsort(stable=True)
-        found.append(_distance(rows[order[: kept[0]]], rows[order[kept[0] :]]))
+        fewer = rows[order[: kept[0]]]
+        own, mean = fewer.T @ fewer, fewer.mean(0)
+        others = -mean * kept[0] / kept[1]  # the mean of all is 0
+        found.append(
+            gaussian_distance(mean, _covariance(own, mean, kept[0]), others, _covariance(total - own, others, kept[1]))
+        )
     draws = torch.stack(found)
     high = student_quantile(0.95, SPLITS - 1) * (1 + 1 / SPLITS) ** 0.5
     scale = sum(1 / moments.total.cpu() for _, moments in (mine, theirs)) / sum(1 / size for size in kept)
     return (draws.mean() + high * draws.std()) * scale
+
+
+def _covariance(squares: Tensor, mean: Tensor, count: int) -> Tensor:
+    return (squares - count * torch.outer(mean, mean)) / (count - 1)
 
 
 def _distance(first: Tensor, second: Tensor) -> Tensor:

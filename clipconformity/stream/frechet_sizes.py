@@ -37,6 +37,11 @@ def at_equal_n(mine: Sample, theirs: Sample, generator: torch.Generator) -> tupl
     return size, torch.stack([_distance(*pair) for pair in pairs]).mean()
 
 
+def least_rows(dim: int) -> int:
+    """Fewest rows of either side for an extrapolation: as many as dimensions in the smallest subsample."""
+    return max(SHARES) * dim
+
+
 def at_infinite_n(
     mine: Sample, theirs: Sample, size: int, equal: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -53,7 +58,7 @@ def at_infinite_n(
 
     Source: Chong and Forsyth, *Effectively Unbiased FID and Inception Score and Where to Find Them*, CVPR 2020.
     """
-    if size < max(SHARES) * mine.rows.shape[1]:
+    if size < least_rows(mine.rows.shape[1]):
         return torch.full_like(equal, math.nan), torch.full_like(equal, math.nan)
     places, values = [1.0], [equal]
     for share in SHARES:

@@ -161,6 +161,17 @@ def test_the_extrapolation_is_withheld_where_a_subsample_has_fewer_rows_than_dim
             assert math.isfinite(found[key]) == known
 
 
+def test_the_rows_that_an_extrapolation_needs_are_told(generator):
+    one = read_outs()["frechet"]
+    told = []
+    for size in (20, 64):
+        rows, others = gaussians(size, 500, generator, 1.0)
+        stream = Stream.against(ReferenceSet.fit(others), one.needs)
+        stream.update(rows)
+        told.append(one.notes(stream))
+    assert told == [["frechet_infinite_n needs at least 64 rows of either side at 16 dimensions; there are 20."], []]
+
+
 @pytest.mark.parametrize("sizes", [(60, 60), (60, 600)])
 def test_the_floor_is_seldom_exceeded_by_sets_of_one_kind(sizes):
     generator = torch.Generator().manual_seed(4)

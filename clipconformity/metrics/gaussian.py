@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clipconformity.metrics.base import EmbeddingMetric
-from clipconformity.metrics.distribution import values_of
+from clipconformity.metrics.base import EmbeddingMetric, values_of
 from clipconformity.stream.readouts.frechet import FrechetReadOut
 from clipconformity.stream.readouts.likelihood import LikelihoodReadOut, held_out_likelihoods, sampled_likelihoods
 

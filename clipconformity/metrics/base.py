@@ -241,12 +241,14 @@ class EmbeddingMetric(Metric):
         return self._plot(val, ax)
 
     def _plot(self, val: Any = None, ax: Any = None) -> Any:
+        from clipconformity import plots
+
         values = self.compute() if val is None else val
         if isinstance(values[0] if isinstance(values, list | tuple) else values, dict):
-            from clipconformity import plots
-
             return plots.figures(values, ax=ax)
-        return super()._plot(values, ax)
+        shown = next(one for one in self.readout.fields if one.name == self.readout.value)
+        unit = f" ({shown.unit})" if shown.unit else ""
+        return plots.series(values_of(values), quantity=f"{shown.about}{unit}", ax=ax)
 
     def set_dtype(self, dst_type: str | torch.dtype) -> EmbeddingMetric:
         """Do nothing: states stay float64, in which a stream of any length adds up."""
@@ -304,6 +306,13 @@ class SetMetric(EmbeddingMetric):
     def _make_layouts(self) -> dict[str, Layout]:
         """Say what the evaluated side accumulates; there is no other, even where the read-out could compare."""
         return layouts(self.embed_dim, self.readout.needs._replace(reference=False), None, self.max_samples)
+
+
+def values_of(val: Any) -> list[Any]:
+    """Give one or several values as a list."""
+    if isinstance(val, Tensor):
+        return list(val.reshape(-1))
+    return list(val) if isinstance(val, list | tuple) else [val]
 
 
 def opened_encoder(encoder: EncoderOrSpec | None) -> Encoder | None:

@@ -11,7 +11,7 @@ from clipconformity.functional.density import Grid
 from clipconformity.functional.divergence import COARSEST
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import Interval
-from clipconformity.metrics.base import EmbeddingMetric, SetMetric
+from clipconformity.metrics.base import EmbeddingMetric, SetMetric, values_of
 from clipconformity.stream.readouts.conformity import ConformityReadOut, SelfConformityReadOut, histogram
 from clipconformity.stream.readouts.conformity_kl import ConformityKLReadOut
 from clipconformity.stream.readouts.norm import NormReadOut, sampled_norms
@@ -276,13 +276,6 @@ class EmbeddingNorm(SetMetric):
         with self._read_stream() as stream:
             norms, centered = sampled_norms(stream.checked())
         return plots.norm_histogram(norms, centered, ax=ax)
-
-
-def values_of(val: Any) -> list[Any]:
-    """Give one or several values as a list."""
-    if isinstance(val, Tensor):
-        return list(val.reshape(-1))
-    return list(val) if isinstance(val, list | tuple) else [val]
 
 
 def trimmed(counts: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:

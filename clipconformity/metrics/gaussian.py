@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from clipconformity.functional.likelihood import Gaussian, check_gaussian
-from clipconformity.metrics.base import EmbeddingMetric
-from clipconformity.metrics.distribution import values_of
+from clipconformity.metrics.base import EmbeddingMetric, values_of
 from clipconformity.stream.readouts.frechet import FrechetReadOut
 from clipconformity.stream.readouts.likelihood import (
     LikelihoodReadOut,

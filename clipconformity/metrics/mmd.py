@@ -9,7 +9,7 @@ import torch
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.mmd import MMDHalves
 from clipconformity.functional.resampling import Interval, seeded
-from clipconformity.metrics.base import EmbeddingMetric, EncoderOrSpec
+from clipconformity.metrics.base import EmbeddingMetric, EncoderOrSpec, values_of
 from clipconformity.stream.mmd import discrepancy, noise
 from clipconformity.stream.readouts.cmmd import CMMDReadOut
 from clipconformity.stream.readouts.cosine_mmd import CosineMMDReadOut
@@ -102,6 +102,26 @@ class CosineMMD(EmbeddingMetric):
         """
         with self._read_stream() as stream:
             return noise(stream.contrast(type(self).__name__), 0.95, resamples, seeded(generator)).p_value
+
+    @full_precision
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot the value and its halves with their intervals, or ``val``, one or several values over steps.
+
+        Returns:
+            ``(figure, axes)``.
+        """
+        from clipconformity import plots
+
+        quantity = "squared cosine distance"
+        if val is not None:
+            return plots.series(values_of(val), quantity=f"cosine MMD ({quantity})", ax=ax)
+        with self._read_stream() as stream:
+            contrast = stream.contrast(type(self).__name__)
+            parts = discrepancy(contrast)
+        values = [float(part.value) for part in parts]
+        low, high = zip(*(part.interval() for part in parts), strict=True)
+        names, modality = ["cosine MMD", "by typicality", "by variety"], contrast.reference.modality
+        return plots.series(values, low, high, names=names, quantity=quantity, modality=modality, ax=ax)
 
 
 class CMMD(EmbeddingMetric):

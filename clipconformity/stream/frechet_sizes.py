@@ -37,6 +37,11 @@ def at_equal_n(mine: Sample, theirs: Sample, generator: torch.Generator) -> tupl
     return size, torch.stack([_distance(*pair) for pair in pairs]).mean()
 
 
+def least_rows(dim: int) -> int:
+    """Fewest rows of either side for an extrapolation: as many as dimensions in the smallest subsample."""
+    return max(SHARES) * dim
+
+
 def at_infinite_n(
     mine: Sample, theirs: Sample, size: int, equal: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -53,7 +58,7 @@ def at_infinite_n(
 
     Source: Chong and Forsyth, *Effectively Unbiased FID and Inception Score and Where to Find Them*, CVPR 2020.
     """
-    if size < max(SHARES) * mine.rows.shape[1]:
+    if size < least_rows(mine.rows.shape[1]):
         return torch.full_like(equal, math.nan), torch.full_like(equal, math.nan)
     places, values = [1.0], [equal]
     for share in SHARES:
@@ -75,18 +80,28 @@ def noise_floor(mine: Side, theirs: Side, generator: torch.Generator) -> Tensor:
     Whole groups are dealt. Beyond the row samples the distance is taken at their sizes, and scaled by 1/n + 1/N.
     """
     rows = torch.cat([sample.rows.double() for sample, _ in (mine, theirs)])
+    rows = rows - rows.mean(0)
     groups = torch.cat([sample.groups for sample, _ in (mine, theirs)])
     grouped = mine[1].grouped or theirs[1].grouped
     number = groups.unique(return_inverse=True)[1] if grouped else torch.arange(len(rows))
-    kept = [len(sample.keys) for sample, _ in (mine, theirs)]
-    found = []
+    kept = sorted(len(sample.keys) for sample, _ in (mine, theirs))
+    total, found = rows.T @ rows, []
     for _ in range(SPLITS):
         order = torch.rand(len(rows), generator=generator)[number].argsort(stable=True)
-        found.append(_distance(rows[order[: kept[0]]], rows[order[kept[0] :]]))
+        fewer = rows[order[: kept[0]]]
+        own, mean = fewer.T @ fewer, fewer.mean(0)
+        others = -mean * kept[0] / kept[1]  # the mean of all is 0
+        found.append(
+            gaussian_distance(mean, _covariance(own, mean, kept[0]), others, _covariance(total - own, others, kept[1]))
+        )
     draws = torch.stack(found)
     high = student_quantile(0.95, SPLITS - 1) * (1 + 1 / SPLITS) ** 0.5
     scale = sum(1 / moments.total.cpu() for _, moments in (mine, theirs)) / sum(1 / size for size in kept)
     return (draws.mean() + high * draws.std()) * scale
+
+
+def _covariance(squares: Tensor, mean: Tensor, count: int) -> Tensor:
+    return (squares - count * torch.outer(mean, mean)) / (count - 1)
 
 
 def _distance(first: Tensor, second: Tensor) -> Tensor:

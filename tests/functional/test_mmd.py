@@ -140,6 +140,27 @@ def test_the_third_order_is_within_a_thousandth_on_clip_embeddings(images, lvis,
             assert metric.compute() == pytest.approx(float(cmmd(*pair, unbiased=unbiased)), rel=1e-4)
 
 
+def test_the_figures_of_the_guide_are_those_of_all_pairs(images, data_dir):
+    """The page "What people report today", to its printed digits."""
+    kinds = [name.split("/")[-2] for name in (data_dir / "vitb32-images-1803.txt").read_text().split()]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    reference, other = images[order[:900]].double(), images[order[900:]].double()
+    ranks = torch.from_numpy(brute_conformity(other, reference)).argsort(descending=True)
+    printed = {
+        "other half": (torch.arange(len(other)), ("0.007", "-0.0003", "0.0012", "-0.0015")),
+        "cars": (torch.tensor([kinds[i] == "cars" for i in order[900:]]), ("1.794", "0.1784", "0.0090", "0.1694")),
+        "most typical": (ranks[:300], ("0.227", "0.0211", "-0.0735", "0.0947")),
+        "least typical": (ranks[-300:], ("0.185", "0.0164", "0.0833", "-0.0669")),
+    }
+    for name, (chosen, shown) in printed.items():
+        rows = other[chosen]
+        kernel = 1000 * brute_mmd(rows, reference, lambda a, b: np.exp((a @ b.T - 1) / 100), unbiased=False)
+        whole = brute_mmd(rows, reference, lambda a, b: a @ b.T, unbiased=True)
+        found = (float(cmmd(rows, reference)), float(cosine_mmd(rows, reference)), *mmd_halves(rows, reference))
+        assert found[:2] == pytest.approx((kernel, whole), rel=1e-7), name
+        assert tuple(f"{value:.{3 if place == 0 else 4}f}" for place, value in enumerate(found)) == shown, name
+
+
 @pytest.mark.parametrize("function", [cosine_mmd, cmmd, mmd_halves])
 def test_wrong_input_is_refused(function, sets):
     rows, others = sets

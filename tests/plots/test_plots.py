@@ -195,6 +195,8 @@ def test_every_metric_draws_on_given_axes_and_on_its_own(image, text):
         fed(cc.ModalityGap(embed_dim=DIM), image[:200], text),
         fed(cc.GaussianLikelihood(reference), image),
         fed(cc.FrechetDistance(reference), image),
+        fed(cc.CMMD(reference), image),
+        fed(cc.VendiScore(embed_dim=DIM), image),
     ]
     for metric in metrics:
         figure, ax = plt.subplots()
@@ -244,6 +246,16 @@ def test_the_frechet_distance_is_shown(image, text):
     metric = fed(cc.FrechetDistance(cc.ReferenceSet.fit(text)), image)
     _, ax = metric.plot()
     assert line(ax)[1] == pytest.approx([float(metric.compute())])
+
+
+def test_the_mmd_is_shown_with_its_halves(image):
+    metric = fed(cc.CosineMMD(cc.ReferenceSet.fit(image[:150])), image[150:] + 0.3)
+    _, ax = metric.plot()
+    drawn = sorted(line(ax)[0])
+    assert drawn == pytest.approx(sorted(float(x) for x in (metric.compute(), *metric.halves())), rel=1e-5)
+    assert {label.get_text() for label in ax.get_yticklabels()} == {"cosine MMD", "by typicality", "by variety"}
+    _, ax = metric.plot([metric.compute(), metric.compute()])
+    assert line(ax)[1] == pytest.approx([float(metric.compute())] * 2)
 
 
 def test_the_gap_shows_as_many_pairs_as_were_given(image, text):

@@ -134,6 +134,42 @@ def test_what_both_sides_share_is_left_out(generator):
     own = [(x @ x.T)[~np.eye(len(x), dtype=bool)].mean() for x in (u, all_of_them)]
     assert found == pytest.approx(sum(own) - 2 * np.nanmean(cosines), abs=1e-9)
     assert abs(found - float(cosine_mmd(rows, others))) < 2e-3
+    squares = [((x @ x.T) ** 2)[~np.eye(len(x), dtype=bool)].mean() for x in (u, all_of_them)]
+    expected = sum(squares) - 2 * np.nanmean(cosines**2)
+    assert float(squares_discrepancy(contrast)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_errors_are_those_of_leaving_each_bucket_out_of_one_side_or_of_both(generator):
+    (rows, groups), (others, other_groups) = in_groups(60, generator), in_groups(100, generator)
+    found = discrepancy(contrasted(rows, others, groups, other_groups))
+    sides = [
+        (unit(double(x)), bucket_of(hash_labels(labels, len(labels), torch.device("cpu"))).numpy())
+        for x, labels in ((rows, groups), (others, other_groups))
+    ]
+
+    def mean(first, second):
+        return (first[0] @ second[0].T)[first[1][:, None] != second[1]].mean()
+
+    def halves(mine, theirs):
+        own, other, across = mean(mine, mine), mean(theirs, theirs), mean(mine, theirs)
+        return np.array([own + other - 2 * across, 2 * (other - across), own - other])
+
+    def error(without) -> np.ndarray:
+        """Of the whole and its halves, where ``without`` says which sides lack each bucket."""
+        used = np.unique(np.concatenate([buckets for (_, buckets), left in zip(sides, without, strict=True) if left]))
+        values = np.stack([
+            halves(*(
+                (u[buckets != one], buckets[buckets != one]) if left else (u, buckets)
+                for (u, buckets), left in zip(sides, without, strict=True)
+            ))
+            for one in used
+        ])  # fmt: skip
+        return np.sqrt((len(used) - 1) / len(used) * np.square(values - values.mean(0)).sum(0))
+
+    both, mine, theirs = (error(without) for without in ((True, True), (True, False), (False, True)))
+    for place, estimate in enumerate(found):
+        assert float(estimate.error) == pytest.approx(both[place], rel=1e-6)
+        assert estimate.parts == pytest.approx((mine[place] ** 2, theirs[place] ** 2), rel=1e-6)
 
 
 @pytest.mark.parametrize("sizes", [(30, 600), (300, 300)])
@@ -157,7 +193,7 @@ def test_intervals_cover_the_truth_where_the_sets_differ(sizes):
 @pytest.mark.parametrize("kind", ["rows", "small against large", "groups", "shared groups"])
 def test_false_alarms_are_as_often_as_the_level_says(kind):
     generator = torch.Generator().manual_seed(1)
-    alarms = above = 0
+    p_values, floors, values = [], [], []
     for run in range(150):
         groups = other_groups = None
         if "groups" in kind:
@@ -174,10 +210,14 @@ def test_false_alarms_are_as_often_as_the_level_says(kind):
             others = ellipsoid_rows(200, DIM, generator)
         contrast = contrasted(rows, others, groups, other_groups)
         found = noise(contrast, 0.95, 200, torch.Generator().manual_seed(run))
-        alarms += found.p_value <= 0.05
-        above += float(discrepancy(contrast).whole.value) > found.floor
+        p_values.append(found.p_value)
+        floors.append(found.floor)
+        values.append(float(discrepancy(contrast).whole.value))
+    alarms, above = (np.array(p_values) <= 0.05).sum(), (np.array(values) > floors).sum()
     assert alarms <= 16, alarms  # of 7.5 expected; more come by chance once in 700
     assert above <= 18, above
+    assert np.mean(p_values) == pytest.approx(0.5, abs=0.1)
+    assert np.mean(floors) == pytest.approx(np.quantile(values, 0.95), rel=0.4)
 
 
 def test_a_difference_is_found_and_the_p_value_is_no_smaller_than_the_draws_allow(generator):

@@ -161,6 +161,17 @@ def test_the_extrapolation_is_withheld_where_a_subsample_has_fewer_rows_than_dim
             assert math.isfinite(found[key]) == known
 
 
+def test_the_rows_that_an_extrapolation_needs_are_told(generator):
+    one = read_outs()["frechet"]
+    told = []
+    for size in (20, 64):
+        rows, others = gaussians(size, 500, generator, 1.0)
+        stream = Stream.against(ReferenceSet.fit(others), one.needs)
+        stream.update(rows)
+        told.append(one.notes(stream))
+    assert told == [["frechet_infinite_n needs at least 64 rows of either side at 16 dimensions; there are 20."], []]
+
+
 @pytest.mark.parametrize("sizes", [(60, 60), (60, 600)])
 def test_the_floor_is_seldom_exceeded_by_sets_of_one_kind(sizes):
     generator = torch.Generator().manual_seed(4)
@@ -201,3 +212,38 @@ def test_the_function_and_the_metric_agree(generator):
     metric = cc.FrechetDistance(cc.ReferenceSet.fit(others))
     metric.update(rows)
     assert float(metric.compute()) == pytest.approx(float(frechet_distance(rows, others)), rel=1e-5)
+
+
+# --- all of them -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [70, 10_000], ids=["beyond the row sample", "all rows kept"])
+@pytest.mark.parametrize("name", ["cosine_mmd", "cmmd", "vendi", "frechet"])
+def test_no_figure_depends_on_order_batches_or_parts(name, size, generator):
+    rows, others = ellipsoid_rows(200, DIM, generator, offset=1.2), ellipsoid_rows(500, DIM, generator)
+    groups, other_groups = torch.arange(200) // 2, torch.arange(500) // 2
+    one = read_outs()[name]
+    whole = ReferenceSet.fit(others, groups=other_groups, max_samples=size)
+    parts = [
+        ReferenceSet.fit(others[part], groups=other_groups[part], max_samples=size)
+        for part in (slice(0, 90), slice(90, 500))
+    ]
+    order = rows[:, 0].argsort()
+
+    def figures_of(reference, batches) -> dict[str, float]:
+        streams = []
+        for indices in batches:
+            streams.append(Stream.against(reference, one.needs, max_samples=size))
+            for index in indices:
+                streams[-1].update(rows[index], groups=groups[index])
+        first, *further = streams
+        for other in further:
+            first.sides["evaluated"] = first.evaluated.merge(other.evaluated)
+        return {key: float(value) for key, value in one.figures(first, resamples=50).items()}
+
+    expected = figures_of(whole, [[torch.arange(200)]])
+    for found in (
+        figures_of(whole, [order.split(17)]),
+        figures_of(parts[0].merge(parts[1]), [[order[:120]], order[120:].split(30)]),
+    ):
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-9, nan_ok=True)

@@ -60,11 +60,3 @@ class CosineMMDReadOut(ReadOut):
             found = noise(contrast, 0.95, resamples, seeded(generator))
         keys = ("cosine_mmd_noise_floor", "cosine_mmd_p_value")
         return {name: torch.tensor(x, dtype=torch.float64) for name, x in zip(keys, found, strict=True)}
-
-    def notes(self, stream: Stream) -> list[str]:
-        """Say what the value is made of."""
-        whole, typicality, variety = (float(x.value) for x in discrepancy(stream.contrast("CosineMMD")))
-        return [
-            f"the cosine MMD of {whole:.4f} is {typicality:+.4f} by typicality and {variety:+.4f} by variety; what is "
-            "less typical, or less varied, than the reference adds to it."
-        ]

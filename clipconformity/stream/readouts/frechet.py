@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clipconformity.functional.likelihood import distance_influence, gaussian_distance
 from clipconformity.functional.resampling import Interval, seeded
-from clipconformity.stream.frechet_sizes import at_equal_n, at_infinite_n, noise_floor
+from clipconformity.stream.frechet_sizes import at_equal_n, at_infinite_n, least_rows, noise_floor
 from clipconformity.stream.pairs import influence_estimate
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
@@ -62,6 +62,17 @@ class FrechetReadOut(ReadOut):
         """Give all fields; the distance is computed once for them."""
         found = self.read(stream)
         return found | self._uncertainty(stream, found["frechet"], seeded(generator))
+
+    def notes(self, stream: Stream) -> list[str]:
+        """Say where there are too few rows to extrapolate from."""
+        reference, dim = stream.needed_reference(NAME), stream.evaluated.layout.dim
+        size = min(len(stream.checked().good_sample().keys), len(reference.sample.keys))
+        least = least_rows(dim)
+        if size >= least:
+            return []
+        return [
+            f"frechet_infinite_n needs at least {least:,} rows of either side at {dim} dimensions; there are {size}."
+        ]
 
     def _uncertainty(self, stream: Stream, value: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         moments, reference = stream.checked().cpu(), stream.needed_reference(NAME)

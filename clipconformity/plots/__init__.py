@@ -1,5 +1,6 @@
 """Figures from plain arrays; matplotlib loads when one is drawn."""
 
+from clipconformity.plots.alignment import typicality_alignment
 from clipconformity.plots.comparison import figures, series
 from clipconformity.plots.distributions import (
     conformity_distribution,
@@ -38,4 +39,5 @@ __all__ = [
     "shells",
     "shift_panels",
     "tilt_heat_map",
+    "typicality_alignment",
 ]

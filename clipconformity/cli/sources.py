@@ -106,7 +106,8 @@ def open_source(
 
     def captions_from(start: int) -> Source:
         groups = None if captions.groups is None else captions.groups[start:]
-        left = Captions(captions.texts[start:], captions.ids[start:], groups)
+        images = None if captions.image_ids is None else captions.image_ids[start:]
+        left = Captions(captions.texts[start:], captions.ids[start:], groups, images)
         source = caption_source(left, encoder, batch_size=options.batch_size)
         source.groups = captions.groups
         return source

@@ -76,14 +76,14 @@ def paired_source(
                 _refuse_twice(seen, keys)
             lacking = [row for row, key in enumerate(keys) if not _has(key, held) or not _has(key, people)]
             if lacking and on_missing == "raise":
-                what = "caption" if scored == "image" else "image"
+                what = "caption" if scored == "image" else "image" + ("" if people is None else " or reference")
                 raise ValueError(
                     f"pairs: {len(lacking)} of the {len(keys)} samples of a batch have no {what} of their id: "
                     f"{first_few([batch.ids[row] for row in lacking])}; name both alike, or leave these out "
                     "(--on-error skip)."
                 )
             mine.skipped.extend({"id": str(batch.ids[row]), "reason": "no partner has its id"} for row in lacking)
-            kept = [row for row in range(len(keys)) if row not in set(lacking)]
+            kept = sorted(set(range(len(keys))) - set(lacking))
             if kept:
                 yield _paired(batch, kept, keys, held, people, joined.partner_of)
 
@@ -115,7 +115,7 @@ def _keys(batch: SourceBatch, of_images: bool) -> list[str]:
         names: Sequence[object] = [coco_image_id(name) for name in batch.ids]
     else:
         names = batch.ids if batch.image_ids is None else batch.image_ids
-    return [str(int(name)) if name.isdecimal() else name for name in map(str, names)]
+    return [(name.lstrip("0") or "0") if name.isdecimal() else name for name in map(str, names)]
 
 
 def _refuse_twice(seen: set[str], keys: Sequence[str]) -> None:

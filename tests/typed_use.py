@@ -27,6 +27,17 @@ def figures_of(path: Path, reference: cc.ReferenceSet) -> dict[str, float]:
     return known | {"kl": result.conformity_kl, "effect": verdict.effect}
 
 
+def neighbours_of(reference: cc.ReferenceSet, image: Tensor, text: Tensor) -> list[str]:
+    metric = cc.PRDC(reference, k=3)
+    metric.update(image, ids=["a", "b"])
+    precision: cc.Interval = metric.intervals()["precision"]
+    pairs = cc.CLIPScore(embed_dim=4)
+    pairs.update(image, text)
+    value: Tensor = pairs.compute()
+    found = cc.functional.nearest(image, reference)
+    return metric.off_manifold() if precision.low < pairs.interval().high + value else [str(found.cosine)]
+
+
 def values(reference: cc.ReferenceSet, embeddings: Tensor) -> dict[str, Tensor]:
     metrics = cc.ConformityMetrics(reference, intervals=True)
     metrics.update(embeddings)

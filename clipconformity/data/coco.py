@@ -30,7 +30,7 @@ class Coco:
         split: Which one.
         image_ids: Ids of the images, in the order of their files, as ``list_images`` gives them.
         image_paths: Their files, in the same order.
-        captions: The chosen captions; ``ids`` are annotation ids and ``groups`` image ids.
+        captions: The chosen captions; ``ids`` are annotation ids, ``groups`` and ``image_ids`` image ids.
         missing: Files that are not there, with ``on_missing="skip"``; their images and captions are left out.
         per_image: Captions chosen for each image; None means all.
         seed: Of the choice.

@@ -19,8 +19,8 @@ from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.row_sample import Sample
 from clipconformity.stream.stream import Needs, Stream
 
-FEWEST = 10
-"""Fewest rows of a class, on either side, that are compared."""
+FEWEST = 5
+"""Fewest rows of a class, on either side, that are compared: from there on tests err to the safe side."""
 ADJUSTED = "Benjamini-Hochberg over the classes that are compared with the same kind of set"
 
 
@@ -73,7 +73,7 @@ class ByClass(NamedTuple):
 def by_class(stream: Stream, by: Mapping[str, str], ids: Sequence[str]) -> ByClass:
     """Score each class on the row samples of both sides, those first that lost most variety.
 
-    A class is compared with the reference's rows of the same class, where ``by`` gives at least ten of these rows the
+    A class is compared with the reference's rows of the same class, where ``by`` gives at least five of these rows the
     class by their ids, else with the whole reference: then it is less varied by nature, which is not tested, and such
     classes are listed behind.
 
@@ -95,9 +95,7 @@ def by_class(stream: Stream, by: Mapping[str, str], ids: Sequence[str]) -> ByCla
     found = []
     for name, count in counts.items():
         rows, others = own.get(name, []), there.get(name, [])
-        against = reference
-        if len(others) >= FEWEST:
-            against = _reference(reference, others)
+        against = _reference(reference, others) or reference
         plain = ClassScore(name, count, "reference" if against is reference else "class", len(against.sample.keys))
         found.append(_scored(plain, _part(mine, rows), stream.evaluated, against))
     kinds = [[pair for pair in found if pair[0].against == kind] for kind in ("class", "reference")]
@@ -170,11 +168,17 @@ def _part(sample: Sample, rows: list[int]) -> Sample:
     return Sample(*(part[rows] for part in sample))
 
 
-def _reference(reference: ReferenceSet, rows: list[int]) -> ReferenceSet:
-    """Make a reference of some of the rows that one keeps."""
+def _reference(reference: ReferenceSet, rows: list[int]) -> ReferenceSet | None:
+    """Make a reference of some of the rows that one keeps; None of few, of one group, and of rows that do not vary."""
+    if len(rows) < FEWEST:
+        return None
     part = _part(reference.sample, rows)
     labels = _labels(part, reference.moments.names, reference.grouped)
-    return ReferenceSet.fit(part.rows, max_samples=len(rows), allow_normalized=True, **labels)
+    try:
+        found = ReferenceSet.fit(part.rows, max_samples=len(rows), allow_normalized=True, **labels)
+        return found if found.grid.cell > 0 else None
+    except ValueError:
+        return None
 
 
 def _labels(sample: Sample, names: Mapping[int, str], grouped: bool) -> dict[str, Any]:

@@ -78,14 +78,14 @@ def paired_source(
                 _refuse_twice(seen, keys)
             lacking = [row for row, key in enumerate(keys) if not _has(key, held) or not _has(key, people)]
             if lacking and on_missing == "raise":
-                what = "caption" if scored == "image" else "image"
+                what = "caption" if scored == "image" else "image" + ("" if people is None else " or reference")
                 raise ValueError(
                     f"pairs: {len(lacking)} of the {len(keys)} samples of a batch have no {what} of their id: "
                     f"{first_few([batch.ids[row] for row in lacking])}; name both alike, or leave these out "
                     "(--on-error skip)."
                 )
             mine.skipped.extend({"id": str(batch.ids[row]), "reason": "no partner has its id"} for row in lacking)
-            kept = [row for row in range(len(keys)) if row not in set(lacking)]
+            kept = sorted(set(range(len(keys))) - set(lacking))
             if kept:
                 yield _paired(batch, kept, keys, held, people, joined.partner_of)
 
@@ -117,7 +117,7 @@ def _keys(batch: SourceBatch, of_images: bool) -> list[str]:
     listed = names.tolist() if hasattr(names, "tolist") else names
     is_file = [of_images or Path(str(name)).suffix.lower() in IMAGE_FORMATS for name in listed]
     keys = [str(coco_image_id(str(name))) if file else str(name) for name, file in zip(listed, is_file, strict=True)]
-    return [str(int(key)) if key.isdecimal() else key for key in keys]
+    return [(key.lstrip("0") or "0") if key.isdecimal() else key for key in keys]
 
 
 def _refuse_twice(seen: set[str], keys: Sequence[str]) -> None:

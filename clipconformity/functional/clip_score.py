@@ -39,7 +39,7 @@ def clip_score(image: Tensor, text: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> clip_score(torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [-2.0, 0.0]]))
+        >>> clip_score(torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [-2.0, 0.0]])).round()
         tensor([60.,  0.])
     """
     pair = check_pairs(image, text)

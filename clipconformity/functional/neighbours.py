@@ -11,7 +11,7 @@ from torch import Tensor
 from clipconformity.functional.linalg import full_precision, result_dtype, units
 from clipconformity.functional.validation import check_rows, check_same_dim
 
-ROWS, COLUMNS = 1024, 4096
+ROWS, COLUMNS = 1024, 1024
 """Rows and columns of the largest block of a matrix of pairs."""
 ROUNDING = 1e-12
 """Share of the squared norms within which a squared distance is no smaller than another: copies lie on the edges of

@@ -56,7 +56,9 @@ def check_ranks(metric: EmbeddingMetric, gather: Callable[..., list[Tensor]], pr
 def _card(metric: EmbeddingMetric) -> Tensor:
     """Say in numbers what a rank measures, ``(8,)`` float64."""
     sums = [getattr(metric, name) for name, kind in metric._reductions.items() if kind is dim_zero_sum]
-    readout = metric.readout.name if hasattr(metric, "readout") else None  # of pairs there is none
+    readout = None  # ModalityGap has none
+    if hasattr(metric, "readout"):
+        readout = metric.readout.name, sorted(vars(metric.readout).items())
     hashed = (
         f"{type(metric).__module__}.{type(metric).__qualname__}",
         repr((metric.embed_dim, metric.max_samples, metric.allow_normalized, readout)),

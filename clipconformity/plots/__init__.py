@@ -1,5 +1,6 @@
 """Figures from plain arrays; matplotlib loads when one is drawn."""
 
+from clipconformity.plots.alignment import typicality_alignment
 from clipconformity.plots.comparison import Place, figures, series, typicality_and_variety
 from clipconformity.plots.distributions import (
     conformity_distribution,
@@ -40,5 +41,6 @@ __all__ = [
     "shells",
     "shift_panels",
     "tilt_heat_map",
+    "typicality_alignment",
     "typicality_and_variety",
 ]

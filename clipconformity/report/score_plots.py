@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from clipconformity import plots
 from clipconformity.evaluation import Score
 from clipconformity.evaluation.results import JUDGED
+from clipconformity.functional.conformity import pearson
 from clipconformity.functional.resampling import Interval
 from clipconformity.report.figures import figure, label
 from clipconformity.report.page import between, number
@@ -166,6 +170,24 @@ def _tell_norm(panel: Panel) -> str:
     return f"Norms of the raw embeddings{panel.of}. Reference: mean {own}; {runs}."
 
 
+def _aligned(score: Score) -> tuple[Tensor, Tensor]:
+    """Conformity and CLIPScore of every sample."""
+    return score.conformities, torch.tensor(score.columns["clip_score"], dtype=torch.float64)
+
+
+def _draw_alignment(ax: Axes, panel: Panel) -> None:
+    plots.typicality_alignment(panel.labelled(_aligned), modality=panel.reference.modality, ax=ax)
+
+
+def _tell_alignment(panel: Panel) -> str:
+    runs = panel.told(lambda s: f"mean {number(s.value('clip_score'))}, correlation {number(float(_correlation(s)))}")
+    return f"CLIPScore over conformity{panel.of}. {runs}."
+
+
+def _correlation(score: Score) -> Tensor:
+    return pearson(*_aligned(score))
+
+
 PLOTS: tuple[ScorePlot, ...] = (
     ScorePlot(
         "map",
@@ -182,5 +204,12 @@ PLOTS: tuple[ScorePlot, ...] = (
     ),
     ScorePlot("kl", _draw_kl, _tell_kl, _caption_kl, _line_each),
     ScorePlot("norm", _draw_norm, _tell_norm, lambda panel: f"Norms of the raw embeddings{panel.of}."),
+    ScorePlot(
+        "alignment",
+        _draw_alignment,
+        _tell_alignment,
+        lambda _: "How well samples fit their partners (upwards) and how typical they are (to the right).",
+        needs=("clip_score",),
+    ),
 )
 """The plots, in the order of the page. A row is all that a new one needs beside what draws and tells it."""

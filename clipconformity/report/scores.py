@@ -11,6 +11,7 @@ from clipconformity.evaluation import ClassScore, Figure, Score
 from clipconformity.evaluation.classes import interval
 from clipconformity.evaluation.scoring import core_fields, uncertainty_fields
 from clipconformity.report.gallery import cards, extremes
+from clipconformity.report.neighbours import neighbours
 from clipconformity.report.page import Section, between, code, facts, number, table, versions, write_page
 from clipconformity.report.score_plots import Panel, draw_plots
 from clipconformity.stream.reference import ReferenceSet
@@ -85,10 +86,12 @@ def write_report(
         raise ValueError(f"runs: expected different names, got {names}.")
     if thumbnails < 0:
         raise ValueError(f"thumbnails: expected at least 0, got {thumbnails}.")
+    found, used = _neighbours(runs, thumbnails // 3)
     sections = [
         Section("verdict", "Verdict", _verdicts(runs)),
         Section("distributions", "Distributions", _plots(runs)),
-        Section("gallery", "Most and least typical samples", _galleries(runs, thumbnails)),
+        Section("gallery", "Most and least typical samples", _galleries(runs, thumbnails - used)),
+        *([Section("neighbours", "Repeats, copies, and what is missed", found)] if found else []),
         Section("figures", "Figures", _table(runs) + _classes(runs)),
         Section("measured", "What was measured with what", _measured(runs, command)),
     ]
@@ -164,6 +167,17 @@ def _galleries(runs: Sequence[Run], thumbnails: int) -> str:
             )
             parts.append(f'<h3>{escape(run.name)}</h3><div class="ends">{ends}</div>')
     return "".join(parts) or "<p>There are too few samples, or too many runs, for a gallery.</p>"
+
+
+def _neighbours(runs: Sequence[Run], thumbnails: int) -> tuple[str, int]:
+    """What the metrics of neighbours name, as HTML, and the number of samples shown."""
+    parts, used = [], 0
+    for run in runs if thumbnails else ():
+        shown, count = neighbours(run.score, thumbnails - used, run.images, run.captions)
+        used += count
+        if shown:
+            parts.append(f"<h3>{escape(run.name)}</h3>{shown}")
+    return "".join(parts), used
 
 
 def _table(runs: Sequence[Run]) -> str:

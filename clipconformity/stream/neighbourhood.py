@@ -13,7 +13,7 @@ from clipconformity.functional.neighbours import Coverage, cover, expected_cover
 from clipconformity.functional.resampling import Estimate, Interval, estimated_share
 from clipconformity.stream.row_sample import Sample, mix
 
-SPLITS, PARTS = 8, 8
+SPLITS, PARTS = 4, 16
 """How often the buckets are split for the uncertainty, and into how many parts at most."""
 FEWEST, FEWEST_GROUPS = 5, 4
 """Rows of a part, in units of k, and groups of a part, on the side that has fewer."""

@@ -79,6 +79,7 @@ def test_images_are_scored_with_their_captions(folder, told, tmp_path):
     page = (tmp_path / "r.html").read_text()
     assert "a red thing" in page
     assert 'src="data:image/png' in page
+    assert f"CLIPScore over conformity of images. images: mean {float(expected.mean()):.3g}"[:-1] in page
 
 
 def test_captions_are_scored_with_their_images_and_with_references(folder, told, tmp_path):

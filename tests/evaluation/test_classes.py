@@ -110,10 +110,10 @@ def test_of_many_classes_of_noise_none_stands_out_and_the_order_is_shrunk(genera
 def test_small_classes_have_counts_and_a_reason(generator):
     rows = ellipsoid_rows(200, 8, generator)
     ids = [str(n) for n in range(200)]
-    by = {name: "few" if n < 9 else "many" for n, name in enumerate(ids)}
+    by = {name: "few" if n < 4 else "many" for n, name in enumerate(ids)}
     reference = cc.ReferenceSet.fit(ellipsoid_rows(300, 8, generator))
     many, few = scored(rows, ids, reference, by).by.classes
-    assert (few.name, few.count, few.variety_ratio, few.reason) == ("few", 9, None, "fewer than 10 samples")
+    assert (few.name, few.count, few.variety_ratio, few.reason) == ("few", 4, None, "fewer than 5 samples")
     assert many.variety_ratio_shrunken is None  # of one class nothing is known of the spread of classes
     json.dumps(scored(rows, ids, reference, by).to_dict(), allow_nan=False)
 
@@ -127,6 +127,20 @@ def test_groups_of_a_class_are_no_independent_rows(generator):
     by = dict.fromkeys(ids, "one")
     one, other = (scored(rows, ids, reference, by, own).by.classes[0] for own in (groups, None))
     assert one.conformity_se > 1.6 * other.conformity_se
+
+
+def test_a_class_of_the_reference_that_does_not_vary_or_is_one_group_is_none(generator):
+    """Ten equal captions, and ten of one image, tell nothing of what others would be."""
+    rows = ellipsoid_rows(90, 8, generator)
+    reference, ids = ellipsoid_rows(120, 8, generator), [str(n) for n in range(120)]
+    reference[:10] = reference[0]
+    by = {**dict.fromkeys(ids, "other"), **dict.fromkeys(ids[:10], "one")}
+    groups = torch.arange(120).clamp_min(10) // 2 * 2
+    mine = {f"s {n}": "one" if n < 40 else "other" for n in range(90)}
+    for options in ({}, {"groups": groups}):
+        told = cc.ReferenceSet.fit(reference, ids=ids, **options)
+        found = scored(rows, list(mine), told, by | mine, torch.arange(90) + 1000 if options else None).by.classes
+        assert {one.name: one.against for one in found} == {"other": "class", "one": "reference"}
 
 
 def test_ids_that_are_nobodys_are_refused(generator):

@@ -54,10 +54,12 @@ KEPT = ["cat.png", "-3", "+4.5", "a=b", "000000000139", "'quoted'"]
 def test_no_id_of_a_csv_is_run_by_a_spreadsheet(tmp_path):
     ids = RUN + KEPT
     values = torch.arange(float(len(ids))).flip(0)
-    write_per_sample(tmp_path / "s.csv", cast(Any, SimpleNamespace(ids=ids, conformities=values, norms=values + 1)))
+    result = SimpleNamespace(ids=ids, conformities=values, norms=values + 1, columns={"name": ids})
+    write_per_sample(tmp_path / "s.csv", cast(Any, result))
     with (tmp_path / "s.csv").open(newline="", encoding="utf-8") as file:
-        found = [row["id"] for row in csv.DictReader(file)]
-    assert found == [f"'{name}" for name in RUN] + KEPT
+        rows = list(csv.DictReader(file))
+    for column in ("id", "name"):
+        assert [row[column] for row in rows] == [f"'{name}" for name in RUN] + KEPT
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,18 @@ import torch
 
 from clipconformity.evaluation.geometry import balanced_interval
 from clipconformity.functional.resampling import (
+    Estimate,
     Interval,
     basic_interval,
     effective_number,
+    estimated_share,
     exponential,
     jackknife,
     joint_jackknife,
     mean_error,
     share_interval,
     student_quantile,
+    student_tail,
 )
 
 
@@ -32,6 +35,30 @@ def test_student_quantiles_equal_scipy(probability):
 
 def test_many_degrees_of_freedom_come_near_the_normal_quantile():
     assert student_quantile(0.975, 1e6) == pytest.approx(scipy.stats.norm.ppf(0.975), abs=5e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, -2.1, 40.0])
+def test_the_tail_of_student_equals_scipy(value):
+    assert student_tail(value, 7.5) == pytest.approx(2 * scipy.stats.t.sf(abs(value), 7.5), rel=1e-10)
+
+
+def share(value: float, error: float, degrees: float = 1e6) -> Estimate:
+    return Estimate(torch.tensor(value), torch.tensor(error), degrees)
+
+
+def test_a_share_of_independent_rows_has_the_exact_interval_and_a_noisier_one_that_of_fewer():
+    error = math.sqrt(0.3 * 0.7 / 100)
+    assert estimated_share(share(0.3, error), 1e6) == pytest.approx(tuple(share_interval(30, 100)), rel=1e-4)
+    assert estimated_share(share(0.3, 2 * error), 1e6) == pytest.approx(tuple(share_interval(7.5, 25)), rel=1e-4)
+    assert estimated_share(share(0.3, error / 9), 100) == pytest.approx(tuple(share_interval(30, 100)), rel=0.02)
+    few = estimated_share(share(0.3, error, 3), 1e6)
+    assert few.high - few.low > 1.4 * (share_interval(30, 100).high - share_interval(30, 100).low)
+
+
+def test_a_share_of_none_or_all_has_the_interval_of_so_many_rows():
+    for value, hits in ((0.0, 0), (1.0, 50)):
+        assert estimated_share(share(value, 0.0), 50) == share_interval(hits, 50)
+    assert all(map(math.isnan, estimated_share(share(0.3, math.nan, 0), 50)))
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 20), (1, 20), (19, 20), (20, 20), (750, 1500), (1499, 1500)])

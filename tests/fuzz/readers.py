@@ -23,6 +23,7 @@ from clipconformity.data import (
     Coco,
     open_image,
     read_captions,
+    read_classes,
     read_coco,
     read_embeddings,
     read_results,
@@ -72,6 +73,12 @@ def results(folder: Path, random: Random) -> Act:
     path.write_bytes(_text(random, ENTRIES))
     wanted = random.choice((None, list(range(6))))
     return lambda: _check_texts(read_results(path, wanted, on_missing="skip").texts)
+
+
+def classes(folder: Path, random: Random) -> Act:
+    path = folder / "by.csv"
+    path.write_bytes(damage_bytes(b'id,class\na.png,dog\n"b,c.png","big ""cat"""\n', random))
+    return lambda: _check_texts([word for pair in read_classes(path).items() for word in pair])
 
 
 def coco(folder: Path, random: Random) -> Act:
@@ -284,7 +291,7 @@ def _encode(place: Path) -> None:
 
 READERS: dict[str, Callable[[Path, Random], Act]] = {
     reader.__name__: reader
-    for reader in (captions, results, coco, safetensors, numpy_arrays, pickled, reference, images, checkpoint)
+    for reader in (captions, results, classes, coco, safetensors, numpy_arrays, pickled, reference, images, checkpoint)
 }
 
 

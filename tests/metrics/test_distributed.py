@@ -45,6 +45,8 @@ def metrics() -> dict[str, object]:
         "kl to real rows": cc.ConformityKL(embed_dim=DIM),
         "norms": cc.EmbeddingNorm(embed_dim=DIM),
         "norms beyond the sample": cc.EmbeddingNorm(embed_dim=DIM, max_samples=50),
+        "prdc": cc.PRDC(reference),
+        "prdc beyond the sample": cc.PRDC(reference, max_samples=50),
         "collection": cc.ConformityMetrics(reference),
     }
 

@@ -11,7 +11,15 @@ from helpers import ellipsoid_rows
 import clipconformity as cc
 
 DIM = 6
-SINGLE = ("Conformity", "ConformityKL", "EmbeddingNorm", "EllipsoidGeometry", "FrechetDistance", "GaussianLikelihood")
+SINGLE = (
+    "Conformity",
+    "ConformityKL",
+    "EmbeddingNorm",
+    "EllipsoidGeometry",
+    "FrechetDistance",
+    "GaussianLikelihood",
+    "PRDC",
+)
 NONE = torch.empty(0, DIM)
 
 

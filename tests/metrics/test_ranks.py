@@ -45,6 +45,10 @@ CASES = {
         "reference of rank 1 differs",
     ),
     "max_samples": (lambda rank: cc.EmbeddingNorm(embed_dim=DIM, max_samples=50 + rank), "options of rank 1 differ"),
+    "neighbours": (
+        lambda rank: cc.PRDC(cc.ReferenceSet.fit(rows(0)), k=3 + rank),
+        "options of rank 1 differ",
+    ),
     "dimension": (lambda rank: cc.EmbeddingNorm(embed_dim=DIM + rank), "options of rank 1 differ"),
     "class": (lambda rank: (cc.SelfConformity, cc.EmbeddingNorm)[rank](embed_dim=DIM), "class of rank 1 differs"),
     "dtypes": (

@@ -130,6 +130,16 @@ def test_the_heat_map_shows_correlations_of_the_largest_variances(image):
     assert shown[off] == pytest.approx(correlation[off])
 
 
+def test_typicality_and_alignment_have_a_point_for_each_sample(image):
+    runs = {name: (image[:n, 0], image[:n, 1]) for name, n in (("one", 20), ("two", 30))}
+    _, ax = plots.typicality_alignment(runs)
+    assert [len(one.get_offsets()) for one in ax.collections] == [20, 30]
+    torch.testing.assert_close(torch.tensor(ax.collections[0].get_offsets().data), image[:20, :2].double())
+    assert [one.get_text() for one in ax.get_legend().get_texts()] == ["one", "two"]
+    _, ax = plots.typicality_alignment({"one": runs["two"]}, points=7, modality="image")
+    assert len(ax.collections[0].get_offsets()) == 7
+
+
 def test_the_separability_scatter_shows_the_two_dimensions(image, text):
     _, ax = plots.separability_scatter(image, text, [4, 1])
     drawn = points(ax)

@@ -17,6 +17,7 @@ from clipconformity import plots
 from clipconformity.evaluation import Score, Source, SourceBatch, score
 from clipconformity.report import Run, score_plots, write_report
 from clipconformity.report.score_plots import PLOTS, Panel, ScorePlot, draw_plots
+from clipconformity.stream.alignment import Partners
 
 DIM = 8
 ODD = ("_a$b", "$x_1$ at $5", r"a\b", "<b>&", "%s {0}", "caf\udce9", "x" * 25 + "$y$")
@@ -32,9 +33,10 @@ def reference(modality: str | None) -> cc.ReferenceSet:
 def scored(modality: str | None, number: int = 0, grouped: bool = False) -> Score:
     """A run; each number gives other samples, and one group leaves no interval and no floor."""
     rows = ellipsoid_rows(60, DIM, torch.Generator().manual_seed(2 + number), offset=1.1 + number / 10)
-    batch = SourceBatch(rows, [f"sample {n}" for n in range(60)], [0] * 60 if grouped else None)
+    names = [f"sample {n}" for n in range(60)]
+    batch = SourceBatch(rows, names, [0] * 60 if grouped else None, partners=Partners(rows.flip(0), [1] * 60))
     metrics = ("conformity",) if grouped else ("all",)
-    return score(Source(iter([batch]), 60), reference(modality), resamples=20, metrics=metrics)
+    return score(Source(iter([batch]), 60, paired=True), reference(modality), resamples=20, metrics=metrics)
 
 
 def panel(modality: str | None, *names: str) -> Panel:

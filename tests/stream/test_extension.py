@@ -300,6 +300,35 @@ def test_a_figure_that_the_fields_do_not_name_is_refused(installed, folder, caps
     assert "'own' gave owm, which its fields do not name" in told(capsys, folder, "--metrics", "own")
 
 
+MORE = """
+import torch
+from clipconformity.stream.readouts import Field, Needs, ReadOut
+
+class More(ReadOut):
+    name = "more"
+    needs = Needs(rows=True)
+    fields = (Field("more", "a figure"),)
+    def read(self, stream):
+        return {"more": stream.once("rows", lambda: torch.tensor(float(len(stream.evaluated.good_sample().rows))))}
+    def details(self, stream):
+        return {"rows": int(self.read(stream)["more"]), "first": sorted(stream.evaluated.names.values())[0]}
+    def columns(self, batch, reference):
+        return {"first_entry": batch.embeddings[:, 0].tolist(), "word": ["=1+1"] * len(batch.embeddings)}
+"""
+
+
+def test_details_are_in_the_json_and_columns_in_the_csv(installed, folder, capsys):
+    installed("with_more", MORE, more="More")
+    assert main(options(folder, "--metrics", "more", "--per-sample", str(folder / "s.csv"))) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["details"] == {"more": {"rows": 150, "first": "evaluated:0"}}
+    lines = [line.split(",") for line in (folder / "s.csv").read_text().splitlines()]
+    assert lines[0] == ["id", "conformity", "norm", "rank", "first_entry", "word"]
+    rows = {line[0]: line[4:] for line in lines[1:]}
+    assert float(rows["evaluated:7"][0]) == pytest.approx(float(EVALUATED[7, 0]), rel=1e-6)
+    assert rows["evaluated:7"][1] == "'=1+1"
+
+
 def test_an_unknown_metric_is_refused_with_the_nearest_name(installed, folder, capsys):
     installed("right_own", own("sharpness"), sharpness="Own")
     line = told(capsys, folder, "--metrics", "sharpnes")

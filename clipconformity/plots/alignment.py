@@ -1,0 +1,43 @@
+"""How typical samples are beside how well they fit their partners."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from clipconformity.plots.style import POINTS, new_axes, run_look, spaced
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def typicality_alignment(
+    runs: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    modality: str | None = None,
+    points: int = POINTS,
+    ax: Axes | None = None,
+) -> tuple[Figure, Axes]:
+    """Draw the CLIPScore of samples over their conformity.
+
+    Args:
+        runs: Conformity ``(N,)`` and CLIPScore ``(N,)`` of the samples of each run, by its name.
+        modality: ``"image"`` or ``"text"``, for the colour of a single run.
+        points: Most samples of a run, evenly spaced ones.
+        ax: Axes to draw on.
+
+    Returns:
+        The figure and its axes.
+    """
+    figure, ax = new_axes(ax)
+    for number, (name, pair) in enumerate(runs.items()):
+        x, y = (spaced(values.detach().double().cpu(), points).numpy() for values in pair)
+        color, _ = run_look(number, len(runs), modality)
+        ax.scatter(x, y, s=10, alpha=0.6, color=color, linewidths=0, label=name)
+    ax.set_xlabel("conformity (cosine)")
+    ax.set_ylabel("CLIPScore")
+    ax.legend(frameon=False)
+    return figure, ax

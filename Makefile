@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 THREADED := tests/metrics/test_intervals.py tests/stream/test_moments.py tests/evaluation/test_real_data.py tests/demo/test_demo.py
 
-.PHONY: demo test check test-threads test-fuzz test-transformers4 lint types docs bench clean
+.PHONY: demo test check test-slow test-threads test-fuzz test-transformers4 lint types docs bench clean
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -22,13 +22,17 @@ $(VENV)/.all: pyproject.toml | $(VENV)/bin/python
 demo: $(VENV)/.core
 	$(BIN)/python -m clipconformity demo -o demo-output
 
-# Side by side, on one thread each.
+# Side by side, on one thread each; one more than there are cores, since some wait for processes of their own.
+WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 test: lint types docs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 -m "not slow"
 
-# What CI runs: besides, what computes most on as many threads as a user has, a minute of damaged inputs, and
-# transformers 4.
-check: test test-threads test-fuzz test-transformers4
+# What CI runs: besides, what takes long, what computes most on as many threads as a user has, a minute of damaged
+# inputs, and transformers 4.
+check: test test-slow test-threads test-fuzz test-transformers4
+
+test-slow: $(VENV)/.all
+	$(BIN)/python -m pytest -m slow
 
 test-threads: $(VENV)/.all
 	$(BIN)/python -m pytest $(THREADED)

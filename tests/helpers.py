@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+import torch.multiprocessing as mp
 from torch import Tensor
 
 
@@ -57,3 +61,9 @@ def gaussian_kl(shift: float, width: float) -> float:
 def shift_for(kl: float, width: float) -> float:
     """Distance of the means in standard deviations of Q at which the Gaussian KL is ``kl``."""
     return math.sqrt(2 * kl - (width**2 - 1 - 2 * math.log(width)))
+
+
+def start_ranks(worker: Callable[..., Any], arguments: tuple[Any, ...], count: int) -> None:
+    """Run ``worker(rank, *arguments)`` in so many processes, forked from one that has imported what they need."""
+    multiprocessing.set_forkserver_preload(["torch", "torchmetrics", "scipy.special", "clipconformity.metrics"])
+    mp.start_processes(worker, arguments, nprocs=count, start_method="forkserver")

@@ -21,7 +21,7 @@ from clipconformity.demo.scenes import (
     write_coco_scenes,
 )
 from clipconformity.encoders import BaseEncoder, load_encoder
-from clipconformity.evaluation import Score, Source, build_reference, caption_source, image_source, score
+from clipconformity.evaluation import Score, Source, build_reference, caption_source, compare, image_source, score
 from clipconformity.functional import conformity
 from clipconformity.stream.reference import ReferenceSet
 
@@ -201,11 +201,12 @@ def _table(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Sco
             f"{float(reference.conformities.mean()):8.3f} {float(reference.self_conformity):7.3f} "
             f"{'':8} {'':17} {'':7} {'':7} {reference.count:6d}"
         )
-        for run, result in scores.values():
-            if run.reference is reference:
-                lines += _rows(run, result)
+        members = [(run, result) for run, result in scores.values() if run.reference is reference]
+        lines += [line for run, result in members for line in _rows(run, result)]
+        found = compare({run.name: result for run, result in members}, reference)
+        lines += ["", *(f"  {one.text()}" for one in found.differences), ""]
     written = ", ".join(str(output / name) for name in (REPORT, RESULTS, PLOT))
-    lines += ["", f"Written: {written}", ""]
+    lines += [f"Written: {written}", ""]
     return "\n".join(lines)
 
 

@@ -11,8 +11,7 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import Interval
-from clipconformity.functional.validation import check_same_dim
-from clipconformity.metrics.base import SetMetric, encode_batch
+from clipconformity.metrics.base import PairMetric
 from clipconformity.stream.alignment import SUMS, MeanScore, pair_buckets, pair_scores
 from clipconformity.stream.moments import Layout
 from clipconformity.stream.readouts.clip_score import CLIPScoreReadOut
@@ -21,7 +20,7 @@ from clipconformity.stream.row_sample import Labels
 __all__ = ["CLIPScore"]
 
 
-class CLIPScore(SetMetric):
+class CLIPScore(PairMetric):
     r"""CLIPScore of streamed pairs of raw embeddings, :math:`100 \max(\cos(v, w), 0)` on average: high is aligned.
 
     ``update(images, texts)`` takes pairs: row i of one belongs to row i of the other.
@@ -123,17 +122,6 @@ class CLIPScore(SetMetric):
 
     def _scores(self) -> MeanScore:
         return MeanScore({name: getattr(self, name) for name in SUMS})
-
-    def _encoded(self, images: Any, texts: Any) -> tuple[Tensor, Tensor]:
-        pair = encode_batch(images, self.encoder), encode_batch(texts, self.encoder)
-        for rows in pair:
-            check_same_dim(rows, self.embed_dim, "batch", "this metric")
-        if len(pair[0]) != len(pair[1]):
-            raise ValueError(
-                f"images and texts: expected pairs, got {len(pair[0])} images and {len(pair[1])} texts; "
-                "repeat an image for each of its captions, or choose one caption."
-            )
-        return pair
 
     @full_precision
     def _take_in(

@@ -308,6 +308,21 @@ class SetMetric(EmbeddingMetric):
         return layouts(self.embed_dim, self.readout.needs._replace(reference=False), None, self.max_samples)
 
 
+class PairMetric(SetMetric):
+    """A metric of pairs of images and texts: row i of one belongs to row i of the other."""
+
+    def _encoded(self, images: Any, texts: Any) -> tuple[Tensor, Tensor]:
+        pair = encode_batch(images, self.encoder), encode_batch(texts, self.encoder)
+        for rows in pair:
+            check_same_dim(rows, self.embed_dim, "batch", "this metric")
+        if len(pair[0]) != len(pair[1]):
+            raise ValueError(
+                f"images and texts: expected pairs, got {len(pair[0])} images and {len(pair[1])} texts; "
+                "repeat an image for each of its captions, or choose one caption."
+            )
+        return pair
+
+
 def values_of(val: Any) -> list[Any]:
     """Give one or several values as a list."""
     if isinstance(val, Tensor):

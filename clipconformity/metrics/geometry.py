@@ -12,8 +12,7 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 from clipconformity.functional import shift_sweep
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import Interval
-from clipconformity.functional.validation import check_same_dim
-from clipconformity.metrics.base import SetMetric, encode_batch
+from clipconformity.metrics.base import PairMetric, SetMetric
 from clipconformity.stream.moments import BUCKETS, Layout, Moments
 from clipconformity.stream.readouts import modality_gap
 from clipconformity.stream.readouts.ellipsoid import EllipsoidReadOut, spectrum
@@ -82,7 +81,7 @@ class EllipsoidGeometry(SetMetric):
         return plots.covariance_spectrum({None: self.spectrum()}, ax=ax)
 
 
-class ModalityGap(SetMetric):
+class ModalityGap(PairMetric):
     r"""Gap between the modalities of streamed pairs of raw embeddings.
 
     ``update(images, texts, groups=...)`` takes pairs: row i of one belongs to row i of the other. Pairs of one group,
@@ -130,6 +129,12 @@ class ModalityGap(SetMetric):
     def _make_layouts(self) -> dict[str, Layout]:
         return modality_gap.pair_layouts(self.embed_dim, self.max_samples)
 
+    @property
+    def num_samples(self) -> int:
+        """Number of pairs so far, on all ranks."""
+        with self._synced():
+            return int(self._stream().sides[modality_gap.IMAGE].total)
+
     def update(self, images: Any, texts: Any, *, groups: Labels | None = None) -> None:  # type: ignore[override]
         """Take in a batch of pairs.
 
@@ -166,17 +171,6 @@ class ModalityGap(SetMetric):
                 fields = {field.name: torch.tensor(float("nan")) for field in modality_gap.FIELDS}
         self._forward_cache: Any = self._value(fields)
         return self._forward_cache
-
-    def _encoded(self, images: Any, texts: Any) -> tuple[Tensor, Tensor]:
-        pair = encode_batch(images, self.encoder), encode_batch(texts, self.encoder)
-        for rows in pair:
-            check_same_dim(rows, self.embed_dim, "batch", "this metric")
-        if len(pair[0]) != len(pair[1]):
-            raise ValueError(
-                f"images and texts: expected pairs, got {len(pair[0])} images and {len(pair[1])} texts; "
-                "repeat an image for each of its captions, or choose one caption."
-            )
-        return pair
 
     @full_precision
     def compute(self) -> dict[str, Tensor]:

@@ -221,6 +221,7 @@ def test_the_command_tells_a_failed_download_in_one_line(photographs, tmp_path):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_full_size_model_scores_real_photographs(photographs, tmp_path, capsys):
     real, evaluated = (
         write(photographs[start::4] + photographs[start + 1 :: 4], tmp_path / f"{start}") for start in (0, 2)

@@ -172,6 +172,7 @@ def test_conformity_follows_frequency(tiny, modality):
     assert correlation.statistic >= 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning")  # two scenes are drawn alike
 def test_conformity_and_kl_rise_with_the_collapse_toward_common_scenes(tiny, real):
     reference = cc.ReferenceSet.fit(real)

@@ -14,12 +14,12 @@ from clipconformity.provenance import Provenance
 COUNT = 90
 
 
-def source(rows, ids, size=25, image_ids=None, spec="tiny", modality=None):
+def source(rows, ids, size=25, groups=None, spec="tiny", modality=None):
     parts = torch.arange(len(rows)).split(size)
     batches = [
         SourceBatch(
             rows[part], [ids[n] for n in part.tolist()],
-            image_ids=None if image_ids is None else [image_ids[n] for n in part.tolist()],
+            groups=None if groups is None else [groups[n] for n in part.tolist()],
         )
         for part in parts
     ]  # fmt: skip
@@ -42,7 +42,7 @@ def test_pairs_are_found_whatever_order_and_batches(pair, reference, scored, siz
     image, text = pair
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(1)).tolist()
     images = source(image, [f"folder/COCO_val2014_{n:012d}.jpg" for n in range(COUNT)], size)
-    captions = source(text[order], [f"c{n}" for n in order], 30, image_ids=order)
+    captions = source(text[order], [f"c{n}" for n in order], 30, groups=order)
     joined = paired_source(images, captions, scored=scored)
     result = score(joined, reference, resamples=20)
     expected = clip_score(image, text)

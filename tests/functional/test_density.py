@@ -162,6 +162,7 @@ print(json.dumps([float(x) for x in figures]))
 """
 
 
+@pytest.mark.slow
 def test_every_figure_is_the_same_on_any_number_of_threads_and_nothing_is_printed():
     figures = []
     for threads in ("1", "2", "4"):

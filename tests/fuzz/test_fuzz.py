@@ -51,6 +51,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FAULTS)
 def test_the_fuzzer_itself_sees(kind, tmp_path):
     fault, message = FAULTS[kind]

@@ -189,6 +189,7 @@ def test_a_killed_captioner_goes_on_and_captions_nothing_twice(tmp_path, world):
     assert sum(asked.values()) <= COUNT + 2
 
 
+@pytest.mark.slow
 def test_unclip_under_torchrun_makes_the_images_of_one_process(tmp_path):
     pytest.importorskip("diffusers")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES)}

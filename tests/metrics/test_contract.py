@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from contract import CLAIMS, CLASSES, COUNT, SHARES, assert_same, feed, maker, numbers, worker
+from helpers import start_ranks
 
 import clipconformity as cc
 
@@ -32,7 +32,7 @@ def ranks(request, tmp_path_factory) -> tuple[int, list[dict]]:
     if not dist.is_gloo_available():
         pytest.skip("torch was built without gloo")
     folder = tmp_path_factory.mktemp(f"contract{request.param}")
-    mp.spawn(worker, (request.param, str(folder)), nprocs=request.param)
+    start_ranks(worker, (request.param, str(folder)), request.param)
     return request.param, [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 

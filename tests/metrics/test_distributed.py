@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from helpers import ellipsoid_rows
+from helpers import ellipsoid_rows, start_ranks
 from torch import Tensor
 
 import clipconformity as cc
@@ -116,7 +115,7 @@ def worker(rank: int, world: int, folder: str) -> None:
 @pytest.fixture(scope="session", params=[2, 3])
 def ranks(request, tmp_path_factory) -> tuple[int, list[dict]]:
     folder = tmp_path_factory.mktemp(f"ranks{request.param}")
-    mp.spawn(worker, (request.param, str(folder)), nprocs=request.param)
+    start_ranks(worker, (request.param, str(folder)), request.param)
     return request.param, [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 

@@ -40,3 +40,10 @@ def test_a_reference_of_the_other_modality_is_refused(kind, tiny, images):
     reference = cc.ReferenceSet.fit(tiny.encode_image(images), modality="image")
     with pytest.raises(ValueError, match="this is text and the reference is image"):
         kind(reference, encoder=tiny).update(["a star"])
+
+
+def test_a_gap_counts_its_pairs(tiny, images):
+    metric = cc.ModalityGap(encoder=tiny)
+    metric.update(images[:3], ["a star", "a red circle", "a blue square"])
+    metric.update(images[3:5], ["a star", "a red circle"])
+    assert metric.num_samples == 5

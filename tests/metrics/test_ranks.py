@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from helpers import ellipsoid_rows
+from helpers import ellipsoid_rows, start_ranks
 
 import clipconformity as cc
 from clipconformity.metrics.ranks import check_ranks
@@ -106,7 +105,7 @@ def start(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> list[dict[str, str | None]]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(differing, (str(folder),), nprocs=2)
+    start_ranks(differing, (str(folder),), 2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -122,7 +121,7 @@ def test_ranks_that_differ_end_with_the_same_error_on_each(case, found):
 def test_where_a_rank_is_gone_the_others_end_within_the_limit_and_say_so(how, tmp_path):
     folder = tmp_path / how
     folder.mkdir()
-    mp.spawn(dying, (str(folder),), nprocs=2)
+    start_ranks(dying, (str(folder),), 2)
     seconds, message = (folder / "found").read_text().split("\n", 1)
     assert float(seconds) < LIMIT + 4
     assert "EmbeddingNorm: another rank took no part in this read-out" in message

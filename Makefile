@@ -32,7 +32,7 @@ test: lint types docs
 check: test test-slow test-threads test-fuzz test-transformers4
 
 test-slow: $(VENV)/.all
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 -m slow
 
 test-threads: $(VENV)/.all
 	$(BIN)/python -m pytest $(THREADED)

@@ -151,6 +151,7 @@ def test_the_training_loop_logs_both_metrics_every_epoch(tmp_path):
     assert history[-1]["loss"] < history[0]["loss"]
 
 
+@pytest.mark.slow
 def test_lightning_trains_and_logs_the_same(tmp_path):
     pytest.importorskip("lightning")
     smoke("training_loop", tmp_path / "plain")
@@ -340,6 +341,7 @@ def test_clipcap_goes_on_greedily_to_the_first_full_stop(examples, tmp_path, map
     assert together == alone
 
 
+@pytest.mark.slow
 def test_a_script_runs_as_a_process_and_tells_what_is_missing(tmp_path):
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(EXAMPLES.parent)}
 

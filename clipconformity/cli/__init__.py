@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ending() as signals:
         try:
             with warnings.catch_warnings():
-                warnings.showwarning = _show_warning
+                warnings.showwarning = _pass_over if options.quiet else _show_warning
                 with raised_limits(options.limit or ()):
                     result = command(options)
                 if isinstance(result, str):
@@ -148,6 +148,10 @@ def _tell(kind: str, message: object) -> None:
         print(f"clipconformity: {kind}: {' '.join(str(message).split())}", file=sys.stderr)  # noqa: T201
 
 
+def _pass_over(*_: Any, **__: Any) -> None:
+    """Show no warning."""
+
+
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     _tell("warning", message)
 
@@ -161,7 +165,8 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"clipconformity {__version__}")
     known = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
 
-    _command(known, "encoders", "list the encoders that can be loaded here", commands.list_encoders)
+    listed = _command(known, "encoders", "list the encoders that can be loaded here", commands.list_encoders)
+    listed.add_argument("name", nargs="?", metavar="NAME", help="list the specs alone that have this in them")
 
     demo = _command(
         known, "demo", "score simulated generators on the embedded default, with no download", commands.run_demo
@@ -245,6 +250,7 @@ def _command(
         metavar="NAME=N",
         help=f"raise a limit on what files may ask for: {', '.join(LIMITS)}",
     )
+    parser.add_argument("--quiet", action="store_true", help="show neither progress nor warnings, but errors")
     return parser
 
 
@@ -302,6 +308,9 @@ def _add_encoding(parser: Parser) -> None:
     parser.add_argument("--column", metavar="NAME", help="key or column of the captions, in a file that has several")
     parser.add_argument("--encoder", metavar="SPEC", help=encoder_forms())
     parser.add_argument("--device", help="where to run the encoder (default: CUDA if present)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="precision of the encoder's arithmetic"
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="images or captions encoded at once (default: 64)")
     parser.add_argument("--workers", type=int, help="processes that decode images ahead (default: by their number)")
     parser.add_argument(

@@ -22,9 +22,17 @@ if TYPE_CHECKING:
 
 def list_encoders(options: argparse.Namespace) -> dict[str, Any]:
     """List the encoders that can be loaded here."""
-    from clipconformity.encoders import available_encoders
+    from clipconformity.encoders import available_encoders, encoder_specs
+    from clipconformity.evaluation.scoring import did_you_mean
 
-    return available_encoders()
+    if options.name is None:
+        return available_encoders()
+    specs = encoder_specs()
+    found = [one for one in specs if options.name.lower() in one["spec"].lower()]
+    if not found:
+        known = [one["spec"] for one in specs] + [one["spec"].partition(":")[2].partition("/")[0] for one in specs]
+        raise ValueError(f"encoders: no spec has {options.name!r} in it{did_you_mean(options.name, known)}")
+    return {"encoders": found}
 
 
 def run_demo(options: argparse.Namespace) -> str:
@@ -48,6 +56,7 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
     outputs.check(options, [("--output", options.output)])
     with Parts(options.output) as parts:
         source = open_source(options, parts=parts)
+        source.quiet = options.quiet
         batches = list(source)
         if not batches:
             raise ValueError(source.nothing_read)
@@ -78,6 +87,7 @@ def make_reference(options: argparse.Namespace) -> dict[str, Any]:
     outputs.check(options, [("--output", options.output)])
     with Parts(options.output) as parts:
         source = open_source(options, parts=parts)
+        source.quiet = options.quiet
         reference = build_reference(
             source,
             dataset=options.dataset,

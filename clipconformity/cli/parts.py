@@ -17,7 +17,7 @@ from clipconformity.data.locks import LEFT, LOCK, Lock, Workplace, try_lock
 from clipconformity.data.strict_json import to_json
 
 if TYPE_CHECKING:
-    from clipconformity.encoders import BaseEncoder
+    from clipconformity.encoders import Encoder
     from clipconformity.evaluation import Source
     from clipconformity.evaluation.sources import SourceBatch
 
@@ -55,7 +55,7 @@ class Parts:
             warnings.warn(f"what was encoded is kept in {self.folder}, and the same command takes it up.", stacklevel=2)
 
     def source(
-        self, encoder: BaseEncoder, samples: Sequence[str], settings: Sequence[object], rest: Callable[[int], Source]
+        self, encoder: Encoder, samples: Sequence[str], settings: Sequence[object], rest: Callable[[int], Source]
     ) -> Source:
         """Give the source of all samples: what lies here first, and what is encoded then, which is kept here.
 
@@ -74,7 +74,7 @@ class Parts:
         if done:
             warnings.warn(f"{done} of {len(samples)} samples are taken up from {self.folder}.", stacklevel=2)
             source.skipped[:0] = [one for told, _ in stored for one in told["skipped"]]
-            encoder.truncated += sum(told["truncated"] for told, _ in stored)
+            _count(source, sum(told["truncated"] for told, _ in stored))
             source.count = len(samples)
         old = (batch for _, batches in stored for batch in batches)
         source.batches = chain(old, self._kept(source, source.batches, about, samples, done))
@@ -139,7 +139,7 @@ class Cache:
         self.folder = folder
 
     def source(
-        self, encoder: BaseEncoder, samples: Sequence[str], settings: Sequence[object], rest: Callable[[int], Source]
+        self, encoder: Encoder, samples: Sequence[str], settings: Sequence[object], rest: Callable[[int], Source]
     ) -> Source:
         """Give the source of all samples: what lies here, else what is encoded and then kept; see :class:`Parts`."""
         about, source = _about(encoder, settings), rest(0)
@@ -150,7 +150,7 @@ class Cache:
             return source
         told, batches = found
         source.skipped[:] = told["skipped"]
-        encoder.truncated += told["truncated"]
+        _count(source, told["truncated"])
         source.batches = iter(batches)
         return source
 
@@ -169,7 +169,13 @@ class Cache:
             _write(path, kept, about | told | {"skipped": source.skipped, "truncated": now - cut})
 
 
-def _about(encoder: BaseEncoder, settings: Sequence[object]) -> dict[str, Any]:
+def _count(source: Source, truncated: int) -> None:
+    """Count texts that were cut when they were encoded."""
+    if source.encoder is not None:
+        source.encoder.truncated += truncated
+
+
+def _about(encoder: Encoder, settings: Sequence[object]) -> dict[str, Any]:
     """What embeddings depend on beside the samples."""
     return {"format": FORMAT, "encoder": encoder.id, "settings": [str(one) for one in settings]}
 

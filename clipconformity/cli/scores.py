@@ -52,6 +52,7 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     classes = None if options.by is None else read_classes(options.by)
     reference = ReferenceSet.load(options.reference)
     source = open_pairs(options, reference) if paired else open_source(options, reference.spec, _cache(options))
+    source.quiet = options.quiet
     result = score(
         source,
         reference,
@@ -86,6 +87,7 @@ def compare_models(options: argparse.Namespace) -> dict[str, Any] | str:
     """Score several models against one reference, and compare every two of them."""
     from clipconformity.data import read_classes
     from clipconformity.data.files import replacing
+    from clipconformity.encoders import BaseEncoder
     from clipconformity.evaluation import compare, score
     from clipconformity.evaluation.scoring import choose
     from clipconformity.evaluation.tables import FIGURES
@@ -104,15 +106,17 @@ def compare_models(options: argparse.Namespace) -> dict[str, Any] | str:
     encoder = None if all(_kind(path) == "embeddings" for _, path in models) else open_encoder(options, reference.spec)
     scores, each = {}, {}
     for name, path in models:
-        if encoder is not None:
+        if isinstance(encoder, BaseEncoder):
             encoder.truncated = 0
         kind = _kind(path)
         own = dict.fromkeys(KINDS) | {kind: [path] if kind == "embeddings" else path}
         column = options.column if kind == "captions" else None
         each[name] = argparse.Namespace(**vars(options) | own | {"column": column})
         try:
+            source = open_source(each[name], reference.spec, _cache(options), encoder)
+            source.quiet = options.quiet
             scores[name] = score(
-                open_source(each[name], reference.spec, _cache(options), encoder),
+                source,
                 reference,
                 resamples=options.resamples,
                 metrics=metrics,

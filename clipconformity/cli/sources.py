@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from clipconformity.cli.parts import Cache, Parts
     from clipconformity.data import Coco, ImageFolder
     from clipconformity.data.files import NamedPath
-    from clipconformity.encoders import BaseEncoder
+    from clipconformity.encoders import Encoder
     from clipconformity.evaluation import Source
     from clipconformity.stream.reference import ReferenceSet
 
@@ -64,7 +64,7 @@ def open_source(
     options: argparse.Namespace,
     reference_encoder: str | None = None,
     parts: Parts | Cache | None = None,
-    encoder: BaseEncoder | None = None,
+    encoder: Encoder | None = None,
 ) -> Source:
     """Open what one of ``--images``, ``--captions`` and ``--embeddings`` names.
 
@@ -228,11 +228,13 @@ def open_coco(options: argparse.Namespace) -> CocoSources:
         on_missing=options.on_error,
     )
     encoder = open_encoder(options)
-    return CocoSources(
+    found = CocoSources(
         coco,
         _images(options, coco.image_paths, options.coco, encoder),
         caption_source(coco.captions, encoder, batch_size=options.batch_size),
     )
+    found.image.quiet = found.text.quiet = options.quiet
+    return found
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -250,29 +252,34 @@ def _named(spec: str | None) -> str:
     return spec
 
 
-def open_encoder(options: argparse.Namespace, of_reference: str | None = None) -> BaseEncoder:
+def open_encoder(options: argparse.Namespace, of_reference: str | None = None) -> Encoder:
     """Load the encoder that the options name.
 
     Raises:
         ValueError: If they name none, or the reference's is another that does not come with the package.
     """
+    import torch
+
     from clipconformity.encoders import hide_progress_bars, load_encoder
+    from clipconformity.encoders.callables import call_function, is_function
 
     if options.encoder is None and of_reference not in (None, "tiny"):  # data do not decide what is loaded
         raise ValueError(
             f"--encoder: the reference names encoder {of_reference!r}; pass --encoder {of_reference!r} to load it."
         )
     spec = _named(options.encoder or of_reference)
-    if not sys.stderr.isatty():
+    if options.quiet or not sys.stderr.isatty():
         hide_progress_bars()
-    return load_encoder(spec, options.device)
+    if is_function(spec):
+        return call_function(spec)
+    return load_encoder(spec, options.device, dtype=None if options.dtype is None else getattr(torch, options.dtype))
 
 
 def _images(
     options: argparse.Namespace,
     paths: Sequence[Path],
     root: Path,
-    encoder: BaseEncoder,
+    encoder: Encoder,
     folder: ImageFolder | None = None,
 ) -> Source:
     from clipconformity.evaluation import image_source

@@ -13,8 +13,10 @@ from typing import Any
 from clipconformity.data.untrusted import shown
 
 IMAGE_FORMATS = {
+    ".avif": "AVIF",
     ".bmp": "BMP",
     ".gif": "GIF",
+    ".jfif": "JPEG",
     ".jpeg": "JPEG",
     ".jpg": "JPEG",
     ".png": "PNG",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,13 @@ from clipconformity.data.folders import IMAGE_FORMATS
 from clipconformity.data.limits import LimitError, check_limit
 from clipconformity.data.untrusted import check_input
 
-FORMATS = tuple(dict.fromkeys(IMAGE_FORMATS.values()))
-"""Pillow goes by a file's content, and of the formats that it knows some start other programs, as EPS does."""
+FORMATS = tuple(
+    name for name in dict.fromkeys(IMAGE_FORMATS.values()) if name != "AVIF" or find_spec("PIL.AvifImagePlugin")
+)
+"""Pillow goes by a file's content, and of the formats that it knows some start other programs, as EPS does.
+
+An older Pillow has no AVIF.
+"""
 
 
 def open_image(path: Path | str) -> Image.Image:

@@ -5,14 +5,22 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from clipconformity.encoders.registry import available_encoders, hide_progress_bars, load_encoder
+from clipconformity.encoders.registry import available_encoders, encoder_specs, hide_progress_bars, load_encoder
 
 if TYPE_CHECKING:
     from clipconformity.encoders.base import BaseEncoder
     from clipconformity.encoders.callables import CallableEncoder
     from clipconformity.encoders.protocol import Encoder
 
-__all__ = ["BaseEncoder", "CallableEncoder", "Encoder", "available_encoders", "hide_progress_bars", "load_encoder"]
+__all__ = [
+    "BaseEncoder",
+    "CallableEncoder",
+    "Encoder",
+    "available_encoders",
+    "encoder_specs",
+    "hide_progress_bars",
+    "load_encoder",
+]
 
 _HOMES = {"BaseEncoder": "base", "CallableEncoder": "callables", "Encoder": "protocol"}
 """These need torch, and load when first used: the help of the commands shows the registry without."""

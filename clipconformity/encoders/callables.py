@@ -1,8 +1,13 @@
-"""Any other model: a pair of functions as an encoder."""
+"""Any other model: a pair of functions as an encoder, and a function of the user's that makes one."""
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -10,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from clipconformity.encoders.inputs import is_text, listed_images, listed_texts
+from clipconformity.encoders.protocol import Encoder
+from clipconformity.encoders.registry import FAMILIES
 from clipconformity.functional.validation import check_matrix
 
 
@@ -70,3 +77,42 @@ class CallableEncoder:
                 f"{self.spec}: expected embeddings of shape {(len(items), self.embed_dim)}, got {tuple(matrix.shape)}."
             )
         return matrix
+
+
+def is_function(spec: str) -> bool:
+    """Whether a spec names a function, ``package.module:function``, of a module that is there."""
+    found = re.fullmatch(r"([^\W\d]\w*)[\w.]*:[^\W\d][\w.]*", spec)
+    if found is None or any(spec.startswith(family.start) for family in FAMILIES):
+        return False
+    module = found[1]
+    return find_spec(module) is not None or Path(f"{module}.py").is_file() or Path(module, "__init__.py").is_file()
+
+
+def call_function(spec: str) -> Encoder:
+    """Call a function without arguments that makes an encoder; modules in the current folder are found too.
+
+    It runs the user's own code, so only a command line may give the spec, and never a file.
+
+    Args:
+        spec: ``package.module:function``.
+
+    Raises:
+        ValueError: If there is no such function.
+        TypeError: If it is none, or what it makes is no encoder.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        function = resolve_name(spec)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"encoder {spec!r} cannot be imported ({' '.join(str(error).split())[:200]}).") from None
+    if not callable(function):
+        raise TypeError(f"encoder {spec!r}: expected a function that makes an encoder, got {type(function).__name__}.")
+    encoder = function()
+    if not isinstance(encoder, Encoder):
+        raise TypeError(
+            f"encoder {spec!r}: expected it to make an encoder, such as a clipconformity.encoders.CallableEncoder, got "
+            f"{type(encoder).__name__}."
+        )
+    return encoder

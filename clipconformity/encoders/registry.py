@@ -169,6 +169,17 @@ def available_encoders() -> dict[str, Any]:
     return found
 
 
+def encoder_specs() -> list[dict[str, Any]]:
+    """List every spec that can be given as it is, with dimension and resolution where they are known."""
+    found = []
+    for about in available_encoders().values():
+        for model in about.get("models", [about]):
+            plain = {name: model[name] for name in ("embed_dim", "resolution") if name in model}
+            specs = [model["spec"].replace("PRETRAINED", tag) for tag in model.get("pretrained", [""])]
+            found += [{"spec": spec} | plain for spec in specs]
+    return found
+
+
 def _installed(package: Package) -> dict[str, Any]:
     try:
         if find_spec(package.module) is not None:

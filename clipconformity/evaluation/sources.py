@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,7 +18,7 @@ from clipconformity.data.captions import Captions
 from clipconformity.data.embeddings import read_embeddings
 from clipconformity.data.folders import ImageFolder
 from clipconformity.data.images import open_image
-from clipconformity.encoders import BaseEncoder
+from clipconformity.encoders import BaseEncoder, Encoder
 from clipconformity.encoders.inputs import joined
 from clipconformity.functional.validation import check_same_dim
 from clipconformity.provenance import UNKNOWN, Provenance
@@ -26,8 +27,13 @@ from clipconformity.stream.moments import Moments
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.row_sample import Labels
 
+T = TypeVar("T")
 ROWS = 4096
 """Rows of an embedding file streamed at once."""
+
+
+_Encoded: TypeAlias = "tuple[Tensor | None, list[str], list[tuple[str, str]]]"
+"""Embeddings, None where there are none; names; and the files that could not be read, with the reason."""
 
 
 class SourceBatch(NamedTuple):
@@ -53,10 +59,11 @@ class Source:
         groups: Group ids of all samples, or None.
         skipped: What was left out and why, filled as the stream is read.
         folder: What the folder of images holds, where the samples come from one.
-        encoder: The encoder at work, if any.
+        encoder: The encoder at work, if it counts the texts that it cuts.
         paired: Whether each sample has partners of the other modality; see ``paired_source``.
         with_references: Whether each has reference captions.
         partner_of: The id of each sample's first partner, filled as the stream is read.
+        quiet: Show no progress.
     """
 
     batches: Iterator[SourceBatch]
@@ -69,6 +76,7 @@ class Source:
     paired: bool = False
     with_references: bool = False
     partner_of: dict[str, str] = field(default_factory=dict)
+    quiet: bool = False
 
     @property
     def remarks(self) -> dict[str, Any]:
@@ -89,7 +97,7 @@ class Source:
         """Read the stream, with rate and time left on standard error where that is a terminal."""
         from tqdm import tqdm
 
-        with tqdm(total=self.count, unit="sample", file=sys.stderr, disable=None) as bar:
+        with tqdm(total=self.count, unit="sample", file=sys.stderr, disable=True if self.quiet else None) as bar:
             for batch in self.batches:
                 yield batch
                 bar.update(len(batch.ids))
@@ -146,6 +154,21 @@ def check_source(source: object) -> None:
         )
 
 
+def _opened(
+    paths: Sequence[Path], root: Path, take: Callable[[Image.Image], T]
+) -> tuple[list[T], list[str], list[tuple[str, str]]]:
+    """Open images and take what is wanted of each; names, and the files that could not be read, with the reason."""
+    taken, ids, failed = [], [], []
+    for path in paths:
+        name = str(path.relative_to(root))
+        try:
+            taken.append(take(open_image(path)))
+            ids.append(name)
+        except (OSError, ValueError) as error:
+            failed.append((name, str(error)))
+    return taken, ids, failed
+
+
 class _ImageBatches(Dataset[tuple[dict[str, Tensor], list[str], list[tuple[str, str]]]]):
     """Batches of files, decoded and preprocessed: inputs, names, and the files that could not be read."""
 
@@ -157,20 +180,15 @@ class _ImageBatches(Dataset[tuple[dict[str, Tensor], list[str], list[tuple[str, 
         return -(-len(self.paths) // self.batch_size)
 
     def __getitem__(self, number: int) -> tuple[dict[str, Tensor], list[str], list[tuple[str, str]]]:
-        inputs, ids, failed = [], [], []
-        for path in self.paths[number * self.batch_size : (number + 1) * self.batch_size]:
-            name = str(path.relative_to(self.root))
-            try:
-                inputs.append(self.preprocess([open_image(path)]))  # one at a time: decoded images are large
-                ids.append(name)
-            except (OSError, ValueError) as error:
-                failed.append((name, str(error)))
+        part = self.paths[number * self.batch_size : (number + 1) * self.batch_size]
+        # One at a time: decoded images are large.
+        inputs, ids, failed = _opened(part, self.root, lambda image: self.preprocess([image]))
         return (joined(inputs) if inputs else {}), ids, failed
 
 
 def image_source(
     paths: Sequence[Path],
-    encoder: BaseEncoder,
+    encoder: Encoder,
     *,
     root: Path | None = None,
     batch_size: int = 64,
@@ -182,11 +200,11 @@ def image_source(
 
     Args:
         paths: The files, in order.
-        encoder: Turns them into embeddings.
+        encoder: Turns them into embeddings: one of ``load_encoder``, or any other.
         root: Folder that ids are relative to; by default the one that all of the files are in, so that the same images
             have the same ids wherever they lie.
         batch_size: Images encoded at once.
-        workers: Processes that decode and resize ahead of the model; 0 does it in this one.
+        workers: Processes that decode and resize ahead of a model of ``load_encoder``; 0 does it in this one.
         skip_errors: Leave out files that cannot be read and list them in ``skipped``, instead of raising.
         folder: What else there is in the folder that they were found in, to be told among the remarks.
 
@@ -195,22 +213,39 @@ def image_source(
     """
     paths = _listed(paths)
     skipped: list[dict[str, str]] = []
-    loader = DataLoader(
-        _ImageBatches(paths, encoder, _common_folder(paths) if root is None else root, batch_size),
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=encoder.device.type == "cuda",
+    root = _common_folder(paths) if root is None else root
+    encoded = (
+        _preprocessed(paths, encoder, root, batch_size, workers)
+        if isinstance(encoder, BaseEncoder)
+        else _one_by_one(paths, encoder, root, batch_size)
     )
 
     def batches() -> Iterator[SourceBatch]:
-        for inputs, ids, failed in loader:
+        for embeddings, ids, failed in encoded:
             if failed and not skip_errors:
                 raise ValueError(failed[0][1])
             skipped.extend({"id": name, "reason": reason} for name, reason in failed)
-            if ids:
-                yield SourceBatch(encoder.project_image(inputs), ids)
+            if embeddings is not None:
+                yield SourceBatch(embeddings, ids)
 
     return Source(batches(), len(paths), Provenance.of(encoder, "image"), skipped=skipped, folder=folder)
+
+
+def _preprocessed(
+    paths: Sequence[Path], encoder: BaseEncoder, root: Path, batch_size: int, workers: int
+) -> Iterator[_Encoded]:
+    """Encode images that other processes may decode ahead."""
+    pin = encoder.device.type == "cuda"
+    batches = _ImageBatches(paths, encoder, root, batch_size)
+    for inputs, ids, failed in DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=pin):
+        yield (encoder.project_image(inputs) if ids else None), ids, failed
+
+
+def _one_by_one(paths: Sequence[Path], encoder: Encoder, root: Path, batch_size: int) -> Iterator[_Encoded]:
+    """Encode images with an encoder that takes them as they are."""
+    for start in range(0, len(paths), batch_size):
+        images, ids, failed = _opened(paths[start : start + batch_size], root, lambda image: image)
+        yield (encoder(images) if ids else None), ids, failed
 
 
 def _common_folder(paths: Sequence[Path]) -> Path:
@@ -218,17 +253,19 @@ def _common_folder(paths: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
 
 
-def caption_source(captions: Captions, encoder: BaseEncoder, *, batch_size: int = 256) -> Source:
+def caption_source(captions: Captions, encoder: Encoder, *, batch_size: int = 256) -> Source:
     """Encode captions; those of one image form a group."""
 
     def batches() -> Iterator[SourceBatch]:
         for start in range(0, len(captions.texts), batch_size):
             rows = slice(start, start + batch_size)
             groups: Any = None if captions.groups is None else captions.groups[rows]
-            yield SourceBatch(encoder.encode_text(captions.texts[rows]), captions.ids[rows], groups)
+            texts = captions.texts[rows]
+            embeddings = encoder.encode_text(texts) if isinstance(encoder, BaseEncoder) else encoder(texts)
+            yield SourceBatch(embeddings, captions.ids[rows], groups)
 
-    provenance = Provenance.of(encoder, "text")
-    return Source(batches(), len(captions.texts), provenance, captions.groups, encoder=encoder)
+    provenance, counts = Provenance.of(encoder, "text"), encoder if isinstance(encoder, BaseEncoder) else None
+    return Source(batches(), len(captions.texts), provenance, captions.groups, encoder=counts)
 
 
 def build_reference(

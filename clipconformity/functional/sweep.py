@@ -83,24 +83,24 @@ class ShiftGrid(NamedTuple):
     """Number of pairs N, on which the loss depends."""
 
 
-class _Pairs(NamedTuple):
+class Pairs(NamedTuple):
     """Checked pairs, float64."""
 
     image: Tensor
     text: Tensor
 
-    def shifted(self, image_alpha: float, text_alpha: float) -> _Pairs:
+    def shifted(self, image_alpha: float, text_alpha: float) -> Pairs:
         """Shift each modality along its own mean, checked for rows that this takes to the origin."""
         result = []
         for name, rows, alpha in zip(self._fields, self, (image_alpha, text_alpha), strict=True):
             moved = rows - alpha * rows.mean(0)
             check_norms(torch.linalg.vector_norm(moved, dim=1), f"{name} shifted by alpha={alpha:g}")
             result.append(moved)
-        return _Pairs(*result)
+        return Pairs(*result)
 
-    def to(self, dtype: torch.dtype) -> _Pairs:
+    def to(self, dtype: torch.dtype) -> Pairs:
         """Give the pairs in another precision."""
-        return _Pairs(self.image.to(dtype), self.text.to(dtype))
+        return Pairs(self.image.to(dtype), self.text.to(dtype))
 
 
 class _Compared(NamedTuple):
@@ -122,7 +122,7 @@ class _Draws(NamedTuple):
 
     chosen: Tensor
     """Pairs drawn, ``(R, N)``."""
-    moves: _Pairs
+    moves: Pairs
     """Redrawn mean less the mean, ``(R, D)`` for each modality."""
 
 
@@ -189,13 +189,13 @@ def shift_sweep(
     kl = torch.stack([c.kl for c in compared])
     if any(c.lower_bound for c in compared[1:]):
         warn_lower_bound()
-    left = torch.stack([_left_out_losses(pairs.to(dtype), a, float(logit_scale)) for a in every])
+    left = torch.stack([left_out_losses_at(pairs.to(dtype), a, float(logit_scale)) for a in every])
     draws = _bootstrap(pairs, resamples, draw)
     kls = torch.stack([_redrawn(pairs.shifted(a, a), a, c, draws) for a, c in zip(every, compared, strict=True)])
     columns = (
         torch.tensor(steps, dtype=torch.float64),
-        *(x[1:] for x in (loss, *_jackknife_interval(left, loss, confidence, 0.0))),
-        *(x[1:] for x in (loss - loss[0], *_jackknife_interval(left - left[0], loss - loss[0], confidence, -math.inf))),
+        *(x[1:] for x in (loss, *jackknife_interval(left, loss, confidence, 0.0))),
+        *(x[1:] for x in (loss - loss[0], *jackknife_interval(left - left[0], loss - loss[0], confidence, -math.inf))),
         *(x[1:] for x in (kl, *_kl_interval(compared, kls, confidence))),
         *(x[1:] for x in (kl - kl[0], *_kl_difference(compared, kls, confidence))),
     )
@@ -255,13 +255,13 @@ def shift_grid(
     return ShiftGrid._make((*fields, bounds.to(image.device), len(image)))
 
 
-def _check(image: Tensor, text: Tensor) -> _Pairs:
-    pairs = _Pairs(*(x.double() for x in check_pairs(image, text, MIN_SAMPLES)))
+def _check(image: Tensor, text: Tensor) -> Pairs:
+    pairs = Pairs(*(x.double() for x in check_pairs(image, text, MIN_SAMPLES)))
     for name, rows, given in zip(pairs._fields, pairs, (image, text), strict=True):
         check_spread(rows.var(0).sum(), mean_of(rows), given.dtype, name)
     # Nothing below depends on scale, but a row that a shift makes short must not fall out of the range of norms.
     # A power of two rounds nothing.
-    return _Pairs(*(rows * 2.0 ** -round(math.log2(float(rows.square().sum(1).mean())) / 2) for rows in pairs))
+    return Pairs(*(rows * 2.0 ** -round(math.log2(float(rows.square().sum(1).mean())) / 2) for rows in pairs))
 
 
 def _check_alphas(alphas: Sequence[float] | Tensor, name: str) -> list[float]:
@@ -279,7 +279,7 @@ def _compare(image: Tensor, text: Tensor) -> _Compared:
     return _Compared(grid, readout, plain, is_lower_bound(readout, *sides))
 
 
-def _left_out_losses(pairs: _Pairs, alpha: float, logit_scale: float) -> Tensor:
+def left_out_losses_at(pairs: Pairs, alpha: float, logit_scale: float) -> Tensor:
     """Loss at one alpha without each pair, whose means are those without it to first order, ``(N,)`` float64."""
     means = [x.mean(0).requires_grad_() for x in pairs]
     with torch.enable_grad():
@@ -292,7 +292,7 @@ def _left_out_losses(pairs: _Pairs, alpha: float, logit_scale: float) -> Tensor:
     return result.cpu()
 
 
-def _jackknife_interval(left_out: Tensor, value: Tensor, confidence: float, least: float) -> tuple[Tensor, Tensor]:
+def jackknife_interval(left_out: Tensor, value: Tensor, confidence: float, least: float) -> tuple[Tensor, Tensor]:
     """Ends of the interval of a loss from its values without each pair, ``(A, N)``."""
     ones = torch.ones(left_out.shape[1], dtype=torch.float64)
     half = torch.tensor(
@@ -302,20 +302,20 @@ def _jackknife_interval(left_out: Tensor, value: Tensor, confidence: float, leas
     return (value - half).clamp_min(least), value + half
 
 
-def _bootstrap(pairs: _Pairs, resamples: int, generator: torch.Generator) -> _Draws:
+def _bootstrap(pairs: Pairs, resamples: int, generator: torch.Generator) -> _Draws:
     count = len(pairs.image)
     index = torch.randint(count, (resamples, count), generator=generator, device=generator.device)
     index = index.to(pairs.image.device)
-    centered = _Pairs(*(x - x.mean(0) for x in pairs))
+    centered = Pairs(*(x - x.mean(0) for x in pairs))
     moves = [torch.cat([counts_of(part, part.shape[1]) @ x for part in _parts(index)]) / count for x in centered]
-    return _Draws(index, _Pairs(*moves))
+    return _Draws(index, Pairs(*moves))
 
 
 def _parts(index: Tensor) -> tuple[Tensor, ...]:
     return index.split(max(1, CHUNK_ENTRIES // index.shape[1]))
 
 
-def _redrawn(shifted: _Pairs, alpha: float, compared: _Compared, draws: _Draws) -> Tensor:
+def _redrawn(shifted: Pairs, alpha: float, compared: _Compared, draws: _Draws) -> Tensor:
     """Plug-in KL of every draw, its means and conformities recomputed, ``(R,)``."""
     histograms = []
     for rows, moves in zip(shifted, draws.moves, strict=True):

@@ -57,6 +57,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATUS)
 def test_a_signal_cleans_up_and_has_its_status(name, held, tmp_path):
     held.send_signal(getattr(signal, name))

@@ -57,6 +57,7 @@ def test_the_order_comes_out_of_the_measurement(demo):
     assert specific["conformity_mean"] + 1.96 * specific["conformity_se"] < human
 
 
+@pytest.mark.slow
 def test_a_second_demo_replaces_the_first(demo, tmp_path, monkeypatch, capsys):
     output = tmp_path / "again"
     shutil.copytree(demo[1], output)
@@ -86,6 +87,7 @@ def test_a_folder_that_no_demo_made_is_refused(name, content, tmp_path, monkeypa
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, content)]
 
 
+@pytest.mark.slow
 def test_a_demo_that_fails_leaves_an_earlier_one_as_it_was(demo, tmp_path, monkeypatch):
     output = tmp_path / "again"
     shutil.copytree(demo[1], output)

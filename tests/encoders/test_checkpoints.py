@@ -237,6 +237,7 @@ def alone(code: str, tmp_path: Path) -> tuple[str, str]:
     return result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_no_file_opens_a_connection_whatever_it_names(tmp_path):
     """References and embeddings of a model on the hub, and checkpoints some of whose parts are there."""
     shutil.copytree(TINY, tmp_path / "c")
@@ -280,6 +281,7 @@ sys.stdout.write("\\nASKED " + repr(asked))
     assert out.endswith("ASKED []"), (out[-500:], err[-2000:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["hf:nobody/nothing", "open_clip:ViT-B-32/openai", "open_clip:hf-hub:nobody/nothing"])
 def test_without_a_network_a_missing_model_fails_soon_and_in_one_line(spec, tmp_path):
     if spec.startswith("open_clip"):

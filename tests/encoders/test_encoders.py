@@ -186,6 +186,7 @@ print('loaded:', *[name for name in heavy if name in sys.modules])
 """
 
 
+@pytest.mark.slow
 def test_model_libraries_load_when_used_and_an_absent_one_names_its_extra():
     lazy, absent, listed, used = run_python(LAZY).splitlines()
     assert lazy == "loaded:"

@@ -338,6 +338,7 @@ def test_a_folder_without_a_checkpoint_or_its_parts_is_refused(folders, tmp_path
         cc.load_encoder(tmp_path / "cut", "cpu")
 
 
+@pytest.mark.slow
 def test_without_torchvision_every_family_gives_the_same(folders, encoders):
     code = (
         "import json, sys\n"

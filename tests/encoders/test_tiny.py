@@ -144,6 +144,7 @@ def test_unknown_encoders_get_near_ones_suggested(spec, message):
         cc.load_encoder(spec)
 
 
+@pytest.mark.slow
 def test_it_loads_without_torchvision_and_gives_the_same(tiny):
     code = (
         "import sys; sys.modules['torchvision'] = None\n"

@@ -18,15 +18,15 @@ from clipconformity.functional.contrastive import alignment, left_out_losses, nt
 from clipconformity.functional.divergence import LowerBoundWarning, plug_in
 from clipconformity.functional.resampling import counts_of
 from clipconformity.functional.sweep import (
+    Pairs,
     _bootstrap,
     _compare,
-    _jackknife_interval,
     _kl_difference,
     _kl_interval,
-    _left_out_losses,
-    _Pairs,
     _redrawn,
     _redrawn_conformities,
+    jackknife_interval,
+    left_out_losses_at,
     shift_grid,
     shift_sweep,
 )
@@ -196,25 +196,25 @@ def test_sweep_follows_its_generator(pairs):
     assert other.kl_high != first.kl_high
 
 
-def correlated(count: int, generator: torch.Generator) -> _Pairs:
+def correlated(count: int, generator: torch.Generator) -> Pairs:
     common, image, text = torch.randn(3, count, 8, generator=generator, dtype=torch.float64)
-    return _Pairs(common + 0.6 * image + 0.5, common + 0.6 * text - 0.5)
+    return Pairs(common + 0.6 * image + 0.5, common + 0.6 * text - 0.5)
 
 
 def test_intervals_of_the_loss_cover_its_expectation(generator):
     """Of 100 runs each at least 87, three standard deviations below 95%."""
     alphas, runs = [0.0, 0.3, 1.0], 100
 
-    def losses(pairs: _Pairs) -> torch.Tensor:
+    def losses(pairs: Pairs) -> torch.Tensor:
         return torch.stack([nt_xent_at_once(*pairs.shifted(a, a), 20.0) for a in alphas])
 
     truth = torch.stack([losses(correlated(100, generator)) for _ in range(1000)]).mean(0)
     hits = torch.zeros(6)
     for _ in range(runs):
         pairs = correlated(100, generator)
-        point, left = losses(pairs), torch.stack([_left_out_losses(pairs, a, 20.0) for a in alphas])
-        low, high = _jackknife_interval(left, point, 0.95, 0.0)
-        change, ends = truth - truth[0], _jackknife_interval(left - left[0], point - point[0], 0.95, -math.inf)
+        point, left = losses(pairs), torch.stack([left_out_losses_at(pairs, a, 20.0) for a in alphas])
+        low, high = jackknife_interval(left, point, 0.95, 0.0)
+        change, ends = truth - truth[0], jackknife_interval(left - left[0], point - point[0], 0.95, -math.inf)
         hits[:3] += (low <= truth) & (truth <= high)
         hits[3:] += (ends[0] <= change) & (change <= ends[1])
     assert hits[3] == runs  # the difference of alpha 0 from itself is 0
@@ -251,11 +251,11 @@ def test_a_pair_that_is_left_out_moves_the_means_too(alpha, generator):
     explicit = []
     for pair in range(200):
         kept = torch.arange(200) != pair
-        rest = _Pairs(pairs.image[kept], pairs.text[kept])
+        rest = Pairs(pairs.image[kept], pairs.text[kept])
         explicit.append(nt_xent_at_once(*rest.shifted(alpha, alpha), 20.0))
     truth = torch.stack(explicit)
     fixed = left_out_losses(*pairs.shifted(alpha, alpha), 20.0)
-    missed, without = ((truth - found).std() / truth.std() for found in (_left_out_losses(pairs, alpha, 20.0), fixed))
+    missed, without = ((truth - found).std() / truth.std() for found in (left_out_losses_at(pairs, alpha, 20.0), fixed))
     assert float(missed) < 0.01
     assert float(without) > 10 * float(missed)
 

@@ -332,6 +332,7 @@ def test_every_fold_agrees_with_brute_force():
         assert float(spread.self_conformity[fold]) == pytest.approx(float(alike), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_one_more_person_lies_in_the_range_told_of_them():
     inside = {"range": 0, "folds": 0}
     for seed in range(60):

@@ -16,6 +16,7 @@ from PIL import Image
 from clipconformity.data import list_images, merge_results, read_results
 from clipconformity.generators import caption_images, generate_images, rank_path, read_manifest
 
+pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 COUNT = 30
 PROMPTS = [f"prompt {number}" for number in range(COUNT)]
@@ -189,7 +190,6 @@ def test_a_killed_captioner_goes_on_and_captions_nothing_twice(tmp_path, world):
     assert sum(asked.values()) <= COUNT + 2
 
 
-@pytest.mark.slow
 def test_unclip_under_torchrun_makes_the_images_of_one_process(tmp_path):
     pytest.importorskip("diffusers")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES)}

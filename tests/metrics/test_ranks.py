@@ -117,6 +117,7 @@ def test_ranks_that_differ_end_with_the_same_error_on_each(case, found):
         assert rank[case] is None if message is None else message in rank[case]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["dead", "elsewhere"])
 def test_where_a_rank_is_gone_the_others_end_within_the_limit_and_say_so(how, tmp_path):
     folder = tmp_path / how

@@ -154,6 +154,7 @@ loader = torch.utils.data.DataLoader(torch.load("rows.pt"), batch_size=20)
 STARTS = {"one process": [], "two processes": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("accelerate") is None, reason="needs accelerate")
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
 def test_the_page_on_accelerate_counts_every_row_once(start, reference, epochs, tmp_path):

@@ -1,0 +1,65 @@
+"""Options that all commands share, and the list of encoders."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image, features
+
+from clipconformity.cli import main
+from clipconformity.demo import draw_scene, sample_scenes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images, and a file that is none, of which a warning tells."""
+    for number, scene in enumerate(sample_scenes(6, seed=0)):
+        draw_scene(scene, seed=number).save(tmp_path / f"{number}.png")
+    (tmp_path / "notes.doc").write_text("x")
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("default")
+def test_quiet_leaves_out_warnings_and_keeps_the_result(folder, capsys, tmp_path_factory):
+    output = str(tmp_path_factory.mktemp("out") / "e.safetensors")
+    command = ["embed", "--images", str(folder), "--encoder", "tiny", "-o", output, "--overwrite"]
+    assert main(command) == 0
+    told = capsys.readouterr()
+    assert "1 of other suffixes" in told.err
+    assert main([*command, "--quiet"]) == 0
+    assert capsys.readouterr() == (told.out, "")
+    assert main(["embed", "--images", "absent", "--encoder", "tiny", "-o", output, "--overwrite", "--quiet"]) == 2
+    assert "absent" in capsys.readouterr().err
+
+
+def test_the_precision_of_the_encoder_is_that_told(folder, capsys, tmp_path_factory):
+    (folder / "notes.doc").unlink()
+    output = tmp_path_factory.mktemp("out") / "e.safetensors"
+    made = ["embed", "--images", str(folder), "--encoder", "tiny", "--dtype", "bfloat16", "-o", str(output)]
+    assert main(made) == 0
+    reference = ["reference", "--embeddings", str(output), "-o", str(output.with_name("r.safetensors"))]
+    capsys.readouterr()
+    assert main(reference) == 0
+    assert json.loads(capsys.readouterr().out)["encoder_id"]["precision"] == "bfloat16"
+
+
+def test_encoders_are_found_by_a_part_of_their_spec(capsys):
+    pytest.importorskip("open_clip")
+    assert main(["encoders", "vit-b-32/open"]) == 0
+    found = json.loads(capsys.readouterr().out)["encoders"]
+    assert {"spec": "open_clip:ViT-B-32/openai", "embed_dim": 512, "resolution": 224} in found
+    assert all("vit-b-32/open" in one["spec"].lower() for one in found)
+    assert main(["encoders", "tiny"]) == 0
+    assert {"spec": "tiny", "embed_dim": 64, "resolution": 32} in json.loads(capsys.readouterr().out)["encoders"]
+    assert main(["encoders", "VIT-B/32"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_images_of_newer_kinds_are_read(tmp_path, capsys):
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.avif")
+    Image.new("RGB", (40, 30), "blue").save(tmp_path / "b.jfif", "JPEG")
+    output = str(tmp_path / "e.safetensors")
+    assert main(["embed", "--images", str(tmp_path), "--encoder", "tiny", "-o", output]) == 0
+    assert json.loads(capsys.readouterr().out)["count"] == 2

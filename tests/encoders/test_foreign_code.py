@@ -14,7 +14,7 @@ from PIL import EpsImagePlugin, Image
 
 import clipconformity as cc
 from clipconformity.data import list_images
-from clipconformity.data.images import IMAGE_FORMATS, open_image
+from clipconformity.data.images import FORMATS, IMAGE_FORMATS, open_image
 from clipconformity.encoders.registry import TINY
 from clipconformity.generators import read_manifest
 
@@ -145,7 +145,7 @@ def test_postscript_under_the_name_of_an_image_starts_nothing(started, tmp_path)
     with Image.open(tmp_path / "a.png") as image:
         image.load()
     assert len(started) == 1  # by Pillow left to itself
-    with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image \(expected one in the format BMP, GIF"):
+    with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image \(expected one in the format .*BMP, GIF"):
         open_image(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / "000000_0.png")
     (tmp_path / "manifest.jsonl").touch()
@@ -154,7 +154,7 @@ def test_postscript_under_the_name_of_an_image_starts_nothing(started, tmp_path)
     assert len(started) == 1
 
 
-@pytest.mark.parametrize("suffix", IMAGE_FORMATS)
+@pytest.mark.parametrize("suffix", [suffix for suffix, kind in IMAGE_FORMATS.items() if kind in FORMATS])
 def test_every_suffix_that_is_listed_can_be_opened(suffix, tmp_path):
     Image.new("RGB", (9, 9), "red").save(tmp_path / f"a{suffix}", IMAGE_FORMATS[suffix])
     (path,) = list_images(tmp_path)

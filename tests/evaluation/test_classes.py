@@ -169,6 +169,22 @@ def test_shrinking_takes_off_what_noise_adds():
     assert shrunken([1.0, 1.0, 1.0], [0.1, 0.2, 0.3]) == pytest.approx([1, 1, 1])
 
 
+@pytest.mark.parametrize("equal", [True, False])
+@pytest.mark.parametrize("spread", [0.05, 0.4])
+def test_shrinking_is_by_the_moments_of_values_and_errors(equal, spread):
+    """By what a weighed sum of squares has on average, (n - 1) + between (S1 - S2/S1)."""
+    random = np.random.default_rng(2)
+    x, errors = random.normal(0.2, spread, 12), np.full(12, 0.2) if equal else random.uniform(0.1, 0.4, 12)
+    weight = errors**-2.0
+    square = np.sum(weight * (x - np.average(x, weights=weight)) ** 2)
+    between = max(0.0, (square - 11) / (weight.sum() - (weight**2).sum() / weight.sum()))
+    assert (between > 0) == (spread == 0.4)
+    if equal:
+        assert between == pytest.approx(max(0.0, x.var(ddof=1) - 0.04))
+    mean = np.average(x, weights=1 / (errors**2 + between))
+    assert shrunken(x.tolist(), errors.tolist()) == pytest.approx(mean + between / (between + errors**2) * (x - mean))
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 

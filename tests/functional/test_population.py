@@ -14,14 +14,18 @@ from clipconformity.functional.geometry import modality_gap
 from clipconformity.functional.linalg import units
 from clipconformity.functional.population import (
     Rows,
+    Traces,
     correlation_influence,
     estimate,
+    mean_square,
+    mean_square_influence,
     offset_influence,
     participation_influence,
     shell_estimate,
     tilt_influence,
     unbiased_traces,
 )
+from clipconformity.functional.resampling import Estimate
 
 GROUPS = {"none": None, "even": torch.arange(9) % 5, "uneven": torch.tensor([3, 3, 3, 1, 1, 0, 7, 9, 9])}
 
@@ -49,6 +53,58 @@ def test_estimates_are_means_over_rows_of_different_groups(name, generator):
     assert float(found.trace_square) == pytest.approx(trace_square, rel=1e-9)
     assert float(found.trace) == pytest.approx(np.diag(gram).mean() - center, rel=1e-9)
     assert float(found.mean_square) == pytest.approx(float(rows.mean.square().sum()) + center, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_products_within_groups_are_those_of_each_row(name, generator):
+    rows = Rows.of(ellipsoid_rows(9, 4, generator).double(), GROUPS[name])
+    gram, same = rows.centered @ rows.centered.T, rows.group[:, None] == rows.group
+    for found, expected in zip(rows.within(), (gram.square(), gram), strict=True):
+        torch.testing.assert_close(found, (expected * same).sum(1))
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_the_influences_beside_other_groups_are_sums_over_these(name, generator):
+    rows, known = traces(ellipsoid_rows(9, 4, generator).double(), GROUPS[name])
+    apart = (rows.group[:, None] != rows.group).double()
+    gram = rows.centered @ rows.centered.T
+    others = apart.sum(1)
+    second = rows.centered.T @ rows.centered
+    axes = 2 * gram.diagonal() / known.trace - 2 * (gram.square() * apart).sum(1) / others / known.bounded
+    torch.testing.assert_close(participation_influence(rows, second, known), axes - axes.mean())
+    means = rows.mean + (apart @ rows.centered) / others[:, None]  # of the other groups
+    along = 2 * (rows.centered * means).sum(1)
+    torch.testing.assert_close(mean_square_influence(rows, rows.mean), along - along.mean())
+    center = (gram * apart).sum() / apart.sum()
+    torch.testing.assert_close(mean_square(rows), rows.mean.square().sum() + center)
+
+
+def test_an_estimate_leaves_out_each_group_and_what_it_moves(generator):
+    """Of a mean that is exact: it is the mean of the rows of the other groups."""
+    x, group = torch.randn(9, 1, generator=generator).double(), GROUPS["uneven"]
+    rows = Rows.of(x, group)
+    found = estimate(rows.mean[0], rows.centered[:, 0], rows)
+    left = np.array([float(x[group != one].mean()) for one in group.unique()])
+    assert float(found.error) == pytest.approx(math.sqrt(4 / 5 * np.square(left - left.mean()).sum()), rel=1e-9)
+
+
+def test_what_cannot_be_is_cut_off():
+    one, dim = torch.tensor(1.0).double(), 3
+    for square_trace, ratio in ((9.0, 1.0), (2.0, 2.0), (0.1, 3.0), (-1.0, 3.0)):
+        assert float(Traces(one, 2 * one, 4 * one, square_trace * one, dim).participation_ratio) == ratio
+    known = Traces(one, 2 * one, 4 * one, 2 * one, dim)
+
+    def at(value: float, error: float) -> Estimate:
+        return Estimate(value * one, error * one, 10.0)
+
+    assert known.offset_interval(at(1, 1)) == (0, pytest.approx(math.sqrt(1 + 2.228139)))
+    assert known.offset_interval(at(-5, 1)) == (0, 0)
+    assert known.offset_interval(at(4, 1)).low == pytest.approx(math.sqrt(4 - 2.228139))
+    assert known.participation_interval(at(0.5, 1)) == (1, 3)
+    assert known.participation_interval(at(-5, 1)) == (1, 1)
+    assert known.participation_interval(at(5, 1)) == (3, 3)
+    ends = math.exp(0.5 - 0.2228139), math.exp(0.5 + 0.2228139)
+    assert known.participation_interval(at(0.5, 0.1)) == pytest.approx(ends)
 
 
 @pytest.mark.parametrize("each", [1, 5])

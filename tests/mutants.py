@@ -276,6 +276,9 @@ DISCREPANCY = of(
     "what_both_sides_share_is_left_out",
     "the_errors_are_those_of_leaving_each_bucket_out_of_one_side_or_of_both",
     "a_difference_is_found_and_the_p_value_is_no_smaller_than_the_draws_allow",
+    "beyond_the_row_sample_one_group_has_all_pairs",
+    "groups_of_one_side_alone_are_no_groups_of_both",
+    "the_read_outs_have_the_interval_of_the_discrepancy_and_its_noise",
 )
 ALARMS = of("stream/test_mmd.py", "false_alarms_are_as_often_as_the_level_says")
 VENDI_SIZES = of(
@@ -285,18 +288,24 @@ VENDI_SIZES = of(
     "groups_widen_the_intervals_and_leave_rke_between_them",
     "intervals_of_vendi_and_rke_cover_what_they_say",
     "repeats_of_one_row_have_one_effective_sample_and_no_figure_is_infinite",
+    "subsamples_hold_no_row_twice",
+    "what_both_sides_share_cancels_in_their_ratio",
+    "rke_has_its_interval_whatever_the_order",
 )
 FRECHET_SIZES = of(
     "stream/test_sizes.py",
     "the_frechet_distance_is_the_closed_form_and_at_equal_n_a_mean_of_it",
     "the_extrapolation_is_near_the_distance_of_the_distributions",
     "the_extrapolation_is_withheld_where_a_subsample_has_fewer_rows_than_dimensions",
+    "the_extrapolation_is_the_line_that_numpy_fits",
+    "the_interval_of_the_extrapolation_knows_of_the_error_of_its_line",
 )
 FLOOR = of(
     "stream/test_sizes.py",
     "the_floor_is_seldom_exceeded_by_sets_of_one_kind",
     "beyond_the_row_sample_the_floor_is_that_of_all_rows",
     "groups_are_dealt_as_a_whole_so_that_the_floor_knows_of_them",
+    "the_floor_is_where_a_further_split_of_all_rows_would_lie",
 )
 BALLS = of(
     "stream/test_neighbours.py",
@@ -305,6 +314,10 @@ BALLS = of(
     "groups_widen_the_interval",
     "too_few_rows_are_refused_and_too_few_for_an_interval_have_none",
     "unequal_numbers_are_told",
+    "the_parts_are_as_many_as_rows_and_groups_allow_and_the_degrees_follow",
+    "each_split_has_other_parts_and_their_variance_is_taken_to_that_of_the_whole",
+    "the_interval_of_a_density_is_of_what_can_be",
+    "rows_of_unequal_groups_are_worth_fewer",
 )
 NEAREST = of(
     "stream/test_neighbours.py",
@@ -312,6 +325,11 @@ NEAREST = of(
     "it_names_what_is_copied_and_what_is_repeated",
     "the_mean_without_a_bucket_is_that_without_its_rows",
     "rows_of_one_group_are_no_neighbours_where_both_sides_have_groups",
+    "a_bucket_goes_with_a_row_and_its_nearest",
+    "fewer_rows_than_are_looked_at_are_enough",
+    "where_only_the_own_group_is_near_the_farthest_that_was_looked_at_stands_for_others",
+    "near_duplicates_are_from_a_cosine_of_0_98_on",
+    "shares_of_nothing_are_known_by_the_rows_of_their_own_side",
 )
 AGAINST = of("evaluation/test_against.py", "the_nearest_of_all_files_are_found_whatever_their_order")
 PAIR_SCORES = of(

@@ -107,6 +107,29 @@ def test_of_many_classes_of_noise_none_stands_out_and_the_order_is_shrunk(genera
     assert all(one.reason == "few samples" for one in found)
 
 
+def test_errors_p_values_and_shrunken_ratios_are_those_of_each_figure(generator):
+    """Of rows without groups, against the whole reference, whose shift alone differs by class."""
+    rows, others = ellipsoid_rows(400, 8, generator), ellipsoid_rows(900, 8, generator)
+    by = {str(n): f"class {n % 4}" for n in range(400)}
+    order = brute_conformity(rows, others).argsort()
+    rows = rows[torch.from_numpy(order.copy()).view(4, 100).T.flatten()]  # from class 0 on the more typical
+    reference = cc.ReferenceSet.fit(others)
+    found = scored(rows, list(by), reference, by).by.classes
+    assert len(found) == 4
+    for one in found:
+        conformity = brute_conformity(rows[int(one.name[-1]) :: 4], others)
+        assert one.conformity_se == pytest.approx(conformity.std(ddof=1) / 10, rel=0.15)
+        assert abs(math.log(one.variety_ratio_shrunken)) < 1.1 * abs(math.log(one.variety_ratio)) + 0.2
+        told = one.typicality_shift_low > 0 or one.typicality_shift_high < 0
+        assert told == (one.typicality_p < 0.05)
+    by_p = [one.name for one in sorted(found, key=lambda one: one.typicality_p)]
+    apart = {
+        one.name: abs(one.typicality_shift) / (one.typicality_shift_high - one.typicality_shift_low) for one in found
+    }
+    assert by_p == sorted(apart, key=lambda name: -apart[name])
+    assert min(one.typicality_p for one in found) < 1e-6
+
+
 def test_small_classes_have_counts_and_a_reason(generator):
     rows = ellipsoid_rows(200, 8, generator)
     ids = [str(n) for n in range(200)]

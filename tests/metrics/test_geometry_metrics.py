@@ -13,6 +13,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 import clipconformity as cc
 from clipconformity.functional import SingularWarning, conformity_kl, log_likelihood
 from clipconformity.functional.likelihood import oas_shrinkage
+from clipconformity.functional.population import Rows, unbiased_traces
 
 DIM = 12
 
@@ -74,6 +75,13 @@ def test_ellipsoid_geometry_equals_numpy(rows, texts, reference):
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-5), name
     assert found["permuted_off_diagonal_ratio"] < found["off_diagonal_ratio"]
+
+
+def test_rows_that_differ_by_rounding_alone_have_no_shape(rows, generator):
+    metric = cc.EllipsoidGeometry(embed_dim=DIM)
+    metric.update(rows[:1].double() + 1e-6 * torch.randn(90, DIM, generator=generator))
+    with pytest.raises(ValueError, match="expected samples that differ, got equal ones"):
+        metric.compute()
 
 
 def test_the_condition_is_nan_where_the_rank_is_below_the_dimension(rows):
@@ -213,6 +221,40 @@ def test_the_shape_of_a_population_beyond_the_row_sample_is_that_of_all_rows(eac
         width = whole[f"{name.rsplit('_low')[0].rsplit('_high')[0]}_high"] - whole[name]
         assert sampled[name] == pytest.approx(whole[name], abs=0.3 * abs(width) + 0.02 * whole[name]), name
     assert sampled["population_participation_ratio"] > 1.002 * sampled["participation_ratio"]
+
+
+def test_few_rows_of_many_are_corrected_as_many(generator):
+    """What the sample of 150 has too much of itself is a twentieth of that in all 3,000."""
+    rows, group = ellipsoid_rows(3000, DIM, generator), torch.arange(3000)
+    whole, sampled = shape_of(rows, group), shape_of(rows, group, max_samples=150)
+    expected = whole["population_participation_ratio"]
+    assert expected > 1.002 * whole["participation_ratio"]
+    assert sampled["population_participation_ratio"] == pytest.approx(expected, rel=1e-3)
+    metric = cc.EllipsoidGeometry(embed_dim=DIM, max_samples=150)
+    metric.update(rows, groups=group)
+    kept = double(metric._stream().evaluated.good_sample().rows)
+    distances = np.linalg.norm(kept - double(rows).mean(0), axis=1)
+    assert sampled["shell_mu"] == pytest.approx(distances.mean(), rel=1e-7)
+
+
+def test_the_estimate_of_a_population_is_that_of_the_function_where_all_rows_are_kept(generator):
+    rows, group = ellipsoid_rows(60, DIM, generator), torch.arange(60).square() % 17
+    given = Rows.of(rows, group)
+    known = unbiased_traces(given, given.centered.T @ given.centered)
+    found = shape_of(rows, group)["population_participation_ratio"]
+    assert found == pytest.approx(float(known.participation_ratio), rel=1e-5)
+
+
+def test_four_groups_have_intervals_of_what_can_be_and_three_have_none(rows, generator):
+    """One group is tilted against the three others, so that what is left of a tilt is that of any of them."""
+    group = torch.arange(40) % 4
+    turn = torch.where(group[:, None] == 0, 2.0 * (-1.0) ** torch.arange(DIM), 1.0)
+    rows = rows[:40] + 9 * turn * torch.randn(40, 1, generator=generator)
+    names = ("shell_ratio", "population_participation_ratio", "offset", "off_diagonal_ratio", "mean_abs_correlation")
+    found = [shape_of(rows, one) for one in (group, group % 3)]
+    assert all(found[0][f"{name}_low"] >= 0 for name in names)
+    assert found[0]["off_diagonal_ratio_low"] == found[0]["mean_abs_correlation_low"] == 0
+    assert all(math.isnan(found[1][f"{name}_{end}"]) for name in names for end in ("low", "high"))
 
 
 def given_statistics(reference):

@@ -123,7 +123,7 @@ def test_beyond_the_row_sample_one_group_has_all_pairs(generator):
 def test_groups_of_one_side_alone_are_no_groups_of_both(generator):
     rows, groups = in_groups(80, generator)
     others = ellipsoid_rows(90, DIM, generator)
-    contrast = contrasted(rows, others, groups)
+    contrast = contrasted(rows, others, [str(n) for n in groups.tolist()], other_ids=[str(n) for n in range(90)])
     u, w = unit(double(rows)), unit(double(others))
     expected = ((u @ u.T) ** 2)[apart(groups, groups, buckets=False)].mean() - 2 * ((u @ w.T) ** 2).mean()
     expected += ((w @ w.T) ** 2)[~np.eye(90, dtype=bool)].mean()

@@ -159,6 +159,8 @@ def test_the_interval_of_a_density_is_of_what_can_be(generator):
         assert density.high > 0
         assert bool(found.values[2]) == (len(rows) == 60)
         assert bool(found.values[2]) or density.high == found.intervals[0].high
+    highest = [found.intervals[figure].high for figure in (0, 1, 3)]
+    assert highest == pytest.approx([1 - 0.025 ** (1 / count) for count in (58, 90, 90)])
 
 
 def test_rows_of_unequal_groups_are_worth_fewer():

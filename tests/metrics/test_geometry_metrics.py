@@ -14,6 +14,10 @@ import clipconformity as cc
 from clipconformity.functional import SingularWarning, conformity_kl, log_likelihood
 from clipconformity.functional.likelihood import oas_shrinkage
 from clipconformity.functional.population import Rows, unbiased_traces
+from clipconformity.functional.resampling import jackknife
+from clipconformity.stream.moments import bucket_of
+from clipconformity.stream.readouts.modality_gap import independent_pairs
+from clipconformity.stream.row_sample import hash_labels
 
 DIM = 12
 
@@ -388,6 +392,35 @@ def test_captions_of_one_image_count_as_one(apart):
         assert np.mean(told["modality_gap"] ** 2) == pytest.approx(np.mean(told["modality_gap_null"] ** 2), rel=0.3)
     for key in smaller:
         assert untold[key].mean() < 0.8 * told[key].mean()
+
+
+@pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")
+@pytest.mark.parametrize("apart", [0.1, 0.4])
+def test_the_squared_gap_is_over_pairs_of_different_groups_and_its_interval_an_explicit_jackknife(apart):
+    image, text, _ = pairs_of(60, 1, 3, apart)
+    group = torch.arange(60).square() % 23  # of unequal size
+    metric = cc.ModalityGap(embed_dim=6)
+    for part in torch.arange(60).split(17):
+        metric.update(image[part], text[part], groups=group[part])
+    found = numbers(metric.compute())
+    bucket = bucket_of(hash_labels(group, 60, torch.device("cpu")))
+    rows = torch.from_numpy(unit(double(image)) - unit(double(text)))
+    products, other = rows @ rows.T, bucket[:, None] != bucket
+    without = [(bucket != one)[:, None] & (bucket != one) & other for one in bucket.unique()]
+    left = torch.stack([products[mask].mean() for mask in without])
+    low, high = jackknife(products[other].mean(), left, torch.bincount(bucket).double()[bucket.unique()]).interval()
+    assert found["squared_modality_gap"] == pytest.approx(float(products[other].mean()), rel=1e-6)
+    assert (found["modality_gap_low"], found["modality_gap_high"]) == pytest.approx(
+        (max(low, 0) ** 0.5, high**0.5), rel=1e-6
+    )
+    assert found["modality_gap_null"] == pytest.approx(
+        math.sqrt(max(0, found["modality_gap"] ** 2 - found["squared_modality_gap"])), rel=1e-6
+    )
+    sides = metric._stream().sides
+    kept = independent_pairs(sides["image"], sides["text"])
+    places = (image[:, None] == kept[0]).all(2).int().argmax(0)
+    assert len(places) == len(group.unique()) == len(group[places].unique())
+    assert torch.equal(kept[1], text[places])
 
 
 @pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")

@@ -18,7 +18,7 @@ from clipconformity.functional.linalg import (
     result_dtype,
     units,
 )
-from clipconformity.functional.population import Rows, mean_square, mean_square_influence
+from clipconformity.functional.population import Rows, mean_square_excess, mean_square_influence
 from clipconformity.functional.resampling import Estimate, joint_jackknife, seeded
 from clipconformity.functional.validation import check_pairs, check_rows, check_same_dim, check_spread
 
@@ -335,7 +335,7 @@ def _squared_gap(sides: list[Rows]) -> Estimate | None:
     if min(len(side.sizes) for side in sides) < 2:
         return None
     total = torch.stack([side.mean for side in sides]).sum(0)
-    value = total.square().sum() + sum(mean_square(side) - side.mean.square().sum() for side in sides)
+    value = total.square().sum() - sum(mean_square_excess(side, total) for side in sides)
     moved, counts = [], []
     for number, side in enumerate(sides):
         sums = torch.zeros_like(side.sizes).index_add_(0, side.group, mean_square_influence(side, total))

@@ -112,7 +112,8 @@ def unbiased_traces(rows: Rows, second: Tensor) -> Traces:
     Each is a mean over rows of *different* groups, as of :math:`(x_i \cdot x_j)^2 - 2 (x_i \cdot x_j)(x_i \cdot x_k)
     + (x_i \cdot x_j)(x_k \cdot x_l)` for the trace of the squared covariance; the sums over tuples follow from those
     over rows and groups, since the centred rows add up to 0. Without groups they are the estimates of Himeno and Yamada
-    (2014). With groups of unequal size the larger weigh more.
+    (2014). With groups of unequal size the larger weigh more, and the two squares have a bias of the second order in
+    the groups' shares of the rows, since they rest on rows less the sample's own mean.
 
     Args:
         rows: The rows.
@@ -129,22 +130,24 @@ def unbiased_traces(rows: Rows, second: Tensor) -> Traces:
     between = rows.sums.T @ rows.sums
     chain = 2 * along.square().sum() - (second * between).sum()
     open_ = lengths.sum().square() + 2 * between.square().sum() - 6 * lengths.square().sum()
-    center = -lengths.sum() / pairs  # squared norm of the centred mean
     spread = total.square() - squares.square().sum()
     tied = 2 * (squares * lengths).sum() - total * lengths.sum()
     return Traces(
-        rows.mean.square().sum() + center,
-        total / n - center,
+        rows.mean.square().sum() - mean_square_excess(rows, rows.mean),
+        (n * total - (sizes * squares).sum() + lengths.sum()) / pairs,  # half the squared distance of two rows
         spread / pairs - 2 * tied / triples + open_ / quadruples,
         (second.square().sum() - within.sum()) / pairs - 2 * chain / triples + open_ / quadruples,
         len(rows.mean),
     )
 
 
-def mean_square(rows: Rows) -> Tensor:
-    """Squared norm of the population's mean, without bias: may be negative near 0."""
+def mean_square_excess(rows: Rows, direction: Tensor) -> Tensor:
+    """How much the squared norm of ``direction`` is too high on average, by pairs of rows of one group, a scalar.
+
+    The direction is the mean or a sum that it is part of.
+    """
     pairs = len(rows.centered) ** 2 - rows.sizes.square().sum()
-    return rows.mean.square().sum() - rows.sums.square().sum() / pairs
+    return (rows.sums.square().sum() + 2 * direction @ (rows.sizes @ rows.sums)) / pairs
 
 
 def mean_square_influence(rows: Rows, direction: Tensor) -> Tensor:

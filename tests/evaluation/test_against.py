@@ -17,6 +17,7 @@ from clipconformity.data import write_embeddings
 from clipconformity.evaluation import embedding_source, score
 from clipconformity.functional.resampling import share_interval
 from clipconformity.provenance import Provenance
+from clipconformity.stream.readouts.against import NearestElsewhere
 
 
 @pytest.fixture
@@ -58,6 +59,17 @@ def test_the_nearest_of_all_files_are_found_whatever_their_order(folder, capsys)
         for n in (0, 12, 149):
             assert rows[f"e {n}"]["training_id"] == names[cosine[n].argmax()]
             assert float(rows[f"e {n}"]["training_cosine"]) == pytest.approx(cosine[n].max(), abs=1e-6)
+
+
+def test_a_share_of_nothing_is_known_by_the_number_of_samples(generator):
+    rows = torch.randn(90, 24, generator=generator)
+    nearest = NearestElsewhere(rows, torch.arange(90))
+    for name, others in (("first", torch.randn(30, 24, generator=generator)), ("second", 0.9 * rows[:1] - rows[5:6])):
+        nearest.update(others, [f"{name} {n}" for n in range(len(others))])
+    found = nearest.read()
+    assert float(found["training_copied_share_high"]) == pytest.approx(1 - 0.025 ** (1 / 90))
+    assert float(found["training_nearest_se"]) == pytest.approx(float(nearest.cosine.std()) / 90**0.5)
+    assert 0 < sum(name.startswith("first") for name in nearest.names) < 90
 
 
 def test_a_share_can_be_required(folder, capsys):

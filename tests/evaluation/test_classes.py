@@ -107,6 +107,29 @@ def test_of_many_classes_of_noise_none_stands_out_and_the_order_is_shrunk(genera
     assert all(one.reason == "few samples" for one in found)
 
 
+def test_errors_p_values_and_shrunken_ratios_are_those_of_each_figure(generator):
+    """Of rows without groups, against the whole reference, whose shift alone differs by class."""
+    rows, others = ellipsoid_rows(400, 8, generator), ellipsoid_rows(900, 8, generator)
+    by = {str(n): f"class {n % 4}" for n in range(400)}
+    order = brute_conformity(rows, others).argsort()
+    rows = rows[torch.from_numpy(order.copy()).view(4, 100).T.flatten()]  # from class 0 on the more typical
+    reference = cc.ReferenceSet.fit(others)
+    found = scored(rows, list(by), reference, by).by.classes
+    assert len(found) == 4
+    for one in found:
+        conformity = brute_conformity(rows[int(one.name[-1]) :: 4], others)
+        assert one.conformity_se == pytest.approx(conformity.std(ddof=1) / 10, rel=0.15)
+        assert abs(math.log(one.variety_ratio_shrunken)) < 1.1 * abs(math.log(one.variety_ratio)) + 0.2
+        told = one.typicality_shift_low > 0 or one.typicality_shift_high < 0
+        assert told == (one.typicality_p < 0.05)
+    by_p = [one.name for one in sorted(found, key=lambda one: one.typicality_p)]
+    apart = {
+        one.name: abs(one.typicality_shift) / (one.typicality_shift_high - one.typicality_shift_low) for one in found
+    }
+    assert by_p == sorted(apart, key=lambda name: -apart[name])
+    assert min(one.typicality_p for one in found) < 1e-6
+
+
 def test_small_classes_have_counts_and_a_reason(generator):
     rows = ellipsoid_rows(200, 8, generator)
     ids = [str(n) for n in range(200)]
@@ -167,6 +190,22 @@ def test_shrinking_takes_off_what_noise_adds():
     assert np.mean((found - truth) ** 2) < 1.1 * np.mean((best - truth) ** 2) < 0.6 * np.mean((seen - truth) ** 2)
     assert shrunken([1.0, 2.0], [1.0, 1.0]) is None
     assert shrunken([1.0, 1.0, 1.0], [0.1, 0.2, 0.3]) == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize("equal", [True, False])
+@pytest.mark.parametrize("spread", [0.05, 0.4])
+def test_shrinking_is_by_the_moments_of_values_and_errors(equal, spread):
+    """By what a weighed sum of squares has on average, (n - 1) + between (S1 - S2/S1)."""
+    random = np.random.default_rng(2)
+    x, errors = random.normal(0.2, spread, 12), np.full(12, 0.2) if equal else random.uniform(0.1, 0.4, 12)
+    weight = errors**-2.0
+    square = np.sum(weight * (x - np.average(x, weights=weight)) ** 2)
+    between = max(0.0, (square - 11) / (weight.sum() - (weight**2).sum() / weight.sum()))
+    assert (between > 0) == (spread == 0.4)
+    if equal:
+        assert between == pytest.approx(max(0.0, x.var(ddof=1) - 0.04))
+    mean = np.average(x, weights=1 / (errors**2 + between))
+    assert shrunken(x.tolist(), errors.tolist()) == pytest.approx(mean + between / (between + errors**2) * (x - mean))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ from helpers import rows_with_cosine
 
 import clipconformity as cc
 from clipconformity.evaluation import compare, embedding_source, score
-from clipconformity.evaluation.comparison import Comparison, Difference, _apart, _corrected, _differences
+from clipconformity.evaluation.comparison import Comparison, Difference, _apart, _corrected, _differences, _p_value
 from clipconformity.evaluation.sources import Source, SourceBatch
 from clipconformity.evaluation.tables import FIGURES
-from clipconformity.functional.resampling import jackknife_error
+from clipconformity.functional.resampling import Estimate, jackknife_error
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.moments import bucket_of
 from clipconformity.stream.stream import Needs, Stream
@@ -150,6 +150,16 @@ def test_a_p_value_agrees_with_its_interval(reference, generator):
     for one in _differences("a", runs[0], "b", runs[1]):
         none = 0.0 if one.figure == "typicality_shift" else 1.0
         assert (one.p_value < 0.05) == (not one.interval.low <= none <= one.interval.high)
+
+
+def test_more_and_less_are_about_no_difference():
+    values = {"typicality_shift": (-0.5, 0.5), "variety_ratio": (0.5, 1.5)}
+    told = [
+        Difference("a", "b", figure, value, None, "undecided", 1e-9) for figure in values for value in values[figure]
+    ]
+    assert [one.outcome for one in _corrected(told)] == ["less", "more"] * 2
+    sure = [_p_value(Estimate(torch.tensor(value), torch.tensor(0.0), 5.0)) for value in (0.0, 1.0)]
+    assert sure == [1, 0]
 
 
 def test_ranks_count_who_is_surely_above(reference):

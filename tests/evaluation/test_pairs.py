@@ -63,6 +63,26 @@ def test_lines_of_a_file_belong_to_images_of_their_number(pair, reference):
     assert result.value("clip_score") == pytest.approx(float(clip_score(image, text).mean()), rel=1e-5)
 
 
+def test_samples_without_a_partner_are_left_out_with_their_groups(pair):
+    image, text = pair
+    captions, groups = [f"c{n}" for n in range(COUNT)], list(range(COUNT))
+
+    def joined(people=COUNT, **options):
+        references = source(text[:people], captions[:people], groups=groups[:people])
+        images = source(image[5:], [f"{n}.png" for n in range(5, COUNT)])
+        mine = source(text[5 * (not options) :], captions[5 * (not options) :], groups=groups[5 * (not options) :])
+        return paired_source(images, mine, scored="text", references=references, **options)
+
+    found = joined(on_missing="skip")
+    batches = list(found.batches)
+    assert [group for batch in batches for group in batch.groups] == groups[5:]
+    assert [name for batch in batches for name in batch.ids] == captions[5:]
+    assert torch.equal(torch.cat([batch.partners.embeddings for batch in batches]), image[5:])
+    assert [one["id"] for one in found.skipped] == captions[:5]
+    with pytest.raises(ValueError, match="10 of the 10 samples of a batch have no image or reference of their id"):
+        list(joined(people=COUNT - 10).batches)
+
+
 def test_what_does_not_fit_is_refused(pair, reference):
     image, text = pair
     names = [f"{n}.png" for n in range(COUNT)]

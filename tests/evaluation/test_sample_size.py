@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,6 +54,14 @@ def test_a_point_is_the_score_of_so_many_of_the_samples(result, reference, tmp_p
         ends = [one.interval or () for one in (point.figures[name], figure)]
         assert ends[0] == pytest.approx(ends[1], rel=1e-6, abs=1e-9), name
     assert [one.outcome for one in point.verdicts.values()] == [one.outcome for one in expected.verdicts.values()]
+
+
+def test_points_have_the_margins_of_the_score_and_no_more_rows_than_are_kept(result):
+    verdicts = {name: one._replace(margin=0.77) for name, one in result.verdicts.items()}
+    few = SimpleNamespace(evaluated=result.contrast.evaluated, sample=result.contrast.sample.smallest(150))
+    curve = sample_size_curve(dataclasses.replace(result, verdicts=verdicts, contrast=few), [100, 200], resamples=20)
+    assert [point.size for point in curve] == [100, COUNT]
+    assert {one.margin for one in curve[0].verdicts.values()} == {0.77}
 
 
 def test_groups_stay_groups(tmp_path, generator, reference):

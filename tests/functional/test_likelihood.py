@@ -14,7 +14,13 @@ from torch.distributions import MultivariateNormal
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 import clipconformity as cc
-from clipconformity.functional.likelihood import SingularWarning, frechet_distance, log_likelihood, whiten
+from clipconformity.functional.likelihood import (
+    SingularWarning,
+    _rounding,
+    frechet_distance,
+    log_likelihood,
+    whiten,
+)
 
 
 @pytest.fixture
@@ -157,6 +163,29 @@ def test_a_covariance_in_float32_loses_what_is_below_its_rounding(generator):
     rows, covariance = turned(12.0, generator)
     with pytest.warns(SingularWarning, match="rank [4-6][0-9] in 96"):
         log_likelihood(rows, torch.full((96,), 9.0), covariance.float())
+
+
+@pytest.mark.parametrize("decades", [1.0, 2.0, 8.0])
+def test_what_rounding_may_make_is_little_more_than_what_it_makes(decades, generator):
+    _, covariance = turned(decades, generator)
+    made = float(torch.linalg.matrix_norm(covariance.float() - covariance, 2))
+    assert made < _rounding(covariance, 10.0, torch.float32) < 6 * made
+
+
+def test_eigenvalues_no_larger_than_those_below_zero_are_rounding():
+    rows, mean = torch.tensor([[1.0, 2.0, 3.0, 4.0]]).double(), torch.zeros(4)
+    with pytest.warns(SingularWarning, match="rank 2 in 4 dimensions"):
+        found = log_likelihood(rows, mean, torch.diag(torch.tensor([1.0, 1.0, 5e-6, -4e-6]).double()))
+    assert float(found) == pytest.approx(-math.log(2 * math.pi) - 2.5)
+    with pytest.raises(ValueError, match="expected eigenvalues above 0, got -0.01 to 1"):
+        log_likelihood(rows, mean, torch.diag(torch.tensor([1.0, 1.0, 1.0, -0.01]).double()))
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_the_rows_of_a_whitening_matrix_may_be_of_any_scale(scale):
+    rows, root = torch.tensor([[2.0, 3.0 / scale]]), torch.diag(torch.tensor([1.0, scale]))
+    found = log_likelihood(rows, torch.zeros(2), whitening=root)
+    assert float(found) == pytest.approx(-math.log(2 * math.pi) + math.log(scale) - 6.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -10,7 +10,7 @@ from sklearn.metrics import pairwise_distances
 
 import clipconformity as cc
 from clipconformity.functional import nearest, neighbours, prdc
-from clipconformity.functional.neighbours import close_counts, expected_coverage
+from clipconformity.functional.neighbours import close_counts, cover, expected_coverage
 
 
 def published(embeddings: torch.Tensor, reference: torch.Tensor, k: int) -> list[float]:
@@ -44,10 +44,12 @@ def test_prdc_equals_the_published_formulas_on_real_images_with_repeats(k, image
 
 def test_blocks_do_not_matter(generator, monkeypatch):
     fake, real = (torch.randn(n, 6, generator=generator) for n in (250, 230))
+    far = cover(fake, real, 5)
     whole = prdc(fake, real), nearest(fake, real, 3), nearest(fake, k=3), close_counts(neighbours.units(fake), 0.9)
     monkeypatch.setattr(neighbours, "ROWS", 37)
     monkeypatch.setattr(neighbours, "COLUMNS", 2)
     torch.testing.assert_close(prdc(fake, real), whole[0], rtol=0, atol=0)
+    torch.testing.assert_close(cover(fake, real, 5), far)
     torch.testing.assert_close(nearest(fake, real, 3), whole[1])
     torch.testing.assert_close(nearest(fake, k=3), whole[2])
     torch.testing.assert_close(close_counts(neighbours.units(fake), 0.9), whole[3])
@@ -60,6 +62,17 @@ def test_the_edge_of_a_ball_is_outside_in_whatever_block(generator):
         assert prdc(rows, rows.clone(), 4).density == 1
         far = prdc(rows + 1000, rows[torch.randperm(size, generator=generator)] + 1000, 4)
         assert far == (1, 1, 1, 1)
+
+
+def test_an_offset_costs_no_digits(generator):
+    """Squares of a million leave 1e-4 of a distance; the rows are such that the sum with it is exact."""
+    fake, real = ((torch.randn(n, 6, generator=generator).double() * 2**20).round() / 2**20 for n in (250, 230))
+    for k in (1, 5):
+        assert prdc(fake + 2.0**24, real + 2.0**24, k) == prdc(fake, real, k)
+
+
+def test_a_cosine_at_the_threshold_is_close():
+    assert close_counts(torch.eye(3, dtype=torch.float64), 0.0).tolist() == [3, 3, 3]
 
 
 def test_copies_of_one_row_are_one_point(generator):

@@ -12,7 +12,7 @@ from helpers import double, ellipsoid_rows, unit
 from clipconformity.functional import vendi_score
 from clipconformity.functional.vendi import effective_rank, entropy_influence
 
-ORDERS = (0.0, 0.1, 0.5, 1.0, 1.5, 2.0, 10.0, math.inf)
+ORDERS = (0.0, 0.1, 0.5, 0.999, 1.0, 1.5, 2.0, 10.0, math.inf)
 
 
 def brute_vendi(rows: torch.Tensor, order: float) -> float:
@@ -75,6 +75,14 @@ def test_the_influence_is_what_a_little_weight_on_a_row_adds(order, generator):
         change = (effective_rank(torch.linalg.eigvalsh(moved), order).log() - entropy) / step
         assert influence == pytest.approx(float(change), rel=1e-3, abs=1e-5)
     assert float(found.mean()) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("order", [0.5, 1.0, 2.0])
+def test_the_influence_does_not_see_axes_without_rows(order, generator):
+    rows = torch.from_numpy(unit(double(ellipsoid_rows(40, 5, generator))))
+    turn = torch.linalg.qr(torch.randn(9, 9, generator=generator, dtype=torch.float64)).Q[:5]
+    expected = entropy_influence(rows, rows.T @ rows / 40, order)
+    torch.testing.assert_close(entropy_influence(rows @ turn, turn.T @ rows.T @ rows @ turn / 40, order), expected)
 
 
 def test_wrong_input_is_refused():

@@ -13,6 +13,11 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 import clipconformity as cc
 from clipconformity.functional import SingularWarning, conformity_kl, log_likelihood
 from clipconformity.functional.likelihood import oas_shrinkage
+from clipconformity.functional.population import Rows, unbiased_traces
+from clipconformity.functional.resampling import jackknife
+from clipconformity.stream.moments import bucket_of
+from clipconformity.stream.readouts.modality_gap import independent_pairs
+from clipconformity.stream.row_sample import hash_labels
 
 DIM = 12
 
@@ -74,6 +79,13 @@ def test_ellipsoid_geometry_equals_numpy(rows, texts, reference):
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-5), name
     assert found["permuted_off_diagonal_ratio"] < found["off_diagonal_ratio"]
+
+
+def test_rows_that_differ_by_rounding_alone_have_no_shape(rows, generator):
+    metric = cc.EllipsoidGeometry(embed_dim=DIM)
+    metric.update(rows[:1].double() + 1e-6 * torch.randn(90, DIM, generator=generator))
+    with pytest.raises(ValueError, match="expected samples that differ, got equal ones"):
+        metric.compute()
 
 
 def test_the_condition_is_nan_where_the_rank_is_below_the_dimension(rows):
@@ -215,6 +227,40 @@ def test_the_shape_of_a_population_beyond_the_row_sample_is_that_of_all_rows(eac
     assert sampled["population_participation_ratio"] > 1.002 * sampled["participation_ratio"]
 
 
+def test_few_rows_of_many_are_corrected_as_many(generator):
+    """What the sample of 150 has too much of itself is a twentieth of that in all 3,000."""
+    rows, group = ellipsoid_rows(3000, DIM, generator), torch.arange(3000)
+    whole, sampled = shape_of(rows, group), shape_of(rows, group, max_samples=150)
+    expected = whole["population_participation_ratio"]
+    assert expected > 1.002 * whole["participation_ratio"]
+    assert sampled["population_participation_ratio"] == pytest.approx(expected, rel=1e-3)
+    metric = cc.EllipsoidGeometry(embed_dim=DIM, max_samples=150)
+    metric.update(rows, groups=group)
+    kept = double(metric._stream().evaluated.good_sample().rows)
+    distances = np.linalg.norm(kept - double(rows).mean(0), axis=1)
+    assert sampled["shell_mu"] == pytest.approx(distances.mean(), rel=1e-7)
+
+
+def test_the_estimate_of_a_population_is_that_of_the_function_where_all_rows_are_kept(generator):
+    rows, group = ellipsoid_rows(60, DIM, generator), torch.arange(60).square() % 17
+    given = Rows.of(rows, group)
+    known = unbiased_traces(given, given.centered.T @ given.centered)
+    found = shape_of(rows, group)["population_participation_ratio"]
+    assert found == pytest.approx(float(known.participation_ratio), rel=1e-5)
+
+
+def test_four_groups_have_intervals_of_what_can_be_and_three_have_none(rows, generator):
+    """One group is tilted against the three others, so that what is left of a tilt is that of any of them."""
+    group = torch.arange(40) % 4
+    turn = torch.where(group[:, None] == 0, 2.0 * (-1.0) ** torch.arange(DIM), 1.0)
+    rows = rows[:40] + 9 * turn * torch.randn(40, 1, generator=generator)
+    names = ("shell_ratio", "population_participation_ratio", "offset", "off_diagonal_ratio", "mean_abs_correlation")
+    found = [shape_of(rows, one) for one in (group, group % 3)]
+    assert all(found[0][f"{name}_low"] >= 0 for name in names)
+    assert found[0]["off_diagonal_ratio_low"] == found[0]["mean_abs_correlation_low"] == 0
+    assert all(math.isnan(found[1][f"{name}_{end}"]) for name in names for end in ("low", "high"))
+
+
 def given_statistics(reference):
     """A covariance and whitening matrices of it, each way that a user may have them."""
     covariance = reference.covariance
@@ -346,6 +392,35 @@ def test_captions_of_one_image_count_as_one(apart):
         assert np.mean(told["modality_gap"] ** 2) == pytest.approx(np.mean(told["modality_gap_null"] ** 2), rel=0.3)
     for key in smaller:
         assert untold[key].mean() < 0.8 * told[key].mean()
+
+
+@pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")
+@pytest.mark.parametrize("apart", [0.1, 0.4])
+def test_the_squared_gap_is_over_pairs_of_different_groups_and_its_interval_an_explicit_jackknife(apart):
+    image, text, _ = pairs_of(60, 1, 3, apart)
+    group = torch.arange(60).square() % 23  # of unequal size
+    metric = cc.ModalityGap(embed_dim=6)
+    for part in torch.arange(60).split(17):
+        metric.update(image[part], text[part], groups=group[part])
+    found = numbers(metric.compute())
+    bucket = bucket_of(hash_labels(group, 60, torch.device("cpu")))
+    rows = torch.from_numpy(unit(double(image)) - unit(double(text)))
+    products, other = rows @ rows.T, bucket[:, None] != bucket
+    without = [(bucket != one)[:, None] & (bucket != one) & other for one in bucket.unique()]
+    left = torch.stack([products[mask].mean() for mask in without])
+    low, high = jackknife(products[other].mean(), left, torch.bincount(bucket).double()[bucket.unique()]).interval()
+    assert found["squared_modality_gap"] == pytest.approx(float(products[other].mean()), rel=1e-6)
+    assert (found["modality_gap_low"], found["modality_gap_high"]) == pytest.approx(
+        (max(low, 0) ** 0.5, high**0.5), rel=1e-6
+    )
+    assert found["modality_gap_null"] == pytest.approx(
+        math.sqrt(max(0, found["modality_gap"] ** 2 - found["squared_modality_gap"])), rel=1e-6
+    )
+    sides = metric._stream().sides
+    kept = independent_pairs(sides["image"], sides["text"])
+    places = (image[:, None] == kept[0]).all(2).int().argmax(0)
+    assert len(places) == len(group.unique()) == len(group[places].unique())
+    assert torch.equal(kept[1], text[places])
 
 
 @pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")

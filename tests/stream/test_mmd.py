@@ -108,6 +108,44 @@ def test_beyond_the_row_sample_the_pairs_in_groups_are_estimated(generator):
     assert float(own_squares(part.good_sample(), part)) == pytest.approx(float(expected), rel=1e-3)
 
 
+def test_beyond_the_row_sample_one_group_has_all_pairs(generator):
+    """Pairs of a row with itself are neither among those that are counted nor among all."""
+    sides = []
+    for count in (400, 300):
+        side = Moments(ReferenceSet.fit(ellipsoid_rows(count, DIM, generator), max_samples=90).moments.layout)
+        side.update(ellipsoid_rows(count, DIM, generator), torch.zeros(count, dtype=torch.int64))
+        sides.append((side.good_sample(), side))
+    assert [len(sample.keys) for sample, _ in sides] == [90, 90]
+    assert pairs_in_groups(sides[0]).pairs == 400 * 399
+    assert pairs_in_groups(*sides).pairs == 400 * 300
+
+
+def test_groups_of_one_side_alone_are_no_groups_of_both(generator):
+    rows, groups = in_groups(80, generator)
+    others = ellipsoid_rows(90, DIM, generator)
+    contrast = contrasted(rows, others, [str(n) for n in groups.tolist()], other_ids=[str(n) for n in range(90)])
+    u, w = unit(double(rows)), unit(double(others))
+    expected = ((u @ u.T) ** 2)[apart(groups, groups, buckets=False)].mean() - 2 * ((u @ w.T) ** 2).mean()
+    expected += ((w @ w.T) ** 2)[~np.eye(90, dtype=bool)].mean()
+    assert float(squares_discrepancy(contrast)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_read_outs_have_the_interval_of_the_discrepancy_and_its_noise(generator):
+    contrast = contrasted(ellipsoid_rows(80, DIM, generator, offset=1.3), ellipsoid_rows(90, DIM, generator))
+    whole = discrepancy(contrast).whole
+    figures = read_outs()["cmmd"].read(stream_of(contrast))
+    half = 1000 * np.exp(-0.01) * 0.01 * whole.half_width()
+    for name in ("cmmd", "cmmd_unbiased"):
+        assert float(figures[f"{name}_high"] - figures[name]) == pytest.approx(half, rel=1e-9)
+        assert float(figures[name] - figures[f"{name}_low"]) == pytest.approx(half, rel=1e-9)
+    found = read_outs()["cosine_mmd"].figures(stream_of(contrast), resamples=200)
+    expected = noise(contrast, 0.95, 200, torch.Generator().manual_seed(0))
+    assert (float(found["cosine_mmd_noise_floor"]), float(found["cosine_mmd_p_value"])) == tuple(expected)
+    one = contrasted(ellipsoid_rows(50, DIM, generator), ellipsoid_rows(90, DIM, generator), torch.zeros(50).long())
+    with pytest.raises(ValueError, match="all samples belong to one group"):
+        noise(one, 0.95, 20, generator)
+
+
 def test_all_rows_of_one_group_are_taken_as_they_are(generator):
     rows = ellipsoid_rows(50, DIM, generator)
     contrast = contrasted(rows, ellipsoid_rows(90, DIM, generator), torch.zeros(50, dtype=torch.long))

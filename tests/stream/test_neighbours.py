@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ from helpers import double, ellipsoid_rows, unit
 import clipconformity as cc
 from clipconformity.evaluation import Source, SourceBatch, score, write_per_sample
 from clipconformity.functional import prdc
-from clipconformity.stream.closest import Closest
+from clipconformity.functional.resampling import jackknife_error
+from clipconformity.stream.closest import CANDIDATES, Closest
+from clipconformity.stream.moments import bucket_of
+from clipconformity.stream.neighbourhood import Neighbourhood, independent
 from clipconformity.stream.readouts.nearest import DUPLICATE, NearestReadOut
 from clipconformity.stream.readouts.prdc import FIGURES, PRDCReadOut
 from clipconformity.stream.stream import Stream
@@ -117,6 +121,53 @@ def test_the_interval_holds_what_sets_of_these_sizes_have_on_average():
     assert ((interval[..., 1] - interval[..., 0]).mean(0) / (2 * 1.96 * found.std(0)) < 1.6).all()
 
 
+def sides_of(count: int, other: int, generator, k: int = 1, each: int = 1) -> Neighbourhood:
+    samples = [
+        cc.ReferenceSet.fit(ellipsoid_rows(n, DIM, generator), groups=torch.arange(n) // each + 1000 * n).sample
+        for n in (count, other)
+    ]
+    return Neighbourhood(*samples, k)
+
+
+def test_the_parts_are_as_many_as_rows_and_groups_allow_and_the_degrees_follow(generator):
+    """Five times k rows and four groups a part, sixteen parts at most; four splits."""
+    for count, k, each, parts in ((60, 1, 1, 12), (60, 3, 1, 4), (500, 1, 1, 16), (200, 1, 10, 5), (20, 2, 1, 2)):
+        found = sides_of(count, 600, generator, k, each)._spread
+        assert found[1] == 4 * (parts - 1), (count, k, each)
+    assert sides_of(19, 600, generator, 2)._spread[1] == 0
+
+
+def test_each_split_has_other_parts_and_their_variance_is_taken_to_that_of_the_whole(generator):
+    found = sides_of(120, 200, generator, 2)
+    splits = [found._of_parts(12, split) for split in range(4)]
+    assert len({float(one.sum()) for one in splits}) == 4
+    variance, p = torch.stack(splits).var(1).mean(0) / 12, torch.stack(splits).mean((0, 1))
+    shares = [0, 1, 3]
+    variance[shares] *= (found.values * (1 - found.values) / (p * (1 - p)))[shares]
+    variance[2] *= found.values[2] / p[2]
+    torch.testing.assert_close(found._spread[0], variance.sqrt())
+
+
+def test_the_interval_of_a_density_is_of_what_can_be(generator):
+    """Above 0; and where no sample is in a ball, up to what the share of samples in one may be."""
+    far = ellipsoid_rows(60, DIM, generator) + 30
+    far[:2] = ellipsoid_rows(2, DIM, generator)
+    for rows in (far, far[2:]):
+        found = Neighbourhood(*(cc.ReferenceSet.fit(x).sample for x in (rows, ellipsoid_rows(90, DIM, generator))), 2)
+        density = found.intervals[2]
+        assert density.low == 0
+        assert density.high > 0
+        assert bool(found.values[2]) == (len(rows) == 60)
+        assert bool(found.values[2]) or density.high == found.intervals[0].high
+    highest = [found.intervals[figure].high for figure in (0, 1, 3)]
+    assert highest == pytest.approx([1 - 0.025 ** (1 / count) for count in (58, 90, 90)])
+
+
+def test_rows_of_unequal_groups_are_worth_fewer():
+    groups = torch.tensor([5, 7] + [9] * 8)
+    assert independent(SimpleNamespace(groups=groups)) == 100 / 66
+
+
 def test_groups_widen_the_interval(generator):
     images = ellipsoid_rows(60, DIM, generator)
     rows = images.repeat_interleave(5, 0) + 0.3 * torch.randn(300, DIM, generator=generator)
@@ -211,12 +262,84 @@ def test_the_mean_without_a_bucket_is_that_without_its_rows(copied, own):
     assert float(found.mean().error) == pytest.approx(error, rel=1e-4)
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_bucket_goes_with_a_row_and_its_nearest(own, generator):
+    """Most rows are nearest to one of their own bucket, which has no further say without it."""
+    images, groups = torch.randn(50, 24, generator=generator) + 0.5, torch.arange(50)
+    sides = [
+        cc.ReferenceSet.fit(
+            images.repeat_interleave(2, 0) + 0.1 * torch.randn(100, 24, generator=generator),
+            groups=groups.repeat_interleave(2),
+        ).sample
+        for _ in range(1 if own else 2)
+    ]
+    found = Closest.of(*sides)
+    buckets = found.buckets[0], bucket_of(sides[-1].groups)
+    assert (found.buckets[0] == found.buckets[1]).double().mean() > 0.9
+    cosine = torch.from_numpy(unit(double(sides[0].rows)) @ unit(double(sides[-1].rows)).T)
+    if own:
+        cosine.fill_diagonal_(-1)
+
+    def error(mine: bool, theirs: bool) -> float:
+        left = [
+            cosine[(buckets[0] != b) | (not mine)][:, (buckets[1] != b) | (not theirs)].amax(1).mean()
+            for b in buckets[0].unique()
+        ]
+        return float(jackknife_error(torch.stack(left), torch.ones(len(left))))
+
+    estimate = found.mean()
+    assert float(estimate.error) == pytest.approx(error(True, True), rel=1e-4)
+    if not own:
+        assert estimate.parts == pytest.approx([error(True, False) ** 2, error(False, True) ** 2], rel=1e-4)
+
+
+def test_fewer_rows_than_are_looked_at_are_enough(generator):
+    sample = fit(ellipsoid_rows(11, DIM, generator)).sample
+    assert len(sample.keys) < CANDIDATES + 1
+    cosine = unit(double(sample.rows)) @ unit(double(sample.rows)).T
+    np.fill_diagonal(cosine, -1)
+    np.testing.assert_allclose(Closest.of(sample).cosine, cosine.max(1), atol=1e-6)
+    np.testing.assert_allclose(Closest.of(sample, sample).cosine, 1, atol=1e-6)
+
+
+def test_where_only_the_own_group_is_near_the_farthest_that_was_looked_at_stands_for_others(generator):
+    rows = torch.randn(1, DIM, generator=generator) + 0.01 * torch.randn(30, DIM, generator=generator)
+    sample = fit(rows, groups=torch.arange(30) // 29).sample
+    found = Closest.of(sample, grouped=True)
+    cosine = unit(double(sample.rows)) @ unit(double(sample.rows)).T
+    np.fill_diagonal(cosine, -1)
+    many = (sample.groups == sample.groups.mode().values).numpy()
+    alone = int((~many).argmax())
+    expected = np.where(many, -np.sort(-cosine, axis=1)[:, CANDIDATES], cosine.max(1))
+    reached = many & (cosine[:, alone] > expected)
+    assert not reached.all()
+    np.testing.assert_allclose(found.cosine, np.where(reached, cosine[:, alone], expected), atol=1e-6)
+
+
+def test_near_duplicates_are_from_a_cosine_of_0_98_on(generator):
+    angle = torch.acos(torch.tensor([0.979, 0.9799, 0.9801, 0.99])).repeat_interleave(2) * torch.tensor([1, -1] * 4)
+    rows = torch.stack([angle.cos(), angle.sin(), torch.zeros(8)], 1) * 3
+    reference = torch.tensor([3.0, 0, 0]) + torch.tensor([0.0, 0, 1e-4]) * torch.randn(20, 1, generator=generator)
+    found = NearestReadOut().read(read(NearestReadOut(), rows, cc.ReferenceSet.fit(reference)))
+    assert float(found["copied_share"]) == 0.5
+
+
+def test_shares_of_nothing_are_known_by_the_rows_of_their_own_side(generator):
+    rows, reference = (torch.randn(count, 24, generator=generator) for count in (90, 250))
+    found = NearestReadOut().read(read(NearestReadOut(), rows, fit(reference)))
+    for name, count in (("copied_share", 90), ("repeated_share", 90), ("reference_repeated_share", 250)):
+        assert float(found[f"{name}_high"]) == pytest.approx(1 - 0.025 ** (1 / count)), name
+
+
 def test_rows_of_one_group_are_no_neighbours_where_both_sides_have_groups(generator):
     images = torch.randn(80, 24, generator=generator) + 0.5
     rows, groups = images.repeat_interleave(2, 0), torch.arange(80).repeat_interleave(2)
     reference = cc.ReferenceSet.fit(rows, groups=groups)
     grouped = NearestReadOut().read(read(NearestReadOut(), images, reference, torch.arange(80)))
     alone = NearestReadOut().read(read(NearestReadOut(), images, cc.ReferenceSet.fit(rows)))
+    for labels, share in ((groups, 0), (torch.arange(160), 1)):
+        own = NearestReadOut().read(read(NearestReadOut(), rows + 1e-4 * rows.flip(1), reference, labels + 1000))
+        assert float(own["repeated_share"]) == share
     assert float(grouped["copied_share"]) == float(grouped["reference_repeated_share"]) == 0
     assert float(alone["copied_share"]) == float(alone["reference_repeated_share"]) == 1
 

@@ -7,12 +7,15 @@ import math
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 import torch
 from helpers import double, ellipsoid_rows, unit
 
 import clipconformity as cc
 from clipconformity.functional import frechet_distance, vendi_score
-from clipconformity.stream.frechet_sizes import SHARES
+from clipconformity.stream import frechet_sizes
+from clipconformity.stream.equal_n import DRAWS, subsamples
+from clipconformity.stream.frechet_sizes import SHARES, SPLITS, at_infinite_n, noise_floor
 from clipconformity.stream.readouts import read_outs
 from clipconformity.stream.readouts.vendi import VendiReadOut
 from clipconformity.stream.reference import ReferenceSet
@@ -27,6 +30,14 @@ def figures(name: str, rows, others, groups=None, other_groups=None, max_samples
     stream = Stream.against(reference, one.needs, max_samples=max_samples)
     stream.update(rows, groups=groups)
     return {key: float(value) for key, value in one.figures(stream, resamples=10).items()}
+
+
+def test_subsamples_hold_no_row_twice(generator):
+    sample = ReferenceSet.fit(ellipsoid_rows(40, DIM, generator)).sample
+    found = list(subsamples(sample, 30, generator))
+    assert [len(rows.unique(dim=0)) for rows in found] == [30] * DRAWS
+    assert len(torch.stack(found).unique(dim=0)) == DRAWS
+    assert torch.equal(*subsamples(sample, 40, generator), sample.rows.double())
 
 
 # --- Vendi -----------------------------------------------------------------------------------------------------------
@@ -116,6 +127,27 @@ def test_repeats_of_one_row_have_one_effective_sample_and_no_figure_is_infinite(
     assert not any(map(math.isinf, found.values()))
 
 
+def vendi_of(order: float, rows, others) -> dict[str, float]:
+    stream = Stream.against(ReferenceSet.fit(others), VendiReadOut(order).needs)
+    stream.update(rows)
+    return {key: float(value) for key, value in VendiReadOut(order).figures(stream, resamples=10).items()}
+
+
+def test_what_both_sides_share_cancels_in_their_ratio(generator):
+    rows = ellipsoid_rows(90, DIM, generator)
+    found = vendi_of(1.0, rows, rows)
+    assert (found["vendi_ratio_low"], found["vendi_ratio_high"]) == pytest.approx((1, 1), abs=1e-9)
+    assert found["vendi_high"] > 1.01 * found["vendi_low"]
+
+
+def test_rke_has_its_interval_whatever_the_order(generator):
+    rows, others = ellipsoid_rows(90, DIM, generator), ellipsoid_rows(90, DIM, generator)
+    first, second = (vendi_of(order, rows, others) for order in (0.5, 2.0))
+    for name in ("rke_low", "rke_high", "rke_unbiased_low", "rke_unbiased_high"):
+        assert first[name] == pytest.approx(second[name], rel=1e-9)
+    assert first["vendi_low"] != pytest.approx(second["vendi_low"], rel=0.01)
+
+
 # --- Frechet ---------------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +171,32 @@ def gaussians(count: int, other: int, generator: torch.Generator, scale: float) 
     spread = torch.logspace(0, -1, 16)
     rows = torch.randn(count, 16, generator=generator) * spread * scale + 2
     return rows, torch.randn(other, 16, generator=generator) * spread + 2
+
+
+def test_the_extrapolation_is_the_line_that_numpy_fits(generator, monkeypatch):
+    seen = []
+
+    def distance(first, second):
+        seen.append((len(first), float((first.mean() - second.mean()).abs() + 5 / len(second))))
+        return torch.tensor(seen[-1][1], dtype=torch.float64)
+
+    monkeypatch.setattr(frechet_sizes, "_distance", distance)
+    sides = [ReferenceSet.fit(ellipsoid_rows(count, DIM, generator)).sample for count in (100, 300)]
+    found, error = at_infinite_n(*sides, 100, torch.tensor(0.06).double(), generator)
+    assert [size for size, _ in seen] == [50, 50, 33, 33, 25, 25]
+    line, covariance = np.polyfit([1, *(100 / n for n, _ in seen)], [0.06, *(y for _, y in seen)], 1, cov=True)
+    assert (float(found), float(error)) == pytest.approx((line[1], covariance[1, 1] ** 0.5))
+
+
+@pytest.mark.parametrize("value", [5.0, 0.1])
+def test_the_interval_of_the_extrapolation_knows_of_the_error_of_its_line(value, generator, monkeypatch):
+    told = torch.tensor(value).double(), torch.tensor(0.7).double()
+    monkeypatch.setattr("clipconformity.stream.readouts.frechet.at_infinite_n", lambda *_: told)
+    found = figures("frechet", *gaussians(90, 300, generator, 1.2))
+    half = math.hypot((found["frechet_high"] - found["frechet_low"]) / 2, 1.96 * 0.7)
+    assert found["frechet_low"] > 0
+    assert found["frechet_infinite_n_low"] == pytest.approx(max(value - half, 0))
+    assert found["frechet_infinite_n_high"] == pytest.approx(value + half)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.3])
@@ -170,6 +228,27 @@ def test_the_rows_that_an_extrapolation_needs_are_told(generator):
         stream.update(rows)
         told.append(one.notes(stream))
     assert told == [["frechet_infinite_n needs at least 64 rows of either side at 16 dimensions; there are 20."], []]
+
+
+def test_the_floor_is_where_a_further_split_of_all_rows_would_lie(generator, monkeypatch):
+    """By the moments of each split, which add up to those of all rows, and Student's t of one more draw."""
+    seen = []
+
+    def distance(mean, covariance, other_mean, other):
+        torch.testing.assert_close(50 * mean + 80 * other_mean, torch.zeros(DIM).double())
+        whole = 49 * covariance + 50 * torch.outer(mean, mean) + 79 * other + 80 * torch.outer(other_mean, other_mean)
+        torch.testing.assert_close(whole, total)
+        seen.append(float(covariance.trace()))
+        return torch.tensor(seen[-1]).double()
+
+    monkeypatch.setattr(frechet_sizes, "gaussian_distance", distance)
+    rows = [ellipsoid_rows(count, DIM, generator) for count in (50, 80)]
+    total = torch.cov(torch.cat(rows).double().T) * 129
+    sides = [(side.sample, side.moments) for side in map(ReferenceSet.fit, rows)]
+    found = float(noise_floor(*sides, generator))
+    assert len(set(seen)) == SPLITS
+    further = scipy.stats.t(SPLITS - 1).ppf(0.95) * np.std(seen, ddof=1) * math.sqrt(1 + 1 / SPLITS)
+    assert found == pytest.approx(np.mean(seen) + further)
 
 
 @pytest.mark.parametrize("sizes", [(60, 60), (60, 600)])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+from abc import ABCMeta
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from clipconformity.stream.readouts.base import Batch, Direction, Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
@@ -110,7 +111,7 @@ def _called(point: EntryPoint) -> str:
 
 def _made(point: EntryPoint, kind: object) -> ReadOut:
     """Make what an entry point names, once its declaration holds."""
-    if not (inspect.isclass(kind) and issubclass(kind, ReadOut)):
+    if not _is_kind(kind):
         raise TypeError(f"{_called(point)}: expected a subclass of ReadOut, got {kind!r}.")
     if inspect.isabstract(kind):
         raise TypeError(f"{_called(point)}: {kind.__name__} has no method 'read'.")
@@ -143,8 +144,13 @@ def _problems(kind: type[ReadOut]) -> Iterator[str]:
         yield f"value {kind.value!r} is none of the fields"
 
 
+def _is_kind(kind: object) -> TypeGuard[type[ReadOut]]:
+    """Whether it is a subclass of ``ReadOut``; for Python 3.10 an alias such as ``tuple[int]`` is a class too."""
+    return isinstance(kind, ABCMeta) and issubclass(kind, ReadOut)
+
+
 def _of_module(module: ModuleType) -> list[ReadOut]:
-    kinds = [kind for kind in vars(module).values() if inspect.isclass(kind) and issubclass(kind, ReadOut)]
+    kinds = filter(_is_kind, vars(module).values())
     return [kind() for kind in kinds if kind.__module__ == module.__name__ and not inspect.isabstract(kind)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ ESTIMATES = {
     "vendi_ratio": ("Vendi score over the reference's, both at vendi_n rows", "at this number of rows"),
 }
 """What has an interval: what it is, and what that covers."""
-Side = tuple[Sample, Moments]
+Side: TypeAlias = "tuple[Sample, Moments]"
 
 
 class VendiReadOut(ReadOut):

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import clipconformity.report  # noqa: F401 - loaded before the processes part, so that kills fall into the work
 from clipconformity import cli
-from clipconformity.data.images import image_files
+from clipconformity.data.folders import image_files
 from clipconformity.demo import sample_scenes, write_coco_scenes
 from clipconformity.encoders import load_encoder
 from clipconformity.evaluation import sources

@@ -907,8 +907,8 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         ("moments.good_sample().units @ moments.unit_mean, moments.total",
          "moments.good_sample().units @ moments.unit_mean, len(moments.good_sample().keys)"),
         ("\"q05\": 0.05", "\"q05\": 0.025"),
-        ("*exponential(spread.interval())", "*spread.interval()", ENDS),
-        ("shift.value, *shift.interval()", "shift.value, *shift.interval(0.9)", ENDS),
+        ("exponential(spread.interval())", "spread.interval()", ENDS),
+        ("intervals = shift.interval()", "intervals = shift.interval(0.9)", ENDS),
     ]),
     ("clipconformity/stream/readouts/conformity_kl.py", STANDING, [
         ("standing.interval(0.95", "standing.interval(0.9"),

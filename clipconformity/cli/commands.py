@@ -56,7 +56,6 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
     outputs.check(options, [("--output", options.output)])
     with Parts(options.output) as parts:
         source = open_source(options, parts=parts)
-        source.quiet = options.quiet
         batches = list(source)
         if not batches:
             raise ValueError(source.nothing_read)
@@ -87,7 +86,6 @@ def make_reference(options: argparse.Namespace) -> dict[str, Any]:
     outputs.check(options, [("--output", options.output)])
     with Parts(options.output) as parts:
         source = open_source(options, parts=parts)
-        source.quiet = options.quiet
         reference = build_reference(
             source,
             dataset=options.dataset,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from clipconformity import __version__
 from clipconformity.cli import outputs
 from clipconformity.cli.parts import Cache
-from clipconformity.cli.sources import check_given, open_against, open_encoder, open_pairs, open_source
+from clipconformity.cli.sources import KINDS, check_given, only, open_against, open_encoder, open_pairs, open_source
 
 if TYPE_CHECKING:
     from clipconformity.evaluation import Score
@@ -18,13 +18,8 @@ if TYPE_CHECKING:
     from clipconformity.report import Run
 
 
-KINDS = ("images", "captions", "embeddings")
-"""Options that name the samples."""
-
-
 def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     """Score samples against a reference."""
-    from clipconformity.data import read_classes
     from clipconformity.data.files import Publication
     from clipconformity.evaluation import sample_size_curve, score, write_classes, write_curve, write_per_sample
     from clipconformity.evaluation.scoring import choose
@@ -42,27 +37,15 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     if options.per_class is not None and options.by is None:
         raise ValueError("--per-class: goes with --by; leave it out.")
     _check_numbers(options)
-    metrics = options.metrics.split(",")
+    settings = _settings(options)
     paired, people = bool(options.images and options.captions), options.caption_references is not None
-    chosen = choose(metrics, paired=paired, with_references=people)
+    chosen = choose(settings["metrics"], paired=paired, with_references=people)
     fields = [*(field for one in chosen for field in one.fields), *(AGAINST if options.against else ())]
     known = {field.name for field in fields}
     requirements = [_required(text, known) for text in options.require]
-    margins = _margins(options.margin)
-    classes = None if options.by is None else read_classes(options.by)
-    reference = ReferenceSet.load(options.reference)
-    source = open_pairs(options, reference) if paired else open_source(options, reference.spec, _cache(options))
-    source.quiet = options.quiet
-    result = score(
-        source,
-        reference,
-        resamples=options.resamples,
-        metrics=metrics,
-        margins=margins,
-        by=classes,
-        against=open_against(options),
-        allow_normalized=options.allow_normalized,
-    )
+    reference, cache = ReferenceSet.load(options.reference), _cache(options)
+    source = open_pairs(options, reference, cache) if paired else open_source(options, reference.spec, cache)
+    result = score(source, reference, against=open_against(options), **settings)
     with Publication(overwrite=options.overwrite) as files:  # all of the files or none
         if options.per_sample is not None:
             write_per_sample(files.add(options.per_sample), result)
@@ -85,7 +68,6 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
 
 def compare_models(options: argparse.Namespace) -> dict[str, Any] | str:
     """Score several models against one reference, and compare every two of them."""
-    from clipconformity.data import read_classes
     from clipconformity.data.files import replacing
     from clipconformity.encoders import BaseEncoder
     from clipconformity.evaluation import compare, score
@@ -93,50 +75,39 @@ def compare_models(options: argparse.Namespace) -> dict[str, Any] | str:
     from clipconformity.evaluation.tables import FIGURES
     from clipconformity.stream.reference import ReferenceSet
 
-    models = _named(options.models)
+    models = {name: (_kind(path), path) for name, path in _models(options.models)}
     for kind in KINDS:
-        setattr(options, kind, [path for _, path in models if _kind(path) == kind])
+        setattr(options, kind, [path for its, path in models.values() if its == kind])
+    if options.column is not None and not options.captions:
+        raise ValueError("--column: goes with a file of captions; leave it out.")
     outputs.check(options, [("--report", options.report)])
     _check_numbers(options)
-    metrics = options.metrics.split(",")
-    further = [one.value for one in choose(metrics) if one.value not in (None, *FIGURES)]
-    margins = _margins(options.margin)
-    classes = None if options.by is None else read_classes(options.by)
+    settings = _settings(options)
+    further = [one.value for one in choose(settings["metrics"]) if one.value not in (None, *FIGURES)]
     reference = ReferenceSet.load(options.reference)
-    encoder = None if all(_kind(path) == "embeddings" for _, path in models) else open_encoder(options, reference.spec)
+    encoded = options.images or options.captions
+    encoder = open_encoder(options, reference.spec) if encoded else None
     scores, each = {}, {}
-    for name, path in models:
+    for name, (kind, path) in models.items():
         if isinstance(encoder, BaseEncoder):
             encoder.truncated = 0
-        kind = _kind(path)
-        own = dict.fromkeys(KINDS) | {kind: [path] if kind == "embeddings" else path}
-        column = options.column if kind == "captions" else None
-        each[name] = argparse.Namespace(**vars(options) | own | {"column": column})
+        each[name] = only(options, kind, [path] if kind == "embeddings" else path)
         try:
             source = open_source(each[name], reference.spec, _cache(options), encoder)
-            source.quiet = options.quiet
-            scores[name] = score(
-                source,
-                reference,
-                resamples=options.resamples,
-                metrics=metrics,
-                margins=margins,
-                by=classes,
-                allow_normalized=options.allow_normalized,
-            )
+            scores[name] = score(source, reference, **settings)
         except (ValueError, TypeError) as error:
-            raise type(error)(f"{name}: {error}") from None
+            raise ValueError(f"{name}: {error}") from None
     found = compare(scores, reference)
     if options.report is not None:
         with replacing(options.report, overwrite=options.overwrite) as path:
             _report(options, path, [_run(each[name], one, {}, name) for name, one in scores.items()])
     if options.format == "json":
-        given = {name: str(path) for name, path in models}
+        given = {name: str(path) for name, (_, path) in models.items()}
         return found.to_dict() | {"measured": {"models": given, "clipconformity": __version__}}
     return found.table(options.format, [*FIGURES, *(name for name in further if name is not None)])
 
 
-def _named(models: Sequence[str]) -> list[tuple[str, Path]]:
+def _models(models: Sequence[str]) -> list[tuple[str, Path]]:
     """Split ``NAME=SOURCE``, and refuse names that come twice."""
     found = []
     for text in models:
@@ -165,6 +136,19 @@ def _kind(path: Path) -> str:
 
 def _cache(options: argparse.Namespace) -> Cache | None:
     return None if options.cache is None else Cache(options.cache)
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What ``score`` takes beside the samples and the reference."""
+    from clipconformity.data import read_classes
+
+    return {
+        "resamples": options.resamples,
+        "metrics": options.metrics.split(","),
+        "margins": _margins(options.margin),
+        "by": None if options.by is None else read_classes(options.by),
+        "allow_normalized": options.allow_normalized,
+    }
 
 
 def _check_numbers(options: argparse.Namespace) -> None:

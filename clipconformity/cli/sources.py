@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from clipconformity.evaluation import Source
     from clipconformity.stream.reference import ReferenceSet
 
+KINDS = ("images", "captions", "embeddings")
+"""Options that name the samples."""
 COCO_OPTIONS = ("split", "karpathy", "per_image", "seed")
 MANY = 512
 """Images from which starting processes to decode them pays off."""
@@ -77,6 +79,14 @@ def open_source(
     Raises:
         ValueError: If options do not fit together, no encoder is named, or a file cannot be read.
     """
+    source = _opened(options, reference_encoder, parts, encoder)
+    source.quiet = options.quiet
+    return source
+
+
+def _opened(
+    options: argparse.Namespace, reference_encoder: str | None, parts: Parts | Cache | None, encoder: Encoder | None
+) -> Source:
     from clipconformity.data import Captions, read_captions, survey_images
     from clipconformity.data.files import refuse_same
     from clipconformity.evaluation import caption_source, embedding_source
@@ -112,15 +122,15 @@ def open_source(
     loaded = encoder or open_encoder(options, reference_encoder)
 
     def captions_from(start: int) -> Source:
-        groups = None if captions.groups is None else captions.groups[start:]
-        left = Captions(captions.texts[start:], captions.ids[start:], groups)
+        left = Captions(captions.texts[start:], captions.ids[start:], captions.groups and captions.groups[start:])
         source = caption_source(left, loaded, batch_size=options.batch_size)
         source.groups = captions.groups
         return source
 
     if parts is None:
         return captions_from(0)
-    told = [f"{name} {text}" for name, text in zip(captions.ids, captions.texts, strict=True)]
+    groups = captions.groups or [""] * len(captions.ids)
+    told = [f"{name} {group} {text}" for name, group, text in zip(captions.ids, groups, captions.texts, strict=True)]
     return parts.source(loaded, told, (kind, options.batch_size), captions_from)
 
 
@@ -136,7 +146,7 @@ def check_given(options: argparse.Namespace) -> None:
     Raises:
         ValueError: If it is not.
     """
-    given = [name for name in ("images", "captions", "embeddings") if getattr(options, name)]
+    given = [name for name in KINDS if getattr(options, name)]
     if not given:
         raise ValueError("one of --images, --captions and --embeddings is required, or --images with --captions.")
     if len(given) > 1 and given != ["images", "captions"]:
@@ -159,39 +169,35 @@ def open_against(options: argparse.Namespace) -> Iterator[Source] | None:
     return (embedding_source([path], modality=options.modality) for path in options.against)
 
 
-def open_pairs(options: argparse.Namespace, reference: ReferenceSet) -> Source:
+def open_pairs(options: argparse.Namespace, reference: ReferenceSet, parts: Cache | None = None) -> Source:
     """Open images and captions, joined by id; what the reference is of is scored.
 
     Raises:
         ValueError: As :func:`open_source`, or if nothing says which of them is scored.
     """
-    from clipconformity.data import read_captions, survey_images
-    from clipconformity.evaluation import caption_source, paired_source
+    from clipconformity.evaluation import paired_source
 
-    _check_options(options)
     scored: Any = reference.modality if options.modality is None else options.modality
     if scored is None:
         raise ValueError("--modality: the reference does not say what it is of; say which is scored, image or text.")
     if scored == "image" and options.caption_references is not None:
         raise ValueError("--caption-references: judge captions, but images are scored; give a reference of captions.")
-    folder = survey_images(options.images)
-    if folder.remark:
-        warnings.warn(folder.remark, stacklevel=2)
-    encoder = open_encoder(options, reference.spec)
-    read = [read_captions(options.captions, options.column)]
+    sides = [only(options, "images", options.images), only(options, "captions", options.captions)]
     if options.caption_references is not None:
-        read.append(read_captions(options.caption_references))
-    for one in read:
-        if one.remark:
-            warnings.warn(one.remark, stacklevel=2)
-    captions, *people = (caption_source(one, encoder, batch_size=options.batch_size) for one in read)
-    return paired_source(
-        _images(options, folder.paths, options.images, encoder, folder),
-        captions,
-        scored=scored,
-        references=people[0] if people else None,
-        on_missing=options.on_error,
-    )
+        sides.append(only(options, "captions", options.caption_references))
+        sides[-1].column = None
+    for side in sides:
+        side.modality = None  # it says which is scored
+    encoder = open_encoder(options, reference.spec)
+    images, captions, *people = (open_source(side, reference.spec, parts, encoder) for side in sides)
+    references = people[0] if people else None
+    return paired_source(images, captions, scored=scored, references=references, on_missing=options.on_error)
+
+
+def only(options: argparse.Namespace, kind: str, given: object) -> argparse.Namespace:
+    """Give the options as they are for one kind of samples alone."""
+    column = options.column if kind == "captions" else None
+    return argparse.Namespace(**vars(options) | dict.fromkeys(KINDS) | {kind: given, "column": column})
 
 
 class CocoSources(NamedTuple):

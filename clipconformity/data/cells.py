@@ -1,8 +1,13 @@
-"""Cells of CSV files that a spreadsheet may open."""
+"""CSV files that a spreadsheet may open."""
 
 from __future__ import annotations
 
+import csv
 import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from clipconformity.data.files import replacing
 
 
 def spreadsheet_safe(text: str) -> str:
@@ -21,3 +26,18 @@ def spreadsheet_cell(value: object) -> object:
     if isinstance(value, str):
         return spreadsheet_safe(value)
     return f"{value:.9g}" if isinstance(value, float) else value
+
+
+def write_table(path: Path | str, head: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+    """Write a CSV file, each value as of :func:`spreadsheet_cell`; it appears whole or not at all.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(head)
+        writer.writerows(map(spreadsheet_cell, row) for row in rows)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from clipconformity.data.cells import spreadsheet_cell
-from clipconformity.data.files import replacing
+from clipconformity.data.cells import write_table
 from clipconformity.functional.multiplicity import adjusted, shrunken
 from clipconformity.functional.resampling import Estimate, Interval, jackknife_error, student_tail
 from clipconformity.stream.contrast import Contrast
@@ -110,7 +108,7 @@ def _scored(
     if len(sample.keys) < FEWEST:
         few = f"fewer than {FEWEST} samples" + ("" if plain.count < FEWEST else " in the row sample")
         return plain._replace(reason=few), None
-    stream = Stream.against(reference, Needs(True, True, False, True), allow_normalized=True)
+    stream = Stream.against(reference, Needs(conformity=True, rows=True, reference=True), allow_normalized=True)
     stream.update(sample.rows, **_labels(sample, whole.names, whole.grouped))
     contrast = Contrast.of(stream.checked(), reference)
     shift, variety, ratio = contrast.typicality_shift, contrast.log_variety_ratio, contrast.variety_interval
@@ -200,13 +198,7 @@ def write_classes(path: Path | str, classes: Sequence[ClassScore]) -> None:
     Raises:
         OSError: If the file cannot be written.
     """
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(ClassScore._fields)
-        writer.writerows([spreadsheet_cell(value) for value in one] for one in classes)
+    write_table(path, ClassScore._fields, classes)
 
 
 def interval(one: ClassScore, figure: str) -> Interval | None:

@@ -42,13 +42,15 @@ class Difference(NamedTuple):
 
     def text(self) -> str:
         """Say it in a sentence."""
-        adjective = "typical" if self.figure == "typicality_shift" else "varied"
+        adjective, of = "typical", "standard deviations of the reference apart"
+        if self.figure == "variety_ratio":
+            adjective, of = "varied", "times as varied"
         if self.interval is None:
             return f"{self.first}, {self.second}: nothing is known of how {adjective} they are"
-        ends = f"{self.value:.3f} [{self.interval.low:.3f}, {self.interval.high:.3f}]"
+        apart = f"{self.value:.3f} [{self.interval.low:.3f}, {self.interval.high:.3f}] {of}"
         if self.outcome == "undecided":
-            return f"{self.first}, {self.second}: no difference in how {adjective} can be told ({self.figure} {ends})"
-        return f"{self.first} is {self.outcome} {adjective} than {self.second} ({self.figure} {ends})"
+            return f"{self.first}, {self.second}: no difference in how {adjective} can be told ({apart})"
+        return f"{self.first} is {self.outcome} {adjective} than {self.second} ({apart})"
 
 
 @dataclass(frozen=True)

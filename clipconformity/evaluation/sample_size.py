@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from clipconformity.data.files import replacing
+from clipconformity.data.cells import write_table
 from clipconformity.evaluation.results import JUDGED, Figure, Score, Verdict
 from clipconformity.evaluation.scoring import read_figures
 from clipconformity.stream.readouts import ReadOut, read_outs
@@ -100,18 +99,14 @@ def write_curve(path: Path | str, curve: Sequence[SizePoint]) -> None:
     Raises:
         OSError: If the file cannot be written.
     """
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(FIELDS)
-        for point in curve:
-            writer.writerows(_rows(point))
+    write_table(path, FIELDS, (row for point in curve for row in _rows(point)))
 
 
 def _rows(point: SizePoint) -> Iterator[list[object]]:
     for name, figure in point.figures.items():
         numbers = (figure.value, *(figure.interval or (None, None)))
         verdict = point.verdicts[JUDGED[name]].outcome if name in JUDGED else ""
-        yield [point.size, name, *("" if x is None else f"{x:.9g}" for x in numbers), verdict]
+        yield [point.size, name, *numbers, verdict]
 
 
 def _chosen(result: Score) -> list[ReadOut]:

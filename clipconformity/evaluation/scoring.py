@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipconformity.data.cells import spreadsheet_cell
-from clipconformity.data.files import replacing
+from clipconformity.data.cells import write_table
 from clipconformity.evaluation.classes import by_class
 from clipconformity.evaluation.results import Figure, Score, Verdict, checked_margins, judge, to_figures
 from clipconformity.evaluation.sources import Source, check_source
@@ -262,14 +260,10 @@ def write_per_sample(path: Path | str, result: Score) -> None:
     Raises:
         OSError: If the file cannot be written.
     """
-    values = result.conformities, result.norms
     order = result.conformities.argsort(descending=True, stable=True).tolist()
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["id", "conformity", "norm", "rank", *result.columns])
-        for rank, row in enumerate(order, start=1):
-            known = [spreadsheet_cell(result.ids[row]), *(spreadsheet_cell(float(x[row])) for x in values), rank]
-            writer.writerow([*known, *(spreadsheet_cell(column[row]) for column in result.columns.values())])
+    own, further = (result.conformities.tolist(), result.norms.tolist()), result.columns.values()
+    rows = (
+        [result.ids[row], *(x[row] for x in own), rank, *(column[row] for column in further)]
+        for rank, row in enumerate(order, start=1)
+    )
+    write_table(path, ["id", "conformity", "norm", "rank", *result.columns], rows)

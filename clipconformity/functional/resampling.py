@@ -123,6 +123,14 @@ def share_interval(hits: float, count: float, confidence: float = 0.95) -> Inter
     return Interval(low, high)
 
 
+def ends_of(name: str, interval: tuple[float, float]) -> dict[str, Tensor]:
+    """Give the ends of an interval as scalars, under ``NAME_low`` and ``NAME_high``."""
+    return {
+        f"{name}_{end}": torch.as_tensor(x, dtype=torch.float64)
+        for end, x in zip(Interval._fields, interval, strict=True)
+    }
+
+
 def exponential(interval: Interval) -> Interval:
     """Interval of a ratio from that of its logarithm."""
     return Interval(*(math.exp(min(end, MAX_EXPONENT)) for end in interval))

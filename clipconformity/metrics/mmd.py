@@ -9,7 +9,7 @@ import torch
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.mmd import MMDHalves
 from clipconformity.functional.resampling import Interval, seeded
-from clipconformity.metrics.base import EmbeddingMetric, EncoderOrSpec, values_of
+from clipconformity.metrics.base import EmbeddingMetric, values_of
 from clipconformity.stream.mmd import discrepancy, noise
 from clipconformity.stream.readouts.cmmd import CMMDReadOut
 from clipconformity.stream.readouts.cosine_mmd import CosineMMDReadOut
@@ -161,23 +161,6 @@ class CMMD(EmbeddingMetric):
 
     higher_is_better = False
 
-    def __init__(
-        self,
-        reference: ReferenceSet | None = None,
-        *,
-        encoder: EncoderOrSpec | None = None,
-        embed_dim: int | None = None,
-        unbiased: bool = False,
-        max_samples: int = 10_000,
-        allow_normalized: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, reference: ReferenceSet | None = None, *, unbiased: bool = False, **options: Any) -> None:
         self.__dict__["readout"] = CMMDReadOut(unbiased)
-        super().__init__(
-            reference,
-            encoder=encoder,
-            embed_dim=embed_dim,
-            max_samples=max_samples,
-            allow_normalized=allow_normalized,
-            **kwargs,
-        )
+        super().__init__(reference, **options)

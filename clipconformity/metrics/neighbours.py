@@ -6,7 +6,7 @@ from typing import Any
 
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import Interval
-from clipconformity.metrics.base import EmbeddingMetric, EncoderOrSpec
+from clipconformity.metrics.base import EmbeddingMetric
 from clipconformity.stream.readouts.prdc import FIGURES, PRDCReadOut
 from clipconformity.stream.reference import ReferenceSet
 
@@ -51,26 +51,9 @@ class PRDC(EmbeddingMetric):
     higher_is_better = True
     plot_lower_bound = 0.0
 
-    def __init__(
-        self,
-        reference: ReferenceSet | None = None,
-        *,
-        k: int = 5,
-        encoder: EncoderOrSpec | None = None,
-        embed_dim: int | None = None,
-        max_samples: int = 10_000,
-        allow_normalized: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, reference: ReferenceSet | None = None, *, k: int = 5, **options: Any) -> None:
         self.__dict__["readout"] = PRDCReadOut(k)
-        super().__init__(
-            reference,
-            encoder=encoder,
-            embed_dim=embed_dim,
-            max_samples=max_samples,
-            allow_normalized=allow_normalized,
-            **kwargs,
-        )
+        super().__init__(reference, **options)
 
     @full_precision
     def intervals(self) -> dict[str, Interval]:

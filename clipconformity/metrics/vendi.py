@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clipconformity.metrics.base import EncoderOrSpec, SetMetric
+from clipconformity.metrics.base import SetMetric
 from clipconformity.stream.readouts.vendi import VendiReadOut
 
 __all__ = ["VendiScore"]
@@ -45,22 +45,6 @@ class VendiScore(SetMetric):
     higher_is_better = True
     plot_lower_bound = 1.0
 
-    def __init__(
-        self,
-        *positional: object,
-        order: float = 1.0,
-        encoder: EncoderOrSpec | None = None,
-        embed_dim: int | None = None,
-        max_samples: int = 10_000,
-        allow_normalized: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *positional: object, order: float = 1.0, **options: Any) -> None:
         self.__dict__["readout"] = VendiReadOut(order)
-        super().__init__(
-            *positional,
-            encoder=encoder,
-            embed_dim=embed_dim,
-            max_samples=max_samples,
-            allow_normalized=allow_normalized,
-            **kwargs,
-        )
+        super().__init__(*positional, **options)

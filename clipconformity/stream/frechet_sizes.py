@@ -15,7 +15,7 @@ from clipconformity.functional.likelihood import gaussian_distance
 from clipconformity.functional.linalg import covariance_of
 from clipconformity.functional.resampling import student_quantile
 from clipconformity.stream.equal_n import subsamples
-from clipconformity.stream.moments import Moments
+from clipconformity.stream.pairs import Side
 from clipconformity.stream.row_sample import Sample
 
 DRAWS = 4
@@ -26,7 +26,6 @@ PIECES = 2
 """Subsamples of each."""
 SPLITS = 6
 """Redraws of both sides as one set: their mean and spread give the floor."""
-Side = tuple[Sample, Moments]
 
 
 def at_equal_n(mine: Sample, theirs: Sample, generator: torch.Generator) -> tuple[int, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from clipconformity.stream.moments import BUCKETS, Moments, bucket_of
 from clipconformity.stream.overlap import Overlap
 from clipconformity.stream.row_sample import Sample
 
+Side: TypeAlias = "tuple[Sample, Moments]"
+"""Row sample of a set, on the CPU, each row as often as it came; and all of the set."""
 BLOCK = 512
 """Rows whose cosines are taken at once."""
 
@@ -110,7 +112,7 @@ class InGroups(NamedTuple):
     pairs: float
 
 
-def pairs_in_groups(first: tuple[Sample, Moments], second: tuple[Sample, Moments] | None = None) -> InGroups:
+def pairs_in_groups(first: Side, second: Side | None = None) -> InGroups:
     """Find the pairs of different rows of one set that are of one group, or those of two sets; none without groups.
 
     Args:
@@ -150,7 +152,7 @@ def own_squares(sample: Sample, moments: Moments) -> Tensor:
     return _mean(rows**2 * square - rows - inside.squares, left)
 
 
-def cross_squares(evaluated: tuple[Sample, Moments], reference: tuple[Sample, Moments], overlap: Overlap) -> Tensor:
+def cross_squares(evaluated: Side, reference: Side, overlap: Overlap) -> Tensor:
     """Mean squared cosine of a row of either stream; as :func:`cross_pairs` leaves out what both share."""
     mine, theirs = (side[1].unit_second_moment.cpu() for side in (evaluated, reference))
     rows, inside = float(evaluated[1].total * reference[1].total.cpu()), pairs_in_groups(evaluated, reference)

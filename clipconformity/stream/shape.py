@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from clipconformity.functional.population import (
@@ -17,7 +16,7 @@ from clipconformity.functional.population import (
     tilt_influence,
     unbiased_traces,
 )
-from clipconformity.functional.resampling import Estimate, Interval, exponential
+from clipconformity.functional.resampling import Estimate, Interval, ends_of, exponential
 from clipconformity.stream.moments import Moments, bucket_of
 from clipconformity.stream.pairs import influence_estimate
 
@@ -52,12 +51,10 @@ def shape_intervals(moments: Moments, values: dict[str, Tensor]) -> dict[str, Te
         if name in values:  # there is none in one dimension
             low, high = known_by(values[name].cpu(), influence(rows, moments.covariance)).interval()
             found[name] = Interval(max(low, 0.0), high)
-    ends = {
-        f"{name}_{end}": torch.tensor(x, dtype=torch.float64)
-        for name, interval in found.items()
-        for end, x in zip(Interval._fields, interval, strict=True)
-    }
-    return ends | {"population_participation_ratio": known.participation_ratio}
+    figures = {"population_participation_ratio": known.participation_ratio}
+    for name, interval in found.items():
+        figures |= ends_of(name, interval)
+    return figures
 
 
 def _population(moments: Moments, rows: Rows, second: Tensor) -> Traces:

@@ -9,7 +9,6 @@ import json
 import numpy as np
 import pytest
 
-from clipconformity import encoders
 from clipconformity.cli import main
 from clipconformity.demo import draw_scene, sample_scenes
 from clipconformity.demo.scenes import specific_caption
@@ -97,22 +96,6 @@ def test_a_report_has_every_model(told, tmp_path):
     assert "dull" in page
 
 
-@pytest.fixture
-def encoded(monkeypatch):
-    """Count what is encoded."""
-    counts = {"encode_text": 0, "project_image": 0}
-    for name in counts:
-        old = getattr(encoders.BaseEncoder, name)
-
-        def new(self, batch, *more, _old=old, _name=name):
-            count = len(batch) if isinstance(batch, list) else len(next(iter(batch.values())))
-            counts[_name] += count > 1  # a single one tries the encoder out
-            return _old(self, batch, *more)
-
-        monkeypatch.setattr(encoders.BaseEncoder, name, new)
-    return counts
-
-
 def test_a_second_run_with_a_cache_encodes_nothing(told, folder, encoded, tmp_path):
     cache = ("--cache", str(tmp_path / "cache"))
     first = told(*BOTH, *cache).out
@@ -149,7 +132,18 @@ def test_images_are_cached_too_and_files_that_changed_are_encoded_anew(folder, e
     assert encoded["project_image"] > 0
 
 
+def test_the_cache_tells_captions_of_other_images_apart(told, folder, tmp_path):
+    entries = [{"id": n, "image_id": n // 2, "caption": f"a {'red' if n % 3 else 'blue'} circle"} for n in range(60)]
+    found = []
+    for name, content in (("two", entries), ("one", [one | {"image_id": one["id"]} for one in entries])):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+        given = (f"a={name}.json", "b=dull.json", "--format", "json", "--cache", str(tmp_path / "cache"))
+        found.append(json.loads(told(*given).out)["runs"]["a"]["verdicts"])
+    assert found[0] != found[1]
+
+
 BAD = {
+    "column": (["a=images", "b=e.npy", "--column", "words"], "--column: goes with a file of captions"),
     "one model": (["varied=varied.json"], "expected at least two models"),
     "twice": (["a=varied.json", "a=dull.json"], "two models are called 'a'"),
     "no name": (["varied.json", "b=dull.json"], "expected NAME=SOURCE, such as mine=samples/, got 'varied.json'"),

@@ -67,6 +67,17 @@ def test_captions_of_named_files_are_joined_too(folder, told):
     assert told("image", "named.csv")["clip_score"] == pytest.approx(float(clip_score(images, texts).mean()), abs=1e-3)
 
 
+def test_a_second_run_with_a_cache_encodes_neither_side(folder, told, tmp_path, encoded):
+    cache = ("--cache", str(tmp_path / "cache"), "--caption-references", str(folder[0] / "people.json"))
+    first = told("text", "results.json", *cache)
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    assert all(encoded.values())
+
+    encoded.update(encode_text=0, project_image=0)
+    assert told("text", "results.json", *cache) == first
+    assert not any(encoded.values())
+
+
 def test_images_are_scored_with_their_captions(folder, told, tmp_path):
     _, images, texts, _ = folder
     expected = clip_score(images, texts)

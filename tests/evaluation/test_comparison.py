@@ -96,7 +96,7 @@ def test_a_difference_is_told_and_its_absence_is_not(reference, generator):
     assert len(found.differences) == 6
     lines = found.table().splitlines()
     assert lines[0].split()[:2] == ["run", "N"]
-    assert any(line.startswith("a is more typical than b (typicality_shift 0.") for line in lines)
+    assert any(line.startswith("a is more typical than b (0.") for line in lines)
     assert any(line.startswith("b, c: no difference in how typical can be told") for line in lines)
 
 

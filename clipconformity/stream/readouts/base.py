@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from clipconformity.functional.resampling import Interval
 from clipconformity.stream.alignment import Partners
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
@@ -38,6 +39,19 @@ class Field(NamedTuple):
     interval: tuple[str, str] | None = None
     compared: bool = False
     computed: bool = True
+
+    def with_interval(self, covers: str = "", *, drawn: bool = False) -> tuple[Field, Field, Field]:
+        """Give the field with its 95% interval, whose ends are the fields ``NAME_low`` and ``NAME_high``.
+
+        Args:
+            covers: What the interval is of, such as ``"of the populations"``.
+            drawn: Whether the ends are not ``computed``, though the value is.
+        """
+        low, high = (f"{self.name}_{end}" for end in Interval._fields)
+        about = f"end of the 95% interval of {self.name} {covers}".rstrip()
+        end = self._replace(better="neither", computed=self.computed and not drawn)
+        ends = end._replace(name=low, about=f"low {about}"), end._replace(name=high, about=f"high {about}")
+        return self._replace(interval=(low, high)), *ends
 
 
 class Batch(NamedTuple):

@@ -6,16 +6,12 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.mmd import third_order
-from clipconformity.functional.resampling import Interval
+from clipconformity.functional.resampling import ends_of
 from clipconformity.stream.mmd import discrepancy, squares_discrepancy
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
 
 UNIT = "1000 MMD^2"
-KINDS = {
-    "cmmd": ("CMMD as published: above 0 at any finite N", "that sets of these sizes have on average"),
-    "cmmd_unbiased": ("CMMD without the bias of a finite N", "of the populations"),
-}
 
 
 class CMMDReadOut(ReadOut):
@@ -24,14 +20,11 @@ class CMMDReadOut(ReadOut):
     name = "cmmd"
     needs = Needs(rows=True, unit_second_moment=True, reference=True)
     fields = (
-        *(
-            Field(name, about, UNIT, "lower", interval=(f"{name}_low", f"{name}_high"), compared=True)
-            for name, (about, _) in KINDS.items()
+        *Field("cmmd", "CMMD as published: above 0 at any finite N", UNIT, "lower", compared=True).with_interval(
+            "that sets of these sizes have on average"
         ),
-        *(
-            Field(f"{name}_{end}", f"{end} end of the 95% interval of {name} {what}", UNIT, compared=True)
-            for name, (_, what) in KINDS.items()
-            for end in Interval._fields
+        *Field("cmmd_unbiased", "CMMD without the bias of a finite N", UNIT, "lower", compared=True).with_interval(
+            "of the populations"
         ),
     )
 
@@ -49,5 +42,6 @@ class CMMDReadOut(ReadOut):
             "cmmd_unbiased": third_order(whole.value, squares_discrepancy(contrast)),
         }
         half = third_order(torch.tensor(whole.half_width(), dtype=torch.float64), torch.zeros(()))
-        ends = {f"{name}_low": value - half for name, value in values.items()}
-        return values | ends | {f"{name}_high": value + half for name, value in values.items()}
+        for name, value in list(values.items()):
+            values |= ends_of(name, (float(value - half), float(value + half)))
+        return values

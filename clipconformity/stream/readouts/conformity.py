@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from clipconformity.functional.conformity import own_set_conformity, quantiles
 from clipconformity.functional.density import Grid
 from clipconformity.functional.divergence import anchored_grid
-from clipconformity.functional.resampling import Interval, exponential, jackknife_error
+from clipconformity.functional.resampling import ends_of, exponential, jackknife_error
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.pairs import own_pairs
@@ -40,15 +39,7 @@ class ConformityReadOut(ReadOut):
         Field("conformity_q95", "95% quantile of conformity", COSINE),
         Field("self_conformity_mean", "mean cosine of two samples: how alike", COSINE, error="self_conformity_se"),
         Field("self_conformity_se", "standard error of the self-conformity", COSINE),
-        *(
-            Field(name, about, unit, interval=(f"{name}_low", f"{name}_high"), compared=True)
-            for name, about, unit in RELATIVE
-        ),
-        *(
-            Field(f"{name}_{end}", f"{end} end of the 95% interval of {name}", unit, compared=True)
-            for name, _, unit in RELATIVE
-            for end in Interval._fields
-        ),
+        *(one for name, about, unit in RELATIVE for one in Field(name, about, unit, compared=True).with_interval()),
     )
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
@@ -78,17 +69,11 @@ class ConformityReadOut(ReadOut):
 def _compared(contrast: Contrast) -> dict[str, Tensor]:
     """Figures relative to the reference, with their intervals."""
     shift, variety, spread = contrast.typicality_shift, contrast.log_variety_ratio, contrast.log_spread_ratio
-    found = {
-        "typicality_shift": (shift.value, *shift.interval()),
-        "variety_ratio": (variety.value.exp(), *contrast.variety_interval),
-        "spread_ratio": (spread.value.exp(), *exponential(spread.interval())),
-    }
-    keys = ("", "_low", "_high")
-    return {
-        f"{name}{key}": torch.as_tensor(value, dtype=torch.float64)
-        for name, values in found.items()
-        for key, value in zip(keys, values, strict=True)
-    }
+    found = {"typicality_shift": shift.value, "variety_ratio": variety.value.exp(), "spread_ratio": spread.value.exp()}
+    intervals = shift.interval(), contrast.variety_interval, exponential(spread.interval())
+    for name, interval in zip(list(found), intervals, strict=True):
+        found |= ends_of(name, interval)
+    return found
 
 
 class SelfConformityReadOut(ReadOut):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipconformity.functional.resampling import Interval, seeded
+from clipconformity.functional.resampling import ends_of, seeded
 from clipconformity.stream.mmd import discrepancy, noise
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
@@ -27,14 +27,10 @@ class CosineMMDReadOut(ReadOut):
     value = "cosine_mmd"
     fields = (
         *(
-            Field(name, about, UNIT, "lower" if name == "cosine_mmd" else "neither",
-                  interval=(f"{name}_low", f"{name}_high"), compared=True)
+            one
             for name, about in PARTS.items()
-        ),
-        *(
-            Field(f"{name}_{end}", f"{end} end of the 95% interval of {name}", UNIT, compared=True)
-            for name in PARTS
-            for end in Interval._fields
+            for one in Field(name, about, UNIT, "lower" if name == "cosine_mmd" else "neither",
+                             compared=True).with_interval()
         ),
         Field("cosine_mmd_noise_floor", "95% quantile of the cosine MMD of two sets of one kind", UNIT, compared=True,
               computed=False),
@@ -46,8 +42,7 @@ class CosineMMDReadOut(ReadOut):
         """Give the unbiased value, which may be below 0, and its halves, each with its interval."""
         found: dict[str, Tensor] = {}
         for name, part in zip(PARTS, discrepancy(stream.contrast("CosineMMD")), strict=True):
-            ends = zip(Interval._fields, part.interval(), strict=True)
-            found |= {name: part.value} | {f"{name}_{end}": torch.tensor(x, dtype=torch.float64) for end, x in ends}
+            found |= {name: part.value} | ends_of(name, part.interval())
         return found
 
     def resample(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clipconformity.functional.geometry import participation_ratio, tilt_figures
 from clipconformity.functional.linalg import covariance_of, permuted_columns
-from clipconformity.functional.resampling import Interval, seeded
+from clipconformity.functional.resampling import seeded
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.shape import shape_intervals
@@ -31,8 +31,9 @@ _COVERED = {
 """What the interval of a figure covers."""
 
 
-def _field(name: str, about: str, unit: str = "") -> Field:
-    return Field(name, about, unit, interval=(f"{name}_low", f"{name}_high") if name in _COVERED else None)
+def _fields(name: str, about: str) -> tuple[Field, ...]:
+    field = Field(name, about)
+    return field.with_interval(f"of {_COVERED[name]}") if name in _COVERED else (field,)
 
 
 class EllipsoidReadOut(ReadOut):
@@ -44,17 +45,12 @@ class EllipsoidReadOut(ReadOut):
     fields = (
         Field("shell_mu", "mean distance from the mean", "raw units"),
         Field("shell_variance", "variance of the distance from the mean", "raw units squared"),
-        _field("shell_ratio", "squared mean over variance of that distance: large is thin"),
+        *_fields("shell_ratio", "squared mean over variance of that distance: large is thin"),
         Field("spectrum_condition", "largest over smallest eigenvalue of the covariance"),
-        *(_field(name, about) for name, about in _SHAPE.items()),
-        _field("population_participation_ratio", "effective number of axes, estimated without the bias of few samples"),
+        *(one for name, about in _SHAPE.items() for one in _fields(name, about)),
+        *_fields("population_participation_ratio", "effective number of axes, without the bias of few samples"),
         *(Field(f"permuted_{name}", f"{about}, columns permuted") for name, about in _SHAPE.items()),
-        _field("offset", "distance of the mean from the origin over the spread"),
-        *(
-            Field(f"{name}_{end}", f"{end} end of the 95% interval of {what}")
-            for name, what in _COVERED.items()
-            for end in Interval._fields
-        ),
+        *_fields("offset", "distance of the mean from the origin over the spread"),
     )
 
     def read(self, stream: Stream) -> dict[str, Tensor]:

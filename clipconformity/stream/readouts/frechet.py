@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.likelihood import distance_influence, gaussian_distance
-from clipconformity.functional.resampling import Interval, seeded
+from clipconformity.functional.resampling import ends_of, seeded
 from clipconformity.stream.frechet_sizes import at_equal_n, at_infinite_n, least_rows, noise_floor
 from clipconformity.stream.pairs import influence_estimate
 from clipconformity.stream.readouts.base import Field, ReadOut
@@ -14,11 +14,6 @@ from clipconformity.stream.stream import Needs, Stream
 
 UNIT = "raw units squared"
 NAME = "FrechetDistance"
-KINDS = {
-    "frechet": ("Frechet distance to the reference", "of the distance that sets of these sizes have on average"),
-    "frechet_infinite_n": ("the same extrapolated to infinitely many rows", "of the populations"),
-}
-"""What has an interval: what it is, and what that covers."""
 
 
 class FrechetReadOut(ReadOut):
@@ -28,16 +23,11 @@ class FrechetReadOut(ReadOut):
     needs = Needs(rows=True, second_moment=True, reference=True)
     value = "frechet"
     fields = (
-        *(
-            Field(name, about, UNIT, "lower", interval=(f"{name}_low", f"{name}_high"), compared=True,
-                  computed=name == "frechet")
-            for name, (about, _) in KINDS.items()
+        *Field("frechet", "Frechet distance to the reference", UNIT, "lower", compared=True).with_interval(
+            "that sets of these sizes have on average", drawn=True
         ),
-        *(
-            Field(f"{name}_{end}", f"{end} end of the 95% interval {what}", UNIT, compared=True, computed=False)
-            for name, (_, what) in KINDS.items()
-            for end in Interval._fields
-        ),
+        *Field("frechet_infinite_n", "the same extrapolated to infinitely many rows", UNIT, "lower", compared=True,
+               computed=False).with_interval("of the populations"),
         Field("frechet_noise_floor", "95% quantile of the distance of two sets of one kind and of these sizes", UNIT,
               compared=True, computed=False),
         Field("frechet_n", "rows at which both sides are compared", compared=True, computed=False),
@@ -85,7 +75,7 @@ class FrechetReadOut(ReadOut):
         halves = {"frechet": half, "frechet_infinite_n": torch.hypot(half, 1.96 * line_error)}
         for name, width in halves.items():
             center = value.cpu() if name == "frechet" else found[name]
-            found |= {f"{name}_low": (center - width).clamp_min(0), f"{name}_high": (center + width).clamp_min(0)}
+            found |= ends_of(name, (float((center - width).clamp_min(0)), float((center + width).clamp_min(0))))
         return found
 
     def _half_width(self, stream: Stream, value: Tensor) -> float:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.likelihood import Gaussian, check_gaussian, log_density, log_likelihood, oas_shrinkage
-from clipconformity.functional.resampling import Estimate
+from clipconformity.functional.resampling import Estimate, ends_of
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.pairs import influence_estimate
 from clipconformity.stream.readouts.base import Field, ReadOut
@@ -29,10 +29,8 @@ class LikelihoodReadOut(ReadOut):
         Field("log_likelihood_std", "standard deviation of the log-likelihood", "nats", compared=True),
         Field("whitened_norm_mean", "mean squared whitened norm", compared=True),
         Field("reference_log_likelihood", "mean log-likelihood of the reference, held out", "nats", compared=True),
-        Field("log_likelihood_shift", "difference of the two means", "reference std", "higher", compared=True,
-              interval=("log_likelihood_shift_low", "log_likelihood_shift_high")),
-        Field("log_likelihood_shift_low", "low end of its 95% interval", "reference std", compared=True),
-        Field("log_likelihood_shift_high", "high end of its 95% interval", "reference std", compared=True),
+        *Field("log_likelihood_shift", "difference of the two means", "reference std", "higher",
+               compared=True).with_interval(),
         Field("likelihood_shrinkage", "share of the sphere in the covariance", compared=True),
     )  # fmt: skip
 
@@ -44,14 +42,16 @@ class LikelihoodReadOut(ReadOut):
         own, sampled = under(gaussian, stream.checked())
         held_out = held_out_likelihoods(reference)
         shift = (own["log_likelihood_mean"] - held_out.mean()) / held_out.std()
-        low, high = _shift_estimate(stream, reference, shift, sampled, held_out).interval()
-        return own | {
-            "reference_log_likelihood": held_out.mean(),
-            "log_likelihood_shift": shift,
-            "log_likelihood_shift_low": torch.tensor(low, dtype=torch.float64),
-            "log_likelihood_shift_high": torch.tensor(high, dtype=torch.float64),
-            "likelihood_shrinkage": torch.tensor(shrinkage, dtype=torch.float64),
-        }
+        interval = _shift_estimate(stream, reference, shift, sampled, held_out).interval()
+        return (
+            own
+            | ends_of("log_likelihood_shift", interval)
+            | {
+                "reference_log_likelihood": held_out.mean(),
+                "log_likelihood_shift": shift,
+                "likelihood_shrinkage": torch.tensor(shrinkage, dtype=torch.float64),
+            }
+        )
 
 
 def under(gaussian: Gaussian, moments: Moments) -> tuple[dict[str, Tensor], Tensor]:

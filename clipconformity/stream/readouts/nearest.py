@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from clipconformity.functional.neighbours import close_counts, nearest
-from clipconformity.functional.resampling import Estimate, Interval, estimated_share
+from clipconformity.functional.resampling import Estimate, Interval, ends_of, estimated_share
 from clipconformity.stream.closest import Closest
 from clipconformity.stream.neighbourhood import independent
 from clipconformity.stream.readouts.base import Batch, Field, ReadOut
@@ -47,15 +46,7 @@ class NearestReadOut(ReadOut):
     name = "nearest"
     needs = Needs(rows=True, reference=True)
     fields = (
-        *(
-            Field(name, about, unit, interval=(f"{name}_low", f"{name}_high"), compared=True)
-            for name, about, unit in FIGURES
-        ),
-        *(
-            Field(f"{name}_{end}", f"{end} end of the 95% interval of {name}", unit, compared=True)
-            for name, _, unit in FIGURES
-            for end in Interval._fields
-        ),
+        *(one for name, about, unit in FIGURES for one in Field(name, about, unit, compared=True).with_interval()),
     )
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
@@ -71,11 +62,10 @@ class NearestReadOut(ReadOut):
             (repeated, estimated_share(repeated, sizes[0])),
             (normal, estimated_share(normal, sizes[1])),
         )
-        return {
-            f"{name}{key}": torch.as_tensor(value, dtype=torch.float64)
-            for (name, *_), (estimate, interval) in zip(FIGURES, estimates, strict=True)
-            for key, value in zip(("", "_low", "_high"), (estimate.value, *interval), strict=True)
-        }
+        figures: dict[str, Tensor] = {}
+        for (name, *_), (estimate, interval) in zip(FIGURES, estimates, strict=True):
+            figures |= {name: estimate.value} | ends_of(name, interval)
+        return figures
 
     def neighbours(self, stream: Stream) -> Neighbours:
         """Find the nearest rows of the row samples; with groups on both sides those of other groups."""

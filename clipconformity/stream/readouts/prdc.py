@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.neighbours import check_neighbours
+from clipconformity.functional.resampling import ends_of
 from clipconformity.stream.neighbourhood import Neighbourhood
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.row_sample import Sample
@@ -19,7 +20,6 @@ FIGURES = (
     ("density", "mean number of the reference's balls that a sample is in, over k"),
     ("coverage", "share of the reference's balls that hold a sample"),
 )
-ABOUT = "95% interval of what sets of these sizes have on average"
 SHOWN = 20
 """Most samples that are named of those off the manifold, and of those that are not covered."""
 
@@ -31,13 +31,11 @@ class PRDCReadOut(ReadOut):
     needs = Needs(rows=True, reference=True)
     fields = (
         *(
-            Field(name, about, "", "higher", interval=(f"{name}_low", f"{name}_high"), compared=True)
+            one
             for name, about in FIGURES
-        ),
-        *(
-            Field(f"{name}_{end}", f"{end} end of the {ABOUT}", compared=True, computed=False)
-            for name, _ in FIGURES
-            for end in ("low", "high")
+            for one in Field(name, about, "", "higher", compared=True).with_interval(
+                "that sets of these sizes have on average", drawn=True
+            )
         ),
     )
 
@@ -53,12 +51,10 @@ class PRDCReadOut(ReadOut):
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Give the intervals, by the parts that both sides are split into; nothing is drawn."""
-        ends = {
-            f"{name}_{end}": value
-            for (name, _), interval in zip(FIGURES, self.neighbourhood(stream).intervals, strict=True)
-            for end, value in interval._asdict().items()
-        }
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in ends.items()}
+        found: dict[str, Tensor] = {}
+        for (name, _), interval in zip(FIGURES, self.neighbourhood(stream).intervals, strict=True):
+            found |= ends_of(name, interval)
+        return found
 
     def neighbourhood(self, stream: Stream) -> Neighbourhood:
         """Put the row samples of both sides beside each other.

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from clipconformity.functional.resampling import Interval, exponential, seeded
+from clipconformity.functional.resampling import Interval, ends_of, exponential, seeded
 from clipconformity.functional.vendi import check_order, effective_rank, entropy_influence, vendi_score
 from clipconformity.stream.equal_n import subsamples
 from clipconformity.stream.moments import Moments
-from clipconformity.stream.pairs import influence_estimate, own_squares
+from clipconformity.stream.pairs import Side, influence_estimate, own_squares
 from clipconformity.stream.readouts.base import Field, ReadOut
-from clipconformity.stream.row_sample import Sample
 from clipconformity.stream.stream import Needs, Stream
 
 ESTIMATES = {
@@ -24,7 +22,6 @@ ESTIMATES = {
     "vendi_ratio": ("Vendi score over the reference's, both at vendi_n rows", "at this number of rows"),
 }
 """What has an interval: what it is, and what that covers."""
-Side: TypeAlias = "tuple[Sample, Moments]"
 
 
 class VendiReadOut(ReadOut):
@@ -35,15 +32,10 @@ class VendiReadOut(ReadOut):
     value = "vendi"
     fields = (
         *(
-            Field(name, about, better="higher", interval=(f"{name}_low", f"{name}_high"),
-                  compared=name == "vendi_ratio", computed=name != "vendi_ratio")
-            for name, (about, _) in ESTIMATES.items()
-        ),
-        *(
-            Field(f"{name}_{end}", f"{end} end of the 95% interval of {name} {what}", compared=name == "vendi_ratio",
-                  computed=False)
-            for name, (_, what) in ESTIMATES.items()
-            for end in Interval._fields
+            one
+            for name, (about, what) in ESTIMATES.items()
+            for one in Field(name, about, better="higher", compared=name == "vendi_ratio",
+                             computed=name != "vendi_ratio").with_interval(what, drawn=True)
         ),
         Field("reference_vendi", "Vendi score of the reference, at its own N", compared=True),
         Field("reference_rke", "RKE of the reference, at its own N", compared=True),
@@ -102,6 +94,4 @@ class VendiReadOut(ReadOut):
             signed = [sign * one for sign, one in zip((1, -1), moved, strict=False)]
             parts = ((influence, *side) for influence, side in zip(signed, sides, strict=True))
             ends = exponential(influence_estimate(value.log(), *parts).interval())
-        return {
-            f"{name}_{end}": torch.tensor(x, dtype=torch.float64) for end, x in zip(Interval._fields, ends, strict=True)
-        }
+        return ends_of(name, ends)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipconformity.data.interrupts import uninterrupted
+
 fcntl: Any
 try:
     import fcntl
@@ -104,16 +106,22 @@ def one_at_a_time(path: Path, place: object) -> Iterator[None]:
     Raises:
         OSError: If the lock's file cannot be made.
     """
-    lock = try_lock(path)
-    if lock is None:
-        warnings.warn(f"{place}: another run is at work there; this one waits for it to end.", stacklevel=4)
-        while lock is None:
-            time.sleep(PAUSE)
-            lock = try_lock(path)
+    lock = None
+    told = False
     try:
+        while lock is None:
+            with uninterrupted():
+                lock = try_lock(path)
+            if lock is None:
+                if not told:
+                    warnings.warn(f"{place}: another run is at work there; this one waits for it to end.", stacklevel=4)
+                told = True
+                time.sleep(PAUSE)
         yield
     finally:
-        lock.release()
+        with uninterrupted():
+            if lock is not None:
+                lock.release()
 
 
 @dataclass
@@ -125,11 +133,12 @@ class Workplace:
 
     def remove(self) -> None:
         """Remove the folder with all that is in it."""
-        with suppress(OSError):
-            self.clear()
-        self.lock.release()  # the last of its files: from here on the folder may be another's
-        with suppress(OSError):
-            self.folder.rmdir()
+        with uninterrupted():
+            with suppress(OSError):
+                self.clear()
+            self.lock.release()  # the last of its files: from here on the folder may be another's
+            with suppress(OSError):
+                self.folder.rmdir()
 
     def clear(self) -> None:
         """Remove what is in it but the lock."""
@@ -149,13 +158,20 @@ def claim(target: Path) -> Workplace:
     Raises:
         OSError: If it cannot be made.
     """
-    numbers = itertools.count(1)
-    while (place := _enter(_place(target, next(numbers)))) is None:
-        pass
-    while (later := _place(target, next(numbers))).is_dir():
-        left = _enter(later)
-        if left is not None:
-            left.remove()
+    place = None
+    try:
+        with uninterrupted():
+            numbers = itertools.count(1)
+            while (place := _enter(_place(target, next(numbers)))) is None:
+                pass
+            while (later := _place(target, next(numbers))).is_dir():
+                left = _enter(later)
+                if left is not None:
+                    left.remove()
+    except BaseException:  # an interrupt, which came in between
+        if place is not None:
+            place.remove()
+        raise
     return place
 
 

@@ -14,10 +14,10 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from clipconformity.data.interrupts import uninterrupted
 from clipconformity.functional.density import CELLS, Grid
 from clipconformity.functional.linalg import full_precision, working
 from clipconformity.functional.validation import within_range
-from clipconformity.stream.interrupts import uninterrupted
 from clipconformity.stream.row_sample import NO_KEY, Labels, Sample, hash_labels, mix, row_keys
 
 BUCKETS = 256

@@ -9,13 +9,14 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from clipconformity import ReferenceSet
-from clipconformity.data import merge_results, write_embeddings, write_results
+from clipconformity.data import locks, merge_results, write_embeddings, write_results
 from clipconformity.data.files import (
     Publication,
     _Part,
@@ -388,3 +389,41 @@ def test_what_reads_and_writes_files_imports_where_there_are_no_locks():
     code = "import sys; sys.modules['fcntl'] = None; import clipconformity.cli, clipconformity.data.files"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+class StoppedError(Exception):
+    """What the handler of a test makes of SIGTERM."""
+
+
+def hold(folder: Path) -> None:
+    with one_at_a_time(folder / ".a.lock", folder):
+        pass
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("work", [lambda folder: locks.claim(folder / "a"), hold, lambda folder: write(folder / "a")])
+def test_a_signal_while_a_lock_is_made_leaves_nothing(tmp_path, monkeypatch, kind, work):
+    """It comes between the making of the file and the return to who cleans up."""
+
+    def stop(*_: object) -> None:
+        raise StoppedError
+
+    real = locks._is_at
+
+    def struck(handle: int, path: Path) -> bool:
+        os.kill(os.getpid(), kind)
+        time.sleep(0.01)  # until it is handled
+        return real(handle, path)
+
+    monkeypatch.setattr(locks, "_is_at", struck)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises((KeyboardInterrupt, StoppedError)):
+            work(tmp_path)
+        assert signal.getsignal(signal.SIGTERM) is stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert list(tmp_path.iterdir()) == []

@@ -88,9 +88,9 @@ def reach(points: Points, k: int) -> Tensor:
     distance = near.double().mul_(-2)
     at = distance[:, k - 1 : k].clamp_min(0)
     margin = points.margin(2 * at[:, 0])[:, None]
-    below, in_doubt = distance < at - 2 * margin, (distance - at).abs() <= 2 * margin
+    in_doubt = (distance - at).abs() <= 2 * margin
     row, column = in_doubt.nonzero(as_tuple=True)
-    exact = torch.where(below, -torch.inf, torch.inf).double()
+    exact = torch.where(distance < at, -torch.inf, torch.inf).double()  # of those that are not in doubt
     exact[row, column] = _apart(points, points, row, place[row, column])
     found = exact.sort(1).values[:, k - 1]
     if kept < len(points.rows) - 1:

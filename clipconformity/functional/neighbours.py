@@ -11,6 +11,9 @@ from clipconformity.functional.distances import ROWS, ball_blocks, largest, plac
 from clipconformity.functional.linalg import full_precision, result_dtype, units
 from clipconformity.functional.validation import check_rows, check_same_dim
 
+TIE = 16
+"""Roundings within which two cosines are one."""
+
 
 class PRDCResult(NamedTuple):
     """How two sets cover each other: precision, recall and coverage in [0, 1], density from 0 on."""
@@ -162,6 +165,60 @@ def nearest(embeddings: Tensor, reference: Tensor | HasUnits | None = None, k: i
         check_same_dim(rows, others.shape[1], "embeddings", "reference")
     cosine, index = largest(rows, others, k)
     return Nearest(cosine.clamp(-1, 1).to(embeddings.device, result_dtype(embeddings)), index.to(embeddings.device))
+
+
+@full_precision
+def authenticity(embeddings: Tensor, reference: Tensor | HasUnits) -> Tensor:
+    r"""Share of embeddings that are no nearer to the reference than the reference is to itself.
+
+    An embedding is authentic where it is farther from its nearest reference row r than r is from the nearest other
+    reference row; where both are as far, as with a copy of a row that the reference has twice, it is not:
+
+    .. math:: \frac{1}{N} \sum_v 1\left[d(v, r_v) > \min_{s \ne r_v} d(r_v, s)\right]
+
+    with d the distance of unit vectors, that is by cosine. 0 where all are copies. New embeddings of the reference's
+    own kind do not have 1: they are authentic unless they and r are each other's nearest, which is so for 2/3 of them
+    in one dimension, and for 1/2 in many where no row is near to all. Far off the reference all are authentic.
+
+    Args:
+        embeddings: Evaluated embeddings ``(N, D)`` of any scale.
+        reference: Reference embeddings ``(M, D)``, M >= 2, or a ``ReferenceSet``, of which its row sample is taken.
+
+    Returns:
+        A scalar in [0, 1]; low where embeddings are drawn to single reference rows.
+
+    Raises:
+        TypeError: If an argument is not a floating-point tensor.
+        ValueError: If dimensions differ, there are too few rows, or a row is zero, NaN or infinite.
+
+    Source: Alaa et al., *How Faithful is your Synthetic Data?*, ICML 2022, on raw features.
+
+    Example:
+        >>> import torch
+        >>> angle = torch.tensor([0.0, 0.4, 1.0])
+        >>> reference = torch.stack([angle.cos(), angle.sin()], 1)
+        >>> new = torch.tensor([0.1, 0.75])
+        >>> authenticity(torch.stack([new.cos(), new.sin()], 1), reference)
+        tensor(0.)
+    """
+    given = reference if isinstance(reference, Tensor) or not hasattr(reference, "units") else reference.units
+    theirs = check_rows(given, "reference", 2).to(embeddings.device, result_dtype(embeddings))
+    found = nearest(embeddings, theirs)
+    own = nearest(theirs).cosine[:, 0]
+    dtype = found.cosine.dtype
+    share = is_authentic(found.cosine[:, 0], own[found.index[:, 0]], dtype)
+    return share.mean(dtype=torch.float64).to(dtype)
+
+
+def is_authentic(cosine: Tensor, own: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether rows are farther from their nearest row than that is from another one, by more than rounding.
+
+    Args:
+        cosine: Of each row to its nearest, ``(N,)``.
+        own: Of that to the nearest other of its set, ``(N,)``.
+        dtype: What the cosines were taken in.
+    """
+    return own - cosine > TIE * torch.finfo(dtype).eps
 
 
 def close_counts(units: Tensor, least: float) -> Tensor:

@@ -42,8 +42,8 @@ def kinds(generator: torch.Generator) -> dict[str, tuple[torch.Tensor, torch.Ten
         "both with a row far off": (outlier, outlier[:260].flip(0) + 1e-3 * normal(260)),
         "more repeats than are kept": (repeated, normal(260)),
         "of every size": (mixed, mixed[:260] * 1.01 + 1e-12),
-        "tiny": (1e-13 * normal(300), 1e-13 * normal(260)),
-        "huge": (1e13 * normal(300), 1e13 * normal(260)),
+        "tiny": (1e-25 * normal(300), 1e-25 * normal(260)),
+        "huge": (1e25 * normal(300), 1e25 * normal(260)),
         "one dimension": (line[::2][:300], line[1::2][:260]),
         "fewer rows than are kept": (normal(8), normal(9)),
     }

@@ -10,7 +10,7 @@ from torch import Tensor
 from clipconformity.functional.neighbours import close_counts, is_authentic
 from clipconformity.functional.resampling import Estimate, Interval, estimated_share
 from clipconformity.stream.closest import Closest
-from clipconformity.stream.parts import independent, of_share, spread_of_parts
+from clipconformity.stream.parts import independent, missing_spread, of_share, spread_of_parts
 from clipconformity.stream.row_sample import Sample
 
 DUPLICATE = 0.98
@@ -71,6 +71,10 @@ class Copies(NamedTuple):
             estimated_share(Estimate(share, error, degrees), independent(side))
             for share, error, side in zip(value, spread, sides, strict=True)
         ]
+
+    def notes(self) -> list[str]:
+        """What the intervals of authenticity need, where they are not there."""
+        return missing_spread("authenticity", (self.evaluated, self.reference), LOOKED_AT)
 
     def copied(self, names: dict[int, str], others: dict[int, str]) -> list[dict[str, Any]]:
         """Reference rows by the number of samples that are near-duplicates of them before all others."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipconformity.functional.neighbours import Coverage, cover, expected_coverage
 from clipconformity.functional.resampling import Estimate, Interval, estimated_share
-from clipconformity.stream.parts import independent, of_share, spread_of_parts
+from clipconformity.stream.parts import independent, missing_spread, of_share, spread_of_parts
 from clipconformity.stream.row_sample import Sample
 
 
@@ -73,17 +73,19 @@ class Neighbourhood:
         """Number of the reference's rows whose ball holds no sample, and their names, likewise."""
         return _named(~self.coverage.covered, self.coverage.reference_apart, self.reference, names)
 
-    @property
-    def note(self) -> str | None:
-        """What unequal numbers of rows do to the figures; None where they are equal."""
+    def notes(self) -> list[str]:
+        """What unequal numbers of rows do to the figures, and what intervals need that are not there."""
         mine, theirs = len(self.evaluated.keys), len(self.reference.keys)
+        names = "precision, recall, density and coverage"
+        missing = missing_spread(names, (self.evaluated, self.reference), self.k)
         if mine == theirs:
-            return None
+            return missing
         usual = expected_coverage(mine, theirs, self.k)
-        return (
-            f"precision, recall, density and coverage rest on {mine} samples and {theirs} of the reference: compare "
-            f"them with figures at these numbers only (coverage would be {usual:.3f} if nothing differed)."
-        )
+        return [
+            f"{names} rest on {mine} samples and {theirs} of the reference: compare them with figures at these numbers "
+            f"only (coverage would be {usual:.3f} if nothing differed).",
+            *missing,
+        ]
 
 
 def _scale(values: Tensor) -> Tensor:

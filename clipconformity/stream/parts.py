@@ -38,7 +38,7 @@ def spread_of_parts(
         scale: Gives the variance that one independent row would have from the figures, ``(F,)``.
         value: The figures of the whole.
     """
-    rows, groups = min(len(side.keys) for side in sides), min(map(independent, sides))
+    rows, groups = _fewest(sides)
     parts = min(PARTS, rows // (FEWEST * k), int(groups / FEWEST_GROUPS))
     if parts < 2:
         return torch.full_like(value, math.nan).double(), 0.0
@@ -46,6 +46,21 @@ def spread_of_parts(
     whole, part = scale(value), scale(found.mean((0, 1)))
     variance = found.var(1).mean(0) / parts * torch.where(part > 0, whole / part, 1.0)
     return variance.sqrt(), float(SPLITS * (parts - 1))
+
+
+def _fewest(sides: Sides) -> tuple[int, float]:
+    """Rows, and what they are worth in groups, of the side that has fewer."""
+    return min(len(side.keys) for side in sides), min(map(independent, sides))
+
+
+def missing_spread(what: str, sides: Sides, k: int) -> list[str]:
+    """Say what the intervals of some figures need where there are too few rows for two parts; else nothing."""
+    (rows, groups), least, fewest = _fewest(sides), 2 * FEWEST * k, 2 * FEWEST_GROUPS
+    if rows < least:
+        return [f"the intervals of {what} need at least {least} rows of either side; there are {rows}."]
+    if groups < fewest:
+        return [f"the intervals of {what} need at least {fewest} groups of either side; there are {groups:.3g}."]
+    return []
 
 
 def of_parts(sides: Sides, parts: int, split: int, figures: Callable[[Sample, Sample], Tensor]) -> Tensor:

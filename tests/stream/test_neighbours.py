@@ -414,6 +414,20 @@ def test_too_few_rows_have_an_authenticity_without_an_interval(generator):
     assert all(math.isnan(end) for interval in found.authentic_intervals() for end in interval)
 
 
+def test_rows_and_groups_that_intervals_need_are_told(generator):
+    """50 rows at k = 5, and eight groups, of the side that has fewer."""
+    reference = fit(ellipsoid_rows(90, DIM, generator))
+    for one, what in ((PRDCReadOut(), "precision, recall, density and coverage"), (NearestReadOut(), "authenticity")):
+        told = {}
+        for count, groups in ((49, None), (50, None), (60, torch.arange(60) % 7), (64, torch.arange(64) % 8)):
+            stream = read(one, ellipsoid_rows(count, DIM, generator), reference, groups)
+            told[count] = [note for note in one.notes(stream) if "the intervals of" in note]
+            assert bool(told[count]) == any(math.isnan(x) for x in one.resample(stream, resamples=1).values())
+        assert told[49] == [f"the intervals of {what} need at least 50 rows of either side; there are 49."]
+        assert told[60] == [f"the intervals of {what} need at least 8 groups of either side; there are 6.98."]
+        assert told[50] == told[64] == []
+
+
 # --- through score ---------------------------------------------------------------------------------------------------
 
 

@@ -72,13 +72,13 @@ class NearestReadOut(ReadOut):
         return stream.once(self.name, make)
 
     def notes(self, stream: Stream) -> list[str]:
-        """Say where copies were looked for, unless that is everywhere."""
-        reference = stream.needed_reference(self.name)
+        """Say where copies were looked for, unless that is everywhere, and what is missing for intervals."""
+        reference, missing = stream.needed_reference(self.name), self.copies(stream).notes()
         kept, count = len(reference.sample.keys), reference.count
         if kept == count:
-            return []
+            return missing
         return [f"nearest rows were looked for among the {kept} that the reference keeps, of {count}: copies of others "
-                "are not found."]  # fmt: skip
+                "are not found.", *missing]  # fmt: skip
 
     def details(self, stream: Stream) -> dict[str, Any]:
         """Name the reference rows that most samples copy, and the samples that are repeated most."""

@@ -70,8 +70,7 @@ class PRDCReadOut(ReadOut):
 
     def notes(self, stream: Stream) -> list[str]:
         """Say what the numbers of rows do."""
-        note = self.neighbourhood(stream).note
-        return [] if note is None else [note]
+        return self.neighbourhood(stream).notes()
 
     def details(self, stream: Stream) -> dict[str, Any]:
         """Name the samples that lie in no ball of the reference, and the reference's whose ball holds no sample."""

@@ -117,7 +117,7 @@ def fid(rows: Tensor, reference: Tensor, part: int) -> Found:
 
 
 RUNS: dict[str, tuple[str, Callable[[Tensor, Tensor, int], Found]]] = {
-    "one_run": ("clipconformity, all of them with intervals", one_run),
+    "one_run": ("clipconformity, one run with intervals", one_run),
     "cmmd": ("CMMD over all pairs", cmmd),
     "vendi": ("Vendi score from N x N", vendi),
     "fid": ("FID of torchmetrics", fid),
@@ -155,11 +155,12 @@ def draw(taken: dict[str, dict[str, Any]], title: str, path: Path) -> None:
         own, whole = name == "one_run", one["how"] == "in full"
         axes.barh(place, one["seconds"], color="#0072b2" if own else "#bbbbbb", hatch=None if whole else "//",
                   edgecolor="white", linewidth=0)  # fmt: skip
-        told = f"{one['seconds']:,.3g} s" + ("" if whole else " (scaled)")
+        told = f"{one['seconds']:,.{0 if one['seconds'] >= 100 else 1}f} s" + ("" if whole else " (scaled)")
         axes.text(one["seconds"] * 1.15, place, told, va="center", fontsize=9)
     axes.set_yticks(range(len(taken)), [RUNS[name][0] for name in reversed(taken)])
     axes.set_xscale("log")
-    axes.set_xlim(right=axes.get_xlim()[1] * 12)
+    seconds = [max(one["seconds"], 0.01) for one in taken.values()]
+    axes.set_xlim(min(1.0, min(seconds) / 2), max(seconds) * 40)
     axes.set_xlabel("seconds of processor time, log scale")
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,12 +1,13 @@
 """One run with all metrics of a stream, beside the peers' definitions run one after the other on the same embeddings.
 
-Each runs in a process of its own: seconds, and the peak of its memory above what the embeddings take. What grows with
-the square or the cube of N is timed on fewer rows and scaled, and says so; its memory is that of the matrices which the
-published code holds.
+Each runs in a process of its own: seconds of processor time, and the peak of its memory above what the embeddings take.
+What grows with the square or the cube of N is timed on fewer rows and scaled, and says so; its memory is that of the
+matrices which the published code holds.
 
 - CMMD: the Gaussian kernel over all pairs, as published, here in blocks.
 - Vendi score: the eigenvalues of the N x N matrix of cosines, as published.
 - FID: torchmetrics' on the same features.
+- KID: torchmetrics' on the same features, with the cubic kernel over 100 subsets of 1,000 rows that is its default.
 
 None of the peers gives an uncertainty. The one run gives cosine MMD with its halves, CMMD, Vendi, RKE and Frechet with
 intervals, noise floors and values at equal N, beside the core of every score.
@@ -22,7 +23,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,7 +48,7 @@ def one_run(rows: Tensor, reference: Tensor, part: int) -> Found:
     from clipconformity.evaluation.scoring import choose, read_figures
     from clipconformity.stream.stream import Needs, Stream
 
-    start = time.perf_counter()
+    start = time.process_time()
     built = ReferenceSet.fit(reference.split(BATCH))
     chosen = choose(METRICS)
     needs = Needs()
@@ -57,19 +59,19 @@ def one_run(rows: Tensor, reference: Tensor, part: int) -> Found:
         stream.update(batch)
     figures = read_figures(chosen, stream, 1000).figures
     names = ("cosine_mmd", "cosine_mmd_typicality", "cosine_mmd_variety", "cmmd", "vendi", "frechet")
-    return Found(time.perf_counter() - start, {name: float(figures[name].value or 0) for name in names})
+    return Found(time.process_time() - start, {name: float(figures[name].value or 0) for name in names})
 
 
 def cmmd(rows: Tensor, reference: Tensor, part: int) -> Found:
     sides = [x / x.norm(dim=1, keepdim=True) for x in (rows, reference)]
-    start, means = time.perf_counter(), []
+    start, means = time.process_time(), []
     for first, second in ((0, 0), (1, 1), (0, 1)):
         some, total = sides[first][:part], 0.0
         for block in some.split(BATCH):
             total += float(torch.expm1((block @ sides[second].T - 1) / 100).double().sum())
         means.append(total / (len(some) * len(sides[second])))
     count = len(rows)
-    taken = (time.perf_counter() - start) * count / min(part, count)
+    taken = (time.process_time() - start) * count / min(part, count)
     how = "in full" if part >= count else f"{part} rows timed, scaled"
     matrices = 4 * (len(rows) ** 2 + len(reference) ** 2 + len(rows) * len(reference)) / 1e9
     return Found(taken, {"cmmd": 1000 * (means[0] + means[1] - 2 * means[2])}, matrices, how)
@@ -77,12 +79,24 @@ def cmmd(rows: Tensor, reference: Tensor, part: int) -> Found:
 
 def vendi(rows: Tensor, reference: Tensor, part: int) -> Found:
     some = rows[:part] / rows[:part].norm(dim=1, keepdim=True)
-    start = time.perf_counter()
+    start = time.process_time()
     values = torch.linalg.eigvalsh(some @ some.T / len(some)).clamp_min(1e-12)
     value = float((-(values * values.log()).sum()).exp())
-    taken = (time.perf_counter() - start) * (len(rows) / len(some)) ** 3
+    taken = (time.process_time() - start) * (len(rows) / len(some)) ** 3
     how = "in full" if part >= len(rows) else f"{part} rows timed, scaled by the cube"
     return Found(taken, {f"vendi of {len(some)}": value}, 4 * len(rows) ** 2 / 1e9, how)
+
+
+def kid(rows: Tensor, reference: Tensor, part: int) -> Found:
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    start = time.process_time()
+    metric = KernelInceptionDistance(feature=torch.nn.Identity(), subset_size=min(1000, len(rows)))
+    for real, side in ((True, reference), (False, rows)):
+        for batch in side.split(BATCH):
+            metric.update(batch, real=real)
+    mean, spread = metric.compute()
+    return Found(time.process_time() - start, {"kid": float(mean), "its spread": float(spread)})
 
 
 def fid(rows: Tensor, reference: Tensor, part: int) -> Found:
@@ -94,19 +108,20 @@ def fid(rows: Tensor, reference: Tensor, part: int) -> Found:
         def forward(self, x: Tensor) -> Tensor:
             return x.flatten(1)
 
-    start = time.perf_counter()
+    start = time.process_time()
     metric = FrechetInceptionDistance(feature=Features(), input_img_size=(rows.shape[1], 1, 1), normalize=True)
     for real, side in ((True, reference), (False, rows)):
         for batch in side.split(BATCH):
             metric.update(batch.double()[:, :, None, None], real=real)
-    return Found(time.perf_counter() - start, {"frechet": float(metric.compute())})
+    return Found(time.process_time() - start, {"frechet": float(metric.compute())})
 
 
 RUNS: dict[str, tuple[str, Callable[[Tensor, Tensor, int], Found]]] = {
-    "one_run": ("clipconformity, all of them with intervals", one_run),
+    "one_run": ("clipconformity, one run with intervals", one_run),
     "cmmd": ("CMMD over all pairs", cmmd),
     "vendi": ("Vendi score from N x N", vendi),
     "fid": ("FID of torchmetrics", fid),
+    "kid": ("KID of torchmetrics, of subsets", kid),
 }
 
 
@@ -130,6 +145,36 @@ def alone(options: argparse.Namespace) -> None:
     print(json.dumps(found._asdict() | {"memory": memory() - before}))
 
 
+def draw(taken: dict[str, dict[str, Any]], title: str, path: Path) -> None:
+    """Draw the seconds of each as bars on a log axis: full where it ran so, hatched where it was scaled."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axes = figure.subplots()
+    for place, (name, one) in enumerate(reversed(taken.items())):
+        own, whole = name == "one_run", one["how"] == "in full"
+        axes.barh(place, one["seconds"], color="#0072b2" if own else "#bbbbbb", hatch=None if whole else "//",
+                  edgecolor="white", linewidth=0)  # fmt: skip
+        told = f"{one['seconds']:,.{0 if one['seconds'] >= 100 else 1}f} s" + ("" if whole else " (scaled)")
+        axes.text(one["seconds"] * 1.15, place, told, va="center", fontsize=9)
+    axes.set_yticks(range(len(taken)), [RUNS[name][0] for name in reversed(taken)])
+    axes.set_xscale("log")
+    seconds = [max(one["seconds"], 0.01) for one in taken.values()]
+    axes.set_xlim(min(1.0, min(seconds) / 2), max(seconds) * 40)
+    axes.set_xlabel("seconds of processor time, log scale")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def run_alone(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Run one of them in a process of its own, and give what it took."""
+    command = [sys.executable, __file__, "--only", name]
+    for option in ("count", "dim", "part", "threads"):
+        command += [f"--{option}", str(getattr(options, option))]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=50_000, help="embeddings of either side (default: %(default)s)")
@@ -137,21 +182,23 @@ def main() -> int:
     parser.add_argument("--part", type=int, default=2000, help="rows timed of what is scaled (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of all (default: %(default)s)")
     parser.add_argument("--only", choices=RUNS, help="run one of them, and print JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the seconds as bars: .svg or .png")
     options = parser.parse_args()
     if options.only:
         alone(options)
         return 0
-    print(f"{options.count} + {options.count} x {options.dim} float32, {options.threads} thread(s).\n")
+    title = f"{options.count:,} + {options.count:,} x {options.dim} float32, {options.threads} thread(s)"
+    print(f"{title}.\n")
     print("| | seconds | how | memory, GB | values |")
     print("|---|---|---|---|---|")
+    taken = {}
     for name, (about, _) in RUNS.items():
-        command = [sys.executable, __file__, "--only", name]
-        for option in ("count", "dim", "part", "threads"):
-            command += [f"--{option}", str(getattr(options, option))]
-        one = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        one = taken[name] = run_alone(name, options)
         needed = one["memory"] if one["gigabytes"] is None else one["gigabytes"]
         values = ", ".join(f"{key} {value:.4f}" for key, value in one["values"].items())
         print(f"| {about} | {one['seconds']:.1f} | {one['how']} | {needed:.2f} | {values} |", flush=True)
+    if options.plot is not None:
+        draw(taken, title, options.plot)
     return 0
 
 

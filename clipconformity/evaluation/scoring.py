@@ -120,6 +120,7 @@ def read_figures(
     Raises:
         ValueError: As :func:`score`.
     """
+    stream.checked(min_samples=max(one.min_samples for one in chosen))  # told at once, not one read-out at a time
     values, lower_bound = _read(chosen, stream, resamples)
     contrast = stream.contrast("score")
     verdicts = judge(contrast, margins)

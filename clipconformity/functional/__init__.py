@@ -26,7 +26,7 @@ from clipconformity.functional.geometry import (
 from clipconformity.functional.interpolation import slerp, vslerp
 from clipconformity.functional.likelihood import SingularWarning, frechet_distance, log_likelihood, whiten
 from clipconformity.functional.mmd import MMDHalves, cmmd, cosine_mmd, mmd_halves
-from clipconformity.functional.neighbours import Nearest, PRDCResult, nearest, prdc
+from clipconformity.functional.neighbours import Nearest, PRDCResult, authenticity, nearest, prdc
 from clipconformity.functional.ranks import RankCorrelation, rank_correlation
 from clipconformity.functional.separability import LinearSeparability, linear_separability
 from clipconformity.functional.sweep import ShiftGrid, ShiftSweep, shift_grid, shift_sweep
@@ -49,6 +49,7 @@ __all__ = [
     "ThinShell",
     "Tilt",
     "alignment",
+    "authenticity",
     "clip_score",
     "cmmd",
     "conformity",

@@ -234,8 +234,10 @@ def fit_lines(exact: Tensor, estimate: Tensor) -> ConformityFit:
     """Least squares both ways between two vectors of conformities in float64.
 
     Raises:
-        ValueError: If either does not vary.
+        ValueError: If there are fewer than three, or either does not vary.
     """
+    if len(exact) < 3:  # two have one conformity, that of either to the other
+        raise ValueError(f"embeddings: expected at least 3 samples for a line, got {len(exact)}; add samples.")
     dx, dy = estimate - estimate.mean(), exact - exact.mean()
     if not bool((dx.abs().max() > 1e-7) & (dy.abs().max() > 1e-7)):
         raise ValueError("embeddings: all samples have the same conformity, so no line can be fitted.")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from clipconformity.functional.distances import ROWS, ball_blocks, largest, placed, reach, slices
 from clipconformity.functional.linalg import full_precision, result_dtype, units
 from clipconformity.functional.validation import check_rows, check_same_dim
 
-ROWS, COLUMNS = 1024, 1024
-"""Rows and columns of the largest block of a matrix of pairs."""
-ROUNDING = 1e-12
-"""Share of the squared norms within which a squared distance is no smaller than another: copies lie on the edges of
-balls, which are outside, and float64 would decide for each block anew."""
+TIE = 16
+"""Roundings within which two cosines are one."""
 
 
 class PRDCResult(NamedTuple):
@@ -65,7 +62,7 @@ def prdc(embeddings: Tensor, reference: Tensor, k: int = 5) -> PRDCResult:
         k: Neighbours that a ball reaches over.
 
     Returns:
-        A :class:`PRDCResult` of scalars. The distances are taken in float64 and in blocks: memory is O((N + M) D).
+        A :class:`PRDCResult` of scalars, as of distances in float64, which are taken in blocks: memory is O((N + M) D).
 
     Raises:
         TypeError: If an argument is not a floating-point tensor, or ``k`` is not a whole number.
@@ -97,9 +94,9 @@ class Coverage(NamedTuple):
     covered: Tensor
     """Whether the ball of each reference row holds an embedding, ``(M,)``."""
     apart: Tensor
-    """Squared distance of each embedding to the nearest reference row, ``(N,)``."""
+    """Squared distance of each embedding to the nearest reference row, ``(N,)``, to the rounding of float32."""
     reference_apart: Tensor
-    """Squared distance of each reference row to the nearest embedding, ``(M,)``."""
+    """Squared distance of each reference row to the nearest embedding, ``(M,)``, likewise."""
     k: int
     """Neighbours that a ball reaches over."""
 
@@ -112,18 +109,19 @@ class Coverage(NamedTuple):
 
 def cover(embeddings: Tensor, reference: Tensor, k: int) -> Coverage:
     """Find who lies in whose balls, of checked rows ``(N, D)`` and ``(M, D)``, N and M > k."""
-    mine, theirs = _centred(embeddings, reference)
-    reach, their_reach = (_reach(rows, k) for rows in (mine, theirs))
-    balls = torch.zeros(len(mine), dtype=torch.int64, device=mine.device)
-    covered, recalled = (torch.zeros(len(theirs), dtype=torch.bool, device=mine.device) for _ in range(2))
-    apart, their_apart = (torch.full_like(one, torch.inf) for one in (reach, their_reach))
-    for rows, columns, distance in _distance_blocks(theirs, mine):
-        hit = distance < their_reach[rows, None]
-        balls[columns] += hit.sum(0)
-        covered[rows] |= hit.any(1)
-        recalled[rows] |= (distance < reach[columns]).any(1)
-        apart[columns] = torch.minimum(apart[columns], distance.amin(0))
-        their_apart[rows] = torch.minimum(their_apart[rows], distance.amin(1))
+    mine, theirs, scale = placed(embeddings, reference)
+    own_reach, their_reach = reach(mine, k), reach(theirs, k)
+    balls = torch.zeros(len(own_reach), dtype=torch.int64, device=own_reach.device)
+    covered, recalled = (torch.zeros_like(their_reach, dtype=torch.bool) for _ in range(2))
+    apart, their_apart = (torch.full_like(one, torch.inf) for one in (own_reach, their_reach))
+    for block in ball_blocks(theirs, mine, (their_reach, own_reach)):
+        (covers, held), (recalls, _) = block.in_first, block.in_second
+        balls += torch.bincount(held, minlength=len(balls))
+        covered[covers], recalled[recalls] = True, True
+        rows, columns = block.rows, block.columns
+        apart[columns] = torch.minimum(apart[columns], block.distance.amin(0))
+        their_apart[rows] = torch.minimum(their_apart[rows], block.distance.amin(1))
+    apart, their_apart = (one.clamp_min(0) / scale for one in (apart, their_apart))
     return Coverage(balls, recalled, covered, apart, their_apart, k)
 
 
@@ -160,21 +158,78 @@ def nearest(embeddings: Tensor, reference: Tensor | HasUnits | None = None, k: i
     """
     check_neighbours(k)
     rows = units(check_rows(embeddings, min_rows=k + 1 if reference is None else 1))
-    others = rows
+    others = None
     if reference is not None:
         given = reference if isinstance(reference, Tensor) or not hasattr(reference, "units") else reference.units
         others = units(check_rows(given, "reference", k)).to(rows)
         check_same_dim(rows, others.shape[1], "embeddings", "reference")
-    cosine, index = _largest(rows, others, rows.new_zeros(len(others)), k, own=reference is None)
+    cosine, index = largest(rows, others, k)
     return Nearest(cosine.clamp(-1, 1).to(embeddings.device, result_dtype(embeddings)), index.to(embeddings.device))
+
+
+@full_precision
+def authenticity(embeddings: Tensor, reference: Tensor | HasUnits) -> Tensor:
+    r"""Share of embeddings that are no nearer to the reference than the reference is to itself.
+
+    An embedding is authentic where it is farther from its nearest reference row r than r is from the nearest other
+    reference row; where both are as far, as with a copy of a row that the reference has twice, it is not:
+
+    .. math:: \frac{1}{N} \sum_v 1\left[d(v, r_v) > \min_{s \ne r_v} d(r_v, s)\right]
+
+    with d the distance of unit vectors, that is by cosine. 0 where all are copies. New embeddings of the reference's
+    own kind do not have 1: they are authentic unless they and r are each other's nearest, which is so for 2/3 of them
+    in one dimension, and for 1/2 in many where no row is near to all. Far off the reference all are authentic.
+
+    Args:
+        embeddings: Evaluated embeddings ``(N, D)`` of any scale.
+        reference: Reference embeddings ``(M, D)``, M >= 2, or a ``ReferenceSet``, of which its row sample is taken.
+
+    Returns:
+        A scalar in [0, 1]; low where embeddings are drawn to single reference rows.
+
+    Raises:
+        TypeError: If an argument is not a floating-point tensor.
+        ValueError: If dimensions differ, there are too few rows, or a row is zero, NaN or infinite.
+
+    Source: Alaa et al., *How Faithful is your Synthetic Data?*, ICML 2022, on raw features.
+
+    Example:
+        >>> import torch
+        >>> angle = torch.tensor([0.0, 0.4, 1.0])
+        >>> reference = torch.stack([angle.cos(), angle.sin()], 1)
+        >>> new = torch.tensor([0.1, 0.75])
+        >>> authenticity(torch.stack([new.cos(), new.sin()], 1), reference)
+        tensor(0.)
+    """
+    given = reference if isinstance(reference, Tensor) or not hasattr(reference, "units") else reference.units
+    theirs = check_rows(given, "reference", 2).to(embeddings.device, result_dtype(embeddings))
+    found = nearest(embeddings, theirs)
+    own = nearest(theirs).cosine[:, 0]
+    dtype = found.cosine.dtype
+    share = is_authentic(found.cosine[:, 0], own[found.index[:, 0]], dtype)
+    return share.mean(dtype=torch.float64).to(dtype)
+
+
+def is_authentic(cosine: Tensor, own: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether rows are farther from their nearest row than that is from another one, by more than rounding.
+
+    Args:
+        cosine: Of each row to its nearest, ``(N,)``.
+        own: Of that to the nearest other of its set, ``(N,)``.
+        dtype: What the cosines were taken in.
+    """
+    return own - cosine > TIE * torch.finfo(dtype).eps
 
 
 def close_counts(units: Tensor, least: float) -> Tensor:
     """Number of unit rows ``(N, D)`` whose cosine to each is at least so much, itself included, ``(N,)``."""
     counts = torch.zeros(len(units), dtype=torch.int64, device=units.device)
-    for row in _slices(len(units), ROWS):
-        for column in _slices(len(units), COLUMNS):
-            counts[row] += (units[row] @ units[column].T >= least).sum(1)
+    for row in slices(len(units), ROWS):
+        for column in slices(len(units), ROWS)[row.start // ROWS :]:
+            close = units[row] @ units[column].T >= least
+            counts[row] += close.sum(1)
+            if column != row:
+                counts[column] += close.sum(0)
     return counts
 
 
@@ -189,54 +244,3 @@ def check_neighbours(k: object) -> None:
         raise TypeError(f"k: expected a whole number of neighbours, got {k!r}.")
     if k < 1:
         raise ValueError(f"k: expected at least 1 neighbour, got {k}.")
-
-
-def _centred(rows: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Take the reference's mean off both sets, in float64: distances stay, and far from the origin they round less."""
-    center = reference.mean(0, dtype=torch.float64)
-    return rows.double() - center, reference.double() - center
-
-
-def _reach(rows: Tensor, k: int) -> Tensor:
-    """Squared distance of each row to its k-th nearest other row, ``(N,)``."""
-    square = rows.square().sum(1)
-    return (square - _largest(2 * rows, rows, -square, k, own=True)[0][:, -1]).clamp_min(0)
-
-
-def _distance_blocks(rows: Tensor, others: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Give the squared distances of two sets of rows block by block, each up by what rounding may take off."""
-    squares = [(1 + ROUNDING) * side.square().sum(1) for side in (rows, others)]
-    for row in _slices(len(rows), ROWS):
-        for column in _slices(len(others), COLUMNS):
-            distance = (rows[row] @ others[column].T).mul_(-2)
-            yield row, column, distance.add_(squares[0][row, None]).add_(squares[1][column])
-
-
-def _largest(rows: Tensor, others: Tensor, bias: Tensor, k: int, *, own: bool) -> tuple[Tensor, Tensor]:
-    """The k largest of ``rows @ others.T + bias`` in each row, descending, and where they are.
-
-    Args:
-        rows: ``(N, D)``.
-        others: ``(M, D)``.
-        bias: ``(M,)``.
-        k: How many.
-        own: Whether row i and other i are the same, and so no neighbours.
-    """
-    values, places = [], []
-    for row in _slices(len(rows), ROWS):
-        best, where = rows.new_empty(len(rows[row]), 0), bias.new_empty(len(rows[row]), 0, dtype=torch.int64)
-        for column in _slices(len(others), COLUMNS):
-            found = (rows[row] @ others[column].T).add_(bias[column])
-            if own:
-                found.diagonal(row.start - column.start).fill_(-torch.inf)
-            top, place = found.topk(min(k, found.shape[1]), dim=1)
-            best, where = torch.cat([best, top], 1), torch.cat([where, place + column.start], 1)
-            best, order = best.topk(min(k, best.shape[1]), dim=1)
-            where = where.gather(1, order)
-        values.append(best)
-        places.append(where)
-    return torch.cat(values), torch.cat(places)
-
-
-def _slices(count: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]

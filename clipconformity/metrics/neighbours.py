@@ -66,10 +66,11 @@ class PRDC(EmbeddingMetric):
     def off_manifold(self) -> list[str]:
         """Ids of the samples that lie in no ball of the reference, the farthest first; those given with ``ids=``."""
         with self._read_stream() as stream:
-            return self.readout.off_manifold(stream)[2]
+            return self.readout.neighbourhood(stream).off_manifold(stream.evaluated.names)[1]
 
     @full_precision
     def uncovered(self) -> list[str]:
         """Ids of the reference's rows whose ball holds no sample, the farthest first; those it was given with."""
         with self._read_stream() as stream:
-            return self.readout.uncovered(stream)[2]
+            names = stream.needed_reference("PRDC").moments.names
+            return self.readout.neighbourhood(stream).uncovered(names)[1]

@@ -11,8 +11,7 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor
 
-from clipconformity.functional.likelihood import gaussian_distance
-from clipconformity.functional.linalg import covariance_of
+from clipconformity.functional.likelihood import factor_of, factored_distance, fitted
 from clipconformity.functional.resampling import student_quantile
 from clipconformity.stream.equal_n import subsamples
 from clipconformity.stream.pairs import Side
@@ -87,16 +86,33 @@ def noise_floor(mine: Side, theirs: Side, generator: torch.Generator) -> Tensor:
     total, found = rows.T @ rows, []
     for _ in range(SPLITS):
         order = torch.rand(len(rows), generator=generator)[number].argsort(stable=True)
-        fewer = rows[order[: kept[0]]]
-        own, mean = fewer.T @ fewer, fewer.mean(0)
-        others = -mean * kept[0] / kept[1]  # the mean of all is 0
-        found.append(
-            gaussian_distance(mean, _covariance(own, mean, kept[0]), others, _covariance(total - own, others, kept[1]))
-        )
+        found.append(factored_distance(*_dealt(rows, order, kept[0], total)))
     draws = torch.stack(found)
     high = student_quantile(0.95, SPLITS - 1) * (1 + 1 / SPLITS) ** 0.5
     scale = sum(1 / moments.total.cpu() for _, moments in (mine, theirs)) / sum(1 / size for size in kept)
     return (draws.mean() + high * draws.std()) * scale
+
+
+def _dealt(rows: Tensor, order: Tensor, size: int, total: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Mean and factor of the covariance of the first ``size`` rows of an order, and of the others.
+
+    Args:
+        rows: Rows whose mean is 0, ``(N, D)``.
+        order: Their numbers, ``(N,)``.
+        size: At most half of N.
+        total: Their second moment times N; what is not of the first is of the others.
+    """
+    parts = order.tensor_split([size])
+    first = rows[parts[0]]
+    if len(parts[1]) < rows.shape[1]:
+        return [fitted(first), fitted(rows[parts[1]])]
+    squares, mean = first.T @ first, first.mean(0)
+    left = -mean * size / len(parts[1])
+    few = size < rows.shape[1]
+    return [
+        fitted(first) if few else (mean, factor_of(_covariance(squares, mean, size))),
+        (left, factor_of(_covariance(total - squares, left, len(parts[1])))),
+    ]
 
 
 def _covariance(squares: Tensor, mean: Tensor, count: int) -> Tensor:
@@ -104,4 +120,4 @@ def _covariance(squares: Tensor, mean: Tensor, count: int) -> Tensor:
 
 
 def _distance(first: Tensor, second: Tensor) -> Tensor:
-    return gaussian_distance(*covariance_of(first), *covariance_of(second))
+    return factored_distance(fitted(first), fitted(second))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,12 +10,8 @@ from torch import Tensor
 
 from clipconformity.functional.neighbours import Coverage, cover, expected_coverage
 from clipconformity.functional.resampling import Estimate, Interval, estimated_share
-from clipconformity.stream.row_sample import Sample, mix
-
-SPLITS, PARTS = 4, 16
-"""How often the buckets are split for the uncertainty, and into how many parts at most."""
-FEWEST, FEWEST_GROUPS = 5, 4
-"""Rows of a part, in units of k, and groups of a part, on the side that has fewer."""
+from clipconformity.stream.parts import independent, missing_spread, of_share, spread_of_parts
+from clipconformity.stream.row_sample import Sample
 
 
 @dataclass(frozen=True)
@@ -50,13 +45,7 @@ class Neighbourhood:
 
     @cached_property
     def intervals(self) -> list[Interval]:
-        """95% intervals of the four: of what sets of these sizes have on average.
-
-        Leaving rows out in turn overstates the spread of figures of nearest neighbours, by 20% to 140% in simulations,
-        and redrawing rows makes neighbours of copies. So both sides are split by their groups into parts, and the
-        figures of the parts are compared. Each figure is a mean of what rows find near them: its variance goes with
-        1/N, and is to that of a share of independent rows as it is in a part.
-        """
+        """95% intervals of the four: of what sets of these sizes have on average."""
         value, (spread, degrees) = self.values, self._spread
         estimates = [Estimate(v, s, degrees) for v, s in zip(value, spread, strict=True)]
         counts = [independent(self.evaluated), independent(self.reference)]
@@ -71,46 +60,43 @@ class Neighbourhood:
     @cached_property
     def _spread(self) -> tuple[Tensor, float]:
         """Standard errors of the four, ``(4,)``, and their degrees of freedom; 0 where there are too few rows."""
-        sides = self.evaluated, self.reference
-        rows, groups = min(len(side.keys) for side in sides), min(map(independent, sides))
-        parts = min(PARTS, rows // (FEWEST * self.k), int(groups / FEWEST_GROUPS))
-        if parts < 2:
-            return torch.full((4,), math.nan).double(), 0.0
-        found = torch.stack([self._of_parts(parts, split) for split in range(SPLITS)])  # (SPLITS, parts, 4)
-        whole, part = _scale(self.values), _scale(found.mean((0, 1)))
-        variance = found.var(1).mean(0) / parts * torch.where(part > 0, whole / part, 1.0)
-        return variance.sqrt(), float(SPLITS * (parts - 1))
+        return spread_of_parts((self.evaluated, self.reference), self.k, self._figures, _scale, self.values)
 
-    def _of_parts(self, parts: int, split: int) -> Tensor:
-        """Figures of each part of a split, ``(parts, 4)``: groups go together, those of both sides to the same part."""
-        dealt = [
-            [side.rows[part].double() for part in mix(side.groups, split).argsort(stable=True).tensor_split(parts)]
-            for side in (self.evaluated, self.reference)
-        ]
-        found = [cover(mine, theirs, self.k).result() for mine, theirs in zip(*dealt, strict=True)]
-        return torch.stack([torch.stack(list(one)) for one in found])
+    def _figures(self, mine: Sample, theirs: Sample) -> Tensor:
+        return torch.stack(list(cover(mine.rows.double(), theirs.rows.double(), self.k).result()))
 
-    @property
-    def note(self) -> str | None:
-        """What unequal numbers of rows do to the figures; None where they are equal."""
+    def off_manifold(self, names: dict[int, str]) -> tuple[int, list[str]]:
+        """Number of the samples in no ball of the reference, and their names, the farthest from it first."""
+        return _named(self.coverage.balls == 0, self.coverage.apart, self.evaluated, names)
+
+    def uncovered(self, names: dict[int, str]) -> tuple[int, list[str]]:
+        """Number of the reference's rows whose ball holds no sample, and their names, likewise."""
+        return _named(~self.coverage.covered, self.coverage.reference_apart, self.reference, names)
+
+    def notes(self) -> list[str]:
+        """What unequal numbers of rows do to the figures, and what intervals need that are not there."""
         mine, theirs = len(self.evaluated.keys), len(self.reference.keys)
+        names = "precision, recall, density and coverage"
+        missing = missing_spread(names, (self.evaluated, self.reference), self.k)
         if mine == theirs:
-            return None
+            return missing
         usual = expected_coverage(mine, theirs, self.k)
-        return (
-            f"precision, recall, density and coverage rest on {mine} samples and {theirs} of the reference: compare "
-            f"them with figures at these numbers only (coverage would be {usual:.3f} if nothing differed)."
-        )
+        return [
+            f"{names} rest on {mine} samples and {theirs} of the reference: compare them with figures at these numbers "
+            f"only (coverage would be {usual:.3f} if nothing differed).",
+            *missing,
+        ]
 
 
 def _scale(values: Tensor) -> Tensor:
-    """Variance of one row's share p, p (1 - p); of a density, of which one row's is about as large, the density."""
-    scale = values * (1 - values)
+    """Variance of one row's share; of a density, of which one row's is about as large, the density."""
+    scale = of_share(values)
     scale[2] = values[2]
     return scale
 
 
-def independent(sample: Sample) -> float:
-    """How many independent rows a sample is worth: its groups, of which a row without one is its own."""
-    sizes = sample.groups.unique(return_counts=True)[1].double()
-    return float(sizes.sum() ** 2 / sizes.square().sum())
+def _named(chosen: Tensor, apart: Tensor, sample: Sample, names: dict[int, str]) -> tuple[int, list[str]]:
+    rows = chosen.nonzero()[:, 0]
+    rows = rows[apart[rows].argsort(descending=True, stable=True)]
+    ids = dict.fromkeys(sample.ids[rows].tolist())
+    return len(rows), [names[one] for one in ids if one in names]

@@ -428,10 +428,29 @@ def test_files_with_and_without_groups_are_refused(folder, capsys):
     assert_refused(capsys, folder, ["reference", *files, "-o", folder / "n.safetensors"], "groups")
 
 
-def test_too_few_samples_for_a_kl_are_refused(folder, capsys):
-    bad = save(folder, EVALUATED[:9])
-    arguments = ["score", "--embeddings", bad, "--reference", folder / "r.safetensors"]
-    assert_refused(capsys, folder, arguments, "expected at least 10 samples, got 9")
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 9])
+def test_too_few_samples_are_refused_with_the_number_that_is_needed(count, folder, capsys):
+    bad = save(folder, EVALUATED[:count])
+    arguments = ["score", "--embeddings", bad, "--reference", folder / "r.safetensors", "--metrics", "all"]
+    assert_refused(capsys, folder, arguments, f"expected at least 10 samples, got {count}")
+
+
+def test_what_ten_samples_do_not_tell_is_null_and_a_note_says_what_it_needs(folder, capsys):
+    few = save(folder, EVALUATED[:10])
+    assert (
+        main(["score", "--embeddings", str(few), "--reference", str(folder / "r.safetensors"), "--metrics", "all"]) == 0
+    )
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # of NaN and infinite
+    notes = " ".join(found["notes"])
+    for name, words in (
+        ("frechet_infinite_n", "frechet_infinite_n needs at least"),
+        ("precision_low", "the intervals of precision, recall, density and coverage need at least 50 rows"),
+        ("authenticity_low", "the intervals of authenticity need at least 50 rows"),
+    ):
+        assert found[name] is None
+        assert words in notes
+    values = ("cosine_mmd", "cmmd", "vendi", "rke", "frechet", "precision", "nearest_cosine", "authenticity")
+    assert all(found[name] is not None for name in values)
 
 
 UNWRITABLE = {

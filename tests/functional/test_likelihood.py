@@ -17,6 +17,8 @@ import clipconformity as cc
 from clipconformity.functional.likelihood import (
     SingularWarning,
     _rounding,
+    factor_of,
+    fitted,
     frechet_distance,
     log_likelihood,
     whiten,
@@ -343,3 +345,18 @@ def test_likelihoods_without_shrinkage_under_a_fitted_reference_equal_scipy(size
     values = double(rows)
     expected = stats.multivariate_normal(values.mean(0), np.cov(values.T)).logpdf(double(held_out))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [9, 12, 40])
+def test_a_factor_is_one_of_the_covariance_for_few_rows_and_many(count, generator):
+    rows = torch.randn(count, 12, generator=generator) + 3
+    mean, factor = fitted(rows)
+    torch.testing.assert_close(mean, rows.double().mean(0))
+    torch.testing.assert_close(factor @ factor.T, torch.cov(rows.double().T))
+
+
+def test_a_factor_has_no_roots_of_rounding(generator):
+    """Cholesky goes through for some singular covariances, with a last pivot of rounding whose root is 1e-8."""
+    for _ in range(40):
+        half = torch.randn(12, 11, generator=generator, dtype=torch.float64)
+        assert float(torch.linalg.svdvals(factor_of(half @ half.T))[-1]) < 1e-12

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import brute_conformity, brute_self_conformity, double, ellipsoid_rows, unit
+from torchmetrics.image.kid import KernelInceptionDistance
 
 import clipconformity as cc
 from clipconformity.functional import cmmd, cosine_mmd, mmd, mmd_halves
@@ -39,6 +40,22 @@ def test_cosine_mmd_is_the_mean_of_the_cosines_of_all_pairs(sets):
     assert found == pytest.approx(brute_mmd(*sets, lambda a, b: a @ b.T, unbiased=True), rel=1e-6)
     assert (found.dtype, found.shape) == (torch.float32, ())
     assert cosine_mmd(*(x.double() for x in sets)).dtype == torch.float64
+
+
+@pytest.mark.filterwarnings("ignore:.*will save all extracted features:UserWarning")
+def test_cosine_mmd_is_the_kid_of_torchmetrics_with_a_linear_kernel(generator):
+    """Degree 1 on unit vectors, one subset of all rows: the kernel is the cosine and a constant, which cancels."""
+    sides = [ellipsoid_rows(300, 12, generator, offset=at) for at in (1.0, 1.4)]
+    metric = KernelInceptionDistance(
+        feature=torch.nn.Identity(), subsets=1, subset_size=300, degree=1, gamma=1.0, coef=1.0
+    )
+    for real, rows in zip((True, False), sides, strict=True):
+        for batch in (rows / rows.norm(dim=1, keepdim=True)).split(70):
+            metric.update(batch, real=real)
+    mean, spread = metric.compute()
+    assert float(spread) == 0
+    assert cosine_mmd(sides[1], sides[0]) == pytest.approx(float(mean), abs=2e-6)
+    assert float(mean) > 1e-3
 
 
 def test_the_halves_are_self_conformity_and_conformity_and_add_up(sets):

@@ -9,7 +9,7 @@ from helpers import double, ellipsoid_rows, unit
 from sklearn.metrics import pairwise_distances
 
 import clipconformity as cc
-from clipconformity.functional import nearest, neighbours, prdc
+from clipconformity.functional import authenticity, distances, nearest, neighbours, prdc
 from clipconformity.functional.neighbours import close_counts, cover, expected_coverage
 
 
@@ -47,16 +47,19 @@ def test_blocks_do_not_matter(generator, monkeypatch):
     far = cover(fake, real, 5)
     whole = prdc(fake, real), nearest(fake, real, 3), nearest(fake, k=3), close_counts(neighbours.units(fake), 0.9)
     monkeypatch.setattr(neighbours, "ROWS", 37)
-    monkeypatch.setattr(neighbours, "COLUMNS", 2)
+    monkeypatch.setattr(distances, "ROWS", 37)
+    monkeypatch.setattr(distances, "COLUMNS", 2)
     torch.testing.assert_close(prdc(fake, real), whole[0], rtol=0, atol=0)
-    torch.testing.assert_close(cover(fake, real, 5), far)
+    torch.testing.assert_close(cover(fake, real, 5), far, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(nearest(fake, real, 3), whole[1])
     torch.testing.assert_close(nearest(fake, k=3), whole[2])
     torch.testing.assert_close(close_counts(neighbours.units(fake), 0.9), whole[3])
 
 
-def test_the_edge_of_a_ball_is_outside_in_whatever_block(generator):
+@pytest.mark.parametrize("few", [distances.FEW, 0.0], ids=["pair by pair", "a block at once"])
+def test_the_edge_of_a_ball_is_outside_in_whatever_block(few, generator, monkeypatch):
     """Of a set against itself each ball holds its k - 1 nearest and its center: the k-th lies on the edge."""
+    monkeypatch.setattr(distances, "FEW", few)
     for size in (100, 1500):
         rows = torch.randn(size, 24, generator=generator, dtype=torch.float64)
         assert prdc(rows, rows.clone(), 4).density == 1
@@ -131,6 +134,12 @@ BAD = {
     "other dimension": (lambda x: nearest(x, x[:, :3]), ValueError, "has dimension 4 and reference has dimension 3"),
     "NaN": (lambda x: prdc(x, x / 0), ValueError, "reference: 20 of 20 rows are zero or hold NaN"),
     "zero": (lambda x: nearest(0 * x, x), ValueError, "embeddings: 20 of 20 rows are zero"),
+    "one of reference": (lambda x: authenticity(x, x[:1]), ValueError, "reference: expected at least 2 samples, got 1"),
+    "authentic dimension": (
+        lambda x: authenticity(x, x[:, :3]),
+        ValueError,
+        "dimension 4 and reference has dimension 3",
+    ),
     "list": (lambda x: nearest(x, x.tolist()), TypeError, "reference: expected a torch tensor"),
 }
 
@@ -140,3 +149,63 @@ def test_bad_input_is_refused(case, generator):
     call, kind, words = BAD[case]
     with pytest.raises(kind, match=words):
         call(torch.randn(20, 4, generator=generator))
+
+
+# --- authenticity ----------------------------------------------------------------------------------------------------
+
+
+def published_authenticity(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
+    """Alaa et al. (2022): a sample is authentic where its distance is above that of the row it is nearest to."""
+    fake, real = unit(double(embeddings)), unit(double(reference))
+    across, inside = pairwise_distances(fake, real), pairwise_distances(real)
+    np.fill_diagonal(inside, np.inf)
+    return float((across.min(1) > inside.min(1)[across.argmin(1)]).mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_authenticity_is_the_published_formula_on_unit_vectors(dtype, generator):
+    fake, real = (
+        ellipsoid_rows(1500, 12, generator, offset=1.1).to(dtype),
+        ellipsoid_rows(1200, 12, generator).to(dtype),
+    )
+    found = authenticity(fake, real)
+    assert found == pytest.approx(published_authenticity(fake, real), abs=1e-7)
+    assert 0.3 < found < 0.9
+    assert (found.dtype, found.shape) == (dtype, ())
+    assert authenticity(3 * fake, cc.ReferenceSet.fit(real)) == pytest.approx(float(found), abs=1e-6)
+
+
+def test_authenticity_is_the_published_formula_on_real_images(images, generator):
+    """Where the reference has no row twice: of such the published formula leaves a tie to rounding."""
+    once = images[nearest(images).cosine[:, 0] < 1 - 1e-5]
+    order = torch.randperm(len(once), generator=generator)
+    fake, real = once[order[:700]], once[order[700:]]
+    assert authenticity(fake, real) == pytest.approx(published_authenticity(fake, real), abs=1e-6)
+
+
+def test_simulated_copies_are_not_authentic(generator):
+    """Neither exact ones, nor of rows that the reference has twice, nor ones with a little noise."""
+    real, new = (torch.randn(400, 16, generator=generator) for _ in range(2))
+    real[200:220] = real[:20]
+    noise = 0.02 * torch.randn(400, 16, generator=generator)
+    assert authenticity(2 * real, real) == 0
+    assert authenticity(real[40:200] + noise[40:200], real) == 0
+    honest = authenticity(new, real)
+    for share in (0.25, 0.5):
+        mixed = torch.cat([new[int(400 * share) :], real[: int(400 * share)]])
+        expected = (1 - share) * authenticity(new[int(400 * share) :], real)
+        assert authenticity(mixed, real) == pytest.approx(float(expected), abs=1e-6)
+        assert authenticity(mixed, real) < honest
+
+
+def test_what_is_far_off_is_authentic(generator):
+    real = torch.randn(300, 16, generator=generator) + 3
+    assert authenticity(-real, real) == 1
+
+
+def test_a_third_of_new_points_on_a_circle_are_authentic():
+    """Two of three points on a line are nearest to their nearest (Clark and Evans 1955)."""
+    generator = torch.Generator().manual_seed(1)
+    angles = [6.283185307179586 * torch.rand(4000, generator=generator, dtype=torch.float64) for _ in range(2)]
+    fake, real = (torch.stack([angle.cos(), angle.sin()], 1) for angle in angles)
+    assert authenticity(fake, real) == pytest.approx(1 / 3, abs=0.03)

@@ -13,12 +13,14 @@ from helpers import double, ellipsoid_rows, unit
 
 import clipconformity as cc
 from clipconformity.evaluation import Source, SourceBatch, score, write_per_sample
-from clipconformity.functional import prdc
+from clipconformity.functional import authenticity, prdc
 from clipconformity.functional.resampling import jackknife_error
 from clipconformity.stream.closest import CANDIDATES, Closest
+from clipconformity.stream.copies import DUPLICATE, Copies
 from clipconformity.stream.moments import bucket_of
-from clipconformity.stream.neighbourhood import Neighbourhood, independent
-from clipconformity.stream.readouts.nearest import DUPLICATE, NearestReadOut
+from clipconformity.stream.neighbourhood import Neighbourhood
+from clipconformity.stream.parts import independent, of_parts
+from clipconformity.stream.readouts.nearest import NearestReadOut
 from clipconformity.stream.readouts.prdc import FIGURES, PRDCReadOut
 from clipconformity.stream.stream import Stream
 
@@ -139,7 +141,8 @@ def test_the_parts_are_as_many_as_rows_and_groups_allow_and_the_degrees_follow(g
 
 def test_each_split_has_other_parts_and_their_variance_is_taken_to_that_of_the_whole(generator):
     found = sides_of(120, 200, generator, 2)
-    splits = [found._of_parts(12, split) for split in range(4)]
+    sides = found.evaluated, found.reference
+    splits = [of_parts(sides, 12, split, found._figures) for split in range(4)]
     assert len({float(one.sum()) for one in splits}) == 4
     variance, p = torch.stack(splits).var(1).mean(0) / 12, torch.stack(splits).mean((0, 1))
     shares = [0, 1, 3]
@@ -342,6 +345,87 @@ def test_rows_of_one_group_are_no_neighbours_where_both_sides_have_groups(genera
         assert float(own["repeated_share"]) == share
     assert float(grouped["copied_share"]) == float(grouped["reference_repeated_share"]) == 0
     assert float(alone["copied_share"]) == float(alone["reference_repeated_share"]) == 1
+
+
+def test_authenticity_is_the_function_and_that_of_the_reference_leaves_each_row_out(copied):
+    rows, reference = copied
+    stream = read(NearestReadOut(), rows, fit(reference))
+    found = NearestReadOut().read(stream)
+    assert float(found["authenticity"]) == pytest.approx(float(authenticity(rows, reference)), abs=1e-6)
+    left_out = [
+        float(authenticity(reference[row, None], torch.cat([reference[:row], reference[row + 1 :]])))
+        for row in range(len(reference))
+    ]
+    assert float(found["reference_authenticity"]) == pytest.approx(np.mean(left_out), abs=1e-9)
+    ends = NearestReadOut().resample(stream, resamples=1)
+    for name in ("authenticity", "reference_authenticity"):
+        assert ends[f"{name}_low"] < found[name] < ends[f"{name}_high"]
+
+
+def test_with_groups_authenticity_is_that_among_rows_of_other_groups(generator):
+    """Each image of the reference is there twice, and each sample is of one of its images."""
+    images = torch.randn(80, 24, generator=generator) + 0.5
+    rows, groups = images.repeat_interleave(2, 0), torch.arange(80).repeat_interleave(2)
+    samples = rows + 0.01 * torch.randn(160, 24, generator=generator)
+    alone = NearestReadOut().read(read(NearestReadOut(), samples, cc.ReferenceSet.fit(rows)))
+    assert float(alone["authenticity"]) == 1  # farther than the reference's own repeats are
+    assert float(alone["reference_authenticity"]) == 0
+    grouped = NearestReadOut().read(read(NearestReadOut(), samples, cc.ReferenceSet.fit(rows, groups=groups), groups))
+    u, w, other = unit(double(samples)), unit(double(rows)), (groups[:, None] != groups).numpy()
+    across, own = np.where(other, u @ w.T, -1), np.where(other, w @ w.T, -1)
+    assert float(grouped["authenticity"]) == np.mean(across.max(1) < own.max(1)[across.argmax(1)] - 1e-6)
+    assert float(grouped["reference_authenticity"]) == np.mean(own.max(1) < own.max(1)[own.argmax(1)] - 1e-6)
+
+
+@pytest.mark.parametrize("copies", [0, 40])
+def test_the_interval_of_authenticity_holds_what_sets_of_these_sizes_have_on_average(copies):
+    """Of 60 runs each, of 120 samples against 240: at least 90%, and no wider than twice the spread."""
+    source = torch.Generator().manual_seed(3)
+    values, ends = [], []
+    for _ in range(60):
+        rows, others = ellipsoid_rows(120, DIM, source, offset=1.1), ellipsoid_rows(240, DIM, source)
+        rows[:copies] = others[:copies] * 1.001
+        found = Copies.of(cc.ReferenceSet.fit(rows).sample, cc.ReferenceSet.fit(others).sample, (False, False))
+        values.append(found.authentic())
+        ends.append(torch.tensor(found.authentic_intervals()))
+    value, interval = torch.stack(values), torch.stack(ends)
+    mean = value.mean(0)
+    held = ((interval[..., 0] <= mean) & (mean <= interval[..., 1])).double().mean(0)
+    assert (held >= 0.9).all(), held
+    assert ((interval[..., 1] - interval[..., 0]).mean(0) / (2 * 1.96 * value.std(0)) < 2).all()
+
+
+def test_groups_widen_the_interval_of_authenticity(generator):
+    images = ellipsoid_rows(60, DIM, generator)
+    rows = images.repeat_interleave(5, 0) + 0.3 * torch.randn(300, DIM, generator=generator)
+    reference = cc.ReferenceSet.fit(ellipsoid_rows(300, DIM, generator)).sample
+    widths = []
+    for groups in (torch.arange(60).repeat_interleave(5), None):
+        interval = Copies.of(cc.ReferenceSet.fit(rows, groups=groups).sample, reference, (False, False))
+        low, high = interval.authentic_intervals()[0]
+        widths.append(high - low)
+    assert widths[0] > 1.2 * widths[1]
+
+
+def test_too_few_rows_have_an_authenticity_without_an_interval(generator):
+    rows, others = ellipsoid_rows(20, DIM, generator), ellipsoid_rows(90, DIM, generator)
+    found = Copies.of(cc.ReferenceSet.fit(rows).sample, cc.ReferenceSet.fit(others).sample, (False, False))
+    assert bool(found.authentic().isfinite().all())
+    assert all(math.isnan(end) for interval in found.authentic_intervals() for end in interval)
+
+
+def test_rows_and_groups_that_intervals_need_are_told(generator):
+    """50 rows at k = 5, and eight groups, of the side that has fewer."""
+    reference = fit(ellipsoid_rows(90, DIM, generator))
+    for one, what in ((PRDCReadOut(), "precision, recall, density and coverage"), (NearestReadOut(), "authenticity")):
+        told = {}
+        for count, groups in ((49, None), (50, None), (60, torch.arange(60) % 7), (64, torch.arange(64) % 8)):
+            stream = read(one, ellipsoid_rows(count, DIM, generator), reference, groups)
+            told[count] = [note for note in one.notes(stream) if "the intervals of" in note]
+            assert bool(told[count]) == any(math.isnan(x) for x in one.resample(stream, resamples=1).values())
+        assert told[49] == [f"the intervals of {what} need at least 50 rows of either side; there are 49."]
+        assert told[60] == [f"the intervals of {what} need at least 8 groups of either side; there are 6.98."]
+        assert told[50] == told[64] == []
 
 
 # --- through score ---------------------------------------------------------------------------------------------------

@@ -230,19 +230,22 @@ def test_the_rows_that_an_extrapolation_needs_are_told(generator):
     assert told == [["frechet_infinite_n needs at least 64 rows of either side at 16 dimensions; there are 20."], []]
 
 
-def test_the_floor_is_where_a_further_split_of_all_rows_would_lie(generator, monkeypatch):
+@pytest.mark.parametrize("dim", [DIM, 60, 100], ids=["few dimensions", "between", "more dimensions than rows"])
+def test_the_floor_is_where_a_further_split_of_all_rows_would_lie(dim, generator, monkeypatch):
     """By the moments of each split, which add up to those of all rows, and Student's t of one more draw."""
     seen = []
 
-    def distance(mean, covariance, other_mean, other):
-        torch.testing.assert_close(50 * mean + 80 * other_mean, torch.zeros(DIM).double())
-        whole = 49 * covariance + 50 * torch.outer(mean, mean) + 79 * other + 80 * torch.outer(other_mean, other_mean)
+    def distance(one, other):
+        (mean, factor), (other_mean, other_factor) = one, other
+        torch.testing.assert_close(50 * mean + 80 * other_mean, torch.zeros(dim).double())
+        whole = 49 * factor @ factor.T + 50 * torch.outer(mean, mean)
+        whole += 79 * other_factor @ other_factor.T + 80 * torch.outer(other_mean, other_mean)
         torch.testing.assert_close(whole, total)
-        seen.append(float(covariance.trace()))
+        seen.append(float(factor.square().sum()))
         return torch.tensor(seen[-1]).double()
 
-    monkeypatch.setattr(frechet_sizes, "gaussian_distance", distance)
-    rows = [ellipsoid_rows(count, DIM, generator) for count in (50, 80)]
+    monkeypatch.setattr(frechet_sizes, "factored_distance", distance)
+    rows = [ellipsoid_rows(count, dim, generator) for count in (50, 80)]
     total = torch.cov(torch.cat(rows).double().T) * 129
     sides = [(side.sample, side.moments) for side in map(ReferenceSet.fit, rows)]
     found = float(noise_floor(*sides, generator))

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from clipconformity.functional.neighbours import nearest
 from clipconformity.functional.resampling import Estimate, estimated_share, jackknife
+from clipconformity.stream.copies import DUPLICATE, SHOWN, is_close
 from clipconformity.stream.moments import BUCKETS
 from clipconformity.stream.readouts.base import Field
-from clipconformity.stream.readouts.nearest import DUPLICATE, SHOWN
 
 ENDS = ("training_copied_share_low", "training_copied_share_high")
 FIELDS = (
@@ -50,7 +50,7 @@ class NearestElsewhere:
 
     def read(self) -> dict[str, Tensor]:
         """Give the fields; only the samples are drawn from something larger."""
-        copied = self._mean((self.cosine >= DUPLICATE).double())
+        copied = self._mean(is_close(self.cosine))
         near = self._mean(self.cosine)
         low, high = estimated_share(copied, float(len(self.rows)))
         values = (near.value, near.error, copied.value, low, high)

@@ -71,6 +71,14 @@ class EllipsoidReadOut(ReadOut):
         result["offset"] = torch.linalg.vector_norm(moments.mean) / covariance.trace().sqrt()
         return result | shape_intervals(moments.cpu(), result)
 
+    def notes(self, stream: Stream) -> list[str]:
+        """Say where there are too few rows for the condition of the spectrum."""
+        moments = stream.checked(min_samples=self.min_samples)
+        dim, count = len(moments.mean), int(moments.total)
+        if count > dim:
+            return []
+        return [f"spectrum_condition needs more samples than dimensions, {dim}; there are {count}."]
+
 
 def _condition(moments: Moments, covariance: Tensor) -> Tensor:
     """Largest over smallest eigenvalue; the sums it comes from round by their size, that of the mean included."""

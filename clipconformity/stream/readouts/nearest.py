@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from clipconformity.functional.neighbours import close_counts, nearest
-from clipconformity.functional.resampling import Estimate, Interval, ends_of, estimated_share
-from clipconformity.stream.closest import Closest
-from clipconformity.stream.neighbourhood import independent
+from clipconformity.functional.neighbours import nearest
+from clipconformity.functional.resampling import ends_of
+from clipconformity.stream.copies import DUPLICATE, Copies
 from clipconformity.stream.readouts.base import Batch, Field, ReadOut
 from clipconformity.stream.reference import ReferenceSet
-from clipconformity.stream.row_sample import Sample
 from clipconformity.stream.stream import Needs, Stream
 
-DUPLICATE = 0.98
-"""Cosine from which two rows are near-duplicates: different images of MS-COCO, and different captions, stay below."""
-SHOWN = 10
-"""Most samples that are named of those that are copied, and of those that are repeated."""
 NEAR = f"a near-duplicate (cosine of {DUPLICATE} or more)"
 FIGURES = (
     ("nearest_cosine", "mean cosine of a sample to the nearest reference row", "cosine"),
@@ -28,16 +23,10 @@ FIGURES = (
     ("repeated_share", f"share of the samples with {NEAR} among the samples", ""),
     ("reference_repeated_share", f"share of the reference with {NEAR} in it", ""),
 )
-
-
-class Neighbours(NamedTuple):
-    """Row samples of both sides, and the nearest row of each."""
-
-    evaluated: Sample
-    reference: Sample
-    across: Closest
-    within: Closest
-    in_reference: Closest
+AUTHENTIC = (
+    ("authenticity", "share of the samples farther from the nearest reference row than that is from another one"),
+    ("reference_authenticity", "the same of the reference, each row against the others"),
+)
 
 
 class NearestReadOut(ReadOut):
@@ -47,60 +36,58 @@ class NearestReadOut(ReadOut):
     needs = Needs(rows=True, reference=True)
     fields = (
         *(one for name, about, unit in FIGURES for one in Field(name, about, unit, compared=True).with_interval()),
+        *(
+            one
+            for name, about in AUTHENTIC
+            for one in Field(name, about, compared=True).with_interval(
+                "that sets of these sizes have on average", drawn=True
+            )
+        ),
     )
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the figures; the intervals leave buckets of rows out of both sides."""
-        found = self.neighbours(stream)
-        sizes = independent(found.evaluated), independent(found.reference)
-        mean, copied = found.across.mean(), found.across.mean(_close)
-        usual, repeated, normal = found.in_reference.mean(), found.within.mean(_close), found.in_reference.mean(_close)
-        estimates: tuple[tuple[Estimate, Interval], ...] = (
-            (mean, mean.interval()),
-            (usual, usual.interval()),
-            (copied, estimated_share(copied, sizes[0])),
-            (repeated, estimated_share(repeated, sizes[0])),
-            (normal, estimated_share(normal, sizes[1])),
-        )
+        """Give the figures; the intervals of all but authenticity leave buckets of rows out of both sides."""
+        found = self.copies(stream)
         figures: dict[str, Tensor] = {}
-        for (name, *_), (estimate, interval) in zip(FIGURES, estimates, strict=True):
+        for (name, *_), (estimate, interval) in zip(FIGURES, found.near() + found.shares(), strict=True):
             figures |= {name: estimate.value} | ends_of(name, interval)
-        return figures
+        return figures | {name: value for (name, _), value in zip(AUTHENTIC, found.authentic(), strict=True)}
 
-    def neighbours(self, stream: Stream) -> Neighbours:
+    def resample(
+        self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Give the intervals of authenticity, by the parts that both sides are split into; nothing is drawn."""
+        found: dict[str, Tensor] = {}
+        for (name, _), interval in zip(AUTHENTIC, self.copies(stream).authentic_intervals(), strict=True):
+            found |= ends_of(name, interval)
+        return found
+
+    def copies(self, stream: Stream) -> Copies:
         """Find the nearest rows of the row samples; with groups on both sides those of other groups."""
         moments, reference = stream.checked(), stream.needed_reference(self.name)
 
-        def make() -> Neighbours:
-            mine, theirs = moments.good_sample().cpu(), reference.sample
-            return Neighbours(
-                mine,
-                theirs,
-                Closest.of(mine, theirs, grouped=moments.grouped and reference.grouped),
-                Closest.of(mine, grouped=moments.grouped),
-                Closest.of(theirs, grouped=reference.grouped),
-            )
+        def make() -> Copies:
+            return Copies.of(moments.good_sample().cpu(), reference.sample, (moments.grouped, reference.grouped))
 
         return stream.once(self.name, make)
 
     def notes(self, stream: Stream) -> list[str]:
-        """Say where copies were looked for, unless that is everywhere."""
-        reference = stream.needed_reference(self.name)
+        """Say where copies were looked for, unless that is everywhere, and what is missing for intervals."""
+        reference, missing = stream.needed_reference(self.name), self.copies(stream).notes()
         kept, count = len(reference.sample.keys), reference.count
         if kept == count:
-            return []
+            return missing
         return [f"nearest rows were looked for among the {kept} that the reference keeps, of {count}: copies of others "
-                "are not found."]  # fmt: skip
+                "are not found.", *missing]  # fmt: skip
 
     def details(self, stream: Stream) -> dict[str, Any]:
         """Name the reference rows that most samples copy, and the samples that are repeated most."""
-        found, reference = self.neighbours(stream), stream.needed_reference(self.name)
-        names, others = stream.evaluated.names, reference.moments.names
+        found, names = self.copies(stream), stream.evaluated.names
         return {
             "threshold": DUPLICATE,
             "looked_at": {"samples": len(found.evaluated.keys), "reference": len(found.reference.keys)},
-            "copied": _copied(found, names, others),
-            "repeated": _repeated(found.evaluated, names),
+            "copied": found.copied(names, stream.needed_reference(self.name).moments.names),
+            "repeated": found.repeated(names),
         }
 
     def columns(self, batch: Batch, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:
@@ -108,39 +95,3 @@ class NearestReadOut(ReadOut):
         cosine, index = nearest(batch.embeddings.cpu(), reference)
         ids = reference.sample_ids or [""] * len(reference.units)
         return {"nearest_id": [ids[one] for one in index[:, 0].tolist()], "nearest_cosine": cosine[:, 0].tolist()}
-
-
-def _close(cosine: Tensor) -> Tensor:
-    return (cosine >= DUPLICATE).double()
-
-
-def _copied(found: Neighbours, names: dict[int, str], others: dict[int, str]) -> list[dict[str, Any]]:
-    """Reference rows by the number of samples that are near-duplicates of them before all others."""
-    rows = (found.across.cosine >= DUPLICATE).nonzero()[:, 0]
-    rows = rows[found.across.cosine[rows].argsort(descending=True, stable=True)]
-    there = found.across.which[rows]
-    _, which, often = found.reference.keys[there].unique(return_inverse=True, return_counts=True)
-    listed = []
-    for one in often.argsort(descending=True, stable=True)[:SHOWN].tolist():
-        mine, its = rows[which == one], there[which == one]
-        listed.append({
-            "reference_id": others.get(int(found.reference.ids[its[0]])),
-            "samples": int(often[one]),
-            "cosine": float(found.across.cosine[mine[0]]),
-            "ids": [names.get(label) for label in found.evaluated.ids[mine[:3]].tolist()],
-        })  # fmt: skip
-    return listed
-
-
-def _repeated(sample: Sample, names: dict[int, str]) -> list[dict[str, Any]]:
-    """Samples by the number of their near-duplicates, one for those that are near-duplicates of each other."""
-    units = sample.rows / sample.values[:, :1].float()
-    often = close_counts(units, DUPLICATE)
-    listed: list[dict[str, Any]] = []
-    left = often.clone()
-    while len(listed) < SHOWN and int(left.max()) > 1:
-        row = int(left.argmax())
-        left[units @ units[row] >= DUPLICATE] = 0
-        left[row] = 0
-        listed.append({"id": names.get(int(sample.ids[row])), "times": int(often[row])})
-    return listed

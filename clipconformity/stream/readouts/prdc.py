@@ -11,7 +11,6 @@ from clipconformity.functional.neighbours import check_neighbours
 from clipconformity.functional.resampling import ends_of
 from clipconformity.stream.neighbourhood import Neighbourhood
 from clipconformity.stream.readouts.base import Field, ReadOut
-from clipconformity.stream.row_sample import Sample
 from clipconformity.stream.stream import Needs, Stream
 
 FIGURES = (
@@ -71,33 +70,16 @@ class PRDCReadOut(ReadOut):
 
     def notes(self, stream: Stream) -> list[str]:
         """Say what the numbers of rows do."""
-        note = self.neighbourhood(stream).note
-        return [] if note is None else [note]
+        return self.neighbourhood(stream).notes()
 
     def details(self, stream: Stream) -> dict[str, Any]:
         """Name the samples that lie in no ball of the reference, and the reference's whose ball holds no sample."""
-        return {
-            key: {"count": len(rows), "of": size, "ids": names[:SHOWN]}
-            for key, (rows, size, names) in {
-                "off_manifold": self.off_manifold(stream),
-                "uncovered": self.uncovered(stream),
-            }.items()
-        }
-
-    def off_manifold(self, stream: Stream) -> tuple[Tensor, int, list[str]]:
-        """Samples in no ball of the reference, the farthest from it first; of how many; and their names."""
         found = self.neighbourhood(stream)
-        chosen = found.coverage.balls == 0
-        return _named(chosen, found.coverage.apart, found.evaluated, stream.evaluated.names)
-
-    def uncovered(self, stream: Stream) -> tuple[Tensor, int, list[str]]:
-        """Rows of the reference whose ball holds no sample, likewise."""
-        found, names = self.neighbourhood(stream), stream.needed_reference("PRDC").moments.names
-        return _named(~found.coverage.covered, found.coverage.reference_apart, found.reference, names)
-
-
-def _named(chosen: Tensor, apart: Tensor, sample: Sample, names: dict[int, str]) -> tuple[Tensor, int, list[str]]:
-    rows = chosen.nonzero()[:, 0]
-    rows = rows[apart[rows].argsort(descending=True, stable=True)]
-    ids = dict.fromkeys(sample.ids[rows].tolist())
-    return rows, len(chosen), [names[one] for one in ids if one in names]
+        sides = {
+            "off_manifold": (found.off_manifold(stream.evaluated.names), found.evaluated),
+            "uncovered": (found.uncovered(stream.needed_reference("PRDC").moments.names), found.reference),
+        }
+        return {
+            key: {"count": count, "of": len(side.keys), "ids": names[:SHOWN]}
+            for key, ((count, names), side) in sides.items()
+        }

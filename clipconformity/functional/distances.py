@@ -1,0 +1,216 @@
+"""Squared distances of rows, block by block: float32 decides what it can, and float64 what lies within its rounding.
+
+A product of float32 matrices takes half of the time of one of float64 ones, and all but a few pairs of rows are so far
+from the edge of a ball that its digits are enough.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipconformity.functional.linalg import full_precision
+
+ROWS, COLUMNS = 1024, 1024
+"""Rows and columns of the largest block of a matrix of pairs."""
+ROUNDING = 1e-12
+"""Share of the squared norms within which a squared distance is no smaller than another: copies lie on the edges of
+balls, which are outside, and float64 would decide for each block anew."""
+SPARE = 4
+"""Neighbours beyond the k-th that are kept, to see that float32 missed none."""
+FEW = 1 / 32
+"""Share of the pairs of a block from which on float64 takes all of it at once."""
+PAIRS = 2048
+"""Pairs of rows that float64 takes one by one at once."""
+TINY = 1e-30
+"""Squared distance, where the largest is about 1, below which float32 underflows."""
+
+
+class Points(NamedTuple):
+    """Rows, moved and scaled alike, with their squared norms."""
+
+    rows: Tensor
+    """``(N, D)`` float64."""
+    quick: Tensor
+    """The same as float32; as float64 where products of float32 may lose digits."""
+    squares: Tensor
+    """Squared norms ``(N,)`` float64."""
+
+    def part(self, which: slice) -> Points:
+        """Some of the rows."""
+        return Points(*(one[which] for one in self))
+
+    def margin(self, limit: Tensor) -> Tensor:
+        r"""How far a squared distance of a row may be off in float32, where it is about ``limit``, ``(N,)``.
+
+        A sum of D products is off by at most :math:`D\,2^{-24}\,|x||y|`, in whatever order; the rest takes less than 16
+        roundings. A pair at a squared distance r has :math:`|y|^2 \le 2(|x|^2 + r)`, and one with a longer y is farther
+        away than r by more than it may be off.
+        """
+        return 4 * (self.rows.shape[1] + 16) * 2.0**-24 * (self.squares + limit) + TINY
+
+
+def placed(first: Tensor, second: Tensor) -> tuple[Points, Points, float]:
+    """Take the second set's mean off both sets, in float64, and scale both by a power of two to norms of about 1.
+
+    Distances stay but for the scale, and far from the origin they round less.
+
+    Returns:
+        Both sets, and what the squared distances were multiplied by.
+    """
+    center = second.mean(0, dtype=torch.float64)
+    sides = [side.double() - center for side in (first, second)]
+    largest = max(float(side.abs().max()) for side in sides)
+    scale = 2.0 ** -math.frexp(largest)[1] if largest else 1.0
+    quick = torch.float32 if _keeps_digits() else torch.float64
+    points = [Points(rows, rows.to(quick), rows.square().sum(1)) for rows in (side.mul_(scale) for side in sides)]
+    return points[0], points[1], scale**2
+
+
+def _keeps_digits() -> bool:
+    """Whether a product of float32 matrices has the digits of float32, and not those of TF32 or bfloat16."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set for each backend, where this function does not answer
+        return False
+
+
+@full_precision
+def reach(points: Points, k: int) -> Tensor:
+    """Squared distance of each row to its k-th nearest other row, ``(N,)`` float64."""
+    bias = (-points.squares / 2).to(points.quick)
+    kept = min(k + SPARE, len(points.rows) - 1)
+    near, place = largest(points.quick, None, kept, bias)  # half of the squared distances, negative, nearest first
+    distance = near.double().mul_(-2)
+    at = distance[:, k - 1 : k].clamp_min(0)
+    margin = points.margin(2 * at[:, 0])[:, None]
+    in_doubt = (distance - at).abs() <= 2 * margin
+    row, column = in_doubt.nonzero(as_tuple=True)
+    exact = torch.where(distance < at, -torch.inf, torch.inf).double()  # of those that are not in doubt
+    exact[row, column] = _apart(points, points, row, place[row, column])
+    found = exact.sort(1).values[:, k - 1]
+    if kept < len(points.rows) - 1:
+        missed = in_doubt[:, -1].nonzero()[:, 0]  # a row that was not kept may be nearer
+        found[missed] = _reach_of(missed, points, k)
+    return found
+
+
+def _reach_of(which: Tensor, points: Points, k: int) -> Tensor:
+    """The same of some rows, in float64 throughout."""
+    found = [points.rows.new_empty(0)]
+    for part in which.split(max(1, ROWS * COLUMNS // len(points.rows))):
+        distance = _product(points.rows[part], points.rows, points.squares[part], points.squares)
+        distance[torch.arange(len(part), device=part.device), part] = torch.inf
+        found.append(distance.kthvalue(k, dim=1).values.clamp_min(0))
+    return torch.cat(found)
+
+
+class BallBlock(NamedTuple):
+    """What is found in a block of pairs of a row of a first and one of a second set."""
+
+    rows: slice
+    columns: slice
+    in_first: tuple[Tensor, Tensor]
+    """Numbers of the rows of either set where the ball around that of the first holds that of the second."""
+    in_second: tuple[Tensor, Tensor]
+    """The same where the ball around that of the second holds that of the first."""
+    distance: Tensor
+    """Squared distances of the block to the rounding of float32, ``(R, C)``."""
+
+
+def ball_blocks(first: Points, second: Points, reaches: tuple[Tensor, Tensor]) -> Iterator[BallBlock]:
+    """Find all pairs of two sets of which one lies in the ball of the other, an edge being outside, block by block.
+
+    Args:
+        first: One set.
+        second: The other, placed alike.
+        reaches: Squared radius of the ball around each row of either, ``(N,)`` and ``(M,)``.
+    """
+    for row in slices(len(first.rows), ROWS):
+        for column in slices(len(second.rows), COLUMNS):
+            yield _ball_block(first, second, reaches, row, column)
+
+
+@full_precision
+def _ball_block(first: Points, second: Points, reaches: tuple[Tensor, Tensor], row: slice, column: slice) -> BallBlock:
+    sides = first.part(row), second.part(column)
+    distance = _product(sides[0].quick, sides[1].quick, sides[0].squares, sides[1].squares)
+    found = [
+        _inside(sides, distance, (reaches[0][row, None], sides[0].margin(reaches[0][row])[:, None])),
+        _inside(sides, distance, (reaches[1][None, column], sides[1].margin(reaches[1][column])[None])),
+    ]
+    in_first, in_second = ((mine + row.start, theirs + column.start) for mine, theirs in found)
+    return BallBlock(row, column, in_first, in_second, distance)
+
+
+def _inside(sides: tuple[Points, Points], distance: Tensor, edge: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Places in a block where a distance is below a limit, which is broadcast, as is what float32 may be off by."""
+    limit, margin = edge
+    first, second = sides
+    row, column = (distance < (limit + margin).to(distance)).nonzero(as_tuple=True)
+    limits = limit.expand(distance.shape)[row, column]
+    in_doubt = (distance[row, column] >= limits - margin.expand(distance.shape)[row, column]).nonzero()[:, 0]
+    if len(in_doubt) > FEW * distance.numel():
+        squares = [(1 + ROUNDING) * one.squares for one in sides]
+        where = (_product(first.rows, second.rows, *squares) < limit).nonzero(as_tuple=True)
+        return where[0], where[1]
+    mine, theirs = row[in_doubt], column[in_doubt]
+    lifted = _apart(first, second, mine, theirs) + ROUNDING * (first.squares[mine] + second.squares[theirs])
+    kept = torch.ones_like(row, dtype=torch.bool)
+    kept[in_doubt] = lifted < limits[in_doubt]
+    return row[kept], column[kept]
+
+
+def _product(first: Tensor, second: Tensor, squares: Tensor, others: Tensor) -> Tensor:
+    """Squared distances of two blocks by one product of matrices, ``(R, C)``."""
+    distance = torch.addmm(others.to(first)[None], first, second.T, alpha=-2)
+    return distance.add_(squares.to(first)[:, None])
+
+
+def _apart(first: Points, second: Points, row: Tensor, column: Tensor) -> Tensor:
+    """Squared distances of some pairs, float64, which no other pair has a part in."""
+    found = [first.rows.new_empty(0)]
+    for mine, theirs in zip(row.split(PAIRS), column.split(PAIRS), strict=True):
+        found.append((first.rows[mine] - second.rows[theirs]).square().sum(1))
+    return torch.cat(found)
+
+
+def largest(rows: Tensor, others: Tensor | None, k: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The k largest of ``rows @ others.T`` in each row, descending, and where they are, ``(N, k)`` each.
+
+    Args:
+        rows: ``(N, D)``.
+        others: ``(M, D)``, M >= k; None for the rows themselves, N > k, of which none is its own neighbour.
+        k: How many.
+        bias: Within the own set, what is added for either row of a pair, ``(N,)``.
+    """
+    values = rows.new_full((len(rows), k), -torch.inf)
+    places = torch.zeros(len(rows), k, dtype=torch.int64, device=rows.device)
+
+    def offer(row: slice, column: slice, found: Tensor) -> None:
+        top, place = found.topk(min(k, found.shape[1]), dim=1)
+        best, order = torch.cat([values[row], top], 1).topk(k, dim=1)
+        values[row], places[row] = best, torch.cat([places[row], place + column.start], 1).gather(1, order)
+
+    there = rows if others is None else others
+    for row in slices(len(rows), ROWS):
+        blocks = slices(len(there), COLUMNS) if others is not None else slices(len(rows), ROWS)[row.start // ROWS :]
+        for column in blocks:
+            found = rows[row] @ there[column].T
+            if bias is not None:
+                found.add_(bias[row, None]).add_(bias[column])
+            if others is None and column == row:
+                found.fill_diagonal_(-torch.inf)
+            offer(row, column, found)
+            if others is None and column != row:  # the other half of a symmetric matrix
+                offer(column, row, found.T.contiguous())
+    return values, places
+
+
+def slices(count: int, size: int) -> list[slice]:
+    """Cut ``count`` rows into blocks of ``size``."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]

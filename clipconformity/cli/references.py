@@ -63,7 +63,7 @@ def _of_coco(options: argparse.Namespace) -> dict[str, Any]:
     }
     chosen = options.output.with_name(f"{options.output.stem}-captions.json")
     outputs.check(options, [*(("--output", path) for path in paths.values()), ("captions beside --output", chosen)])
-    coco = _open_coco(options)
+    coco = open_coco(options)
     encoders = [open_encoder(argparse.Namespace(**vars(options) | {"encoder": spec})) for spec in specs]
     built = {"image": _of_images(options, coco, encoders), "text": _of_captions(options, coco, encoders)}
     told: dict[str, dict[str, Any]] = {spec: {} for spec in specs}
@@ -91,7 +91,7 @@ def _names(specs: Sequence[str]) -> list[str]:
     return names if len(names) > 1 else [""]
 
 
-def _open_coco(options: argparse.Namespace) -> Coco:
+def open_coco(options: argparse.Namespace) -> Coco:
     """Read the images and the chosen captions that ``--coco`` names.
 
     Raises:

@@ -84,7 +84,6 @@ def fetch_file(text: str) -> Path:
                 address.file,
                 repo_type=address.kind,
                 revision=address.revision,
-                endpoint=client.constants.ENDPOINT,
                 local_files_only=not usable,
             )
         )

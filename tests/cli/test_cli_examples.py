@@ -49,16 +49,17 @@ def test_the_examples_that_need_no_download_run_one_after_the_other(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     for folder, seed in (("samples", 0), ("others", 1), ("real", 2), ("more", 3)):
         (tmp_path / folder).mkdir()
-        for number, scene in enumerate(sample_scenes(12, seed=seed)):
+        for number, scene in enumerate(sample_scenes(24, seed=seed)):
             draw_scene(scene, seed=number).save(tmp_path / folder / f"{number}.png")
-    (tmp_path / "test.txt").write_text("\n".join(f"more/{number}.png" for number in range(12)))
-    np.save(tmp_path / "words.npy", np.random.default_rng(0).normal(size=(12, 64)).astype("f4") + 1)
+    (tmp_path / "test.txt").write_text("\n".join(f"more/{number}.png" for number in range(24)))
+    np.save(tmp_path / "words.npy", np.random.default_rng(0).normal(size=(24, 64)).astype("f4") + 1)
     for line in HERE:
         words = [word.replace("words.safetensors", "words.npy") for word in words_of(line)]
         if words[0] in ("demo", "encoders"):  # have tests of their own, and take long
             continue
         assert main([*words, "--quiet"]) == 0, line
-        assert capsys.readouterr().err == ""
+        told = capsys.readouterr().err
+        assert told == "" or words[0] == "geometry", line  # which has a table there
     assert {"samples.safetensors", "real.safetensors", "report.html", "whole.safetensors"} <= {
         path.name for path in tmp_path.iterdir()
     }

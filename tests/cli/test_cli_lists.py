@@ -12,7 +12,7 @@ from safetensors import safe_open
 from clipconformity.cli import main
 from clipconformity.demo import draw_scene, sample_scenes
 
-COUNT = 14
+COUNT = 24
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,7 @@ def test_compare_tells_lists_from_captions(folder, capsys):
     assert [found["scores"][name]["count"] for name in ("half", "all", "folder")] == [COUNT // 2, COUNT, COUNT]
 
 
+@pytest.mark.filterwarnings("default")
 def test_missing_images_end_in_one_line_or_are_counted(folder, tmp_path, capsys):
     path = folder / "gone.txt"
     path.write_text("samples/00.png\ngone.png\nsamples/01.png\n")
@@ -85,8 +86,11 @@ def test_missing_images_end_in_one_line_or_are_counted(folder, tmp_path, capsys)
     err = capsys.readouterr().err
     assert err.startswith(f"clipconformity: error: {path}: 1 of 3 images are missing: {folder / 'gone.png'}. ")
     assert err.count("\n") == 1
-    with pytest.warns(UserWarning, match="1 are listed and missing"):
-        found = told(capsys, *given, "--on-error", "skip")
+    assert main([*given, "--on-error", "skip"]) == 0
+    out, err = capsys.readouterr()
+    assert "2 images found; 1 are listed and missing ('gone.png')." in err
+    assert "2 images found, 2 used, 1 missing." in err
+    found = json.loads(out)
     assert (found["count"], found["folder"]["missing"]) == (2, 1)
 
 

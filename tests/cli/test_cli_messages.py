@@ -13,14 +13,17 @@ from clipconformity.cli import main
 from clipconformity.demo import draw_scene, sample_scenes, write_coco_scenes
 
 CAPTIONS = ["a red circle", "a blue square", "a green star", "一只猫坐在沙发上", "a tiny ring", "красный круг на траве"]
+CAPTIONS += [
+    f"a {colour} {shape}" for colour in ("cyan", "pink", "orange") for shape in ("ring", "bar", "heart", "cross")
+]
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Six images, a broken one, a file that is none, captions, and embeddings, in the current folder."""
+    """Eighteen images, a broken one, a file that is none, captions, and embeddings, in the current folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
-    for number, scene in enumerate(sample_scenes(6, seed=0)):
+    for number, scene in enumerate(sample_scenes(18, seed=0)):
         draw_scene(scene, seed=number).save(tmp_path / "images" / f"{number}.png")
     (tmp_path / "images" / "broken.png").write_bytes(b"\x89PNG\r\n")
     (tmp_path / "images" / "notes.doc").write_text("x")
@@ -44,9 +47,9 @@ def run(capsys, *arguments: str) -> tuple[dict, list[str]]:
     [
         (
             ["--images", "images", "--on-error", "skip"],
-            "images: 7 images found, 6 used, 1 left out, 1 files",
+            "images: 19 images found, 18 used, 1 left out, 1 files",
         ),
-        (["--captions", "captions.json"], "captions.json: 6 captions found, 6 used."),
+        (["--captions", "captions.json"], "captions.json: 18 captions found, 18 used."),
         (["--embeddings", "a.npy", "b.npy"], "a.npy and 1 more: 60 rows found, 60 used."),
     ],
 )
@@ -66,15 +69,15 @@ def test_images_and_captions_together_are_summed_up_one_by_one(folder, capsys):
     found, err = run(capsys, "score", *given, "--on-error", "skip")
     told = [line for line in err if ": summary: " in line]
     assert told == [
-        "clipconformity: summary: images: 7 images found, 6 used, 1 left out, 1 files and folders ignored.",
-        "clipconformity: summary: captions.json: 6 captions found, 6 used.",
+        "clipconformity: summary: images: 19 images found, 18 used, 1 left out, 1 files and folders ignored.",
+        "clipconformity: summary: captions.json: 18 captions found, 18 used.",
     ]
     assert found["unknown_words"] == {"count": 2, "examples": ["3", "5"]}
 
 
 @pytest.mark.filterwarnings("default")
 def test_ms_coco_is_summed_up_by_its_images_and_captions(folder, capsys):
-    write_coco_scenes("coco", 8, seed=0)
+    write_coco_scenes("coco", sample_scenes(8, seed=0), seed=0)
     (first, *_) = sorted((folder / "coco" / "val2017").iterdir())
     first.unlink()
     _, err = run(
@@ -94,7 +97,7 @@ def test_captions_in_words_that_the_encoder_does_not_know_are_told_everywhere(fo
     found, err = run(capsys, "score", *given, "--report", "r.html")
     told = [line for line in err if "does not know" in line]
     assert len(told) == 1
-    assert "2 of 6 captions are mostly of words that the tokenizer of tiny does not know" in told[0]
+    assert "2 of 18 captions are mostly of words that the tokenizer of tiny does not know" in told[0]
     assert "the id '3'" in told[0]
     assert found["unknown_words"] == {"count": 2, "examples": ["3", "5"]}
     assert "2 captions are mostly of words that the encoder&#x27;s tokenizer does not know, such as 3, 5" in re.sub(
@@ -119,7 +122,7 @@ def test_verbose_tells_the_encoder_its_settings_and_the_time_of_each_stage(folde
         r"^looking through the images: \d+\.\d\d s$",
         r"^loading the encoder: \d+\.\d\d s$",
         r"^encoder tiny: dimension 64, weights [0-9a-f]{32}, precision float32, .*, device cpu, .*; batches of 64",
-        r"^6 images in batches of 64, decoded by no processes$",
+        r"^18 images in batches of 64, decoded by no processes$",
         r"^reading and encoding: \d+\.\d\d s, \d+\.\d images/s$",
         r"^statistics: \d+\.\d\d s$",
         r"^writing: \d+\.\d\d s$",
@@ -140,7 +143,7 @@ def test_quiet_and_verbose_exclude_each_other(folder, capsys):
 def test_each_file_is_decoded_once_for_several_encoders(folder, capsys, monkeypatch):
     from clipconformity.evaluation import images
 
-    write_coco_scenes("coco", 8, seed=0)
+    write_coco_scenes("coco", sample_scenes(8, seed=0), seed=0)
     (folder / "made.py").write_text(
         "import torch\nfrom clipconformity.encoders import CallableEncoder\n"
         "def make():\n"

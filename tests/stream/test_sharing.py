@@ -185,6 +185,7 @@ def test_a_damaged_file_of_the_hub_is_refused(online):
         cc.ReferenceSet.load(ADDRESS)
 
 
+@pytest.mark.filterwarnings("default")
 def test_a_shared_reference_of_another_encoder_is_refused(online, tmp_path, capsys):
     from PIL import Image
 

@@ -74,7 +74,7 @@ def test_compare_tells_lists_from_captions(folder, capsys):
     models = [f"half={folder / 'half.jsonl'}", f"all={folder / 'list.txt'}", f"folder={folder / 'samples'}"]
     rest = ["--reference", folder / "r.safetensors", "--resamples", 2, "--format", "json", "--quiet"]
     found = told(capsys, "compare", *models, *rest)
-    assert [found["scores"][name]["count"] for name in ("half", "all", "folder")] == [COUNT // 2, COUNT, COUNT]
+    assert [found["runs"][name]["count"] for name in ("half", "all", "folder")] == [COUNT // 2, COUNT, COUNT]
 
 
 @pytest.mark.filterwarnings("default")

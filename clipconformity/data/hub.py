@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import ssl
 import threading
@@ -77,6 +78,9 @@ def fetch_file(text: str) -> Path:
         raise ValueError(f"{text}: names no file; expected {text.rstrip('/')}/FILE.safetensors.")
     client = imported_client(text)
     usable = hub_answers()
+    told = logging.getLogger("huggingface_hub")
+    before = told.level
+    told.setLevel(logging.CRITICAL + 1)  # it would tell of each new try; what came of them is told here
     try:
         return Path(
             client.hf_hub_download(
@@ -89,6 +93,8 @@ def fetch_file(text: str) -> Path:
         )
     except Exception as error:  # of the client, the connection or the disk, of many kinds
         raise _absent(address, error, usable) from error
+    finally:
+        told.setLevel(before)
 
 
 def imported_client(what: str) -> Any:

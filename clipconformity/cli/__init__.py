@@ -9,14 +9,16 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from clipconformity import __version__
-from clipconformity.cli import commands, scores
+from clipconformity.cli import commands, references, scores
+from clipconformity.cli.examples import EXAMPLES
+from clipconformity.cli.messages import tell
 from clipconformity.cli.signals import ending
 from clipconformity.data.formats import suffixes
+from clipconformity.data.hub import is_shared
 from clipconformity.data.limits import LIMITS, raised_limits
 from clipconformity.data.strict_json import to_json
 from clipconformity.encoders.registry import encoder_forms
@@ -24,6 +26,7 @@ from clipconformity.provenance import without_folders
 
 __all__ = ["main"]
 
+REFERENCE = "file of `clipconformity reference`, or hf://user/repo/file of one that is shared"
 UNMET = 3
 """Exit status where a requirement does not hold."""
 
@@ -106,7 +109,7 @@ def _unmet(result: dict[str, Any]) -> int:
     """Tell of requirements that do not hold, and give the exit status."""
     failed = [one for one in result.get("requirements", ()) if not one["holds"]]
     for one in failed:
-        _tell("error", f"--require {one['requirement']} does not hold: {_bound_of(one)}.")
+        tell("error", f"--require {one['requirement']} does not hold: {_bound_of(one)}.")
     return UNMET if failed else 0
 
 
@@ -139,13 +142,8 @@ def _status(error: OSError) -> int:
 
 
 def _fail(message: object, status: int) -> int:
-    _tell("error", message)
+    tell("error", message)
     return status
-
-
-def _tell(kind: str, message: object) -> None:
-    with suppress(OSError):  # of a standard error that is full there is nobody to tell
-        print(f"clipconformity: {kind}: {' '.join(str(message).split())}", file=sys.stderr)  # noqa: T201
 
 
 def _pass_over(*_: Any, **__: Any) -> None:
@@ -153,13 +151,20 @@ def _pass_over(*_: Any, **__: Any) -> None:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    _tell("warning", message)
+    tell("warning", message)
+
+
+def reference_place(text: str) -> Path | str:
+    """Give the path of a reference, or its address on the hub, which is no path."""
+    return text if is_shared(text) else Path(text)
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="clipconformity",
         description="Evaluate generative models by the geometry of raw CLIP embeddings.",
+        epilog=f"examples:\n  {EXAMPLES['demo'][0]}\n  clipconformity score --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"clipconformity {__version__}")
@@ -180,7 +185,7 @@ def _parser() -> Parser:
     embed.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
     _add_overwrite(embed)
 
-    reference = _command(known, "reference", "build a reference set", commands.make_reference)
+    reference = _command(known, "reference", "build a reference set", references.make_reference)
     _add_source(reference, coco=True)
     reference.add_argument("--dataset", help="what the samples are, such as 'coco val2017'")
     reference.add_argument("--max-samples", type=int, default=10_000, help="rows kept (default: 10000)")
@@ -189,7 +194,7 @@ def _parser() -> Parser:
 
     score = _command(known, "score", "score samples against a reference", scores.score_samples)
     _add_source(score, pairs=True)
-    score.add_argument("--reference", type=Path, required=True, help="file of `clipconformity reference`")
+    score.add_argument("--reference", type=reference_place, required=True, help=REFERENCE)
     score.add_argument("--per-sample", type=Path, metavar="FILE.csv", help="write id, conformity, norm and rank")
     score.add_argument("--curve", type=Path, metavar="FILE.csv", help="write every figure over the number of samples")
     score.add_argument(
@@ -209,9 +214,9 @@ def _parser() -> Parser:
 
     compare = _command(known, "compare", "score several models, and say which differ, in what", scores.compare_models)
     compare.add_argument(
-        "models", nargs="+", metavar="NAME=SOURCE", help="folder of images, file of captions, or embeddings"
+        "models", nargs="+", metavar="NAME=SOURCE", help="folder or list of images, captions, or embeddings"
     )
-    compare.add_argument("--reference", type=Path, required=True, help="file of `clipconformity reference`")
+    compare.add_argument("--reference", type=reference_place, required=True, help=REFERENCE)
     compare.add_argument(
         "--format", choices=("text", "csv", "markdown", "latex", "json"), default="text", help="default: text"
     )
@@ -232,8 +237,10 @@ def _parser() -> Parser:
     geometry.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots")
     _add_overwrite(geometry)
 
-    merge = _command(known, "merge", "join references of different samples", commands.merge_references)
-    merge.add_argument("references", type=Path, nargs="+", metavar="REFERENCE", help="files to join")
+    merge = _command(known, "merge", "join references of different samples", references.merge_references)
+    merge.add_argument(
+        "references", type=reference_place, nargs="+", metavar="REFERENCE", help="files to join, or hf://user/repo/file"
+    )
     merge.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
     _add_overwrite(merge)
     return parser
@@ -242,7 +249,15 @@ def _parser() -> Parser:
 def _command(
     known: Any, name: str, text: str, function: Callable[[argparse.Namespace], dict[str, Any] | str]
 ) -> Parser:
-    parser: Parser = known.add_parser(name, help=text, description=text.capitalize() + ".", allow_abbrev=False)
+    lines = "\n".join(f"  {line}" for line in EXAMPLES[name])
+    parser: Parser = known.add_parser(
+        name,
+        help=text,
+        description=text.capitalize() + ".",
+        epilog=f"examples:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.set_defaults(command=function)
     parser.add_argument(
         "--limit",
@@ -250,7 +265,11 @@ def _command(
         metavar="NAME=N",
         help=f"raise a limit on what files may ask for: {', '.join(LIMITS)}",
     )
-    parser.add_argument("--quiet", action="store_true", help="show neither progress nor warnings, but errors")
+    talk = parser.add_mutually_exclusive_group()
+    talk.add_argument("--quiet", action="store_true", help="show neither progress nor warnings, but errors")
+    talk.add_argument(
+        "--verbose", action="store_true", help="tell the encoder, its settings, and how long each stage takes"
+    )
     return parser
 
 
@@ -281,7 +300,7 @@ def _add_scoring(parser: Parser) -> None:
 
 def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False, pairs: bool = False) -> None:
     source: Any = parser.add_argument_group() if pairs else parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
+    source.add_argument("--images", type=Path, metavar="DIR|FILE", help="folder of images, or list of them")
     source.add_argument("--captions", type=Path, metavar="FILE", help="captions: .txt, .json, .jsonl, .csv or .tsv")
     if embeddings:
         source.add_argument("--embeddings", type=Path, nargs="+", metavar="FILE", help=f"raw embeddings: {suffixes()}")
@@ -296,7 +315,7 @@ def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False, 
         parser.add_argument("--karpathy", type=Path, metavar="FILE", help="Karpathy split file; --split is one of its")
         parser.add_argument("--per-image", metavar="K", help="captions of an image, or 'all' (default: 1)")
         parser.add_argument("--seed", type=int, help="of the choice of captions (default: 0)")
-    _add_encoding(parser)
+    _add_encoding(parser, coco=coco)
 
 
 def _add_embeddings(parser: Parser) -> None:
@@ -304,9 +323,12 @@ def _add_embeddings(parser: Parser) -> None:
     parser.add_argument("--allow-normalized", action="store_true", help="take L2-normalised embeddings")
 
 
-def _add_encoding(parser: Parser) -> None:
-    parser.add_argument("--column", metavar="NAME", help="key or column of the captions, in a file that has several")
-    parser.add_argument("--encoder", metavar="SPEC", help=encoder_forms())
+def _add_encoding(parser: Parser, *, coco: bool = False) -> None:
+    parser.add_argument("--column", metavar="NAME", help="key or column of the captions, or of the images of a list")
+    parser.add_argument("--image-root", type=Path, metavar="DIR", help="folder of a list's images (default: its own)")
+    many: Any = {"action": "append"} if coco else {}
+    also = "; with --coco it may be repeated" if coco else ""
+    parser.add_argument("--encoder", metavar="SPEC", help=encoder_forms() + also, **many)
     parser.add_argument("--device", help="where to run the encoder (default: CUDA if present)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="precision of the encoder's arithmetic"

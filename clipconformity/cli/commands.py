@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from clipconformity import __version__
 from clipconformity.cli import outputs
+from clipconformity.cli.messages import tell_summary
 from clipconformity.cli.parts import Parts
-from clipconformity.cli.sources import open_coco, open_source
+from clipconformity.cli.sources import open_source
 from clipconformity.provenance import without_folders
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from clipconformity.stream.reference import ReferenceSet
 
 
 def list_encoders(options: argparse.Namespace) -> dict[str, Any]:
@@ -57,6 +56,7 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
     with Parts(options.output) as parts:
         source = open_source(options, parts=parts)
         batches = list(source)
+        tell_summary(options, source)
         if not batches:
             raise ValueError(source.nothing_read)
         embeddings = torch.cat([batch.embeddings.cpu() for batch in batches])
@@ -74,56 +74,6 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
     result = {"output": str(options.output), "count": len(embeddings), "embed_dim": embeddings.shape[1]}
     origin = {"encoder": source.provenance.spec, "modality": source.provenance.modality}
     return result | origin | source.remarks
-
-
-def make_reference(options: argparse.Namespace) -> dict[str, Any]:
-    """Build a reference set."""
-    from clipconformity.data.files import replacing
-    from clipconformity.evaluation import build_reference
-
-    if options.coco is not None:
-        return _coco_references(options)
-    outputs.check(options, [("--output", options.output)])
-    with Parts(options.output) as parts:
-        source = open_source(options, parts=parts)
-        reference = build_reference(
-            source,
-            dataset=options.dataset,
-            max_samples=options.max_samples,
-            allow_normalized=options.allow_normalized,
-        )
-        described = _described(reference, options.output)  # may refuse, and then nothing is written
-        with replacing(options.output, overwrite=options.overwrite) as output:
-            reference.save(output)
-    return described | source.remarks
-
-
-def _coco_references(options: argparse.Namespace) -> dict[str, Any]:
-    """Build ``NAME-image`` and ``NAME-text`` from one reading of MS-COCO, with the chosen captions beside them."""
-    from clipconformity.data.files import Publication
-    from clipconformity.evaluation import build_reference
-
-    paths = {
-        name: options.output.with_name(f"{options.output.stem}-{name}{options.output.suffix or '.safetensors'}")
-        for name in ("image", "text")
-    }
-    chosen = options.output.with_name(f"{options.output.stem}-captions.json")
-    outputs.check(options, [*(("--output", path) for path in paths.values()), ("captions beside --output", chosen)])
-    found = open_coco(options)
-    coco, sources = found.coco, {"image": found.image, "text": found.text}
-    references = {
-        name: build_reference(source, dataset=options.dataset or coco.name, max_samples=options.max_samples)
-        for name, source in sources.items()
-    }
-    result: dict[str, Any] = {  # may refuse, and then nothing is written
-        name: _described(reference, paths[name]) | sources[name].remarks for name, reference in references.items()
-    }
-    with Publication(overwrite=options.overwrite) as files:  # all of the files or none
-        for name, reference in references.items():
-            reference.save(files.add(paths[name]))
-        coco.save_captions(files.add(chosen))
-    missing = {"missing": {"count": len(coco.missing), "files": [str(path) for path in coco.missing]}}
-    return result | {"captions": str(chosen), "coco": coco.describe()} | (missing if coco.missing else {})
 
 
 def measure_geometry(options: argparse.Namespace) -> dict[str, Any]:
@@ -191,37 +141,3 @@ def measure_geometry(options: argparse.Namespace) -> dict[str, Any]:
 
 def _repeated(groups: Tensor | None) -> bool:
     return groups is not None and len(groups.unique()) < len(groups)
-
-
-def merge_references(options: argparse.Namespace) -> dict[str, Any]:
-    """Join references of different samples."""
-    from clipconformity.data.files import refuse_same, replacing
-    from clipconformity.stream.reference import ReferenceSet
-
-    if len(options.references) < 2:
-        raise ValueError("merge: expected at least two references.")
-    refuse_same([("REFERENCE", path) for path in options.references])
-    outputs.check(options, [("--output", options.output)])
-    merged, *others = (ReferenceSet.load(path) for path in options.references)
-    for other in others:
-        merged = merged.merge(other)
-    described = _described(merged, options.output)
-    with replacing(options.output, overwrite=options.overwrite) as output:
-        merged.save(output)
-    return described
-
-
-def _described(reference: ReferenceSet, path: Path) -> dict[str, Any]:
-    values = reference.conformities
-    figures = {
-        "conformity_mean": float(reference.self_conformity),
-        "conformity_std": float(values.std()),
-        "conformity_min": float(values.min()),
-        "conformity_max": float(values.max()),
-        "self_conformity_se": reference.known_error,
-        "conformity_fit": {name: float(x) for name, x in reference.conformity_fit._asdict().items()},
-        "norm_mean": float(reference.norms.mean()),
-        "norm_std": float(reference.norms.std()),
-        "exact": reference.exact,
-    }
-    return {"output": str(path)} | reference.describe() | figures

@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from clipconformity import __version__
 from clipconformity.cli import outputs
+from clipconformity.cli.messages import stage, tell_summary
 from clipconformity.cli.parts import Cache
-from clipconformity.cli.sources import KINDS, check_given, only, open_against, open_encoder, open_pairs, open_source
+from clipconformity.cli.sources import (
+    KINDS,
+    check_given,
+    image_folder,
+    only,
+    open_against,
+    open_encoder,
+    open_pairs,
+    open_source,
+)
 
 if TYPE_CHECKING:
     from clipconformity.evaluation import Score
@@ -43,10 +53,14 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     fields = [*(field for one in chosen for field in one.fields), *(AGAINST if options.against else ())]
     known = {field.name for field in fields}
     requirements = [_required(text, known) for text in options.require]
-    reference, cache = ReferenceSet.load(options.reference), _cache(options)
+    with stage(options, "reading the reference"):
+        reference = ReferenceSet.load(options.reference)
+    cache = _cache(options)
     source = open_pairs(options, reference, cache) if paired else open_source(options, reference.spec, cache)
-    result = score(source, reference, against=open_against(options), **settings)
-    with Publication(overwrite=options.overwrite) as files:  # all of the files or none
+    with stage(options, "figures", source):
+        result = score(source, reference, against=open_against(options), **settings)
+    tell_summary(options, source)
+    with stage(options, "writing"), Publication(overwrite=options.overwrite) as files:  # all of the files or none
         if options.per_sample is not None:
             write_per_sample(files.add(options.per_sample), result)
         if options.per_class is not None and result.by is not None:
@@ -75,31 +89,38 @@ def compare_models(options: argparse.Namespace) -> dict[str, Any] | str:
     from clipconformity.evaluation.tables import FIGURES
     from clipconformity.stream.reference import ReferenceSet
 
-    models = {name: (_kind(path), path) for name, path in _models(options.models)}
+    models = {name: (_kind(path, options.column), path) for name, path in _models(options.models)}
     for kind in KINDS:
         setattr(options, kind, [path for its, path in models.values() if its == kind])
-    if options.column is not None and not options.captions:
-        raise ValueError("--column: goes with a file of captions; leave it out.")
+    lists = [path for path in options.images if path.is_file()]
+    if options.column is not None and not (options.captions or lists):
+        raise ValueError("--column: goes with a file of captions or a list of images; leave it out.")
+    if options.image_root is not None and not lists:
+        raise ValueError("--image-root: goes with a list of images; leave it out.")
     outputs.check(options, [("--report", options.report)])
     _check_numbers(options)
     settings = _settings(options)
     further = [one.value for one in choose(settings["metrics"]) if one.value not in (None, *FIGURES)]
-    reference = ReferenceSet.load(options.reference)
+    with stage(options, "reading the reference"):
+        reference = ReferenceSet.load(options.reference)
     encoded = options.images or options.captions
     encoder = open_encoder(options, reference.spec) if encoded else None
     scores, each = {}, {}
     for name, (kind, path) in models.items():
         if isinstance(encoder, BaseEncoder):
             encoder.truncated = 0
-        each[name] = only(options, kind, [path] if kind == "embeddings" else path)
+        each[name] = _of_one(options, kind, path)
         try:
             source = open_source(each[name], reference.spec, _cache(options), encoder)
-            scores[name] = score(source, reference, **settings)
+            with stage(options, f"figures of {name}", source):
+                scores[name] = score(source, reference, **settings)
+            tell_summary(options, source)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}: {error}") from None
-    found = compare(scores, reference)
+    with stage(options, "differences"):
+        found = compare(scores, reference)
     if options.report is not None:
-        with replacing(options.report, overwrite=options.overwrite) as path:
+        with stage(options, "writing"), replacing(options.report, overwrite=options.overwrite) as path:
             _report(options, path, [_run(each[name], one, {}, name) for name, one in scores.items()])
     if options.format == "json":
         given = {name: str(path) for name, (_, path) in models.items()}
@@ -125,11 +146,21 @@ def _models(models: Sequence[str]) -> list[tuple[str, Path]]:
     return found
 
 
-def _kind(path: Path) -> str:
-    """Say what a source is, by what it looks like: a folder of images, captions or embeddings."""
-    from clipconformity.data.captions import FORMATS
+def _of_one(options: argparse.Namespace, kind: str, path: Path) -> argparse.Namespace:
+    """Give the options as they are for one of the models."""
+    listed = kind == "images" and path.is_file()
+    column = options.column if listed or kind == "captions" else None
+    found = only(options, kind, [path] if kind == "embeddings" else path, column)
+    found.image_root = options.image_root if listed else None
+    return found
 
-    if path.is_dir():
+
+def _kind(path: Path, column: str | None) -> str:
+    """Say what a source is, by what it looks like: a folder or a list of images, captions or embeddings."""
+    from clipconformity.data.captions import FORMATS
+    from clipconformity.data.image_lists import is_image_list
+
+    if path.is_dir() or is_image_list(path, column):
         return "images"
     return "captions" if path.suffix.lower() in FORMATS else "embeddings"
 
@@ -198,13 +229,14 @@ def _run(options: argparse.Namespace, result: Score, partner_of: Mapping[str, st
     captions: Mapping[str, str] | Sequence[str] | None = None
     if not options.no_images:
         listed = read_captions(options.captions, options.column) if options.captions else None
+        folder = image_folder(options, options.images or Path())
         if options.images and listed is not None:  # joined: the scored ones have their partners' ids
             texts = dict(zip(listed.ids, listed.texts, strict=True))
             of_images = result.measured["modality"] == "image"
-            images = {name: options.images / (name if of_images else partner_of[name]) for name in result.ids}
+            images = {name: folder / (name if of_images else partner_of[name]) for name in result.ids}
             captions = {name: texts[partner_of[name] if of_images else name] for name in result.ids}
         elif options.images:
-            images = {name: options.images / name for name in result.ids}
+            images = {name: folder / name for name in result.ids}
         elif listed is not None:
             captions = listed.texts
     return Run(name or given.name or str(given), result, images, captions)

@@ -1,4 +1,4 @@
-"""From the options to the samples: folders, caption files, embeddings, MS-COCO."""
+"""From the options to the samples: folders, lists, caption files, embeddings."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from clipconformity.cli.messages import stage, tell_encoder, tell_more
 
 if TYPE_CHECKING:
     from clipconformity.cli.parts import Cache, Parts
-    from clipconformity.data import Coco, ImageFolder
+    from clipconformity.data import ImageFolder
     from clipconformity.data.files import NamedPath
     from clipconformity.encoders import Encoder
     from clipconformity.evaluation import Source
@@ -45,17 +47,23 @@ def inputs(options: argparse.Namespace) -> Iterator[NamedPath]:
 
     given = vars(options)
     for name in INPUT_FILES:
-        value = given.get(name) or []
-        yield from ((_flag(name), path) for path in (value if isinstance(value, list) else [value]))
-    folders = given.get("images") or []
-    for folder in folders if isinstance(folders, list) else [folders]:
-        yield from (("--images", path) for path in image_files(folder))
+        files = (path for path in _several(given.get(name)) if isinstance(path, Path))  # what the hub has is no file
+        yield from ((_flag(name), path) for path in files)
+    for place in _several(given.get("images")):
+        listed = iter([place, *read_images(options, place).paths]) if place.is_file() else image_files(place)
+        yield from (("--images", path) for path in listed)
     if given.get("coco"):
         yield from (("--coco", path) for path in image_files(options.coco))
         yield from (("--coco", path) for path in (options.coco / "annotations").glob("*"))
     if "encoder" in given:
-        yield from (("--encoder", path) for path in encoder_files(options.encoder or "tiny"))
+        for spec in _several(options.encoder) or ["tiny"]:
+            yield from (("--encoder", path) for path in encoder_files(spec))
     yield "standard output", Path("/dev/stdout")  # sent to a file, which would be replaced beneath it
+
+
+def _several(value: Any) -> list[Any]:
+    """Give what an option has as a list, also where it takes one or was not given."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _flag(name: str) -> str:
@@ -80,18 +88,24 @@ def open_source(
         ValueError: If options do not fit together, no encoder is named, or a file cannot be read.
     """
     source = _opened(options, reference_encoder, parts, encoder)
+    return as_told(options, source, *_several(options.images or options.captions or options.embeddings))
+
+
+def as_told(options: argparse.Namespace, source: Source, *places: Path) -> Source:
+    """Give a source with what the messages about it need."""
     source.quiet = options.quiet
+    source.name = str(places[0]) + (f" and {len(places) - 1} more" if len(places) > 1 else "")
     return source
 
 
 def _opened(
     options: argparse.Namespace, reference_encoder: str | None, parts: Parts | Cache | None, encoder: Encoder | None
 ) -> Source:
-    from clipconformity.data import Captions, read_captions, survey_images
+    from clipconformity.data import read_captions
     from clipconformity.data.files import refuse_same
-    from clipconformity.evaluation import caption_source, embedding_source
+    from clipconformity.evaluation import caption_source, embedding_source, image_source
 
-    _check_options(options)
+    check_options(options)
     for name in COCO_OPTIONS:
         if getattr(options, name, None) is not None:
             raise ValueError(f"{_flag(name)}: goes with --coco; leave it out.")
@@ -104,17 +118,18 @@ def _opened(
             f"--modality: {options.modality} was told, but --{'images' if options.images else 'captions'} given."
         )
     if options.images:
-        folder = survey_images(options.images)
+        with stage(options, "looking through the images"):
+            folder = read_images(options, options.images)
         if folder.remark:
             warnings.warn(folder.remark, stacklevel=2)
         loaded = encoder or open_encoder(options, reference_encoder)
 
         def images_from(start: int) -> Source:
-            return _images(options, folder.paths[start:], options.images, loaded, folder)
+            return image_source(folder, loaded, start=start, **image_settings(options, len(folder.paths)))
 
         if parts is None:
             return images_from(0)
-        told = [_told(path, options.images) for path in folder.paths]
+        told = [_told(path, name) for path, name in zip(folder.paths, folder.ids, strict=True)]
         return parts.source(loaded, told, (kind, options.batch_size, options.on_error), images_from)
     captions = read_captions(options.captions, options.column)
     if captions.remark:
@@ -122,10 +137,7 @@ def _opened(
     loaded = encoder or open_encoder(options, reference_encoder)
 
     def captions_from(start: int) -> Source:
-        left = Captions(captions.texts[start:], captions.ids[start:], captions.groups and captions.groups[start:])
-        source = caption_source(left, loaded, batch_size=options.batch_size)
-        source.groups = captions.groups
-        return source
+        return caption_source(captions, loaded, batch_size=options.batch_size, start=start)
 
     if parts is None:
         return captions_from(0)
@@ -134,10 +146,29 @@ def _opened(
     return parts.source(loaded, told, (kind, options.batch_size), captions_from)
 
 
-def _told(path: Path, root: Path) -> str:
+def read_images(options: argparse.Namespace, place: Path) -> ImageFolder:
+    """Look through a folder of images, or read a list of them.
+
+    Raises:
+        OSError: If it is not there, or images of a list are not.
+        ValueError: If there are none, or the list is broken.
+    """
+    from clipconformity.data import read_image_list, survey_images
+
+    if place.is_dir() or not place.exists():
+        return survey_images(place)
+    return read_image_list(place, options.column, root=options.image_root, on_missing=options.on_error)
+
+
+def image_folder(options: argparse.Namespace, place: Path) -> Path:
+    """Give the folder that the ids of images are relative to."""
+    return place if place.is_dir() else options.image_root or place.parent
+
+
+def _told(path: Path, name: str) -> str:
     """What an image file is told by, without reading it."""
     found = path.stat()
-    return f"{path.relative_to(root)} {found.st_size} {found.st_mtime_ns}"
+    return f"{name} {found.st_size} {found.st_mtime_ns}"
 
 
 def check_given(options: argparse.Namespace) -> None:
@@ -182,77 +213,47 @@ def open_pairs(options: argparse.Namespace, reference: ReferenceSet, parts: Cach
         raise ValueError("--modality: the reference does not say what it is of; say which is scored, image or text.")
     if scored == "image" and options.caption_references is not None:
         raise ValueError("--caption-references: judge captions, but images are scored; give a reference of captions.")
-    sides = [only(options, "images", options.images), only(options, "captions", options.captions)]
+    sides = [only(options, "images", options.images), only(options, "captions", options.captions, options.column)]
     if options.caption_references is not None:
         sides.append(only(options, "captions", options.caption_references))
-        sides[-1].column = None
     for side in sides:
         side.modality = None  # it says which is scored
+    for side in sides[1:]:
+        side.image_root = None
     encoder = open_encoder(options, reference.spec)
     images, captions, *people = (open_source(side, reference.spec, parts, encoder) for side in sides)
     references = people[0] if people else None
     return paired_source(images, captions, scored=scored, references=references, on_missing=options.on_error)
 
 
-def only(options: argparse.Namespace, kind: str, given: object) -> argparse.Namespace:
+def only(options: argparse.Namespace, kind: str, given: object, column: str | None = None) -> argparse.Namespace:
     """Give the options as they are for one kind of samples alone."""
-    column = options.column if kind == "captions" else None
     return argparse.Namespace(**vars(options) | dict.fromkeys(KINDS) | {kind: given, "column": column})
 
 
-class CocoSources(NamedTuple):
-    """Images and captions of MS-COCO."""
-
-    coco: Coco
-    image: Source
-    text: Source
-
-
-def open_coco(options: argparse.Namespace) -> CocoSources:
-    """Open the images and the chosen captions that ``--coco`` names.
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse numbers that are too small, and options that go with others.
 
     Raises:
-        ValueError: If options do not fit together, no encoder is named, or a file is broken.
-        FileNotFoundError: If annotations or images are missing.
+        ValueError: If there are some.
     """
-    from clipconformity.data import read_coco
-    from clipconformity.evaluation import caption_source
-
-    _check_options(options)
-    if options.modality is not None:
-        raise ValueError("--modality: --coco builds the references of both; leave it out.")
-    per_image = options.per_image or "1"
-    if per_image != "all" and not per_image.isdecimal():
-        raise ValueError(f"--per-image: expected a number or 'all', got {per_image!r}.")
-    _named(options.encoder)
-    coco = read_coco(
-        options.coco,
-        options.split or "val2017",
-        per_image=None if per_image == "all" else int(per_image),
-        seed=options.seed or 0,
-        karpathy=options.karpathy,
-        on_missing=options.on_error,
-    )
-    encoder = open_encoder(options)
-    found = CocoSources(
-        coco,
-        _images(options, coco.image_paths, options.coco, encoder),
-        caption_source(coco.captions, encoder, batch_size=options.batch_size),
-    )
-    found.image.quiet = found.text.quiet = options.quiet
-    return found
-
-
-def _check_options(options: argparse.Namespace) -> None:
     for name, least in (("batch_size", 1), ("workers", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise ValueError(f"{_flag(name)}: expected at least {least}, got {value}.")
-    if options.column is not None and not options.captions:
-        raise ValueError("--column: goes with --captions; leave it out.")
+    listed = options.images is not None and options.images.is_file()
+    if options.column is not None and not (options.captions or listed):
+        raise ValueError("--column: goes with --captions or a list of images; leave it out.")
+    if getattr(options, "image_root", None) is not None and not listed:
+        raise ValueError("--image-root: goes with a list of images; leave it out.")
 
 
-def _named(spec: str | None) -> str:
+def named(spec: str | None) -> str:
+    """Give a spec.
+
+    Raises:
+        ValueError: If none was told.
+    """
     if spec is None:
         raise ValueError("--encoder: say which encoder to use, such as 'tiny' or 'open_clip:ViT-B-32/openai'.")
     return spec
@@ -273,32 +274,20 @@ def open_encoder(options: argparse.Namespace, of_reference: str | None = None) -
         raise ValueError(
             f"--encoder: the reference names encoder {of_reference!r}; pass --encoder {of_reference!r} to load it."
         )
-    spec = _named(options.encoder or of_reference)
+    spec = named(options.encoder or of_reference)
     if options.quiet or not sys.stderr.isatty():
         hide_progress_bars()
-    if is_function(spec):
-        return call_function(spec)
-    return load_encoder(spec, options.device, dtype=None if options.dtype is None else getattr(torch, options.dtype))
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    with stage(options, "loading the encoder"):
+        encoder = call_function(spec) if is_function(spec) else load_encoder(spec, options.device, dtype=dtype)
+    tell_encoder(options, encoder)
+    return encoder
 
 
-def _images(
-    options: argparse.Namespace,
-    paths: Sequence[Path],
-    root: Path,
-    encoder: Encoder,
-    folder: ImageFolder | None = None,
-) -> Source:
-    from clipconformity.evaluation import image_source
-
+def image_settings(options: argparse.Namespace, count: int) -> dict[str, Any]:
+    """Say how so many images are encoded."""
     workers = options.workers
     if workers is None:
-        workers = min(8, os.cpu_count() or 1) if len(paths) >= MANY else 0
-    return image_source(
-        paths,
-        encoder,
-        root=root,
-        batch_size=options.batch_size,
-        workers=workers,
-        skip_errors=options.on_error == "skip",
-        folder=folder,
-    )
+        workers = min(8, os.cpu_count() or 1) if count >= MANY else 0
+    tell_more(options, f"{count} images in batches of {options.batch_size}, decoded by {workers or 'no'} processes")
+    return {"batch_size": options.batch_size, "workers": workers, "skip_errors": options.on_error == "skip"}

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from clipconformity.data.coco import Coco, read_coco
     from clipconformity.data.embeddings import EmbeddingFile, read_embeddings, write_embeddings
     from clipconformity.data.folders import ImageFolder, list_images, survey_images
+    from clipconformity.data.image_lists import read_image_list
     from clipconformity.data.images import open_image
     from clipconformity.data.results import coco_image_id, merge_results, read_results, write_results
 
@@ -27,6 +28,7 @@ __all__ = [
     "read_classes",
     "read_coco",
     "read_embeddings",
+    "read_image_list",
     "read_results",
     "survey_images",
     "write_embeddings",
@@ -46,6 +48,7 @@ _HOMES = {
     "read_classes": "classes",
     "read_coco": "coco",
     "read_embeddings": "embeddings",
+    "read_image_list": "image_lists",
     "read_results": "results",
     "survey_images": "folders",
     "write_embeddings": "embeddings",

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import Any
 
+from clipconformity.data.entries import LINES, Entry, read_entries
 from clipconformity.data.limits import check_limit
-from clipconformity.data.untrusted import (
-    check_all_words,
-    check_id,
-    check_input,
-    read_json,
-    read_json_lines,
-    read_text,
-    shown,
-)
+from clipconformity.data.untrusted import check_all_words, check_id, check_input, read_json, shown
 
 ImageId = int | str
-FORMATS = {".txt": "one a line", ".json": "", ".jsonl": "one a line", ".csv": "with a header", ".tsv": "with a header"}
+FORMATS = {".txt": LINES[".txt"], ".json": "", **LINES}
 IMAGE_KEYS = ("image_id", "image", "image_name", "file_name", "filename", "image_path", "file_path")
 """Under which an entry names its image: the first of them that is there."""
 TEXT_KEYS = ("caption", "text", "prediction", "captions")
@@ -51,16 +42,6 @@ class Captions:
         """Give each of the images its caption."""
         groups: Any = list(images)
         return cls(list(texts), [str(image) for image in images], groups)
-
-
-class _Entry(NamedTuple):
-    """An entry of a file."""
-
-    where: str
-    """Its place, as errors say it."""
-    number: int
-    """What it is called where it has no name: from 1."""
-    value: Any
 
 
 def read_captions(path: Path | str, column: str | None = None) -> Captions:
@@ -92,18 +73,11 @@ def read_captions(path: Path | str, column: str | None = None) -> Captions:
         check_input(path, what)
         known = ", ".join(f"{name} ({how})" if how else name for name, how in FORMATS.items())
         raise ValueError(f"{path}: expected a file of captions whose name ends in {known}.")
-    if suffix == ".txt":
-        if column is not None:
-            raise ValueError(f"{path}: a text file has no column {column!r}.")
-        lines = read_text(path, what).split("\n")
-        entries = [_Entry(f"line {n}", n, line) for n, line in enumerate(lines, start=1) if line.strip()]
-    elif suffix == ".jsonl":
-        entries = [_Entry(f"line {n}", n, value) for n, value in read_json_lines(path, what)]
-    elif suffix == ".json":
+    if suffix == ".json":
         entries = list(_listed(path, read_json(path, what)))
+        check_limit(path, "rows", len(entries))
     else:
-        entries = list(_rows(path, read_text(path, what), "," if suffix == ".csv" else "\t"))
-    check_limit(path, "rows", len(entries))
+        entries = read_entries(path, what, column)
     captions = _plain(path, entries, column) if entries and isinstance(entries[0].value, str) else None
     captions = captions or _named(path, entries, column)
     if not captions.texts:
@@ -117,7 +91,7 @@ def coco_number(stem: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _listed(path: Path, content: Any) -> Iterator[_Entry]:
+def _listed(path: Path, content: Any) -> Iterator[Entry]:
     """Find the entries of a JSON file."""
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         content = content["annotations"]
@@ -131,7 +105,7 @@ def _listed(path: Path, content: Any) -> Iterator[_Entry]:
     if not isinstance(content, list):
         raise ValueError(f"{path}: expected a list of captions, got {type(content).__name__}.")
     for number, value in enumerate(content):
-        yield _Entry(f"entry {number}", number + 1, value)
+        yield Entry(f"entry {number}", number + 1, value)
 
 
 def _is_said(value: object) -> bool:
@@ -139,22 +113,7 @@ def _is_said(value: object) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
 
 
-def _rows(path: Path, text: str, delimiter: str) -> Iterator[_Entry]:
-    """Find the rows of a table, under the names in its header."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="", strict=True)
-    try:
-        names = reader.fieldnames or []
-        if len(set(names)) < len(names):
-            raise ValueError(f"{path}: line 1: two columns have one name: {', '.join(map(shown, names[:8]))}.")
-        for number, row in enumerate(reader, start=1):
-            if None in row.values() or "" in row:
-                raise ValueError(f"{path}: line {reader.line_num}: expected {len(names)} columns, as in the header.")
-            yield _Entry(f"line {reader.line_num}", number, row)
-    except csv.Error as error:
-        raise ValueError(f"{path}: broken table after line {reader.line_num}: {error}.") from None
-
-
-def _plain(path: Path, entries: Sequence[_Entry], column: str | None) -> Captions:
+def _plain(path: Path, entries: Sequence[Entry], column: str | None) -> Captions:
     """Read entries that are captions."""
     if column is not None:
         raise ValueError(f"{path}: holds captions alone, and no column {column!r}.")
@@ -163,7 +122,7 @@ def _plain(path: Path, entries: Sequence[_Entry], column: str | None) -> Caption
     return Captions(texts, [str(one.number) for one in entries])
 
 
-def _named(path: Path, entries: Sequence[_Entry], column: str | None) -> Captions:
+def _named(path: Path, entries: Sequence[Entry], column: str | None) -> Captions:
     """Read entries with keys, those of the first one."""
     if not entries:
         return Captions([], [])
@@ -198,7 +157,7 @@ def _named(path: Path, entries: Sequence[_Entry], column: str | None) -> Caption
     return Captions(texts, ids, groups, remark)
 
 
-def _keys(path: Path, first: _Entry, column: str | None) -> tuple[str | None, str, str]:
+def _keys(path: Path, first: Entry, column: str | None) -> tuple[str | None, str, str]:
     """Find under which keys entries have their image and their caption, and say so where it is not plain."""
     there = list(first.value) if isinstance(first.value, dict) else []
     image = next((key for key in IMAGE_KEYS if key in there), None)
@@ -217,7 +176,7 @@ def _keys(path: Path, first: _Entry, column: str | None) -> tuple[str | None, st
     return image, text, remark if others and column is None else ""
 
 
-def _image(path: Path, entry: _Entry, name: object, key: str) -> ImageId:
+def _image(path: Path, entry: Entry, name: object, key: str) -> ImageId:
     image = check_id(f"{path}: {entry.where}", name)
     if isinstance(image, str) and key != "image_id":
         number = coco_number(PurePath(image).stem)

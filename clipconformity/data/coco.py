@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from clipconformity.data.captions import Captions
 from clipconformity.data.files import replacing
+from clipconformity.data.folders import missing_images
 from clipconformity.data.limits import check_limit
 from clipconformity.data.strict_json import to_json
-from clipconformity.data.untrusted import WHOLE, check_words, read_json, shown, shown_path
+from clipconformity.data.untrusted import WHOLE, check_inside, check_words, read_json, shown
 
-LONGEST_NAME = 255
-"""Bytes of a file's name, or of a folder's, on every usual system."""
 _NAMED = 3
-"""Missing files that an error names."""
+"""Ids that an error names."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +126,7 @@ def read_coco(
     present = [image for image in images if image.path.is_file()]
     missing = [image.path for image in images if not image.path.is_file()]
     if missing and (on_missing == "raise" or not present):
-        first = ", ".join(shown_path(path) for path in missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
-        raise FileNotFoundError(
-            f"{root}: {len(missing)} of {len(images)} images of {split} are missing: {first}. "
-            "Complete the download, or leave them out: on_missing='skip', or --on-error skip on the command line."
-        )
+        raise missing_images(root, f"{len(images)} images of {split}", missing)
     texts: list[str] = []
     ids: list[str] = []
     groups: list[int] = []
@@ -167,7 +161,7 @@ def _official(root: Path, split: str) -> list[_Image]:
         check_limit(path, "rows", len(content[part]))
     folder = _folder(root, split)
     entries = [_fields(path, "images", n, e, {"id": int, "file_name": str}) for n, e in enumerate(content["images"])]
-    images = {number: _Image(number, folder / _inside(path, name), []) for number, name in entries}
+    images = {number: _Image(number, folder / check_inside(path, name), []) for number, name in entries}
     if len(images) < len(entries):
         raise ValueError(f"{path}: {len(entries) - len(images)} image ids come twice.")
     wanted = {"id": int, "image_id": int, "caption": str}
@@ -200,13 +194,13 @@ def _karpathy(root: Path, split: str, path: Path) -> list[_Image]:
         place = entry.get("filepath", "")
         if not isinstance(place, str):
             raise ValueError(f"{path}: images, entry {number}: expected filepath (str), got {shown(place)}.")
-        if _inside(path, place) not in folders:
+        if check_inside(path, place) not in folders:
             folders[place] = _folder(root, place)
         said = [
             _fields(path, f"images[{number}].sentences", n, e, {"sentid": int, "raw": str})
             for n, e in enumerate(sentences)
         ]
-        images.append(_Image(image, folders[place] / _inside(path, name), [(s, text.strip()) for s, text in said]))
+        images.append(_Image(image, folders[place] / check_inside(path, name), [(s, text.strip()) for s, text in said]))
     return _checked(path, images)
 
 
@@ -225,17 +219,6 @@ def _checked(path: Path, images: list[_Image]) -> list[_Image]:
     if empty:
         raise ValueError(f"{path}: {len(empty)} captions are empty; the first ids are {_first(empty)}.")
     return images
-
-
-def _inside(path: Path, name: str) -> str:
-    """Refuse the name of a file that leads out of the folder of images."""
-    check_words(f"{path}: the name of a file or folder", name)
-    for kind in (PurePosixPath, PureWindowsPath):
-        if kind(name).is_absolute() or ".." in kind(name).parts or kind(name).drive:
-            raise ValueError(f"{path}: the file name {shown(name)} leads out of the folder of images.")
-    if len(os.fsencode(name)) > LONGEST_NAME:
-        raise ValueError(f"{path}: the file name {shown(name)} has over {LONGEST_NAME} bytes, which no file's has.")
-    return name
 
 
 def _first(ids: list[int]) -> str:

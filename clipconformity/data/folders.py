@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipconformity.data.untrusted import shown
+from clipconformity.data.untrusted import shown, shown_path
 
 IMAGE_FORMATS = {
     ".avif": "AVIF",
@@ -33,25 +33,36 @@ IGNORED = {
     "special": "no regular files",
 }
 """What is ignored, by the name of its list, in words."""
+BESIDES = {
+    "unreadable": "folders cannot be read",
+    "repeated": "repeat the content of others",
+    "missing": "are listed and missing",
+}
+"""What else is told, likewise."""
 TAIL = 4096
 """Bytes at the end of a file by which most files of one size are told apart."""
+MISSING = 3
+"""Missing files that an error names."""
 NAMED = 5
 """Files of a kind that are named where all are counted."""
 
 
 @dataclass
 class ImageFolder:
-    """What a folder and its subfolders hold: the images, and what is not among them, relative to the folder.
+    """What a folder and its subfolders hold, or a list names: the images, and what is not among them.
 
     Attributes:
-        root: The folder.
-        paths: The image files, in the order of their paths.
+        root: The folder that names are relative to.
+        paths: The image files, in the order of their paths, or of the list.
         hidden: Files and folders whose names begin with a dot, such as ``.ipynb_checkpoints``.
         linked: Symbolic links to folders, which are not followed.
         skipped: Files of other suffixes.
         special: Pipes, sockets, devices and links to nothing under the name of an image.
         unreadable: Folders that cannot be listed.
         repeated: Images with the same content as one before them; they count nevertheless.
+        missing: Files that the list names and that are not there.
+        file: The list; None of a folder.
+        names: Of each image as the list has it; see :attr:`ids`.
     """
 
     root: Path
@@ -62,30 +73,49 @@ class ImageFolder:
     special: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    file: Path | None = None
+    names: list[str] = field(default_factory=list)
+
+    @property
+    def ids(self) -> list[str]:
+        """Name of each image: as the list has it, or relative to the folder."""
+        return self.names if self.file else [str(path.relative_to(self.root)) for path in self.paths]
+
+    @property
+    def ignored(self) -> int:
+        """How many files and folders are not among the images."""
+        return sum(len(getattr(self, name)) for name in IGNORED)
 
     def describe(self) -> dict[str, Any]:
         """Count what was found, ignored, unreadable and repeated, and name the first of each, as plain values."""
-        lists = {name: getattr(self, name) for name in (*IGNORED, "unreadable", "repeated")}
+        lists = {name: getattr(self, name) for name in (*IGNORED, *BESIDES)}
         about: dict[str, Any] = {
             "found": len(self.paths),
-            "ignored": sum(len(lists[name]) for name in IGNORED),
+            "ignored": self.ignored,
             "unreadable": len(self.unreadable),
             "repeated": len(self.repeated),
         }
+        if self.file is not None:
+            about["missing"] = len(self.missing)
         examples = {name: [*names[:NAMED], *["..."][: len(names) > NAMED]] for name, names in lists.items() if names}
         return about | ({"examples": examples} if examples else {})
 
     @property
     def remark(self) -> str:
         """Say in a line what is not among the images, or counts twice; empty where there is nothing of the kind."""
-        words = IGNORED | {"unreadable": "folders cannot be read", "repeated": "repeat the content of others"}
         told = []
-        for name, word in words.items():
+        for name, word in (IGNORED | BESIDES).items():
             names = getattr(self, name)
             if names:
                 first = ", ".join(map(shown, names[:2])) + (", ..." if len(names) > 2 else "")
                 told.append(f"{len(names)} {word} ({first})")
-        return f"{self.root}: {len(self.paths)} images found; {'; '.join(told)}." if told else ""
+        return f"{self.file or self.root}: {len(self.paths)} images found; {'; '.join(told)}." if told else ""
+
+    def survey(self) -> ImageFolder:
+        """Look for images that repeat the content of others."""
+        self.repeated = sorted(os.path.relpath(path, self.root) for path in _repeats(self.paths))
+        return self
 
 
 def walk_images(root: Path) -> ImageFolder:
@@ -145,9 +175,22 @@ def survey_images(root: Path | str) -> ImageFolder:
         NotADirectoryError: If it is no folder.
         ValueError: If there is no image in it.
     """
-    found = _listed(root)
-    found.repeated = sorted(os.path.relpath(path, found.root) for path in _repeats(found.paths))
-    return found
+    return _listed(root).survey()
+
+
+def missing_images(where: Path, of: str, missing: Sequence[Path]) -> FileNotFoundError:
+    """Make the error for images that a file names and that are not there.
+
+    Args:
+        where: What names them.
+        of: Of how many, and what these are.
+        missing: Those that are not there.
+    """
+    first = ", ".join(map(shown_path, missing[:MISSING])) + (", ..." if len(missing) > MISSING else "")
+    return FileNotFoundError(
+        f"{where}: {len(missing)} of {of} are missing: {first}. "
+        "Complete the download, or leave them out: on_missing='skip', or --on-error skip on the command line."
+    )
 
 
 def _listed(root: Path | str) -> ImageFolder:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import reprlib
 import stat
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NoReturn
 
 from clipconformity.data.limits import RefusedError, allowed, check_limit
@@ -18,6 +19,8 @@ SOUND_TORCH = (2, 10)
 CVE-2025-32434, code that is run in spite of it, is mended in 2.6.0, and CVE-2026-24747, memory that it overwrites, in
 2.10.0.
 """
+LONGEST_NAME = 255
+"""Bytes of a file's name, or of a folder's, on every usual system."""
 WHOLE = 2**63
 """Whole numbers that ids may be are below this, and not below its negative."""
 
@@ -147,6 +150,25 @@ def check_all_words(texts: Sequence[str], where: Callable[[int], object]) -> Non
     if max(map(len, texts), default=0) > allowed("caption_characters") or _NONE.search("\n".join(texts)):
         for number, text in enumerate(texts):
             check_words(where(number), text)
+
+
+def check_inside(path: Path, name: str) -> str:
+    """Refuse the name of a file that leads out of its folder, or that no file has.
+
+    Args:
+        path: The file in which it is named.
+        name: With or without folders.
+
+    Raises:
+        ValueError: If it does.
+    """
+    check_words(f"{path}: the name of a file or folder", name)
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(name).is_absolute() or ".." in kind(name).parts or kind(name).drive:
+            raise ValueError(f"{path}: the file name {shown(name)} leads out of the folder of images.")
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in PurePosixPath(name).parts):
+        raise ValueError(f"{path}: the file name {shown(name)} has over {LONGEST_NAME} bytes, which no file's has.")
+    return name
 
 
 def check_id(where: object, name: object) -> int | str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clipconformity.data.images import each_image
 from clipconformity.encoders.inputs import NO_IMAGE, is_text, joined, listed_texts
+from clipconformity.encoders.words import is_known, mostly_unknown, words_of
 from clipconformity.functional.validation import check_matrix
 
 Preprocess = Callable[[list[Image.Image]], dict[str, Tensor]]
@@ -49,6 +50,7 @@ class BaseEncoder(ABC):
         self.context_length = context_length
         self.logit_scale = logit_scale
         self.truncated = 0
+        self._known_words: dict[str, bool] = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.spec!r}, device={str(self.device)!r})"
@@ -98,6 +100,33 @@ class BaseEncoder(ABC):
             ValueError: If the list is empty, or a text is empty.
         """
         return self._run(self._project_text, listed_texts(texts))
+
+    def unknown_texts(self, texts: Sequence[str]) -> list[int]:
+        """Find the texts that the tokenizer does not know, such as those in another script than it was made for.
+
+        A word is not known if it is dropped, becomes the unknown token, or is taken apart into letters or bytes; a
+        text, if over half of its letters are in such words. Its embedding then says little.
+
+        Returns:
+            Their numbers; none where the encoder does not tell its tokens.
+        """
+        words = [words_of(text) for text in texts]
+        new = sorted({word for of_one in words for word in of_one} - self._known_words.keys())
+        made = self._word_tokens(new) if new else []
+        if made is None:
+            return []
+        unknown = self._unknown_token
+        self._known_words |= {word: is_known(word, one, unknown) for word, one in zip(new, made, strict=True)}
+        return [number for number, of_one in enumerate(words) if mostly_unknown(of_one, self._known_words)]
+
+    @property
+    def _unknown_token(self) -> int | None:
+        """The tokenizer's token for what it does not know; None if it has none."""
+        return None
+
+    def _word_tokens(self, words: list[str]) -> Sequence[Sequence[int]] | None:
+        """Tokens of each word by itself, without start and end; None where they are not told."""
+        return None
 
     def __call__(self, batch: Any) -> Tensor:
         """Encode a batch of images, or of texts where it is a string or a list of strings.

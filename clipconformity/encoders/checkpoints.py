@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +9,7 @@ from typing import Any
 
 import torch
 
+from clipconformity.data.hub import hub_answers
 from clipconformity.data.limits import check_limit
 from clipconformity.data.untrusted import check_input, check_unpickling, read_json, shown
 
@@ -31,9 +28,6 @@ SIDES = ("size", "image_size", "crop_size", "height", "width", "shortest_edge", 
 """Names of settings that say how large an image is made, where they are of an image."""
 SPARE = 2**20
 """Values that a model may have beyond those that its files could hold: buffers that are not stored."""
-ABSENT = "it is not in the cache, and the model hub does not answer or is switched off"
-PATIENCE = 3.0
-"""Seconds in which the hub answers, or is taken for absent."""
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -127,35 +121,6 @@ def _check_held(folder: Path, asked: int) -> None:
         raise ValueError(
             f"its configuration asks for {asked:,} values, and its files of {held:,} bytes of weights cannot hold them"
         )
-
-
-def hub_answers() -> bool:
-    """Whether the model hub can be asked: it is not switched off, and answers, in whatever words, within seconds."""
-    from huggingface_hub import constants
-
-    return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
-
-
-def _answers(address: str) -> bool:
-    found = []
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE).close()
-        except urllib.error.HTTPError:
-            pass
-        except urllib.error.URLError as error:
-            if not isinstance(error.reason, ssl.SSLError):  # the hub's client may know other certificates
-                return
-        except Exception:  # a connection that ends within an answer
-            return
-        found.append(True)
-
-    # In a thread, since looking a name up has no timeout.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    return bool(found)
 
 
 @contextmanager

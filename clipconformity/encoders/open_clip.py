@@ -18,10 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clipconformity.data.hub import ABSENT
 from clipconformity.data.limits import check_limit
 from clipconformity.data.untrusted import check_input, check_unpickling
 from clipconformity.encoders.base import BaseEncoder, Preprocess, brings_code, is_failure, unreachable
-from clipconformity.encoders.checkpoints import ABSENT, check_checkpoint, check_widths, hub
+from clipconformity.encoders.checkpoints import check_checkpoint, check_widths, hub
 
 LOCAL = "local-dir:"
 SELF_CONTAINED = ("hf-hub:", LOCAL)
@@ -118,6 +119,18 @@ class OpenCLIPEncoder(BaseEncoder):
             return len(self.tokenizer.encode(text)) + 2
         clean = getattr(self.tokenizer, "clean_fn", str)
         return len(inner(clean(text), truncation=False, verbose=False)["input_ids"])
+
+    @property
+    def _unknown_token(self) -> int | None:
+        return getattr(getattr(self.tokenizer, "tokenizer", None), "unk_token_id", None)
+
+    def _word_tokens(self, words: list[str]) -> list[list[int]]:
+        inner: Any = getattr(self.tokenizer, "tokenizer", None)
+        if inner is None:
+            return [self.tokenizer.encode(word) for word in words]
+        clean = getattr(self.tokenizer, "clean_fn", str)
+        tokens: list[list[int]] = inner([clean(word) for word in words], add_special_tokens=False)["input_ids"]
+        return tokens
 
     def _preprocessing(self) -> dict[str, str]:
         steps = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", " ".join(str(self.preprocess).split()))

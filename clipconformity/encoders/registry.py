@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -16,6 +17,15 @@ if TYPE_CHECKING:  # the commands show the table in their help, which does witho
 
     from clipconformity.encoders.base import BaseEncoder
 
+SEE_CARD = "see its card"
+"""Of weights whose licence is not known here."""
+LICENCES = {
+    r"timm/.*\.metaclip_": "CC-BY-NC-4.0",
+    r"timm/vit-.*-siglip": "Apache-2.0",
+    r"timm/pe-core": "Apache-2.0",
+    r"laion/clip-(?!.*commonpool)": "MIT",
+}
+"""Of published weights, by how their repository on the hub is called: what its card says."""
 TINY = Path(__file__).parent / "tiny_checkpoint"
 """The embedded default: an ordinary transformers checkpoint directory."""
 
@@ -170,13 +180,17 @@ def available_encoders() -> dict[str, Any]:
 
 
 def encoder_specs() -> list[dict[str, Any]]:
-    """List every spec that can be given as it is, with dimension and resolution where they are known."""
+    """List every spec that can be given as it is, with its licence, and dimension and resolution where known."""
     found = []
     for about in available_encoders().values():
         for model in about.get("models", [about]):
             plain = {name: model[name] for name in ("embed_dim", "resolution") if name in model}
-            specs = [model["spec"].replace("PRETRAINED", tag) for tag in model.get("pretrained", [""])]
-            found += [{"spec": spec} | plain for spec in specs]
+            tags = model.get("pretrained", [""])
+            told = model.get("licences", [model.get("licence", SEE_CARD)] * len(tags))
+            found += [
+                {"spec": model["spec"].replace("PRETRAINED", tag)} | plain | {"licence": licence}
+                for tag, licence in zip(tags, told, strict=True)
+            ]
     return found
 
 
@@ -192,7 +206,8 @@ def _installed(package: Package) -> dict[str, Any]:
 
 def _tiny() -> dict[str, Any]:
     config = json.loads((TINY / "config.json").read_text(encoding="utf-8"))
-    return {"spec": "tiny", "embed_dim": config["projection_dim"], "resolution": config["vision_config"]["image_size"]}
+    side = config["vision_config"]["image_size"]
+    return {"spec": "tiny", "embed_dim": config["projection_dim"], "resolution": side, "licence": "Apache-2.0"}
 
 
 def _open_clip_files(model: str) -> Iterator[Path]:
@@ -200,6 +215,12 @@ def _open_clip_files(model: str) -> Iterator[Path]:
         yield from Path(model.removeprefix("local-dir:")).rglob("*")
     else:
         yield Path(model.partition("/")[2]).expanduser()
+
+
+def _licence(settings: dict[str, Any]) -> str:
+    """What the card of the repository that open_clip takes weights from says; of others, that it is to be read."""
+    repository = str(settings.get("hf_hub") or "").lower()
+    return next((licence for name, licence in LICENCES.items() if re.match(name, repository)), SEE_CARD)
 
 
 def _open_clip_models() -> dict[str, Any]:
@@ -218,6 +239,7 @@ def _open_clip_models() -> dict[str, Any]:
                 "embed_dim": config.get("embed_dim"),
                 "resolution": vision.get("image_size", 224),
                 "pretrained": tags,
+                "licences": [_licence(open_clip.get_pretrained_cfg(name, tag)) for tag in tags],
             }
         )
     return {"models": models}
@@ -230,6 +252,6 @@ FAMILIES: tuple[Family, ...] = (
     Family("open_clip:", "MODEL/PRETRAINED", "clipconformity.encoders.open_clip:load",
            Package("open_clip", "open_clip_torch", "open_clip"), about=_open_clip_models, files=_open_clip_files),
     Family("hf:", "ORGANISATION/MODEL", FOLDER, Package("transformers", "transformers"),
-           about=lambda: {"spec": "hf:ORGANISATION/MODEL or a local directory"}),
+           about=lambda: {"spec": "hf:ORGANISATION/MODEL or a local directory", "licence": SEE_CARD}),
 )  # fmt: skip
 """Every kind of encoder. A row is all that a new one needs here: loading, errors, the list and the help follow."""

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clipconformity.data.hub import ABSENT, hub_answers
 from clipconformity.encoders.base import BaseEncoder, Preprocess, explained, is_failure, unreachable
-from clipconformity.encoders.checkpoints import ABSENT, check_checkpoint, check_size, hub_answers
+from clipconformity.encoders.checkpoints import check_checkpoint, check_size
 
 LONGEST = 100_000
 """Tokenizers without a limit of their own report a huge one."""
@@ -92,6 +93,15 @@ class TransformersEncoder(BaseEncoder):
         if self._family == "chinese_clip":  # whose get_text_features fails in transformers 4.57
             return self.model.text_projection(self.model.text_model(**inputs).last_hidden_state[:, 0])  # type: ignore[operator]
         return _projection(self.model.get_text_features(**inputs))  # type: ignore[operator]
+
+    @property
+    def _unknown_token(self) -> int | None:
+        token: int | None = self.tokenizer.unk_token_id
+        return token
+
+    def _word_tokens(self, words: list[str]) -> list[list[int]]:
+        tokens: list[list[int]] = self.tokenizer(words, add_special_tokens=False)["input_ids"]
+        return tokens
 
     def _preprocessing(self) -> dict[str, str]:
         settings = self.processor.to_dict()

@@ -2,6 +2,7 @@
 
 from clipconformity.evaluation.classes import ByClass, ClassScore, write_classes
 from clipconformity.evaluation.comparison import Comparison, Difference, compare
+from clipconformity.evaluation.images import image_source, image_sources
 from clipconformity.evaluation.pairs import paired_source
 from clipconformity.evaluation.people import HumanSpread, human_spread
 from clipconformity.evaluation.results import Figure, Score, Verdict
@@ -11,9 +12,9 @@ from clipconformity.evaluation.sources import (
     Source,
     SourceBatch,
     build_reference,
+    build_references,
     caption_source,
     embedding_source,
-    image_source,
 )
 
 __all__ = [
@@ -29,12 +30,14 @@ __all__ = [
     "SourceBatch",
     "Verdict",
     "build_reference",
+    "build_references",
     "caption_source",
     "compare",
     "decided_at",
     "embedding_source",
     "human_spread",
     "image_source",
+    "image_sources",
     "metric_names",
     "paired_source",
     "sample_size_curve",

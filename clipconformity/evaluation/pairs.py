@@ -65,7 +65,8 @@ def paired_source(
         )
     mine, other = sides[scored], sides["text" if scored == "image" else "image"]
     joined = replace(mine, paired=True, with_references=references is not None, partner_of={})
-    joined.encoder, joined.folder = captions.encoder, images.folder
+    joined.encoder, joined.folder, joined.unknown = captions.encoder, images.folder, captions.unknown
+    joined.beside = [other, *([] if references is None else [references])]
 
     def batches() -> Iterator[SourceBatch]:
         held = _held(other, scored != "image")

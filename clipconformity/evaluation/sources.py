@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from clipconformity.data.captions import Captions
 from clipconformity.data.embeddings import read_embeddings
 from clipconformity.data.folders import ImageFolder
-from clipconformity.data.images import open_image
+from clipconformity.data.untrusted import shown
 from clipconformity.encoders import BaseEncoder, Encoder
-from clipconformity.encoders.inputs import joined
 from clipconformity.functional.validation import check_same_dim
 from clipconformity.provenance import UNKNOWN, Provenance
 from clipconformity.stream.alignment import Partners
@@ -27,13 +25,10 @@ from clipconformity.stream.moments import Moments
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.row_sample import Labels
 
-T = TypeVar("T")
 ROWS = 4096
 """Rows of an embedding file streamed at once."""
-
-
-_Encoded: TypeAlias = "tuple[Tensor | None, list[str], list[tuple[str, str]]]"
-"""Embeddings, None where there are none; names; and the files that could not be read, with the reason."""
+EXAMPLES = 5
+"""Captions that are named where all are counted."""
 
 
 class SourceBatch(NamedTuple):
@@ -64,6 +59,13 @@ class Source:
         with_references: Whether each has reference captions.
         partner_of: The id of each sample's first partner, filled as the stream is read.
         quiet: Show no progress.
+        name: What they are read from, to be told.
+        kind: What they are, to be told: images, captions or rows.
+        missing: How many samples are named and are not there.
+        unknown: Ids of the captions that the encoder's tokenizer does not know.
+        beside: Sources of the other modality that are read with this one.
+        used: How many samples have come.
+        seconds: That reading and encoding them took.
     """
 
     batches: Iterator[SourceBatch]
@@ -77,6 +79,13 @@ class Source:
     with_references: bool = False
     partner_of: dict[str, str] = field(default_factory=dict)
     quiet: bool = False
+    name: str = "samples"
+    kind: str = "rows"
+    missing: int = 0
+    unknown: Sequence[str] = ()
+    beside: Sequence[Source] = ()
+    used: int = 0
+    seconds: float = 0.0
 
     @property
     def remarks(self) -> dict[str, Any]:
@@ -86,7 +95,22 @@ class Source:
             found["skipped"] = {"count": len(self.skipped), "files": self.skipped}
         if self.encoder is not None and self.encoder.truncated:
             found["truncated"] = self.encoder.truncated
+        if self.unknown:
+            found["unknown_words"] = {"count": len(self.unknown), "examples": list(self.unknown[:EXAMPLES])}
         return found
+
+    @property
+    def summary(self) -> str:
+        """Say in a line what was found, used and ignored, once the stream is read."""
+        told = f"{self.name}: {self.count} {self.kind} found, {self.used} used"
+        ignored = 0 if self.folder is None else self.folder.ignored
+        for number, words in (
+            (len(self.skipped), "left out"),
+            (self.missing, "missing"),
+            (ignored, "files and folders ignored"),
+        ):
+            told += f", {number} {words}" if number else ""
+        return f"{told}."
 
     @property
     def nothing_read(self) -> str:
@@ -98,9 +122,14 @@ class Source:
         from tqdm import tqdm
 
         with tqdm(total=self.count, unit="sample", file=sys.stderr, disable=True if self.quiet else None) as bar:
+            since = time.monotonic()
             for batch in self.batches:
+                self.seconds += time.monotonic() - since
+                self.used += len(batch.ids)
                 yield batch
                 bar.update(len(batch.ids))
+                since = time.monotonic()
+            self.seconds += time.monotonic() - since
 
 
 def embedding_source(paths: Sequence[Path], *, spec: str | None = None, modality: str | None = None) -> Source:
@@ -109,7 +138,7 @@ def embedding_source(paths: Sequence[Path], *, spec: str | None = None, modality
     Raises:
         ValueError: If a file cannot be read, or files and arguments disagree.
     """
-    files = [read_embeddings(path) for path in _listed(paths)]
+    files = [read_embeddings(path) for path in listed_paths(paths)]
     known = [file.groups for file in files if file.groups is not None]
     if known and len(known) < len(files):
         raise ValueError("embeddings: some files have groups and some have none; give them for all or for none.")
@@ -132,11 +161,16 @@ def embedding_source(paths: Sequence[Path], *, spec: str | None = None, modality
     )
 
 
-def _listed(paths: Sequence[Path]) -> list[Path]:
-    """Refuse a single path, whose letters would be taken for files."""
+def listed_paths(paths: Sequence[Path]) -> list[Path]:
+    """Refuse a single path, whose letters would be taken for files.
+
+    Raises:
+        TypeError: If it is one.
+    """
     if isinstance(paths, str | Path):
         raise TypeError(
-            f"paths: expected a list of files, got {str(paths)!r}; give it in a list, or list_images(folder)."
+            f"paths: expected a list of files, got {str(paths)!r}; give it in a list, or list_images(folder), or "
+            "read_image_list(file)."
         )
     return [Path(path) for path in paths]
 
@@ -154,131 +188,84 @@ def check_source(source: object) -> None:
         )
 
 
-def _opened(
-    paths: Sequence[Path], root: Path, take: Callable[[Image.Image], T]
-) -> tuple[list[T], list[str], list[tuple[str, str]]]:
-    """Open images and take what is wanted of each; names, and the files that could not be read, with the reason."""
-    taken, ids, failed = [], [], []
-    for path in paths:
-        name = str(path.relative_to(root))
-        try:
-            taken.append(take(open_image(path)))
-            ids.append(name)
-        except (OSError, ValueError) as error:
-            failed.append((name, str(error)))
-    return taken, ids, failed
+def caption_source(captions: Captions, encoder: Encoder, *, batch_size: int = 256, start: int = 0) -> Source:
+    """Encode captions; those of one image form a group.
 
-
-class _ImageBatches(Dataset[tuple[dict[str, Tensor], list[str], list[tuple[str, str]]]]):
-    """Batches of files, decoded and preprocessed: inputs, names, and the files that could not be read."""
-
-    def __init__(self, paths: Sequence[Path], encoder: BaseEncoder, root: Path, batch_size: int) -> None:
-        self.paths, self.root, self.batch_size = paths, root, batch_size
-        self.preprocess = encoder.preprocess_images
-
-    def __len__(self) -> int:
-        return -(-len(self.paths) // self.batch_size)
-
-    def __getitem__(self, number: int) -> tuple[dict[str, Tensor], list[str], list[tuple[str, str]]]:
-        part = self.paths[number * self.batch_size : (number + 1) * self.batch_size]
-        # One at a time: decoded images are large.
-        inputs, ids, failed = _opened(part, self.root, lambda image: self.preprocess([image]))
-        return (joined(inputs) if inputs else {}), ids, failed
-
-
-def image_source(
-    paths: Sequence[Path],
-    encoder: Encoder,
-    *,
-    root: Path | None = None,
-    batch_size: int = 64,
-    workers: int = 0,
-    skip_errors: bool = False,
-    folder: ImageFolder | None = None,
-) -> Source:
-    """Encode image files.
+    Captions in words that the encoder's tokenizer does not know are warned of, and counted among the remarks; see
+    :meth:`BaseEncoder.unknown_texts`.
 
     Args:
-        paths: The files, in order.
+        captions: All of them.
         encoder: Turns them into embeddings: one of ``load_encoder``, or any other.
-        root: Folder that ids are relative to; by default the one that all of the files are in, so that the same images
-            have the same ids wherever they lie.
-        batch_size: Images encoded at once.
-        workers: Processes that decode and resize ahead of a model of ``load_encoder``; 0 does it in this one.
-        skip_errors: Leave out files that cannot be read and list them in ``skipped``, instead of raising.
-        folder: What else there is in the folder that they were found in, to be told among the remarks.
-
-    Raises:
-        ValueError: While reading, if a file is no image or truncated; names the file.
+        batch_size: Captions encoded at once.
+        start: Number of the first one to be encoded.
     """
-    paths = _listed(paths)
-    skipped: list[dict[str, str]] = []
-    root = _common_folder(paths) if root is None else root
-    encoded = (
-        _preprocessed(paths, encoder, root, batch_size, workers)
-        if isinstance(encoder, BaseEncoder)
-        else _one_by_one(paths, encoder, root, batch_size)
-    )
 
     def batches() -> Iterator[SourceBatch]:
-        for embeddings, ids, failed in encoded:
-            if failed and not skip_errors:
-                raise ValueError(failed[0][1])
-            skipped.extend({"id": name, "reason": reason} for name, reason in failed)
-            if embeddings is not None:
-                yield SourceBatch(embeddings, ids)
-
-    return Source(batches(), len(paths), Provenance.of(encoder, "image"), skipped=skipped, folder=folder)
-
-
-def _preprocessed(
-    paths: Sequence[Path], encoder: BaseEncoder, root: Path, batch_size: int, workers: int
-) -> Iterator[_Encoded]:
-    """Encode images that other processes may decode ahead."""
-    pin = encoder.device.type == "cuda"
-    batches = _ImageBatches(paths, encoder, root, batch_size)
-    for inputs, ids, failed in DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=pin):
-        yield (encoder.project_image(inputs) if ids else None), ids, failed
-
-
-def _one_by_one(paths: Sequence[Path], encoder: Encoder, root: Path, batch_size: int) -> Iterator[_Encoded]:
-    """Encode images with an encoder that takes them as they are."""
-    for start in range(0, len(paths), batch_size):
-        images, ids, failed = _opened(paths[start : start + batch_size], root, lambda image: image)
-        yield (encoder(images) if ids else None), ids, failed
-
-
-def _common_folder(paths: Sequence[Path]) -> Path:
-    """Give the folder that all files are in."""
-    return Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
-
-
-def caption_source(captions: Captions, encoder: Encoder, *, batch_size: int = 256) -> Source:
-    """Encode captions; those of one image form a group."""
-
-    def batches() -> Iterator[SourceBatch]:
-        for start in range(0, len(captions.texts), batch_size):
-            rows = slice(start, start + batch_size)
+        for first in range(start, len(captions.texts), batch_size):
+            rows = slice(first, first + batch_size)
             groups: Any = None if captions.groups is None else captions.groups[rows]
             texts = captions.texts[rows]
             embeddings = encoder.encode_text(texts) if isinstance(encoder, BaseEncoder) else encoder(texts)
             yield SourceBatch(embeddings, captions.ids[rows], groups)
 
     provenance, counts = Provenance.of(encoder, "text"), encoder if isinstance(encoder, BaseEncoder) else None
-    return Source(batches(), len(captions.texts), provenance, captions.groups, encoder=counts)
+    return Source(
+        batches(),
+        len(captions.texts) - start,
+        provenance,
+        captions.groups,
+        encoder=counts,
+        kind="captions",
+        unknown=[] if counts is None else _unknown(captions, counts),
+    )
+
+
+def _unknown(captions: Captions, encoder: BaseEncoder) -> list[str]:
+    """Find the ids of the captions that the tokenizer does not know, and warn of them."""
+    found = [captions.ids[number] for number in encoder.unknown_texts(captions.texts)]
+    if found:
+        warnings.warn(
+            f"{len(found)} of {len(captions.texts)} captions are mostly of words that the tokenizer of {encoder.spec} "
+            f"does not know, such as that with the id {shown(found[0])}: what it makes of them says little. Is the "
+            "encoder one for their language and script?",
+            stacklevel=3,
+        )
+    return found
 
 
 def build_reference(
     source: Source, *, dataset: str | None = None, max_samples: int = 10_000, allow_normalized: bool = False
 ) -> ReferenceSet:
     """Build a reference set from a source; arguments and errors as of ``ReferenceSet.fit``."""
-    check_source(source)
-    moments: Moments | None = None
-    for batch in source:
-        if moments is None:
-            moments = Moments(reference_layout(batch.embeddings.shape[1], max_samples))
-        check_same_dim(batch.embeddings, moments.layout.dim, "a later batch", "the first")
-        moments.update(batch.embeddings.cpu(), batch.groups, batch.ids, placed=batch.placed)
-    if moments is None:
-        raise ValueError(source.nothing_read)
-    return ReferenceSet.from_moments(moments, source.provenance, dataset=dataset, allow_normalized=allow_normalized)
+    return build_references([source], dataset=dataset, max_samples=max_samples, allow_normalized=allow_normalized)[0]
+
+
+def build_references(
+    sources: Sequence[Source], *, dataset: str | None = None, max_samples: int = 10_000, allow_normalized: bool = False
+) -> list[ReferenceSet]:
+    """Build a reference set from each source, a batch of each in turn, as :func:`image_sources` reads its files once.
+
+    Args:
+        sources: With batches of the same samples.
+        dataset: As of ``ReferenceSet.fit``, as are the others and the errors.
+        max_samples: Rows kept of each.
+        allow_normalized: Take L2-normalised rows.
+    """
+    for source in sources:
+        check_source(source)
+    moments: dict[int, Moments] = {}
+    for batches in zip(*sources, strict=True):
+        for number, batch in enumerate(batches):
+            if number not in moments:
+                moments[number] = Moments(reference_layout(batch.embeddings.shape[1], max_samples))
+            check_same_dim(batch.embeddings, moments[number].layout.dim, "a later batch", "the first")
+            moments[number].update(batch.embeddings.cpu(), batch.groups, batch.ids, placed=batch.placed)
+    if len(moments) < len(sources):
+        raise ValueError(sources[0].nothing_read)
+    return [
+        ReferenceSet.from_moments(
+            moments[number], source.provenance, dataset=dataset, allow_normalized=allow_normalized
+        )
+        for number, source in enumerate(sources)
+    ]

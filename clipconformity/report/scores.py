@@ -316,6 +316,13 @@ def _remarks(run: Run) -> dict[str, str]:
         told[f"Remarks on {run.name}"] = " ".join(str(remark) for remark in remarks)
     if skipped := score.remarks.get("skipped"):
         told[f"Left out of {run.name}"] = f"{skipped['count']} that could not be read"
+    if truncated := score.remarks.get("truncated"):
+        told[f"Cut in {run.name}"] = f"{truncated} captions beyond the encoder's context length"
+    if unknown := score.remarks.get("unknown_words"):
+        told[f"Unknown words in {run.name}"] = (
+            f"{unknown['count']} captions are mostly of words that the encoder's tokenizer does not know, such as "
+            f"{', '.join(unknown['examples'])}"
+        )
     if not score.exact:
         told[f"Precision of {run.name}"] = "quantiles and intervals rest on a row sample"
     return told

@@ -322,31 +322,9 @@ class ReferenceSet:
             TypeError: If ``other`` is not a ``ReferenceSet``.
             ValueError: If encoder, modality, dimension or normalisation differ, or both hold the same samples.
         """
-        if not isinstance(other, ReferenceSet):
-            raise TypeError(f"other: expected a ReferenceSet, got {type(other).__name__}.")
-        identified = self.encoder_id is not None and other.encoder_id is not None
-        names = ("embed_dim", "modality", "normalized", "grouped")
-        for name in names if identified else ("spec", *names):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
-                raise ValueError(
-                    f"cannot merge references of different {name}: {mine!r} and {theirs!r}; "
-                    "build both with the same encoder and of the same kind."
-                )
-        if identified:
-            self.provenance.check(other.provenance)
-        if self.count == other.count and torch.equal(self.sketch.keys, other.sketch.keys):
-            raise ValueError("cannot merge a reference with itself: every sample would count twice.")
-        datasets = sorted({d for part in (self, other) for d in (part.dataset or "").split(" + ") if d})
-        layouts = [part.moments.layout for part in (self, other)]
-        layout = reference_layout(
-            self.embed_dim,
-            min(one.max_samples for one in layouts),
-            unit_second_moment=all(one.unit_second_moment for one in layouts),
-        )
-        state = {name: self.moments.state[name] for name in layout.names()}
-        both = Moments(layout, state, self.moments.names).merge(other.moments)
-        return ReferenceSet(both, self.provenance, dataset=" + ".join(datasets) or None)
+        from clipconformity.stream.merging import merged
+
+        return merged(self, other)
 
     def describe(self) -> dict[str, Any]:
         """Say what the reference is, as plain values."""
@@ -366,15 +344,57 @@ class ReferenceSet:
 
     @classmethod
     def load(cls, path: Path | str) -> ReferenceSet:
-        """Read a reference written by :meth:`save`.
+        """Read a reference written by :meth:`save`, or shared by :meth:`push_to_hub`.
+
+        Args:
+            path: The file, or ``"hf://user/repo/file"``, ``"hf://user/repo@revision/file"`` or
+                ``"hf://datasets/user/repo/file"`` on the model hub: downloaded once, and found in the cache of
+                huggingface_hub then, also without a connection.
 
         Raises:
-            FileNotFoundError: If there is no such file.
+            FileNotFoundError: If there is no such file, or it can neither be downloaded nor found in the cache.
             ValueError: If it is not a reference, is damaged, or comes from another format.
+            ImportError: If it is on the hub and huggingface_hub is not installed.
         """
+        from clipconformity.data.hub import fetch_file, is_shared
         from clipconformity.stream.reference_file import read_reference
 
-        return read_reference(path)
+        return read_reference(fetch_file(str(path)) if is_shared(path) else path)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        licence: str,
+        file: str = "reference.safetensors",
+        private: bool | None = None,
+        about: str = "",
+        api: Any = None,
+    ) -> str:
+        """Share the reference on the model hub, with a card that says what it is.
+
+        The card, ``README.md`` of the repository, has the dataset, the encoder and its preprocessing, the counts, the
+        licence of the data, and a checksum. A card that is there is replaced.
+
+        Args:
+            repo: ``"user/repo"``, or ``"datasets/user/repo"``; made where there is none.
+            licence: Of the data that the reference was made of, as the hub calls it: ``"cc-by-4.0"``, say.
+            file: Name of the reference in the repository.
+            private: Whether the repository is, where it is made now.
+            about: Further words for the card, such as where the data come from.
+            api: What is asked to do it, in place of ``huggingface_hub.HfApi()``.
+
+        Returns:
+            The address, with the commit, as :meth:`load` takes it.
+
+        Raises:
+            ValueError: If no licence is told, or a name does not fit.
+            OSError: If the hub refuses it or does not answer.
+            ImportError: If huggingface_hub is not installed.
+        """
+        from clipconformity.stream.sharing import push
+
+        return push(self, repo, licence=licence, file=file, private=private, about=about, api=api)
 
 
 def reference_layout(dim: int, max_samples: int, *, unit_second_moment: bool = True) -> Layout:

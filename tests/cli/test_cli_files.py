@@ -147,6 +147,10 @@ WRITING = {
 }
 
 
+WORK = ("commands.open_source", "references.open_source", "references.open_coco", "scores.open_source")
+"""What opens the samples of each command."""
+
+
 @pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")
 @pytest.mark.parametrize("command", WRITING)
 def test_an_output_that_is_there_is_refused_before_any_work_and_replaced_with_leave(command, folder, monkeypatch):
@@ -154,8 +158,8 @@ def test_an_output_that_is_there_is_refused_before_any_work_and_replaced_with_le
     for name in written:
         Path(name).write_text("older")
         with monkeypatch.context() as patched:
-            for work in ("open_source", "open_coco"):
-                patched.setattr(f"clipconformity.cli.commands.{work}", None)
+            for work in WORK:
+                patched.setattr(f"clipconformity.cli.{work}", None)
             status, out, err = told(line)
         assert (status, out) == (2, "")
         assert f"{name} is there already; name another file, or give --overwrite" in err
@@ -181,8 +185,8 @@ def test_an_output_that_is_there_is_refused_before_any_work_and_replaced_with_le
     ],
 )
 def test_an_output_of_another_kind_is_refused_before_any_work(command, message, folder, monkeypatch):
-    for work in ("open_source", "open_coco"):
-        monkeypatch.setattr(f"clipconformity.cli.commands.{work}", None)
+    for work in WORK:
+        monkeypatch.setattr(f"clipconformity.cli.{work}", None)
     before = contents(folder)
     status, out, err = told(command)
     assert (status, out) == (2, "")

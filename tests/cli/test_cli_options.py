@@ -9,6 +9,7 @@ from PIL import Image, features
 
 from clipconformity.cli import main
 from clipconformity.demo import draw_scene, sample_scenes
+from clipconformity.encoders import encoder_specs
 
 
 @pytest.fixture
@@ -48,12 +49,30 @@ def test_encoders_are_found_by_a_part_of_their_spec(capsys):
     pytest.importorskip("open_clip")
     assert main(["encoders", "vit-b-32/open"]) == 0
     found = json.loads(capsys.readouterr().out)["encoders"]
-    assert {"spec": "open_clip:ViT-B-32/openai", "embed_dim": 512, "resolution": 224} in found
+    known = {"embed_dim": 512, "resolution": 224}
+    assert {"spec": "open_clip:ViT-B-32/openai", **known, "licence": "see its card"} in found
     assert all("vit-b-32/open" in one["spec"].lower() for one in found)
     assert main(["encoders", "tiny"]) == 0
-    assert {"spec": "tiny", "embed_dim": 64, "resolution": 32} in json.loads(capsys.readouterr().out)["encoders"]
+    tiny = {"spec": "tiny", "embed_dim": 64, "resolution": 32, "licence": "Apache-2.0"}
+    assert tiny in json.loads(capsys.readouterr().out)["encoders"]
     assert main(["encoders", "VIT-B/32"]) == 2
     assert "did you mean" in capsys.readouterr().err
+
+
+def test_licences_are_those_of_the_weights_and_not_of_names_that_look_alike():
+    open_clip = pytest.importorskip("open_clip")
+    found = {one["spec"]: one["licence"] for one in encoder_specs()}
+    for spec, licence in {
+        "open_clip:ViT-B-32/laion2b_s34b_b79k": "MIT",
+        "open_clip:ViT-B-32/metaclip_400m": "CC-BY-NC-4.0",
+        "open_clip:ViT-B-16-SigLIP/webli": "Apache-2.0",
+        "open_clip:nllb-clip-base-siglip/v1": "see its card",
+        "open_clip:ViT-B-32/commonpool_s_s13m_b4k": "see its card",
+        "open_clip:ViT-B-32/openai": "see its card",
+    }.items():
+        assert found[spec] == licence, spec
+    tags = sum(len(open_clip.list_pretrained_tags_by_model(name)) for name in open_clip.list_models())
+    assert sum(spec.startswith("open_clip:") for spec in found) == tags
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")

@@ -13,7 +13,10 @@ from clipconformity.cli import main
 from clipconformity.demo import draw_scene, sample_scenes
 from clipconformity.functional import clip_score, ref_clip_score
 
-pytestmark = pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")  # of twelve samples
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning"),  # of twelve samples
+    pytest.mark.filterwarnings("ignore:.* captions are mostly of words that the tokenizer of tiny does not know"),
+]
 LOOKS = ("red", "green", "blue", "small", "large", "dark", "round", "square", "thin", "wide", "lonely", "far")
 CAPTIONS = [f"a {look} thing" for look in LOOKS]
 

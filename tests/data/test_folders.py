@@ -123,3 +123,13 @@ def test_the_commands_tell_it_in_the_json_and_on_standard_error(folder, tmp_path
         told = json.loads(captured.out)["folder"]
         assert (told["found"], told["ignored"], told["repeated"]) == (14, 7, 1)
         assert "14 images found; 2 hidden ('.hidden.png', '.ipynb_checkpoints'); 1 links to folders" in captured.err
+
+
+def test_links_to_images_count_under_their_own_names(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "real.png")
+    Image.new("RGB", (9, 9), "blue").save(tmp_path / "other.jfif", "JPEG")
+    (tmp_path / "images" / "link.png").symlink_to(tmp_path / "real.png")
+    (tmp_path / "images" / "b.jpg").symlink_to(tmp_path / "other.jfif")
+    found = survey_images(tmp_path / "images")
+    assert (found.ids, found.ignored, found.remark) == (["b.jpg", "link.png"], 0, "")

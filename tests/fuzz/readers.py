@@ -26,6 +26,7 @@ from clipconformity.data import (
     read_classes,
     read_coco,
     read_embeddings,
+    read_image_list,
     read_results,
     write_embeddings,
 )
@@ -79,6 +80,25 @@ def classes(folder: Path, random: Random) -> Act:
     path = folder / "by.csv"
     path.write_bytes(damage_bytes(b'id,class\na.png,dog\n"b,c.png","big ""cat"""\n', random))
     return lambda: _check_texts([word for pair in read_classes(path).items() for word in pair])
+
+
+def image_list(folder: Path, random: Random) -> Act:
+    names = [f"{n}.png" for n in range(4)]
+    for name in names:
+        (folder / name).touch()
+    lines = {
+        ".txt": names,
+        ".csv": ["path,n", *(f"{name},1" for name in names)],
+        ".jsonl": [json.dumps({"path": name}) for name in names],
+    }
+    suffix = random.choice(list(lines))
+    path = folder / f"l{suffix}"
+    path.write_bytes(damage_bytes("\n".join(lines[suffix]).encode(), random))
+    return lambda: _inside(folder, read_image_list(path, on_missing="skip").paths)
+
+
+def _inside(folder: Path, paths: list[Path]) -> None:
+    assert all(folder.resolve() in path.resolve().parents for path in paths)
 
 
 def coco(folder: Path, random: Random) -> Act:
@@ -291,7 +311,19 @@ def _encode(place: Path) -> None:
 
 READERS: dict[str, Callable[[Path, Random], Act]] = {
     reader.__name__: reader
-    for reader in (captions, results, classes, coco, safetensors, numpy_arrays, pickled, reference, images, checkpoint)
+    for reader in (
+        captions,
+        results,
+        classes,
+        image_list,
+        coco,
+        safetensors,
+        numpy_arrays,
+        pickled,
+        reference,
+        images,
+        checkpoint,
+    )
 }
 
 

@@ -1,0 +1,66 @@
+"""Files of one entry a line: texts, tables and lines of JSON, which captions and lists of images come in."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clipconformity.data.limits import check_limit
+from clipconformity.data.untrusted import read_json_lines, read_text, shown
+
+LINES = {".txt": "one a line", ".jsonl": "one a line", ".csv": "with a header", ".tsv": "with a header"}
+"""How the names of such files end, and what they look like, as errors say it."""
+
+
+class Entry(NamedTuple):
+    """An entry of a file."""
+
+    where: str
+    """Its place, as errors say it."""
+    number: int
+    """What it is called where it has no name: from 1."""
+    value: Any
+
+
+def read_entries(path: Path, what: str, column: str | None = None) -> list[Entry]:
+    """Read the entries of a file whose name ends as of :data:`LINES`; blank lines are left out.
+
+    Args:
+        path: The file.
+        what: What it was to be, for the errors.
+        column: What was asked for; a text file has none.
+
+    Raises:
+        OSError: If it is not there or is no regular file.
+        ValueError: If it is broken or over a limit, or is a text file and a column was asked for; names the place.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".txt":
+        if column is not None:
+            raise ValueError(f"{path}: a text file has no column {column!r}.")
+        lines = read_text(path, what).split("\n")
+        entries = [Entry(f"line {n}", n, line) for n, line in enumerate(lines, start=1) if line.strip()]
+    elif suffix == ".jsonl":
+        entries = [Entry(f"line {n}", n, value) for n, value in read_json_lines(path, what)]
+    else:
+        entries = list(_rows(path, read_text(path, what), "," if suffix == ".csv" else "\t"))
+    check_limit(path, "rows", len(entries))
+    return entries
+
+
+def _rows(path: Path, text: str, delimiter: str) -> Iterator[Entry]:
+    """Find the rows of a table, under the names in its header."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="", strict=True)
+    try:
+        names = reader.fieldnames or []
+        if len(set(names)) < len(names):
+            raise ValueError(f"{path}: line 1: two columns have one name: {', '.join(map(shown, names[:8]))}.")
+        for number, row in enumerate(reader, start=1):
+            if None in row.values() or "" in row:
+                raise ValueError(f"{path}: line {reader.line_num}: expected {len(names)} columns, as in the header.")
+            yield Entry(f"line {reader.line_num}", number, row)
+    except csv.Error as error:
+        raise ValueError(f"{path}: broken table after line {reader.line_num}: {error}.") from None

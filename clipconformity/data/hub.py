@@ -1,0 +1,173 @@
+"""Files on the model hub: addresses that a user types, and the hub that may not answer."""
+
+from __future__ import annotations
+
+import logging
+import re
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+SCHEME = "hf://"
+"""How the address of a shared file begins."""
+ABSENT = "it is not in the cache, and the model hub does not answer or is switched off"
+PATIENCE = 3.0
+"""Seconds in which the hub answers, or is taken for absent."""
+_ADDRESS = re.compile(r"hf://(datasets/)?([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+))?")
+
+
+class Address(NamedTuple):
+    """Where a file lies on the hub: ``hf://user/repo/file``, ``hf://user/repo@revision/file``, ``hf://datasets/...``."""
+
+    repo: str
+    kind: str
+    """``"model"`` or ``"dataset"``, as the hub calls kinds of repositories."""
+    file: str | None = None
+    revision: str | None = None
+    """A branch, a tag or a commit; None is the newest of the main branch."""
+
+    def __str__(self) -> str:
+        place = f"{SCHEME}{'datasets/' if self.kind == 'dataset' else ''}{self.repo}"
+        return place + (f"@{self.revision}" if self.revision else "") + (f"/{self.file}" if self.file else "")
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Take an address apart; that of a repository alone has no file.
+
+        Raises:
+            ValueError: If it is none.
+
+        Example:
+            >>> Address.parse("hf://ann/coco@v1/image.safetensors")
+            Address(repo='ann/coco', kind='model', file='image.safetensors', revision='v1')
+        """
+        found = _ADDRESS.fullmatch(text)
+        if found is None or not {"", ".", ".."}.isdisjoint((found[4] or "x").split("/")):
+            raise ValueError(
+                f"{text}: expected {SCHEME}user/repo/file, {SCHEME}user/repo@revision/file or "
+                f"{SCHEME}datasets/user/repo/file."
+            )
+        kind = "dataset" if found[1] else "model"
+        return cls(found[2], kind, found[4], None if found[3] is None else unquote(found[3]))
+
+
+def is_shared(place: object) -> bool:
+    """Whether it is the address of a file on the hub, and no path."""
+    return isinstance(place, str) and place.startswith(SCHEME)
+
+
+def fetch_file(text: str) -> Path:
+    """Download a file of the hub, or find it in the cache of the hub's client.
+
+    The cache alone is used where the hub does not answer within seconds or is switched off (``HF_HUB_OFFLINE=1``).
+
+    Args:
+        text: Its address, as the user typed it; never one that a file names.
+
+    Raises:
+        ValueError: If it is no address.
+        FileNotFoundError: If there is no such file, or it can neither be downloaded nor found in the cache.
+        ImportError: If huggingface_hub is not installed.
+    """
+    address = Address.parse(text)
+    if address.file is None:
+        raise ValueError(f"{text}: names no file; expected {text.rstrip('/')}/FILE.safetensors.")
+    client = imported_client(text)
+    usable = hub_answers()
+    told = logging.getLogger("huggingface_hub")
+    before = told.level
+    told.setLevel(logging.CRITICAL + 1)  # it would tell of each new try; what came of them is told here
+    try:
+        return Path(
+            client.hf_hub_download(
+                address.repo,
+                address.file,
+                repo_type=address.kind,
+                revision=address.revision,
+                local_files_only=not usable,
+            )
+        )
+    except Exception as error:  # of the client, the connection or the disk, of many kinds
+        raise _absent(address, error, usable) from error
+    finally:
+        told.setLevel(before)
+
+
+def imported_client(what: str) -> Any:
+    """Give the module huggingface_hub.
+
+    Raises:
+        ImportError: If it is not installed; says that it is needed for ``what``.
+    """
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ImportError(
+            f"{what}: huggingface_hub cannot be imported ({error}); install it with `pip install huggingface_hub`."
+        ) from error
+    return huggingface_hub
+
+
+def _absent(address: Address, error: Exception, usable: bool) -> Exception:
+    """Tell in one line why a file could not be had."""
+    from huggingface_hub import errors
+
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, errors.HfHubHTTPError):
+        return error  # of the disk
+    reasons = [
+        (errors.GatedRepoError, "access to it must be asked for on the hub, and a token given (HF_TOKEN)"),
+        (errors.RepositoryNotFoundError, f"there is no repository {address.repo}, or it is private: give a token"),
+        (errors.RevisionNotFoundError, f"the repository has no revision {address.revision!r}"),
+        (errors.RemoteEntryNotFoundError, f"the repository has no file {address.file!r}"),
+    ]
+    reason = next((words for kind, words in reasons if isinstance(error, kind)), "")
+    if not reason and not usable:
+        reason = ABSENT
+    if not reason:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = (lines[0][:200] if lines else type(error).__name__).rstrip(".")
+    if left := _interrupted(address):
+        reason += f"; an interrupted download of {left:,} bytes lies in the cache, so load it again with a connection"
+    return FileNotFoundError(f"{address}: cannot be had ({reason}).")
+
+
+def _interrupted(address: Address) -> int:
+    """Bytes of the downloads of a repository that were not finished."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=address.repo, repo_type=address.kind)
+    return sum(path.stat().st_size for path in (folder / "blobs").glob("*.incomplete"))
+
+
+def hub_answers() -> bool:
+    """Whether the model hub can be asked: it is not switched off, and answers, in whatever words, within seconds."""
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
+
+
+def _answers(address: str) -> bool:
+    found = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE).close()
+        except urllib.error.HTTPError:
+            pass
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ssl.SSLError):  # the hub's client may know other certificates
+                return
+        except Exception:  # a connection that ends within an answer
+            return
+        found.append(True)
+
+    # In a thread, since looking a name up has no timeout.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return bool(found)

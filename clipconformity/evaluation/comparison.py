@@ -120,16 +120,15 @@ class Comparison:
 
         told, shifts = [one for one in self.differences if one.figure == figure], figure == "typicality_shift"
         ends = [one.interval or Interval(one.value, one.value) for one in told]
-        drawn, ax = plots.series(
+        return plots.forest(
             [one.value for one in told],
             [low for low, _ in ends],
             [high for _, high in ends],
-            names=[f"{one.first} - {one.second}" for one in told],
+            [f"{one.first} - {one.second}" for one in told],
             quantity="difference in typicality shift (reference std)" if shifts else "ratio of variety ratios",
+            null=0.0 if shifts else 1.0,
             ax=ax,
         )
-        ax.axvline(0.0 if shifts else 1.0, color=plots.REFERENCE_COLOR, linewidth=0.8)
-        return drawn, ax
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values."""

@@ -326,11 +326,11 @@ def _words(verdict: Verdict, noun: str, adjective: str) -> str:
         return f"{than} the reference{few}"
     start = f"{noun}: cannot tell from the reference's"
     if verdict.needed is not None:
-        return f"{start} at this N; about {_rounded(verdict.needed):,} samples would tell"
+        return f"{start} at this N; about {rounded_up(verdict.needed):,} samples would tell"
     return f"{start} since {verdict.reason}"
 
 
-def _rounded(count: int) -> int:
+def rounded_up(count: int) -> int:
     """Two digits of a number of samples, upwards."""
     unit = 10 ** max(0, len(str(count)) - 2)
     return -(-count // unit) * unit

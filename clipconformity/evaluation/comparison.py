@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -94,7 +95,7 @@ class Comparison:
         """Give the runs as a table; as text the differences stand under it.
 
         Args:
-            format: ``"text"``, ``"markdown"``, ``"csv"`` or ``"latex"``.
+            format: ``"text"``, ``"markdown"``, ``"csv"``, ``"latex"`` or ``"html"``.
             figures: Keys of the figures that it has; by default those of the core.
 
         Raises:
@@ -102,6 +103,11 @@ class Comparison:
         """
         found = table(self.scores, format, figures)
         return found if format != "text" else "\n".join([found, *(one.text() for one in self.differences)]) + "\n"
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook: the table, and the differences under it."""
+        told = "".join(f"<li>{escape(one.text())}</li>" for one in self.differences)
+        return f"{self.table('html')}<ul>{told}</ul>"
 
     def plot(self, ax: Any = None) -> Any:
         """Draw every run on the map of typicality and variety, with its intervals; give ``(figure, axes)``."""

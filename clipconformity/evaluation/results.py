@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
@@ -178,6 +179,19 @@ class Score:
     def sentences(self) -> dict[str, str]:
         """The verdicts in words: ``"typical"`` and ``"varied"``."""
         return {"typical": typical(self.verdicts["typicality"]), "varied": varied(self.verdicts["variety"])}
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook: both verdicts in words, then every figure with its interval."""
+        ends = {name for name in self.figures if name.endswith(("_low", "_high", "_se"))}
+        rows = "".join(
+            f"<tr><th>{escape(name)}</th><td>{one.text(4)}</td><td>{one.interval_text(4)}</td>"
+            f"<td>{escape(one.unit)}</td><td>{escape(one.about)}</td></tr>"
+            for name, one in self.figures.items()
+            if name not in ends and one.value is not None
+        )
+        words = "".join(f"<p>{escape(each[:1].upper() + each[1:])}.</p>" for each in self.sentences.values())
+        head = "".join(f"<th>{each}</th>" for each in ("figure", "value", "95% interval", "unit", "what it is"))
+        return f"{words}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>\n"
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values, as the command prints them; what cannot be had is None."""

@@ -213,8 +213,7 @@ def _parser() -> Parser:
     )
     compare.add_argument("--reference", type=Path, required=True, help="file of `clipconformity reference`")
     compare.add_argument(
-        "--format", choices=("text", "csv", "markdown", "latex", "html", "json"), default="text",
-        help="default: text"
+        "--format", choices=("text", "csv", "markdown", "latex", "html", "json"), default="text", help="default: text"
     )
     compare.add_argument("--by", type=Path, metavar="FILE.csv", help="the class of each id: score each class by itself")
     compare.add_argument("--report", type=Path, metavar="FILE.html", help="write a report of all models")

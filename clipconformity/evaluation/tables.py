@@ -34,7 +34,9 @@ MARKS = {
     ),
     "latex": Mark(r"\textbf{{{}}}", r"\underline{{{}}}", ""),
     "html": Mark(
-        "<b>{}</b>", "<i>{}</i>", "Bold: best of its column. Italic: cannot be told from it. ± half of the 95% interval."
+        "<b>{}</b>",
+        "<i>{}</i>",
+        "Bold: best of its column. Italic: cannot be told from it. ± half of the 95% interval.",
     ),
 }
 

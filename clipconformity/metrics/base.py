@@ -246,10 +246,12 @@ class EmbeddingMetric(Metric):
         Returns:
             ``(figure, axes)``.
         """
+        return self._plot_figures(ax) if val is None else self._plot_values(val, ax)
+
+    def _plot_values(self, val: Any, ax: Any) -> Any:
+        """Plot one or several values of ``compute``."""
         from clipconformity import plots
 
-        if val is None:
-            return self._plot_figures(ax)
         if isinstance(val[0] if isinstance(val, list | tuple) else val, dict):
             return plots.figures(val, ax=ax)
         return plots.series(values_of(val), quantity=self._quantity(), ax=ax)

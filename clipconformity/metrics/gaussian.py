@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from clipconformity.functional.likelihood import Gaussian, check_gaussian
-from clipconformity.metrics.base import EmbeddingMetric, values_of
+from clipconformity.metrics.base import EmbeddingMetric
 from clipconformity.stream.readouts.frechet import FrechetReadOut
 from clipconformity.stream.readouts.likelihood import (
     LikelihoodReadOut,
@@ -157,7 +157,7 @@ class GaussianLikelihood(EmbeddingMetric):
             ``(figure, axes)``.
         """
         if val is not None:
-            return super().plot(val, ax)
+            return self._plot_values(val, ax)
         from clipconformity import plots
 
         quantity = "log-likelihood under the reference's Gaussian (nats)"

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 PANELS = 3
 """Panels beside each other in a drawing of several figures."""
+GAP = 0.5
+"""Lines between two names beside the map."""
 
 
 class Place(NamedTuple):
@@ -79,8 +81,8 @@ def _name_places(ax: Axes, places: Mapping[str, Place]) -> None:
     order = sorted(places.items(), key=lambda item: item[1].variety[0])
     bottom, top = ax.get_ylim()
     lines = [1 + name.count("\n") for name, _ in order]
-    step = 1 / max(20, sum(lines) + len(lines))  # of a line; half of one more lies on either side of a name
-    apart = [step * (1 + (a + b) / 2) for a, b in pairwise(lines)]
+    step = 1 / max(20, sum(lines) + GAP * len(lines))  # of a line
+    apart = [step * (GAP + (a + b) / 2) for a, b in pairwise(lines)]
     heights = [(place.variety[0] - bottom) / (top - bottom) for _, place in order]
     for number, gap in enumerate(apart, start=1):  # from the bottom up, then pushed down from the top
         heights[number] = max(heights[number], heights[number - 1] + gap)
@@ -90,7 +92,8 @@ def _name_places(ax: Axes, places: Mapping[str, Place]) -> None:
     for (name, place), height in zip(order, heights, strict=True):
         ax.annotate(
             name, (place.typicality[0], place.variety[0]), (1.02, height), textcoords="axes fraction", va="center",
-            fontsize="small", arrowprops={"arrowstyle": "-", "color": REFERENCE_COLOR, "linewidth": 0.6, "shrinkB": 6},
+            fontsize="small",
+            arrowprops={"arrowstyle": "-", "color": REFERENCE_COLOR, "linewidth": 0.6, "shrinkB": 6, "relpos": (0, 0.5)},
         )  # fmt: skip
 
 

@@ -74,7 +74,11 @@ def cards(score: Score, rows: Sequence[int], images: Samples[Path], captions: Sa
             {
                 "conformity": float(score.conformities[row]),
                 "norm": float(score.norms[row]),
-                **({"nearest": float(score.columns["nearest_cosine"][row])} if "nearest_cosine" in score.columns else {}),
+                **(
+                    {"nearest": float(score.columns["nearest_cosine"][row])}
+                    if "nearest_cosine" in score.columns
+                    else {}
+                ),
             },
             str(score.columns["nearest_id"][row]) if "nearest_id" in score.columns else "",
         )

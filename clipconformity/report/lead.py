@@ -14,7 +14,6 @@ from clipconformity.report.figures import draw_marker
 from clipconformity.report.page import between, number
 from clipconformity.report.score_plots import Panel
 
-
 ADJECTIVES = {"typicality": "typical", "variety": "varied"}
 
 

@@ -81,7 +81,9 @@ def _find(details: Mapping[str, Mapping[str, Any]]) -> Iterator[_Found]:
     """Find what there is to show."""
     if repeated := [one for one in details.get("nearest", {}).get("repeated", ()) if one["id"]]:
         times = ", ".join(f"{one['times']} times" for one in repeated[:EACH])
-        yield _Found("Repeated", f"near-duplicates among the samples: {times}", dict.fromkeys(one["id"] for one in repeated))
+        yield _Found(
+            "Repeated", f"near-duplicates among the samples: {times}", dict.fromkeys(one["id"] for one in repeated)
+        )
     for key, whose in (("nearest", "in the reference"), ("against", "in the files of --against")):
         copies = [_copy(one) for one in details.get(key, {}).get("copied", ())]
         if copies := [one for one in copies if one[0]]:

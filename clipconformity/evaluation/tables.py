@@ -27,11 +27,10 @@ class Mark(NamedTuple):
     legend: str
 
 
+LEGEND = "Bold: best of its column. Italic: cannot be told from it. ± half of the 95% interval."
 MARKS = {
     "text": Mark("{} *", "{} ~", "* best of its column, ~ cannot be told from it; +- half of the 95% interval"),
-    "markdown": Mark(
-        "**{}**", "*{}*", "Bold: best of its column. Italic: cannot be told from it. ± half of the 95% interval."
-    ),
+    "markdown": Mark("**{}**", "*{}*", LEGEND),
     "latex": Mark(r"\textbf{{{}}}", r"\underline{{{}}}", ""),
     "html": Mark(
         "<b>{}</b>",
@@ -70,8 +69,8 @@ def table(scores: Mapping[str, Score], format: Format = "text", figures: Sequenc
 
     Args:
         scores: By name.
-        format: ``"text"``, ``"markdown"``, ``"latex"`` (booktabs), ``"html"``, as for a notebook, or ``"csv"``, which has numbers in full, with the
-            ends of intervals.
+        format: ``"text"``, ``"markdown"``, ``"latex"`` (booktabs), ``"html"``, as for a notebook, or ``"csv"``,
+            which has numbers in full, with the ends of intervals.
         figures: Their keys; by default :data:`FIGURES`.
 
     Raises:

@@ -124,7 +124,7 @@ class CLIPScore(PairMetric):
         from clipconformity import plots
 
         low, high = self.interval()
-        return plots.forest([self.compute()], [low], [high], ["CLIPScore"], quantity=self._quantity(), ax=ax)
+        return plots.forest([float(self.compute())], [low], [high], ["CLIPScore"], quantity=self._quantity(), ax=ax)
 
     def _scores(self) -> MeanScore:
         return MeanScore({name: getattr(self, name) for name in SUMS})

@@ -241,7 +241,7 @@ class EmbeddingMetric(Metric):
             super().add_state(name, default.clone() if isinstance(default, Tensor) else default, *args, **kwargs)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot the metric's figures with their intervals and noise floor, or ``val``: one or several values of ``compute``.
+        """Plot the metric's figures with their intervals and floor, or ``val``: one or several values of ``compute``.
 
         Returns:
             ``(figure, axes)``.
@@ -379,7 +379,7 @@ def _interval_of(field: Field, values: Mapping[str, Tensor], degrees: float) -> 
     if field.interval is not None:
         low, high = (float(values[name]) for name in field.interval)
     else:
-        error = float(values[field.error]) if field.error in values else math.nan
+        error = float(values.get(field.error or "", torch.tensor(math.nan)))
         half = student_quantile(0.975, degrees) * error if degrees > 0 else math.nan
         low, high = value - half, value + half
     return (low, high) if math.isfinite(low) and math.isfinite(high) else (value, value)

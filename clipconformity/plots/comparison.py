@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 PANELS = 3
 """Panels beside each other in a drawing of several figures."""
+LEADER: dict[str, Any] = {
+    "arrowstyle": "-", "color": REFERENCE_COLOR, "linewidth": 0.6, "shrinkB": 6, "relpos": (0, 0.5),
+}  # fmt: skip
+"""The line from a name to its marker."""
 GAP = 0.5
 """Lines between two names beside the map."""
 
@@ -92,8 +96,7 @@ def _name_places(ax: Axes, places: Mapping[str, Place]) -> None:
     for (name, place), height in zip(order, heights, strict=True):
         ax.annotate(
             name, (place.typicality[0], place.variety[0]), (1.02, height), textcoords="axes fraction", va="center",
-            fontsize="small",
-            arrowprops={"arrowstyle": "-", "color": REFERENCE_COLOR, "linewidth": 0.6, "shrinkB": 6, "relpos": (0, 0.5)},
+            fontsize="small", arrowprops=LEADER,
         )  # fmt: skip
 
 

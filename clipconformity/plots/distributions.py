@@ -106,7 +106,7 @@ def ridgelines(
     modality: str | None = None,
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """Draw the density of each run on a line of its own, over the reference's: for runs too many to lie over each other.
+    """Draw the density of each run on a line of its own, over the reference's: for more runs than one plot can hold.
 
     A tick under each density marks its median; the dashed line is the median of the reference. All densities have one
     scale.

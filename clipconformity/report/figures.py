@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from markupsafe import Markup, escape
 
 from clipconformity import plots
@@ -51,7 +52,8 @@ def draw_marker(look: plots.Look) -> Markup:
 
     style = MarkerStyle(look.marker)
     path = style.get_path().transformed(style.get_transform())
-    shapes = [" ".join(f"{x:.3f},{-y:.3f}" for x, y in points) for points in path.to_polygons()]
+    outlines = [np.asarray(points) for points in path.to_polygons()]
+    shapes = [" ".join(f"{x:.3f},{-y:.3f}" for x, y in points.tolist()) for points in outlines]
     drawn = Markup("").join(Markup('<polygon points="{}"/>').format(points) for points in shapes)
     svg = Markup('<svg class="marker" viewBox="-0.6 -0.6 1.2 1.2" fill="{}" aria-hidden="true">{}</svg>')
     return svg.format(look.color, drawn)

@@ -97,13 +97,13 @@ def margins(panel: Panel) -> str:
     """Say what the brackets hold, and what differences do not matter."""
     verdicts = next(iter(panel.scores.values())).verdicts
     pairs = len(panel.scores) * (len(panel.scores) - 1) // 2
-    return (
-        "Beside the reference. In brackets: the typicality shift in the reference's standard deviations and the "
-        f"variety as a multiple of the reference's, with 95% intervals. Differences within {verdicts['typicality'].margin:g} standard "
-        f"deviations (typicality) and {verdicts['variety'].margin:.0%} (variety) count as the same."
-        + (f" Between runs: at most 5% of such rankings are wrong anywhere, over all {pairs} pairs (Holm)." if pairs > 1
-           else "")
-    )  # fmt: skip
+    same = f"{verdicts['typicality'].margin:g} standard deviations or {verdicts['variety'].margin:.0%} of variety"
+    told = (
+        "In brackets: typicality shift in the reference's standard deviations, and variety as a multiple of the "
+        f"reference's, with 95% intervals. Within {same} counts as the same."
+    )
+    corrected = f" Rankings are corrected for {pairs} pairs: at most 5% of them err anywhere (Holm)."
+    return told + (corrected if pairs > 1 else "")
 
 
 def ranking(panel: Panel) -> list[str]:

@@ -159,7 +159,8 @@ def _tell_variety(panel: Panel) -> str:
 def _draw_forest(ax: Axes, panel: Panel, values: Sequence[tuple[float, float, float]], **options: Any) -> None:
     """Draw a figure of each run, with its ends."""
     names = [label(name, 16) for name in panel.scores]
-    plots.forest(*zip(*values, strict=True), names, runs=True, modality=panel.reference.modality, ax=ax, **options)
+    points, low, high = zip(*values, strict=True)
+    plots.forest(points, low, high, names, runs=True, modality=panel.reference.modality, ax=ax, **options)
 
 
 def _draw_kl(ax: Axes, panel: Panel) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+from torch import Tensor
 
 from clipconformity.evaluation import Score
 from clipconformity.report.figures import Drawing
@@ -64,7 +67,7 @@ class _Shown(NamedTuple):
     of: str
     """Words such as " of images"."""
     called: str
-    count: int
+    samples: int
     map: Drawing
     plots: list[Drawing]
     verdicts: list[Said]
@@ -186,26 +189,29 @@ def _galleries(
     reference_images: Mapping[str, Path] | None,
     reference_captions: Mapping[str, str] | None,
 ) -> list[_Gallery]:
-    references = list({id(run.score.reference): run.score.reference for run in runs}.values())
-    shown = references if reference_images is not None or reference_captions is not None else []
-    each = max(1, min(MAX_EACH, thumbnails // (2 * (len(runs) + len(shown)))))
-    found, left = [], thumbnails
-    for one in (*runs, *shown):
-        conformities = one.score.conformities if isinstance(one, Run) else one.conformities
+    theirs = reference_images, reference_captions
+    references = [panel.reference for panel in _panels(runs)] if theirs != (None, None) else []
+    each = max(1, min(MAX_EACH, thumbnails // (2 * (len(runs) + len(references)))))
+    left = thumbnails
+
+    def choose(conformities: Tensor, lay_out: Callable[[Sequence[int]], list[Card]]) -> list[_End]:
+        nonlocal left
         chosen = extremes(conformities, min(each, left // 2))
         left -= len(chosen.most) + len(chosen.least)
-        ends = [
-            _End(
-                title,
-                cards(one.score, rows, one.images, one.captions) if isinstance(one, Run)
-                else reference_cards(one, rows, reference_images, reference_captions),
-            )
-            for title, rows in (("Most typical", chosen.most), ("Least typical", chosen.least))
-            if rows
-        ]  # fmt: skip
-        if ends:
-            found.append(_Gallery(one.name if isinstance(one, Run) else called(one), ends))
-    return found
+        titles = {"Most typical": chosen.most, "Least typical": chosen.least}
+        return [_End(title, lay_out(rows)) for title, rows in titles.items() if rows]
+
+    found = [
+        _Gallery(run.name, choose(run.score.conformities, partial(cards, run.score, images=run.images,
+                                                                   captions=run.captions)))
+        for run in runs
+    ]  # fmt: skip
+    found += [
+        _Gallery(called(one), choose(one.conformities, partial(reference_cards, one, images=reference_images,
+                                                               captions=reference_captions)))
+        for one in references
+    ]  # fmt: skip
+    return [one for one in found if one.ends]
 
 
 def _neighbours(

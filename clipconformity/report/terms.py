@@ -16,7 +16,7 @@ class Term(NamedTuple):
 
 _MEANINGS = {
     "N": "Number of samples.",
-    "conformity": "Mean cosine similarity of a sample to the reference, -1 to 1. High: the sample is common. Low: rare.",
+    "conformity": "Mean cosine similarity of a sample to the reference, -1 to 1. High: it is common. Low: it is rare.",
     "self-conformity": "Mean cosine similarity of two samples of one set. Low: the set is varied.",
     "typicality shift": "Mean conformity less the reference's, in standard deviations of the reference. Above 0: more "
     "typical than the reference; below 0: less.",
@@ -26,8 +26,8 @@ _MEANINGS = {
     "KL": "Divergence of the conformity distribution from the reference's, nats. 0: the same distribution. It says how "
     "far, not in which direction.",
     "reverse KL": "Divergence of the reference's conformity distribution from that of the samples, nats.",
-    "noise floor": "The KL that chance alone exceeds in 5% of cases where both sets are of one distribution. A KL below "
-    "it says nothing.",
+    "noise floor": "The KL that chance alone exceeds in 5% of cases, were both sets of one distribution. A KL below it "
+    "says nothing.",
     "p": "Chance of a difference at least as large where both sets are of one distribution (Anderson-Darling test on "
     "conformity). Below 0.05 is called significant.",
     "95% interval": "Where the true value lies: in 95% of evaluations like this one, the interval holds it.",

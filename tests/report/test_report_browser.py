@@ -327,7 +327,8 @@ def test_nothing_is_cut_in_print(browser, page, request):
     browser.open(request.getfixturevalue(page))
     browser.call("Emulation.setEmulatedMedia", media="print", features=[])
     try:
-        wide = "[...document.querySelectorAll('main *')].filter(x => !x.closest('svg')).filter(x => x.getBoundingClientRect().right > 718.5)"
+        every = "[...document.querySelectorAll('main *')].filter(x => !x.closest('svg'))"
+        wide = f"{every}.filter(x => x.getBoundingClientRect().right > 718.5)"
         assert browser.run(f"{wide}.map(x => x.tagName + x.textContent.slice(0, 40))") == []
         hidden = "[...document.querySelectorAll('.scroll, pre')].filter(x => x.scrollWidth > x.clientWidth + 1).length"
         assert browser.run(hidden) == 0

@@ -218,7 +218,7 @@ def _parser() -> Parser:
     )
     compare.add_argument("--reference", type=reference_place, required=True, help=REFERENCE)
     compare.add_argument(
-        "--format", choices=("text", "csv", "markdown", "latex", "json"), default="text", help="default: text"
+        "--format", choices=("text", "csv", "markdown", "latex", "html", "json"), default="text", help="default: text"
     )
     compare.add_argument("--by", type=Path, metavar="FILE.csv", help="the class of each id: score each class by itself")
     compare.add_argument("--report", type=Path, metavar="FILE.html", help="write a report of all models")
@@ -282,6 +282,12 @@ def _add_scoring(parser: Parser) -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep what is encoded here, for other runs")
     parser.add_argument(
         "--no-images", action="store_true", help="leave the gallery out of the report: no image, prompt or caption"
+    )
+    parser.add_argument(
+        "--reference-images", type=Path, metavar="DIR", help="the reference's images, to show them in the report"
+    )
+    parser.add_argument(
+        "--reference-captions", type=Path, metavar="FILE", help="the reference's captions, to show them in the report"
     )
     _add_overwrite(parser)
     parser.add_argument(

@@ -185,8 +185,9 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 def _check_numbers(options: argparse.Namespace) -> None:
     from clipconformity.data.limits import check_limit
 
-    if options.no_images and options.report is None:
-        raise ValueError("--no-images: goes with --report; leave it out.")
+    for name in ("no_images", "reference_images", "reference_captions"):
+        if getattr(options, name) and options.report is None:
+            raise ValueError(f"--{name.replace('_', '-')}: goes with --report; leave it out.")
     if options.resamples < 1:
         raise ValueError(f"--resamples: expected at least 1, got {options.resamples}.")
     check_limit("--resamples", "resamples", options.resamples)
@@ -237,13 +238,40 @@ def _run(options: argparse.Namespace, result: Score, partner_of: Mapping[str, st
             captions = {name: texts[partner_of[name] if of_images else name] for name in result.ids}
         elif options.images:
             images = {name: folder / name for name in result.ids}
+            captions = _prompts(folder)
         elif listed is not None:
             captions = listed.texts
     return Run(name or given.name or str(given), result, images, captions)
 
 
+def _prompts(folder: Path) -> dict[str, str] | None:
+    """Read the prompts of a folder of ``generate_images``; None of any other folder."""
+    from clipconformity.generators import read_manifest
+
+    try:
+        return {one["file"]: one["prompt"] for one in read_manifest(folder)}
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def _report(options: argparse.Namespace, path: Path, runs: Sequence[Run]) -> None:
+    from clipconformity.data import list_images, read_captions
     from clipconformity.report import write_report
     from clipconformity.report.scores import THUMBNAILS
 
-    write_report(path, runs, command=options.line, thumbnails=0 if options.no_images else THUMBNAILS)
+    images: dict[str, Path] | None = None
+    captions: dict[str, str] | None = None
+    if options.reference_images and not options.no_images:  # listed, since a reference may name files elsewhere
+        folder = options.reference_images
+        images = {found.relative_to(folder).as_posix(): found for found in list_images(folder)}
+    if options.reference_captions and not options.no_images:
+        listed = read_captions(options.reference_captions, None)
+        captions = dict(zip(listed.ids, listed.texts, strict=True))
+    write_report(
+        path,
+        runs,
+        command=options.line,
+        thumbnails=0 if options.no_images else THUMBNAILS,
+        reference_images=images,
+        reference_captions=captions,
+    )

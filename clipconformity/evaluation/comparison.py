@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -94,7 +95,7 @@ class Comparison:
         """Give the runs as a table; as text the differences stand under it.
 
         Args:
-            format: ``"text"``, ``"markdown"``, ``"csv"`` or ``"latex"``.
+            format: ``"text"``, ``"markdown"``, ``"csv"``, ``"latex"`` or ``"html"``.
             figures: Keys of the figures that it has; by default those of the core.
 
         Raises:
@@ -102,6 +103,11 @@ class Comparison:
         """
         found = table(self.scores, format, figures)
         return found if format != "text" else "\n".join([found, *(one.text() for one in self.differences)]) + "\n"
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook: the table, and the differences under it."""
+        told = "".join(f"<li>{escape(one.text())}</li>" for one in self.differences)
+        return f"{self.table('html')}<ul>{told}</ul>"
 
     def plot(self, ax: Any = None) -> Any:
         """Draw every run on the map of typicality and variety, with its intervals; give ``(figure, axes)``."""
@@ -120,16 +126,15 @@ class Comparison:
 
         told, shifts = [one for one in self.differences if one.figure == figure], figure == "typicality_shift"
         ends = [one.interval or Interval(one.value, one.value) for one in told]
-        drawn, ax = plots.series(
+        return plots.forest(
             [one.value for one in told],
             [low for low, _ in ends],
             [high for _, high in ends],
-            names=[f"{one.first} - {one.second}" for one in told],
+            [f"{one.first} - {one.second}" for one in told],
             quantity="difference in typicality shift (reference std)" if shifts else "ratio of variety ratios",
+            null=0.0 if shifts else 1.0,
             ax=ax,
         )
-        ax.axvline(0.0 if shifts else 1.0, color=plots.REFERENCE_COLOR, linewidth=0.8)
-        return drawn, ax
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values."""

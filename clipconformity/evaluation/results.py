@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
@@ -179,6 +180,19 @@ class Score:
         """The verdicts in words: ``"typical"`` and ``"varied"``."""
         return {"typical": typical(self.verdicts["typicality"]), "varied": varied(self.verdicts["variety"])}
 
+    def _repr_html_(self) -> str:
+        """Show it in a notebook: both verdicts in words, then every figure with its interval."""
+        ends = {name for name in self.figures if name.endswith(("_low", "_high", "_se"))}
+        rows = "".join(
+            f"<tr><th>{escape(name)}</th><td>{one.text(4)}</td><td>{one.interval_text(4)}</td>"
+            f"<td>{escape(one.unit)}</td><td>{escape(one.about)}</td></tr>"
+            for name, one in self.figures.items()
+            if name not in ends and one.value is not None
+        )
+        words = "".join(f"<p>{escape(each[:1].upper() + each[1:])}.</p>" for each in self.sentences.values())
+        head = "".join(f"<th>{each}</th>" for each in ("figure", "value", "95% interval", "unit", "what it is"))
+        return f"{words}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>\n"
+
     def to_dict(self) -> dict[str, Any]:
         """Give plain values, as the command prints them; what cannot be had is None."""
         reference = self.reference
@@ -326,11 +340,11 @@ def _words(verdict: Verdict, noun: str, adjective: str) -> str:
         return f"{than} the reference{few}"
     start = f"{noun}: cannot tell from the reference's"
     if verdict.needed is not None:
-        return f"{start} at this N; about {_rounded(verdict.needed):,} samples would tell"
+        return f"{start} at this N; about {rounded_up(verdict.needed):,} samples would tell"
     return f"{start} since {verdict.reason}"
 
 
-def _rounded(count: int) -> int:
+def rounded_up(count: int) -> int:
     """Two digits of a number of samples, upwards."""
     unit = 10 ** max(0, len(str(count)) - 2)
     return -(-count // unit) * unit

@@ -6,12 +6,13 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from typing import Literal, NamedTuple, get_args
 
 from clipconformity.data.cells import spreadsheet_cell
 from clipconformity.evaluation.results import Figure, Score
 
-Format = Literal["text", "markdown", "csv", "latex"]
+Format = Literal["text", "markdown", "csv", "latex", "html"]
 FIGURES = ("typicality_shift", "variety_ratio", "conformity_kl", "noise_floor", "p_value")
 """What a table has unless told otherwise."""
 DIGITS = 3
@@ -26,12 +27,16 @@ class Mark(NamedTuple):
     legend: str
 
 
+LEGEND = "Bold: best of its column. Italic: cannot be told from it. ± half of the 95% interval."
 MARKS = {
     "text": Mark("{} *", "{} ~", "* best of its column, ~ cannot be told from it; +- half of the 95% interval"),
-    "markdown": Mark(
-        "**{}**", "*{}*", "Bold: best of its column. Italic: cannot be told from it. ± half of the 95% interval."
-    ),
+    "markdown": Mark("**{}**", "*{}*", LEGEND),
     "latex": Mark(r"\textbf{{{}}}", r"\underline{{{}}}", ""),
+    "html": Mark(
+        "<b>{}</b>",
+        "<i>{}</i>",
+        "Bold: best of its column. Italic: cannot be told from it. ± half of the 95% interval.",
+    ),
 }
 
 
@@ -64,8 +69,8 @@ def table(scores: Mapping[str, Score], format: Format = "text", figures: Sequenc
 
     Args:
         scores: By name.
-        format: ``"text"``, ``"markdown"``, ``"latex"`` (booktabs), or ``"csv"``, which has numbers in full, with the
-            ends of intervals.
+        format: ``"text"``, ``"markdown"``, ``"latex"`` (booktabs), ``"html"``, as for a notebook, or ``"csv"``,
+            which has numbers in full, with the ends of intervals.
         figures: Their keys; by default :data:`FIGURES`.
 
     Raises:
@@ -87,8 +92,8 @@ def table(scores: Mapping[str, Score], format: Format = "text", figures: Sequenc
         columns[place] = [bound + cell for bound, cell in zip(bounds, columns[place], strict=True)]
     head = ["run", "N", *(_title(scores, key) for key in names)]
     rows = [[name, str(one.count), *cells] for (name, one), *cells in zip(scores.items(), *columns, strict=True)]
-    if format == "latex":
-        return _latex(head, rows)
+    if format in ("latex", "html"):
+        return _latex(head, rows) if format == "latex" else _html(head, rows)
     return _markdown(head, rows) if format == "markdown" else _text(head, rows)
 
 
@@ -98,7 +103,7 @@ def _title(scores: Mapping[str, Score], key: str) -> str:
 
 
 def _column(figures: Sequence[Figure], format: Format) -> list[str]:
-    sign = {"text": "+-", "markdown": "±", "latex": r"$\pm$"}[format]
+    sign = {"text": "+-", "latex": r"$\pm$"}.get(format, "±")
     cells = [plus_minus(one, sign) for one in figures]
     known = [one for one in figures if one.value is not None]
     if len(known) < 2 or figures[0].better == "neither":
@@ -128,6 +133,13 @@ def _text(head: list[str], rows: list[list[str]]) -> str:
 def _markdown(head: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:], "", MARKS["markdown"].legend]) + "\n"
+
+
+def _html(head: list[str], rows: list[list[str]]) -> str:
+    first = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    lines = "".join(f"<tr><th>{escape(row[0])}</th>{''.join(f'<td>{x}</td>' for x in row[1:])}</tr>" for row in rows)
+    legend = f"<p>{MARKS['html'].legend}</p>"
+    return f"<table><thead><tr>{first}</tr></thead><tbody>{lines}</tbody></table>{legend}\n"
 
 
 def _latex(head: list[str], rows: list[list[str]]) -> str:

@@ -120,6 +120,12 @@ class CLIPScore(PairMetric):
         with self._synced():
             return self._scores().estimate().interval(confidence)
 
+    def _plot_figures(self, ax: Any) -> Any:
+        from clipconformity import plots
+
+        low, high = self.interval()
+        return plots.forest([float(self.compute())], [low], [high], ["CLIPScore"], quantity=self._quantity(), ax=ax)
+
     def _scores(self) -> MeanScore:
         return MeanScore({name: getattr(self, name) for name in SUMS})
 

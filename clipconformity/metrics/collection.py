@@ -55,6 +55,10 @@ class _Core(ConformityKL):
         self.__dict__["readout"] = _CoreReadOut(intervals)
         super().__init__(*args, **options)
 
+    @property
+    def _plotted(self) -> ReadOut:
+        return ConformityKL.readout
+
     histogram = Conformity.histogram
 
 

@@ -11,7 +11,7 @@ from clipconformity.functional.density import Grid
 from clipconformity.functional.divergence import COARSEST
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import Interval
-from clipconformity.metrics.base import EmbeddingMetric, SetMetric, values_of
+from clipconformity.metrics.base import EmbeddingMetric, SetMetric
 from clipconformity.stream.readouts.conformity import ConformityReadOut, SelfConformityReadOut, histogram
 from clipconformity.stream.readouts.conformity_kl import ConformityKLReadOut
 from clipconformity.stream.readouts.norm import NormReadOut, sampled_norms
@@ -79,7 +79,7 @@ class Conformity(EmbeddingMetric):
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot the distribution over the reference's, or ``val``: values of ``compute``; gives ``(figure, axes)``."""
         if val is not None:
-            return self._plot(val, ax)
+            return self._plot_values(val, ax)
         from clipconformity import plots
 
         reference = None
@@ -221,21 +221,6 @@ class ConformityKL(EmbeddingMetric):
         """
         return self._standing().under_one_distribution(0.95, resamples, generator).p_value
 
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot the value with its interval and noise floor, or ``val``, one or several values over steps.
-
-        Returns:
-            ``(figure, axes)``.
-        """
-        from clipconformity import plots
-
-        if val is not None:
-            return plots.series(values_of(val), ax=ax)
-        standing = self._standing()
-        value, (low, high) = float(standing.divergences().forward), self.interval()
-        modality, floor = standing.against.modality, self.noise_floor()
-        return plots.series([value], [low], [high], floor=floor, modality=modality, ax=ax)
-
 
 class EmbeddingNorm(SetMetric):
     r"""Norms of streamed raw embeddings, as they are, :math:`|v|`, and centred on their mean, :math:`|v - m|`.
@@ -270,7 +255,7 @@ class EmbeddingNorm(SetMetric):
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot the norms as they are and centred, or ``val``: values of ``compute``; gives ``(figure, axes)``."""
         if val is not None:
-            return self._plot(val, ax)
+            return self._plot_values(val, ax)
         from clipconformity import plots
 
         with self._read_stream() as stream:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from clipconformity.functional.likelihood import Gaussian, check_gaussian
-from clipconformity.metrics.base import EmbeddingMetric, values_of
+from clipconformity.metrics.base import EmbeddingMetric
 from clipconformity.stream.readouts.frechet import FrechetReadOut
 from clipconformity.stream.readouts.likelihood import (
     LikelihoodReadOut,
@@ -53,17 +53,6 @@ class FrechetDistance(EmbeddingMetric):
     readout = FrechetReadOut()
     higher_is_better = False
     plot_lower_bound = 0.0
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot the value, or ``val``: one or several values over steps; gives ``(figure, axes)``."""
-        from clipconformity import plots
-
-        with self._read_stream() as stream:
-            reference = stream.compared_with()
-        values = values_of(self.compute() if val is None else val)
-        modality = None if reference is None else reference.modality
-        quantity = "Frechet distance (squared units of the embedding)"
-        return plots.series(values, quantity=quantity, modality=modality, ax=ax)
 
 
 class _GivenReadOut(LikelihoodReadOut):
@@ -168,7 +157,7 @@ class GaussianLikelihood(EmbeddingMetric):
             ``(figure, axes)``.
         """
         if val is not None:
-            return self._plot(val, ax)
+            return self._plot_values(val, ax)
         from clipconformity import plots
 
         quantity = "log-likelihood under the reference's Gaussian (nats)"

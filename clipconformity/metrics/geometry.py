@@ -75,7 +75,7 @@ class EllipsoidGeometry(SetMetric):
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot the covariance spectrum, or ``val``: values of ``compute``; gives ``(figure, axes)``."""
         if val is not None:
-            return self._plot(val, ax)
+            return self._plot_values(val, ax)
         from clipconformity import plots
 
         return plots.covariance_spectrum({None: self.spectrum()}, ax=ax)
@@ -206,7 +206,7 @@ class ModalityGap(PairMetric):
             ``(figure, axes)``.
         """
         if val is not None:
-            return self._plot(val, ax)
+            return self._plot_values(val, ax)
         from clipconformity import plots
 
         with self._read_stream() as stream:

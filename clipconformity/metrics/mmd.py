@@ -121,7 +121,7 @@ class CosineMMD(EmbeddingMetric):
         values = [float(part.value) for part in parts]
         low, high = zip(*(part.interval() for part in parts), strict=True)
         names, modality = ["cosine MMD", "by typicality", "by variety"], contrast.reference.modality
-        return plots.series(values, low, high, names=names, quantity=quantity, modality=modality, ax=ax)
+        return plots.forest(values, low, high, names, quantity=quantity, null=0.0, modality=modality, ax=ax)
 
 
 class CMMD(EmbeddingMetric):

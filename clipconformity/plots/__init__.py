@@ -1,12 +1,14 @@
 """Figures from plain arrays; matplotlib loads when one is drawn."""
 
 from clipconformity.plots.alignment import typicality_alignment
-from clipconformity.plots.comparison import Place, figures, series, typicality_and_variety
+from clipconformity.plots.comparison import Place, figures, forest, series, typicality_and_variety
 from clipconformity.plots.distributions import (
+    CONFORMITY,
     conformity_distribution,
     conformity_panels,
     distributions,
     norm_histogram,
+    ridgelines,
 )
 from clipconformity.plots.geometry import (
     Projection,
@@ -18,12 +20,14 @@ from clipconformity.plots.geometry import (
     shift_panels,
     tilt_heat_map,
 )
-from clipconformity.plots.style import COLORS, POINTS, REFERENCE_COLOR, drawing_in, save
+from clipconformity.plots.style import COLORS, POINTS, REFERENCE_COLOR, Look, drawing_in, run_look, save
 
 __all__ = [
     "COLORS",
+    "CONFORMITY",
     "POINTS",
     "REFERENCE_COLOR",
+    "Look",
     "Place",
     "Projection",
     "conformity_distribution",
@@ -32,9 +36,12 @@ __all__ = [
     "distributions",
     "drawing_in",
     "figures",
+    "forest",
     "norm_histogram",
     "over_alpha",
     "project",
+    "ridgelines",
+    "run_look",
     "save",
     "separability_scatter",
     "series",

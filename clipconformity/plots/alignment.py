@@ -26,17 +26,18 @@ def typicality_alignment(
     Args:
         runs: Conformity ``(N,)`` and CLIPScore ``(N,)`` of the samples of each run, by its name.
         modality: ``"image"`` or ``"text"``, for the colour of a single run.
-        points: Most samples of a run, evenly spaced ones.
+        points: Most samples of all runs together, evenly spaced ones.
         ax: Axes to draw on.
 
     Returns:
         The figure and its axes.
     """
     figure, ax = new_axes(ax)
+    most = max(1, points // len(runs))
     for number, (name, pair) in enumerate(runs.items()):
-        x, y = (spaced(values.detach().double().cpu(), points).numpy() for values in pair)
-        color, _ = run_look(number, len(runs), modality)
-        ax.scatter(x, y, s=10, alpha=0.6, color=color, linewidths=0, label=name)
+        x, y = (spaced(values.detach().double().cpu(), most).numpy() for values in pair)
+        look = run_look(number, len(runs), modality)
+        ax.scatter(x, y, s=12, alpha=0.6, color=look.color, marker=look.marker, linewidths=0, label=name)
     ax.set_xlabel("conformity (cosine)")
     ax.set_ylabel("CLIPScore")
     ax.legend(frameon=False)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from clipconformity.plots.style import COLORS, MARKERS, REFERENCE_COLOR, RUN_COLORS, new_axes, numbers, run_look
+from clipconformity.plots.style import COLORS, REFERENCE_COLOR, new_axes, numbers, run_look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+PANELS = 3
+"""Panels beside each other in a drawing of several figures."""
+LEADER: dict[str, Any] = {
+    "arrowstyle": "-", "color": REFERENCE_COLOR, "linewidth": 0.6, "shrinkB": 6, "relpos": (0, 0.5),
+}  # fmt: skip
+"""The line from a name to its marker."""
+GAP = 0.5
+"""Lines between two names beside the map."""
 
 
 class Place(NamedTuple):
@@ -24,7 +35,11 @@ class Place(NamedTuple):
 
 
 def typicality_and_variety(
-    places: Mapping[str, Place], *, margins: tuple[float, float] | None = None, ax: Axes | None = None
+    places: Mapping[str, Place],
+    *,
+    margins: tuple[float, float] | None = None,
+    modality: str | None = None,
+    ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
     """Draw runs on a map: to the right they are more typical than the reference, upwards more varied.
 
@@ -34,6 +49,7 @@ def typicality_and_variety(
     Args:
         places: Of each run, by name.
         margins: Differences in typicality and variety that do not matter, drawn as a box around the reference.
+        modality: ``"image"`` or ``"text"``, for the colour of a single run.
         ax: Axes to draw on.
 
     Returns:
@@ -47,17 +63,41 @@ def typicality_and_variety(
     ax.axvline(0, color=REFERENCE_COLOR, linewidth=0.8, zorder=0)
     ax.plot(0, 1, marker="+", markersize=12, color=REFERENCE_COLOR)
     ax.annotate("reference", (0, 1), (6, 6), textcoords="offset points", color=REFERENCE_COLOR, fontsize="small")
-    for number, (name, (across_run, up_run)) in enumerate(places.items()):
-        x, y = across_run[0], up_run[0]
-        color = RUN_COLORS[number % len(RUN_COLORS)]
-        marker = MARKERS[number % len(MARKERS)]
+    for number, (across_run, up_run) in enumerate(places.values()):
+        look = run_look(number, len(places), modality)
         across, up = ([[max(0.0, at - one)], [max(0.0, other - at)]] for at, one, other in (across_run, up_run))
-        ax.errorbar(x, y, up, across, color=color, marker=marker, markersize=8, capsize=3, elinewidth=1)
-        ax.annotate(name, (x, y), (7, -12), textcoords="offset points", color=color, fontsize="small", weight="bold")
+        ax.errorbar(
+            across_run[0], up_run[0], up, across, color=look.color, marker=look.marker, markersize=8, capsize=3,
+            elinewidth=1,
+        )  # fmt: skip
     ax.margins(0.15)
+    _name_places(ax, places)
     ax.set_xlabel("typicality shift (standard deviations of the reference)")
     ax.set_ylabel("variety ratio")
     return figure, ax
+
+
+def _name_places(ax: Axes, places: Mapping[str, Place]) -> None:
+    """Write the name of each run beside the map, in the order of their heights, with a line to its marker.
+
+    Names beside their markers lie over each other where runs are alike.
+    """
+    order = sorted(places.items(), key=lambda item: item[1].variety[0])
+    bottom, top = ax.get_ylim()
+    lines = [1 + name.count("\n") for name, _ in order]
+    step = 1 / max(20, sum(lines) + GAP * len(lines))  # of a line
+    apart = [step * (GAP + (a + b) / 2) for a, b in pairwise(lines)]
+    heights = [(place.variety[0] - bottom) / (top - bottom) for _, place in order]
+    for number, gap in enumerate(apart, start=1):  # from the bottom up, then pushed down from the top
+        heights[number] = max(heights[number], heights[number - 1] + gap)
+    heights[-1] = min(heights[-1], 1.0)
+    for number, gap in reversed(list(enumerate(apart))):
+        heights[number] = min(heights[number], heights[number + 1] - gap)
+    for (name, place), height in zip(order, heights, strict=True):
+        ax.annotate(
+            name, (place.typicality[0], place.variety[0]), (1.02, height), textcoords="axes fraction", va="center",
+            fontsize="small", arrowprops=LEADER,
+        )  # fmt: skip
 
 
 def series(
@@ -66,20 +106,18 @@ def series(
     high: Sequence[float] | Tensor | None = None,
     *,
     steps: Sequence[float] | None = None,
-    names: Sequence[str] | None = None,
     floor: float | None = None,
     quantity: str = "conformity KL (nats)",
     modality: str | None = None,
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """Draw one figure over steps, or of several models, with intervals.
+    """Draw one figure over steps, with intervals.
 
     Args:
         values: The figures ``(K,)``.
         low: Low ends of the intervals ``(K,)``.
         high: High ends ``(K,)``.
         steps: Place of each on the horizontal axis; by default they are counted from 0.
-        names: Names of models instead: one line of the picture each, the first at the top.
         floor: Noise floor, drawn as a dashed line.
         quantity: What the figures are, with their unit.
         modality: ``"image"`` or ``"text"``, for the colour.
@@ -89,51 +127,109 @@ def series(
         The figure and its axes, whose first line holds the values.
     """
     points = numbers(values)
-    figure, ax = new_axes(ax, height=4.0 if names is None else 1.4 + 0.45 * len(points))
-    error = None
-    if low is not None and high is not None:
-        error = [[v - x for v, x in zip(points, numbers(low), strict=True)],
-                 [x - v for v, x in zip(points, numbers(high), strict=True)]]  # fmt: skip
-        error = [[max(0.0, x) for x in side] for side in error]
-    look = {"color": COLORS[modality], "marker": "o", "capsize": 4, "linewidth": 2}
-    if names is None:
-        places = list(range(len(points))) if steps is None else list(steps)
-        ax.errorbar(places, points, yerr=error, **look)  # type: ignore[arg-type]
-        ax.set_ylabel(quantity)
-        if len(points) == 1:
-            ax.set_xticks([])
-            ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
-        else:
-            ax.set_xlabel("evaluation" if steps is None else "step")
-            if steps is None:
-                ax.locator_params(axis="x", integer=True)
+    figure, ax = new_axes(ax)
+    places = list(range(len(points))) if steps is None else list(steps)
+    error = None if low is None or high is None else _reaches(points, numbers(low), numbers(high))
+    ax.errorbar(places, points, yerr=error, color=COLORS[modality], marker="o", capsize=4, linewidth=2)
+    ax.set_ylabel(quantity)
+    if len(points) == 1:
+        ax.set_xticks([])
+        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
     else:
-        rows = list(range(len(points)))
-        ax.errorbar(points, rows, xerr=error, linestyle="none", **look)  # type: ignore[arg-type]
-        ax.set_yticks(rows, list(names))
-        ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.set_xlabel(quantity)
+        ax.set_xlabel("evaluation" if steps is None else "step")
+        if steps is None:
+            ax.locator_params(axis="x", integer=True)
     if floor is not None:
-        line = ax.axhline if names is None else ax.axvline
-        line(floor, color=REFERENCE_COLOR, linestyle="--", label="noise floor")
+        ax.axhline(floor, color=REFERENCE_COLOR, linestyle="--", label="noise floor")
         ax.legend(frameon=False)
     return figure, ax
 
 
+def forest(
+    values: Sequence[float] | Tensor,
+    low: Sequence[float] | Tensor,
+    high: Sequence[float] | Tensor,
+    names: Sequence[str],
+    *,
+    quantity: str,
+    floors: Sequence[float | None] = (),
+    null: float | None = None,
+    margin: float | None = None,
+    runs: bool = False,
+    modality: str | None = None,
+    ax: Axes | None = None,
+) -> tuple[Figure, Axes]:
+    """Draw one figure of several things, a line of the picture each, with intervals (a forest plot).
+
+    Args:
+        values: The figures ``(K,)``.
+        low: Low ends of the intervals ``(K,)``.
+        high: High ends ``(K,)``.
+        names: What they are of, the first at the top.
+        quantity: What the figures are, with their unit.
+        floors: Noise floor of each; None where there is none.
+        null: What no difference would give, drawn as a line.
+        margin: Difference from it that does not matter, drawn as a band.
+        runs: Whether they are of runs, each of which has its own colour and marker in every plot.
+        modality: ``"image"`` or ``"text"``, for the colour of a single run, or of what are no runs.
+        ax: Axes to draw on.
+
+    Returns:
+        The figure and its axes.
+    """
+    points = numbers(values)
+    figure, ax = new_axes(ax, height=1.4 + 0.45 * len(points))
+    if null is not None and margin is not None:
+        ax.axvspan(null - margin, null + margin, color=REFERENCE_COLOR, alpha=0.2, linewidth=0)
+    if null is not None:
+        ax.axvline(null, color=REFERENCE_COLOR, linewidth=0.8)
+    for row, (value, *ends) in enumerate(zip(points, numbers(low), numbers(high), strict=True)):
+        look = run_look(row if runs else 0, len(points) if runs else 1, modality)
+        error = _reaches([value], ends[:1], ends[1:])
+        ax.errorbar(value, row, xerr=error, color=look.color, marker=look.marker, capsize=4, linewidth=2)
+    known = [(floor, row) for row, floor in enumerate(floors) if floor is not None]
+    if known:
+        x, y = zip(*known, strict=True)
+        ax.plot(x, y, linestyle="none", marker="|", markersize=16, color=REFERENCE_COLOR, label="own noise floor")
+        ax.legend(frameon=False, fontsize="small")
+    ax.set_yticks(range(len(points)), list(names))
+    ax.set_ylim(len(points) - 0.5, -0.5)
+    ax.set_xlabel(quantity)
+    return figure, ax
+
+
+def _reaches(points: list[float], low: list[float], high: list[float]) -> list[list[float]]:
+    """How far intervals reach below and above their points."""
+    below = [max(0.0, value - end) for value, end in zip(points, low, strict=True)]
+    return [below, [max(0.0, end - value) for value, end in zip(points, high, strict=True)]]
+
+
 def figures(values: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -> tuple[Figure, Axes]:
-    """Draw the named figures of one evaluation, a line of the picture each, or of several, a curve each.
+    """Show the named figures of one evaluation as a list, or of several as curves, each in a panel of its own.
+
+    Figures of one metric have unlike units, so that no axis is common to them.
 
     Args:
         values: What ``compute`` gave, once or several times.
-        ax: Axes to draw on.
+        ax: Axes in whose place the list or the panels are drawn.
     """
+    names = list(values) if isinstance(values, Mapping) else list(values[0])
+    rows = -(-len(names) // PANELS)
+    figure, ax = new_axes(ax, width=9.0, height=1.0 + (0.3 * len(names) if isinstance(values, Mapping) else 2.2 * rows))
+    ax.set_axis_off()
     if isinstance(values, Mapping):
-        return series([float(x) for x in values.values()], names=list(values), quantity="value", ax=ax)
-    figure, ax = new_axes(ax, width=8.0)
-    for number, name in enumerate(values[0]):
-        color, style = run_look(number, len(values[0]), None)
-        ax.plot([float(one[name]) for one in values], color=color, linestyle=style, marker="o", label=name)
-    ax.locator_params(axis="x", integer=True)
-    ax.set_xlabel("evaluation")
-    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+        for number, (name, value) in enumerate(values.items()):
+            height = 1 - (number + 0.5) / len(names)
+            ax.text(0.5, height, f"{name}  ", ha="right", va="center", transform=ax.transAxes)
+            ax.text(0.5, height, f"  {float(value):.4g}", ha="left", va="center", weight="bold", transform=ax.transAxes)
+        return figure, ax
+    for number, name in enumerate(names):
+        across, down = number % PANELS, number // PANELS
+        place = (across / PANELS + 0.06, 1 - (down + 1) / rows + 0.2 / rows, 1 / PANELS - 0.08, 0.62 / rows)
+        panel = ax.inset_axes(place)
+        panel.plot([float(one[name]) for one in values], color=COLORS[None], marker="o")
+        panel.set_title(name, fontsize="small", loc="left")
+        panel.tick_params(labelsize="small")
+        panel.locator_params(axis="x", integer=True)
+        panel.spines[["top", "right"]].set_visible(False)
     return figure, ax

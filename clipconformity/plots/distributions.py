@@ -6,7 +6,7 @@ vermilion everywhere, a reference is grey, and runs differ in line style as well
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +19,7 @@ from clipconformity.plots.style import (
     REFERENCE_COLOR,
     Histogram,
     binned,
+    density,
     draw_density,
     new_axes,
     run_look,
@@ -85,19 +86,68 @@ def distributions(
         The figure and its axes.
     """
     figure, ax = new_axes(ax)
-    everything = torch.cat([x.double().cpu() for x in (*runs.values(), *([] if reference is None else [reference]))])
-    low, high = float(everything.min()), float(everything.max())
-    wider = 0.0 if high > low else 1e-6 + 1e-6 * abs(low)  # equal values still have a cell
-    edges = torch.linspace(low - wider, high + wider, BINS + 1, dtype=torch.float64)
+    edges = _common_cells([*runs.values(), *([] if reference is None else [reference])])
     if reference is not None:
         draw_density(ax, binned(reference, edges), REFERENCE_COLOR, reference_label, fill=True)
     for number, (name, values) in enumerate(runs.items()):
-        color, style = run_look(number, len(runs), modality)
-        draw_density(ax, binned(values, edges), color, name, fill=False, linestyle=style)
+        look = run_look(number, len(runs), modality)
+        draw_density(ax, binned(values, edges), look.color, name, fill=False, linestyle=look.line)
     ax.set_xlabel(quantity)
     ax.set_ylabel("density")
     ax.legend(frameon=False, fontsize="small")
     return figure, ax
+
+
+def ridgelines(
+    runs: Mapping[str, Tensor],
+    reference: Tensor,
+    *,
+    quantity: str = CONFORMITY,
+    modality: str | None = None,
+    ax: Axes | None = None,
+) -> tuple[Figure, Axes]:
+    """Draw the density of each run on a line of its own, over the reference's: for more runs than one plot can hold.
+
+    A tick under each density marks its median; the dashed line is the median of the reference. All densities have one
+    scale.
+
+    Args:
+        runs: Values ``(N,)`` by name, the first at the top.
+        reference: Values ``(M,)`` of the reference.
+        quantity: What the values are, with their unit.
+        modality: ``"image"`` or ``"text"``, for the colour of a single run.
+        ax: Axes to draw on.
+
+    Returns:
+        The figure and its axes.
+    """
+    figure, ax = new_axes(ax, height=1.2 + 0.55 * len(runs))
+    edges = _common_cells([*runs.values(), reference])
+    own = density(binned(reference, edges))
+    drawn = {name: density(binned(values, edges)) for name, values in runs.items()}
+    scale = 0.85 / max(float(one.max()) for one in (own, *drawn.values()))
+    for number, (name, heights) in enumerate(drawn.items()):
+        look, bottom = run_look(number, len(runs), modality), len(runs) - 1 - number
+        for values, color, fill in ((own, REFERENCE_COLOR, True), (heights, look.color, False)):
+            ax.stairs(
+                (bottom + scale * values).numpy(), edges.numpy(), baseline=bottom, color=color, fill=fill,
+                alpha=0.4 if fill else 1.0, linewidth=1.8,
+            )  # fmt: skip
+        ax.plot(float(runs[name].double().median()), bottom, marker="|", markersize=9, color=look.color, zorder=3)
+    ax.axvline(float(reference.double().median()), color=REFERENCE_COLOR, linestyle="--", linewidth=0.8)
+    ax.set_yticks([len(runs) - 1 - number for number in range(len(runs))], list(runs))
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(-0.1, len(runs))
+    ax.set_xlabel(quantity)
+    return figure, ax
+
+
+def _common_cells(sets: Sequence[Tensor]) -> Tensor:
+    """Edges of equal cells over the range of all sets."""
+    everything = torch.cat([values.double().cpu() for values in sets])
+    low, high = float(everything.min()), float(everything.max())
+    wider = 0.0 if high > low else 1e-6 + 1e-6 * abs(low)  # equal values still have a cell
+    return torch.linspace(low - wider, high + wider, BINS + 1, dtype=torch.float64)
 
 
 def conformity_panels(panels: list[tuple[str, Tensor, dict[str, Tensor]]]) -> Figure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ COLORS = {"image": "#0072B2", "text": "#D55E00", None: "#009E73"}
 
 REFERENCE_COLOR = "#767676"
 
-RUN_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+RUN_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8F8F2F")
 """Runs beside each other, none in the colour of a modality."""
 
 LINE_STYLES = ("-", "--", "-.", ":")
@@ -35,6 +35,14 @@ POINTS = 500
 """Most points of one set in a scatter plot."""
 
 Histogram = tuple[Tensor, Tensor]
+
+
+class Look(NamedTuple):
+    """How a run is drawn, the same in every plot."""
+
+    color: str
+    line: str
+    marker: str
 
 
 @contextmanager
@@ -71,11 +79,9 @@ def new_axes(ax: Axes | None, *, width: float = 6.4, height: float = 4.0) -> tup
 
 def draw_density(ax: Axes, histogram: Histogram, color: str, label: str, *, fill: bool, linestyle: str = "-") -> None:
     """Draw a histogram as a density."""
-    counts, edges = (part.detach().cpu().double() for part in histogram)
-    density = counts / (counts.sum() * torch.diff(edges))
     ax.stairs(
-        density.numpy(),
-        edges.numpy(),
+        density(histogram).numpy(),
+        histogram[1].detach().cpu().double().numpy(),
         fill=fill,
         color=color,
         alpha=0.55 if fill else 1.0,
@@ -85,12 +91,19 @@ def draw_density(ax: Axes, histogram: Histogram, color: str, label: str, *, fill
     )
 
 
-def run_look(number: int, count: int, modality: str | None) -> tuple[str, str]:
-    """Colour and line style of one of several runs."""
+def density(histogram: Histogram) -> Tensor:
+    """Heights of a histogram whose area is 1, ``(K,)`` float64."""
+    counts, edges = (part.detach().cpu().double() for part in histogram)
+    return counts / (counts.sum() * torch.diff(edges))
+
+
+def run_look(number: int, count: int, modality: str | None) -> Look:
+    """Give a run its look by its number: colour, line style and marker; a single run has its modality's colour."""
+    marker = MARKERS[number % len(MARKERS)]
     if count == 1:
-        return COLORS[modality], LINE_STYLES[0]
+        return Look(COLORS[modality], LINE_STYLES[0], marker)
     turn = number // len(RUN_COLORS)  # past the last colour, colours meet other line styles
-    return RUN_COLORS[number % len(RUN_COLORS)], LINE_STYLES[(number + turn) % len(LINE_STYLES)]
+    return Look(RUN_COLORS[number % len(RUN_COLORS)], LINE_STYLES[(number + turn) % len(LINE_STYLES)], marker)
 
 
 def spaced(rows: Tensor, most: int) -> Tensor:

@@ -5,23 +5,36 @@ from __future__ import annotations
 import io
 import re
 import textwrap
+import warnings
 from collections.abc import Callable
-from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from markupsafe import Markup, escape
 
 from clipconformity import plots
+from clipconformity.report.page import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+NAME = 32
+"""Most characters of a name in a plot."""
 INK = "#010203"
 """Stands for the page's own colour of text until the drawing is written."""
 
 
+class Drawing(NamedTuple):
+    """A drawing and what stands under it."""
+
+    svg: Markup
+    caption: str
+
+
 def figure(
     key: str, draw: Callable[[Axes], Any], *, alt: str, caption: str, size: tuple[float, float] = (5.0, 3.4)
-) -> str:
-    """Draw into an HTML figure.
+) -> Drawing:
+    """Draw as inline SVG.
 
     Args:
         key: Unlike that of any other figure on the page: put before the drawing's own names.
@@ -30,23 +43,37 @@ def figure(
         caption: Stands under it.
         size: Width and height in inches; small, so that the text is still readable on a phone.
     """
-    return f'<figure class="plot">{_svg(key, draw, alt, size)}<figcaption>{escape(caption)}</figcaption></figure>'
+    return Drawing(_svg(key, draw, alt, size), caption)
+
+
+def draw_marker(look: plots.Look) -> Markup:
+    """Draw a run's marker as a small inline SVG, for beside its name."""
+    from matplotlib.markers import MarkerStyle
+
+    style = MarkerStyle(look.marker)
+    path = style.get_path().transformed(style.get_transform())
+    outlines = [np.asarray(points) for points in path.to_polygons()]
+    shapes = [" ".join(f"{x:.3f},{-y:.3f}" for x, y in points.tolist()) for points in outlines]
+    drawn = Markup("").join(Markup('<polygon points="{}"/>').format(points) for points in shapes)
+    svg = Markup('<svg class="marker" viewBox="-0.6 -0.6 1.2 1.2" fill="{}" aria-hidden="true">{}</svg>')
+    return svg.format(look.color, drawn)
 
 
 def label(name: str, width: int = 26) -> str:
-    """Give a run's name as text in a plot: broken into lines, and not refused, read as mathematics or left out."""
-    text = name.encode("utf-8", "backslashreplace").decode("utf-8")  # a folder's name may be none
+    """Give a run's name as text in a plot: cut, broken into lines, and not refused, read as mathematics or left out."""
+    text = shortened(name.encode("utf-8", "backslashreplace").decode("utf-8"), NAME)  # a folder's name may be none
     lines = textwrap.fill(text, width).replace("$", r"\$")  # broken first: a line's end would part the two signs
     return f"\N{ZERO WIDTH SPACE}{lines}" if lines.startswith("_") else lines
 
 
-def _svg(key: str, draw: Callable[[Axes], Any], alt: str, size: tuple[float, float]) -> str:
+def _svg(key: str, draw: Callable[[Axes], Any], alt: str, size: tuple[float, float]) -> Markup:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     out = io.StringIO()
     settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": key}
-    with plots.drawing_in(INK), mpl.rc_context(settings):
+    with plots.drawing_in(INK), mpl.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's fonts draw the text
         drawing = Figure(figsize=size, layout="constrained")
         draw(drawing.subplots())
         drawing.savefig(out, format="svg", dpi=150, metadata={"Date": None})
@@ -58,4 +85,4 @@ def _svg(key: str, draw: Callable[[Axes], Any], alt: str, size: tuple[float, flo
     text = re.sub(r'<svg([^>]*?) width="[^"]*"', r"<svg\1", text, count=1)
     text = re.sub(r'<svg([^>]*?) height="[^"]*"', r"<svg\1", text, count=1)
     text = text.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
-    return text.replace(INK, "currentColor").strip()
+    return Markup(text.replace(INK, "currentColor").strip())

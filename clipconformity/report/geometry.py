@@ -12,8 +12,8 @@ from torch import Tensor
 from clipconformity import plots
 from clipconformity.evaluation.geometry import FAILS, HOLDS, Property
 from clipconformity.functional import ShiftSweep, linear_separability
-from clipconformity.report.figures import figure
-from clipconformity.report.page import Section, between, code, facts, number, table, versions, write_page
+from clipconformity.report.figures import Drawing, figure
+from clipconformity.report.page import Section, Table, between, number, write_page
 
 
 def write_geometry_report(
@@ -28,7 +28,7 @@ def write_geometry_report(
     command: str | None = None,
     title: str = "Geometry report",
 ) -> None:
-    """Write the geometric properties as one HTML file that opens offline and asks for nothing off itself.
+    """Write the geometric properties as one HTML file that opens offline and asks for nothing outside itself.
 
     Args:
         path: File to write.
@@ -48,63 +48,73 @@ def write_geometry_report(
     if not properties:
         raise ValueError("properties: expected at least one, got none.")
     rows = {name: x for name, x in (("image", image), ("text", text)) if x is not None}
-    drawn = _plots(rows, sweep)
+    counts, verdict = _verdict(properties)
+    context = {
+        "counts": counts,
+        "verdict": verdict,
+        "tables": _tables(properties, gap),
+        "plots": _plots(rows, sweep),
+        "measured": [_measured(properties, rows, measured)],
+    }
     sections = [
-        Section("verdict", "Verdict", _verdict(properties)),
-        Section("properties", "Properties", _table(properties, gap)),
-        *([Section("plots", "Plots", f'<div class="plots">{drawn}</div>')] if drawn else []),
-        Section("measured", "What was measured with what", _measured(properties, rows, measured, command)),
+        Section("verdict", "Verdict", "geometry/verdict.html"),
+        Section("properties", "Properties", "geometry/properties.html"),
+        *([Section("plots", "Plots", "geometry/plots.html")] if context["plots"] else []),
+        Section("measured", "Measured with", "measured.html"),
+        Section("cite", "How to cite", "cite.html"),
     ]
     note = "Which geometric properties of CLIP's latent space hold for these embeddings?"
-    write_page(path, title, note, sections)
+    write_page(path, title, note, sections, context, command)
 
 
-def _verdict(properties: Sequence[Property]) -> str:
+def _verdict(properties: Sequence[Property]) -> tuple[str, dict[str, str]]:
     words = {HOLDS: "Hold", FAILS: "Do not hold"}
     found: dict[str, list[str]] = {"Hold": [], "Do not hold": [], "Cannot tell at this N": []}
     for each in properties:
         of = "" if each.modality == "both" else f" ({each.modality})"
         found[words.get(each.verdict, "Cannot tell at this N")].append(each.name + of)
     counts = f"{len(found['Hold'])} of {len(properties)} hold."
-    told = {name: ", ".join(names) + "." for name, names in found.items() if names}
-    return f'<article class="verdict"><h3>{counts}</h3>{facts(told)}</article>'
+    return counts, {name: ", ".join(names) + "." for name, names in found.items() if names}
 
 
-def _table(properties: Sequence[Property], gap: Mapping[str, float] | None) -> str:
-    head = [
-        "property", "of", "verdict", "value", "95% interval", "interval covers", "in sample", "holds if", "without it",
-        "paper", "N", "quantity",
-    ]  # fmt: skip
-    rows = [
+def _tables(properties: Sequence[Property], gap: Mapping[str, float] | None) -> list[Table]:
+    measured = Table(
+        "The properties, with 95% intervals",
+        ["property", "of", "verdict", "value", "95% interval", "holds if", "without it", "paper"],
         [
-            p.name, p.modality, p.verdict, number(p.value), between(p.low, p.high), p.covers, number(p.in_sample),
-            p.threshold, "" if p.null is None else number(p.null), "" if p.paper is None else number(p.paper),
-            str(p.samples), p.quantity,
-        ]
-        for p in properties
-    ]  # fmt: skip
-    result = table("The properties, with 95% intervals", head, rows)
-    if gap:
-        names = {
-            "gap": "modality gap", "raw_gap": "gap of the raw means", "matched_cosine": "cosine of matched pairs",
-            "squared_gap": "squared gap without the part of chance", "null": "gap by chance at these sizes",
-            "low": "low end of the 95% interval of the population's gap", "high": "high end of it",
-        }  # fmt: skip
-        figures = [[names.get(name, name.replace("_", " ")), number(value)] for name, value in gap.items()]
-        result += table("The gap between the modalities", ["quantity", "value"], figures)
-    return result
+            [
+                p.name, p.modality, p.verdict, number(p.value), between(p.low, p.high), p.threshold,
+                "" if p.null is None else number(p.null), "" if p.paper is None else number(p.paper),
+            ]
+            for p in properties
+        ],
+    )  # fmt: skip
+    meant = Table(
+        "What each value is",
+        ["property", "of", "quantity", "interval covers", "in sample", "N"],
+        [[p.name, p.modality, p.quantity, p.covers, number(p.in_sample), str(p.samples)] for p in properties],
+    )
+    if not gap:
+        return [measured, meant]
+    names = {
+        "gap": "modality gap", "raw_gap": "gap of the raw means", "matched_cosine": "cosine of matched pairs",
+        "squared_gap": "squared gap without the part of chance", "null": "gap by chance at these sizes",
+        "low": "low end of the 95% interval of the population's gap", "high": "high end of it",
+    }  # fmt: skip
+    figures = [[names.get(name, name.replace("_", " ")), number(value)] for name, value in gap.items()]
+    return [measured, meant, Table("The gap between the modalities", ["quantity", "value"], figures)]
 
 
-def _plots(rows: Mapping[str, Tensor], sweep: ShiftSweep | None) -> str:
+def _plots(rows: Mapping[str, Tensor], sweep: ShiftSweep | None) -> list[Drawing]:
     parts = _single(rows) if rows else []
     if len(rows) == 2:
         parts += _both(rows["image"], rows["text"])
     if sweep is not None:
         parts += _sweep(sweep)
-    return "".join(parts)
+    return parts
 
 
-def _single(rows: Mapping[str, Tensor]) -> list[str]:
+def _single(rows: Mapping[str, Tensor]) -> list[Drawing]:
     covariances = {name: torch.cov(x.double().cpu().T) for name, x in rows.items()}
     spectra: dict[str | None, Tensor] = {
         name: torch.linalg.eigvalsh(matrix).clamp_min(0) for name, matrix in covariances.items()
@@ -135,7 +145,7 @@ def _single(rows: Mapping[str, Tensor]) -> list[str]:
     return parts
 
 
-def _both(image: Tensor, text: Tensor) -> list[str]:
+def _both(image: Tensor, text: Tensor) -> list[Drawing]:
     best = linear_separability(image, text, k=2)
     dimensions = [int(d) for d in best.dimensions]
     accuracy = number(100 * float(best.held_out_accuracy))
@@ -159,7 +169,7 @@ def _both(image: Tensor, text: Tensor) -> list[str]:
     ]
 
 
-def _sweep(sweep: ShiftSweep) -> list[str]:
+def _sweep(sweep: ShiftSweep) -> list[Drawing]:
     curves = {
         "loss": (f"NT-Xent of {sweep.pairs} pairs (nats)", sweep.loss, sweep.loss_low, sweep.loss_high),
         "kl": ("KL of conformity, image || text (nats)", sweep.kl, sweep.kl_low, sweep.kl_high),
@@ -184,14 +194,8 @@ def _sweep(sweep: ShiftSweep) -> list[str]:
 
 
 def _measured(
-    properties: Sequence[Property],
-    rows: Mapping[str, Tensor],
-    measured: Mapping[str, Any] | None,
-    command: str | None,
-) -> str:
-    told: dict[str, str] = {"Command": code(command)} if command else {}
-    told |= {name.replace("_", " ").capitalize(): str(value) for name, value in (measured or {}).items()}
+    properties: Sequence[Property], rows: Mapping[str, Tensor], measured: Mapping[str, Any] | None
+) -> dict[str, str]:
+    told = {name.replace("_", " ").capitalize(): str(value) for name, value in (measured or {}).items()}
     told |= {f"Samples of {name}": f"{len(x)}, {x.shape[1]} dimensions" for name, x in rows.items()}
-    if not rows:
-        told["Samples"] = str(max(p.samples for p in properties))
-    return facts(told | {"Versions": versions()})
+    return told if rows else told | {"Samples": str(max(p.samples for p in properties))}

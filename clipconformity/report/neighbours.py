@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipconformity.evaluation import Score
 from clipconformity.provenance import without_folders
-from clipconformity.report.gallery import NAME, cards
+from clipconformity.report.gallery import NAME, Card, Samples, cards, reference_cards
 from clipconformity.report.page import number, shortened
 
 EACH = 4
@@ -18,54 +17,83 @@ NAMED = 12
 """Most reference samples that are named."""
 
 
-class _Shown(NamedTuple):
+class Part(NamedTuple):
     """Samples under a heading."""
 
     title: str
     about: str
-    ids: list[str]
+    cards: list[Card]
+    names: Sequence[str] = ()
+
+
+class _Found(NamedTuple):
+    """What a metric names."""
+
+    title: str
+    about: str
+    samples: dict[str, str | None]
+    """Of each sample, the reference sample to be shown beside it."""
 
 
 def neighbours(
     score: Score,
     most: int,
-    images: Mapping[str, Path] | Sequence[Path] | None,
-    captions: Mapping[str, str] | Sequence[str] | None,
-) -> tuple[str, int]:
+    images: Samples[Path],
+    captions: Samples[str],
+    reference_images: Mapping[str, Path] | None = None,
+    reference_captions: Mapping[str, str] | None = None,
+) -> tuple[list[Part], int]:
     """Lay out the samples that ``prdc`` and ``nearest`` name, at most so many.
 
     Returns:
-        HTML, empty where there are none, and the number of samples that are shown.
+        The parts, and the number of samples that are shown.
     """
     places = {name: row for row, name in enumerate(score.ids)}
+    shown = reference_images is not None or reference_captions is not None
+    theirs = {name: row for row, name in enumerate(score.reference.sample_ids or ())} if shown else {}
     parts, used = [], 0
-    for title, about, ids in _found(score.details):
-        rows = [places[name] for name in dict.fromkeys(ids) if name in places][: min(EACH, most - used)]
-        if rows:
-            used += len(rows)
-            parts.append(f"<div><h4>{title}</h4><p>{escape(about)}</p>{cards(score, rows, images, captions)}</div>")
+
+    def originals(names: Sequence[str | None]) -> list[Card]:
+        rows = [theirs[name] for name in names if name in theirs]
+        return reference_cards(score.reference, rows, reference_images, reference_captions)
+
+    for one in _find(score.details):
+        drawn: list[Card] = []
+        for name, original in list(one.samples.items())[:EACH]:
+            beside = originals([original])
+            if name in places and used + 1 + len(beside) <= most:
+                drawn += cards(score, [places[name]], images, captions)
+                drawn += [card._replace(name=f"original: {card.name}") for card in beside]
+                used += 1 + len(beside)
+        if drawn:
+            parts.append(Part(one.title, one.about, drawn))
     missed = score.details.get("prdc", {}).get("uncovered")
     if missed is not None and missed["ids"]:
-        names = "".join(f"<li>{escape(_name(one))}</li>" for one in missed["ids"][:NAMED])
-        told = f"{missed['count']} of {missed['of']} of the reference's balls hold no sample; the farthest are of"
-        parts.append(f"<div><h4>Not covered</h4><p>{told}</p><ul>{names}</ul></div>")
-    return "".join(parts), used
+        drawn = originals(missed["ids"][: max(0, min(EACH, most - used))])
+        used += len(drawn)
+        names = [] if drawn else [_name(one) for one in missed["ids"][:NAMED]]
+        about = f"{missed['count']} of {missed['of']} of the reference's balls hold no sample; the farthest are of"
+        parts.append(Part("Not covered", about, drawn, names))
+    return parts, used
 
 
-def _found(details: Mapping[str, Mapping[str, Any]]) -> Iterator[_Shown]:
+def _find(details: Mapping[str, Mapping[str, Any]]) -> Iterator[_Found]:
     """Find what there is to show."""
     if repeated := [one for one in details.get("nearest", {}).get("repeated", ()) if one["id"]]:
         times = ", ".join(f"{one['times']} times" for one in repeated[:EACH])
-        yield _Shown("Repeated", f"near-duplicates among the samples: {times}", [one["id"] for one in repeated])
+        yield _Found(
+            "Repeated", f"near-duplicates among the samples: {times}", dict.fromkeys(one["id"] for one in repeated)
+        )
     for key, whose in (("nearest", "in the reference"), ("against", "in the files of --against")):
         copies = [_copy(one) for one in details.get(key, {}).get("copied", ())]
         if copies := [one for one in copies if one[0]]:
             of = ", ".join(f"{_name(name or 'unnamed')} ({number(cosine)})" for _, name, cosine in copies[:EACH])
-            yield _Shown("Copied", f"near-duplicates {whose}, of {of}", [str(one[0]) for one in copies])
+            beside = {str(mine): name if key == "nearest" else None for mine, name, _ in copies}
+            yield _Found("Copied", f"near-duplicates {whose}, of {of}", beside)
     off = details.get("prdc", {}).get("off_manifold", {})
     if off.get("ids"):
         about = f"{off['count']} of {off['of']} samples lie in no ball of the reference; the farthest"
-        yield _Shown("Off the manifold", about, off["ids"])
+        yield _Found("Off the manifold", about, dict.fromkeys(off["ids"]))
 
 
 def _copy(one: Mapping[str, Any]) -> tuple[str | None, str | None, float]:

@@ -1,48 +1,27 @@
-"""The frame of a report: one HTML page that carries all it shows and asks for nothing off itself."""
+"""The frame of a report: one HTML page that carries all it shows and asks for nothing outside itself."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from string import Template
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 import torch
+from markupsafe import Markup
 
 from clipconformity import __version__
 from clipconformity.data.files import replacing
-
-# No script runs and nothing is fetched, whatever a caption or a file name holds.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="$policy">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="generator" content="clipconformity $version">
-<link rel="icon" href="data:,">
-<title>$title</title>
-<style>
-$style</style>
-</head>
-<body>
-<a class="skip" href="#$first">Skip to the verdict</a>
-<header><h1>$title</h1><p>$subtitle</p></header>
-<nav aria-label="Sections"><ul>$links</ul></nav>
-<main>
-$sections
-</main>
-<footer><p>Written by clipconformity $version.</p></footer>
-</body>
-</html>
-""")
+from clipconformity.report.cite import citations
+from clipconformity.report.terms import TERMS
 
 
 class Section(NamedTuple):
@@ -51,59 +30,80 @@ class Section(NamedTuple):
     key: str
     """Its address on the page."""
     title: str
-    body: str
-    """HTML."""
+    template: str
+    """Name of the file that lays it out."""
 
 
-class Markup(str):
-    """Text that is HTML already."""
+class Table(NamedTuple):
+    """A table; the first cell of a row heads it."""
 
-    __slots__ = ()
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
-def write_page(path: Path | str, title: str, subtitle: str, sections: Sequence[Section]) -> None:
-    """Write a page; title and subtitle are plain text.
+def write_page(
+    path: Path | str,
+    title: str,
+    subtitle: str,
+    sections: Sequence[Section],
+    context: Mapping[str, Any],
+    command: str | None = None,
+) -> None:
+    """Write a page; all of the context is plain text to be escaped, but what is :class:`markupsafe.Markup`.
 
     Raises:
         OSError: If the file cannot be written.
     """
-    links = "".join(f'<li><a href="#{part.key}">{escape(part.title)}</a></li>' for part in sections)
-    body = "\n".join(
-        f'<section id="{part.key}" aria-labelledby="{part.key}-title" tabindex="-1">'
-        f'<h2 id="{part.key}-title">{escape(part.title)}</h2>\n{part.body}\n</section>'
-        for part in sections
-    )
-    page = PAGE.substitute(
-        policy=POLICY,
+    script = _own("page.js")
+    page = _environment().get_template("page.html").render(
+        **context,
+        title=title,
+        subtitle=subtitle,
+        sections=sections,
+        command=command,
+        terms=TERMS,
+        citations=citations(),
+        policy=_policy(script),
+        script=Markup(script),
+        style=Markup(_own("style.css")),
         version=__version__,
-        title=escape(title),
-        subtitle=escape(subtitle),
-        style=files("clipconformity.report").joinpath("style.css").read_text(encoding="utf-8"),
-        first=sections[0].key,
-        links=links,
-        sections=body,
-    )
+        versions=versions(),
+        date=today(),
+    )  # fmt: skip
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")  # of names that are not UTF-8
 
 
-def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lay out a table that scrolls sideways where it is wider than the page; the first cell heads its row."""
-    columns = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
-    lines = "".join(
-        f'<tr><th scope="row">{_text(row[0])}</th>{"".join(f"<td>{_text(cell)}</td>" for cell in row[1:])}</tr>'
-        for row in rows
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.PackageLoader("clipconformity.report"),
     )
+
+
+def _own(name: str) -> str:
+    return files("clipconformity.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _policy(script: str) -> str:
+    """The page's own script alone runs, and nothing is fetched, whatever a caption or a file name holds."""
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     return (
-        f'<div class="scroll" role="region" aria-label="{escape(caption)}" tabindex="0"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>"
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
     )
 
 
-def facts(pairs: Mapping[str, str]) -> str:
-    """Lay out names and values; a value that is :class:`Markup` stands as it is."""
-    items = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in pairs.items())
-    return f'<dl class="facts">{items}</dl>'
+def today() -> str:
+    """The date, UTC; of a build that is to be repeated, that of ``SOURCE_DATE_EPOCH``."""
+    told = os.environ.get("SOURCE_DATE_EPOCH")
+    now = datetime.fromtimestamp(int(told), timezone.utc) if told else datetime.now(timezone.utc)
+    return f"{now:%Y-%m-%d}"
 
 
 def versions() -> str:
@@ -115,11 +115,6 @@ def versions() -> str:
         "Python": platform.python_version(),
     }
     return ", ".join(f"{name} {version}" for name, version in parts.items())
-
-
-def code(text: str) -> Markup:
-    """Set plain text as code."""
-    return Markup(f"<code>{escape(text)}</code>")
 
 
 def number(value: float) -> str:
@@ -135,7 +130,3 @@ def between(low: float, high: float) -> str:
 def shortened(text: str, most: int) -> str:
     """Cut text that would not end."""
     return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def _text(value: str) -> str:
-    return value if isinstance(value, Markup) else escape(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,15 +13,17 @@ from clipconformity.evaluation import Score
 from clipconformity.evaluation.results import JUDGED
 from clipconformity.functional.conformity import pearson
 from clipconformity.functional.resampling import Interval
-from clipconformity.report.figures import figure, label
+from clipconformity.report.figures import Drawing, figure, label
 from clipconformity.report.page import between, number
 from clipconformity.stream.reference import ReferenceSet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH = 5.0
+WIDTH = 5.6
 """Inches."""
+OVERLAID = 3
+"""Most runs whose distributions lie over each other; more have a line each."""
 
 
 class Panel(NamedTuple):
@@ -35,11 +37,6 @@ class Panel(NamedTuple):
     def of(self) -> str:
         """Words such as "of images", with a space before; empty where the modality is not known."""
         return f" of {self.reference.modality}s" if self.reference.modality else ""
-
-    @property
-    def floor(self) -> float | None:
-        """The highest noise floor of the runs."""
-        return max((s.noise_floor for s in self.scores.values() if s.noise_floor is not None), default=None)
 
     def has(self, name: str) -> bool:
         """Whether every run has a figure."""
@@ -55,12 +52,16 @@ class Panel(NamedTuple):
         return "; ".join(f"{name}: {tell(score)}" for name, score in self.scores.items())
 
 
-def _beside_a_legend(runs: int) -> float:
-    return 3.4 + 0.18 * max(0, runs - 2)
+def _overlaid_or_a_line_each(runs: int) -> float:
+    return 3.4 if runs <= OVERLAID else 1.0 + 0.5 * runs
 
 
 def _line_each(runs: int) -> float:
-    return max(2.2, 1.2 + 0.55 * runs)
+    return max(2.2, 1.2 + 0.5 * runs)
+
+
+def _map_height(runs: int) -> float:
+    return max(3.8, 1.0 + 0.35 * runs)
 
 
 class ScorePlot(NamedTuple):
@@ -72,16 +73,20 @@ class ScorePlot(NamedTuple):
     alt: Callable[[Panel], str]
     """What a screen reader says in its place: what it shows, with the figures of each run."""
     caption: Callable[[Panel], str]
-    height: Callable[[int], float] = _beside_a_legend
+    height: Callable[[int], float] = _overlaid_or_a_line_each
     """Inches, by the number of runs."""
     needs: tuple[str, ...] = ()
     """Figures beside those of every score; it is left out where a run lacks one."""
 
 
-def draw_plots(key: str, panel: Panel) -> str:
-    """Draw every plot of a panel into HTML; ``key`` is unlike that of any other panel."""
-    drawn = "".join(
-        figure(
+def draw_plots(key: str, panel: Panel) -> dict[str, Drawing]:
+    """Draw every plot of a panel; ``key`` is unlike that of any other panel.
+
+    Returns:
+        The drawings by the key of their row.
+    """
+    return {
+        row.key: figure(
             f"{key}-{row.key}",
             lambda ax, row=row: row.draw(ax, panel),  # type: ignore[misc]
             alt=row.alt(panel),
@@ -90,14 +95,19 @@ def draw_plots(key: str, panel: Panel) -> str:
         )
         for row in PLOTS
         if all(map(panel.has, row.needs))
-    )
-    return f'<h3>Against the reference{panel.of}</h3><div class="plots">{drawn}</div>'
+    }
+
+
+def _draw_distributions(
+    ax: Axes, panel: Panel, take: Callable[[Score], Tensor], own: Tensor, quantity: str = plots.CONFORMITY
+) -> None:
+    """Draw something of the samples over that of the reference."""
+    draw = plots.distributions if len(panel.scores) <= OVERLAID else plots.ridgelines
+    draw(panel.labelled(take), own, quantity=quantity, modality=panel.reference.modality, ax=ax)
 
 
 def _draw_conformity(ax: Axes, panel: Panel) -> None:
-    reference = panel.reference
-    runs = panel.labelled(lambda s: s.conformities)
-    plots.distributions(runs, reference.conformities, modality=reference.modality, ax=ax)
+    _draw_distributions(ax, panel, lambda s: s.conformities, panel.reference.conformities)
 
 
 def _tell_conformity(panel: Panel) -> str:
@@ -116,7 +126,7 @@ def _draw_map(ax: Axes, panel: Panel) -> None:
         label(name, 16): plots.Place(*(one.figures[key].with_ends for key in JUDGED))
         for name, one in panel.scores.items()
     }
-    plots.typicality_and_variety(places, margins=margins, ax=ax)
+    plots.typicality_and_variety(places, margins=margins, modality=panel.reference.modality, ax=ax)
 
 
 def _tell_map(panel: Panel) -> str:
@@ -130,38 +140,47 @@ def _tell_map(panel: Panel) -> str:
     return f"Typicality against variety{panel.of}, with 95% intervals; the reference is at 0 and 1. {panel.told(tell)}."
 
 
+def _draw_variety(ax: Axes, panel: Panel) -> None:
+    first = next(iter(panel.scores.values()))
+    _draw_forest(
+        ax, panel, [s.figures["variety_ratio"].with_ends for s in panel.scores.values()],
+        quantity="variety ratio (the reference is at 1)", null=1.0, margin=first.verdicts["variety"].margin,
+    )  # fmt: skip
+
+
+def _tell_variety(panel: Panel) -> str:
+    def tell(score: Score) -> str:
+        value, *ends = score.figures["variety_ratio"].with_ends
+        return f"{number(value)} ({between(*ends)})"
+
+    return f"Variety ratio{panel.of} with 95% intervals. {panel.told(tell)}."
+
+
+def _draw_forest(ax: Axes, panel: Panel, values: Sequence[tuple[float, float, float]], **options: Any) -> None:
+    """Draw a figure of each run, with its ends."""
+    names = [label(name, 16) for name in panel.scores]
+    points, low, high = zip(*values, strict=True)
+    plots.forest(points, low, high, names, runs=True, modality=panel.reference.modality, ax=ax, **options)
+
+
 def _draw_kl(ax: Axes, panel: Panel) -> None:
     scores = panel.scores.values()
-    ends = [s.kl_interval or Interval(s.conformity_kl, s.conformity_kl) for s in scores]
-    plots.series(
-        [s.conformity_kl for s in scores],
-        [low for low, _ in ends],
-        [high for _, high in ends],
-        names=[label(name, 16) for name in panel.scores],
-        floor=panel.floor,
-        modality=panel.reference.modality,
-        ax=ax,
-    )
+    values = [(s.conformity_kl, *(s.kl_interval or Interval(s.conformity_kl, s.conformity_kl))) for s in scores]
+    _draw_forest(ax, panel, values, quantity="conformity KL (nats)", floors=[s.noise_floor for s in scores])
 
 
 def _tell_kl(panel: Panel) -> str:
     def tell(score: Score) -> str:
         interval = "" if score.kl_interval is None else f" ({between(*score.kl_interval)})"
-        return number(score.conformity_kl) + interval
+        floor = "" if score.noise_floor is None else f", noise floor {number(score.noise_floor)}"
+        return number(score.conformity_kl) + interval + floor
 
-    floor = "" if panel.floor is None else f" Noise floor {number(panel.floor)}."
-    return f"KL of conformity with 95% intervals, in nats. {panel.told(tell)}.{floor}"
-
-
-def _caption_kl(panel: Panel) -> str:
-    floor = " The noise floor is the highest of the runs'." if len(panel.scores) > 1 else ""
-    return f"How far the conformity distribution is from the reference's, with 95% intervals.{floor}"
+    return f"KL of conformity with 95% intervals, in nats. {panel.told(tell)}."
 
 
 def _draw_norm(ax: Axes, panel: Panel) -> None:
-    reference = panel.reference
-    runs, quantity = panel.labelled(lambda s: s.norms), "norm of the raw embedding (its units)"
-    plots.distributions(runs, reference.norms, quantity=quantity, modality=reference.modality, ax=ax)
+    quantity = "norm of the raw embedding (its units)"
+    _draw_distributions(ax, panel, lambda s: s.norms, panel.reference.norms, quantity)
 
 
 def _tell_norm(panel: Panel) -> str:
@@ -188,28 +207,39 @@ def _correlation(score: Score) -> Tensor:
     return pearson(*_aligned(score))
 
 
+def _caption_map(panel: Panel) -> str:
+    return "To the right is more typical than the reference, upwards more varied. In the grey box is the same."
+
+
+def _caption_conformity(panel: Panel) -> str:
+    return f"Conformity{panel.of}: to the right is typical, to the left rare. Grey is the reference."
+
+
+def _caption_variety(panel: Panel) -> str:
+    return "How varied each run is beside the reference: below 1 is less. In the grey band is the same."
+
+
+def _caption_kl(panel: Panel) -> str:
+    return (
+        "How far each conformity distribution is from the reference's. The grey stroke is the run's own noise floor: "
+        "a KL below it says nothing."
+    )
+
+
+def _caption_norm(panel: Panel) -> str:
+    return f"Norms of the raw embeddings{panel.of}. Grey is the reference."
+
+
+def _caption_alignment(panel: Panel) -> str:
+    return "How well samples fit their partners (upwards) and how typical they are (to the right)."
+
+
 PLOTS: tuple[ScorePlot, ...] = (
-    ScorePlot(
-        "map",
-        _draw_map,
-        _tell_map,
-        lambda panel: "To the right is more typical than the reference, upwards more varied. The grey box is the same.",
-        lambda runs: 3.8,
-    ),
-    ScorePlot(
-        "conformity",
-        _draw_conformity,
-        _tell_conformity,
-        lambda panel: f"Conformity{panel.of}: to the right is typical, to the left rare.",
-    ),
+    ScorePlot("map", _draw_map, _tell_map, _caption_map, _map_height),
+    ScorePlot("conformity", _draw_conformity, _tell_conformity, _caption_conformity),
+    ScorePlot("variety", _draw_variety, _tell_variety, _caption_variety, _line_each),
     ScorePlot("kl", _draw_kl, _tell_kl, _caption_kl, _line_each),
-    ScorePlot("norm", _draw_norm, _tell_norm, lambda panel: f"Norms of the raw embeddings{panel.of}."),
-    ScorePlot(
-        "alignment",
-        _draw_alignment,
-        _tell_alignment,
-        lambda _: "How well samples fit their partners (upwards) and how typical they are (to the right).",
-        needs=("clip_score",),
-    ),
+    ScorePlot("norm", _draw_norm, _tell_norm, _caption_norm),
+    ScorePlot("alignment", _draw_alignment, _tell_alignment, _caption_alignment, needs=("clip_score",)),
 )
 """The plots, in the order of the page. A row is all that a new one needs beside what draws and tells it."""

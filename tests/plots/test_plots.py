@@ -12,6 +12,7 @@ from matplotlib.colors import to_hex
 import clipconformity as cc
 from clipconformity import plots
 from clipconformity.functional import ShiftSweep
+from clipconformity.metrics.base import SetMetric
 
 mpl.use("Agg")
 DIM = 6
@@ -90,26 +91,65 @@ def test_a_modality_keeps_its_colour(image, text):
     assert [ax.lines[n].get_color() for n in (0, 2)] == [plots.COLORS["image"], plots.COLORS["text"]]
 
 
-@pytest.mark.parametrize("named", [False, True])
-def test_a_series_shows_values_intervals_and_floor(named):
+def test_a_series_shows_values_intervals_and_floor():
     values, low, high = [0.3, 0.1, 0.2], [0.2, 0.05, 0.2], [0.5, 0.2, 0.4]
-    where = {"names": ["a", "b", "c"]} if named else {"steps": [0, 10, 50]}
-    _, ax = plots.series(values, low, high, floor=0.07, **where)
+    _, ax = plots.series(values, low, high, floor=0.07, steps=[0, 10, 50])
     x, y = line(ax)
-    assert (x if named else y) == pytest.approx(values)
-    assert (y if named else x) == pytest.approx([0, 1, 2] if named else [0, 10, 50])
+    assert y == pytest.approx(values)
+    assert x == pytest.approx([0, 10, 50])
     bars = ax.containers[0].lines[2][0].get_segments()
-    ends = np.asarray(bars)[:, :, 0 if named else 1]
-    assert ends == pytest.approx(np.asarray([low, high]).T)
+    assert np.asarray(bars)[:, :, 1] == pytest.approx(np.asarray([low, high]).T)
     floor = next(each for each in ax.lines if each.get_label() == "noise floor")
-    assert {float(v) for v in (floor.get_xdata() if named else floor.get_ydata())} == {0.07}
-    assert "nats" in (ax.get_xlabel() if named else ax.get_ylabel())
+    assert {float(v) for v in floor.get_ydata()} == {0.07}
+    assert "nats" in ax.get_ylabel()
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_a_forest_shows_values_intervals_own_floors_and_the_margin(runs):
+    values, low, high = [0.3, 0.1, 0.2], [0.2, 0.05, 0.2], [0.5, 0.2, 0.4]
+    _, ax = plots.forest(
+        values, low, high, ["a", "b", "c"], quantity="x", floors=[0.01, None, 0.02], null=1.0, margin=0.05, runs=runs
+    )
+    bars = [bar.lines[2][0].get_segments()[0] for bar in ax.containers]
+    assert np.asarray(bars)[:, :, 0] == pytest.approx(np.asarray([low, high]).T)
+    assert [float(bar.lines[0].get_xdata()[0]) for bar in ax.containers] == pytest.approx(values)
+    floors = next(each for each in ax.lines if each.get_label() == "own noise floor")
+    assert list(zip(floors.get_xdata(), floors.get_ydata(), strict=True)) == [(0.01, 0), (0.02, 2)]
+    assert ax.patches[0].get_extents().transformed(ax.transData.inverted()).intervalx == pytest.approx([0.95, 1.05])
+    looks = {(bar.lines[0].get_color(), bar.lines[0].get_marker()) for bar in ax.containers}
+    assert len(looks) == (3 if runs else 1)
 
 
 def test_names_stand_from_top_to_bottom():
-    _, ax = plots.series([1.0, 2.0], names=["first", "second"])
+    _, ax = plots.forest([1.0, 2.0], [1.0, 2.0], [1.0, 2.0], ["first", "second"], quantity="x")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"]
     assert ax.get_ylim()[0] > ax.get_ylim()[1]
+
+
+def test_ridgelines_hold_one_density_a_run_over_that_of_the_reference(generator):
+    runs = {str(n): torch.randn(200, generator=generator) + n for n in range(12)}
+    reference = torch.randn(300, generator=generator)
+    _, ax = plots.ridgelines(runs, reference)
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(runs)
+    stairs = [patch.get_data() for patch in ax.patches]
+    assert len(stairs) == 24
+    scale = {
+        round(float(((heights - base) * np.diff(edges)).sum()), 9) for heights, edges, base in stairs
+    }  # areas of one size: all densities have one scale
+    assert len(scale) == 1
+    assert max(float((heights - base).max()) for heights, _, base in stairs) <= 0.85 + 1e-9
+    marks = [each for each in ax.lines if each.get_marker() == "|"]
+    assert [float(mark.get_xdata()[0]) for mark in marks] == pytest.approx([float(x.median()) for x in runs.values()])
+
+
+def test_figures_of_unlike_units_share_no_axis():
+    values = [{"a": torch.tensor(1.0), "b": torch.tensor(1000.0)}, {"a": torch.tensor(2.0), "b": torch.tensor(900.0)}]
+    _, ax = plots.figures(values)
+    assert [panel.get_title(loc="left") for panel in ax.child_axes] == ["a", "b"]
+    assert [list(panel.lines[0].get_ydata()) for panel in ax.child_axes] == [[1.0, 2.0], [1000.0, 900.0]]
+    _, ax = plots.figures(values[0])
+    assert [text.get_text().strip() for text in ax.texts] == ["a", "1", "b", "1000"]
+    assert not ax.axison
 
 
 def test_the_spectrum_falls_and_marks_its_participation_ratio():
@@ -207,25 +247,57 @@ def test_every_metric_draws_on_given_axes_and_on_its_own(image, text):
         fed(cc.FrechetDistance(reference), image),
         fed(cc.CMMD(reference), image),
         fed(cc.VendiScore(embed_dim=DIM), image),
+        fed(cc.SelfConformity(embed_dim=DIM), image),
+        fed(cc.PRDC(reference), image),
+        fed(cc.CLIPScore(embed_dim=DIM), image[:200], text),
     ]
     for metric in metrics:
         figure, ax = plt.subplots()
         assert metric.plot(ax=ax) == (figure, ax)
-        assert ax.get_ylabel()
+        assert ax.get_xlabel()
+        assert ax.get_ylabel() or ax.get_yticklabels()
         figure, ax = metric.plot()
         assert ax.figure is figure
+        assert all(label.get_text() not in ("", "None") for label in ax.get_yticklabels())
         _, ax = metric.plot([metric.compute(), metric.compute()])
-        assert ax.lines
+        assert len((ax.child_axes or [ax])[0].lines[0].get_ydata()) == 2
         plt.close("all")
+
+
+def rows_of(ax) -> dict[str, tuple[float, float, float]]:
+    """Value and ends of each line of a forest plot, by its name."""
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    bars = [(bar.lines[0].get_xdata()[0], *bar.lines[2][0].get_segments()[0][:, 0]) for bar in ax.containers]
+    return {name: tuple(map(float, bar)) for name, bar in zip(names, bars, strict=True)}
+
+
+@pytest.mark.parametrize("kind", [cc.FrechetDistance, cc.CMMD, cc.PRDC, cc.SelfConformity, cc.VendiScore, cc.CLIPScore])
+def test_a_metric_without_a_picture_of_its_own_shows_its_figures_of_one_unit(kind, image, text):
+    metric = fed(kind(embed_dim=DIM), image[:200], text) if kind is cc.CLIPScore else (
+        fed(kind(embed_dim=DIM), image) if issubclass(kind, SetMetric)
+        else fed(kind(cc.ReferenceSet.fit(text)), image)
+    )  # fmt: skip
+    found, ax = metric.compute(), None
+    _, ax = metric.plot()
+    drawn = rows_of(ax)
+    expected = found if isinstance(found, dict) else {next(iter(drawn)): found}
+    for name, value in expected.items():
+        if name in drawn:
+            assert drawn[name][0] == pytest.approx(float(value), rel=1e-5)
+    assert any(low < value < high for value, low, high in drawn.values())
+    assert all(low <= value <= high for value, low, high in drawn.values())
 
 
 def test_the_kl_has_its_interval_and_its_floor(image):
     metric = fed(cc.ConformityKL(cc.ReferenceSet.fit(image[:150])), image[150:] + 0.3)
     _, ax = metric.plot()
-    assert line(ax)[1] == pytest.approx([float(metric.compute())])
-    ends = np.asarray(ax.containers[0].lines[2][0].get_segments())[0, :, 1]
-    assert ends == pytest.approx([float(end) for end in metric.interval()], rel=1e-5)
-    assert ax.lines[-1].get_ydata()[0] == pytest.approx(float(metric.noise_floor()))
+    drawn = rows_of(ax)
+    assert drawn["conformity kl"][0] == pytest.approx(float(metric.compute()))
+    assert drawn["reverse kl"][0] == pytest.approx(float(metric.reverse()))
+    low, high = metric.interval(resamples=500)
+    assert drawn["conformity kl"][1:] == pytest.approx((float(low), float(high)), rel=1e-5)
+    (floor,) = [each for each in ax.lines if each.get_label() == "own noise floor"]
+    assert list(floor.get_xdata()) == pytest.approx([float(metric.noise_floor(resamples=500))])
 
 
 def test_the_norms_are_shown_as_they_are_and_centred(image):
@@ -252,18 +324,13 @@ def test_the_likelihoods_lie_over_the_held_out_ones(image, text):
     assert middle == pytest.approx(float(metric.compute()["log_likelihood_mean"]), abs=float(np.diff(edges)[0]))
 
 
-def test_the_frechet_distance_is_shown(image, text):
-    metric = fed(cc.FrechetDistance(cc.ReferenceSet.fit(text)), image)
-    _, ax = metric.plot()
-    assert line(ax)[1] == pytest.approx([float(metric.compute())])
-
-
 def test_the_mmd_is_shown_with_its_halves(image):
     metric = fed(cc.CosineMMD(cc.ReferenceSet.fit(image[:150])), image[150:] + 0.3)
     _, ax = metric.plot()
-    drawn = sorted(line(ax)[0])
-    assert drawn == pytest.approx(sorted(float(x) for x in (metric.compute(), *metric.halves())), rel=1e-5)
-    assert {label.get_text() for label in ax.get_yticklabels()} == {"cosine MMD", "by typicality", "by variety"}
+    drawn = rows_of(ax)
+    assert list(drawn) == ["cosine MMD", "by typicality", "by variety"]
+    values = [value for value, _, _ in drawn.values()]
+    assert values == pytest.approx([float(x) for x in (metric.compute(), *metric.halves())], rel=1e-5)
     _, ax = metric.plot([metric.compute(), metric.compute()])
     assert line(ax)[1] == pytest.approx([float(metric.compute())] * 2)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from helpers import ellipsoid_rows
 from PIL import Image
 
 import clipconformity as cc
-from clipconformity.evaluation import Source, SourceBatch, score, write_per_sample
+from clipconformity.evaluation import Source, SourceBatch, compare, score, write_per_sample
 from clipconformity.evaluation import geometry as properties
 from clipconformity.functional import shift_sweep
 from clipconformity.report import Run, write_geometry_report, write_report
@@ -21,7 +25,7 @@ from clipconformity.report.score_plots import PLOTS
 
 DIM = 8
 ATTACK = "<script>alert('x')</script> & \"quoted\""
-VOID = {"meta", "link", "img", "br", "hr", "input", "use", "path"}
+VOID = {"meta", "link", "img", "br", "hr", "input", "use", "path", "polygon"}
 
 
 class Page(HTMLParser):
@@ -94,30 +98,94 @@ def assert_nothing_is_fetched(text: str, page: Page) -> None:
     assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names, not places
     policy = next(m["content"] for m in page.of("meta") if m.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'; img-src data:")
-    assert page.of("script") == []
+    (script,) = page.said("script")  # the library's own, which alone the policy lets run
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in policy
+    assert script == (files("clipconformity.report") / "page.js").read_text(encoding="utf-8")
+
+
+SECTIONS = ["verdict", "distributions", "gallery", "figures", "terms", "measured", "cite"]
 
 
 def test_the_verdict_stands_first_and_in_words(tmp_path, rows, reference):
     result = scored(rows + 1, reference)
-    _, page = written(tmp_path / "r.html", [Run("mine", result)])
-    sections = [section["id"] for section in page.of("section")]
-    assert sections == ["verdict", "distributions", "gallery", "figures", "measured"]
-    answers = page.said("dd")[:2]
-    assert answers[0].lower().startswith(result.sentences["typical"][:4].lower())
-    assert answers[1].lower().startswith(result.sentences["varied"].removeprefix("variety: "))
-    low, high = result.figures["variety_ratio"].interval
-    assert (
-        f"variety {result.variety_ratio:.2f} times the reference's ({low:.2f} to {high:.2f}); 5% either" in answers[1]
-    )
+    text, page = written(tmp_path / "r.html", [Run("mine", result)])
+    assert [section["id"] for section in page.of("section")] == SECTIONS
+    first = text[text.index('<section id="verdict"') : text.index('<section id="distributions"')]
+    assert first.count("<svg role") == 1  # the map
+    shift, ratio = result.figures["typicality_shift"], result.figures["variety_ratio"]
+    (sentence,) = [text for text in page.said("li") if text.startswith(": ")]
+    for figure, sign in ((shift, "+"), (ratio, "")):
+        numbers = [format(x, f"{sign}.2f") for x in (figure.value, *figure.interval)]
+        assert re.search(rf"{re.escape(numbers[0])} \w+, {re.escape(numbers[1])} to {re.escape(numbers[2])}", sentence)
+    words = {"same": "as typical", "more": "more typical", "less": "less typical", "undecided": "typicality undecided"}
+    assert words[result.verdicts["typicality"].outcome] in sentence
+    assert "N = 120." in sentence
+
+
+@pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")
+def test_it_says_which_run_is_most_varied_and_whether_that_is_sure(tmp_path, generator, reference):
+    narrow, wide = (ellipsoid_rows(200, DIM, generator, offset=x) for x in (2.5, 0.6))
+    runs = {"narrow": narrow, "wide": wide, "wider": torch.cat([wide[:199], wide[:1] * 1.01])}
+    results = {name: scored(x, reference) for name, x in runs.items()}
+    found = compare(results, reference)
+    assert found.difference("narrow", "wide", "variety_ratio").outcome == "less"
+    assert found.difference("wide", "wider", "variety_ratio").outcome == "undecided"
+    _, page = written(tmp_path / "r.html", [Run(name, one) for name, one in results.items()])
+    (line,) = [text for text in page.said("p") if text.startswith("Most varied")]
+    assert "not decided between" in line
+    assert "wide" in line
+    assert "wider" in line
+    assert line.endswith("The other run is surely less varied.")
+    _, page = written(tmp_path / "r.html", [Run(name, results[name]) for name in ("narrow", "wide")])
+    assert "Most varied: wide. The difference from narrow is real." in page.said("p")
+    _, page = written(tmp_path / "r.html", [Run("wide", results["wide"])])
+    assert not any(text.startswith("Most") for text in page.said("p"))
 
 
 def test_the_test_and_the_divergence_are_a_line_under_the_verdict(tmp_path, rows, reference):
     result = dataclasses.replace(scored(rows, reference), notes=["one thing to know"])
     _, page = written(tmp_path / "r.html", [Run("mine", result)])
-    line, note = page.said("p")[1:3]
+    (line,) = [text for text in page.said("span") if text.startswith("Test of equal distributions")]
     assert f"p = {result.p_value:.3g}" in line
     assert f"noise floor {result.noise_floor:.4g}" in line
-    assert note == "One thing to know"
+    assert "One thing to know." in page.said("p")
+
+
+def test_a_note_of_several_runs_is_said_once(tmp_path, rows, reference):
+    one, other = (dataclasses.replace(scored(rows + n, reference), notes=["of both", f"of {n}"]) for n in range(2))
+    _, page = written(tmp_path / "r.html", [Run("one", one), Run("other", other)])
+    assert [text for text in page.said("p") if "of both" in text.lower()] == ["Of both."]
+    assert "one: Of 0." in page.said("p")
+
+
+def test_every_term_of_a_table_is_explained(tmp_path, rows, reference):
+    _, page = written(tmp_path / "r.html", [Run("mine", scored(rows, reference))])
+    anchors = {attributes.get("id") for attributes in page.of("div")}
+    linked = [a for a in page.of("a") if a.get("class") == "term"]
+    assert {a["href"][1:] for a in linked} <= anchors
+    told = " ".join(page.said("a"))
+    for word in ("conformity", "self-conformity", "typicality shift", "variety ratio", "KL", "noise floor", "p"):
+        assert word in told
+    assert all(len(a["title"]) > 10 for a in linked)
+
+
+def test_it_tells_how_to_cite_as_the_citation_file_does(tmp_path, rows, reference):
+    _, page = written(tmp_path / "r.html", [Run("mine", scored(rows, reference))])
+    cited = "".join(page.said("code"))
+    citation = (Path(__file__).parents[2] / "CITATION.cff").read_text()
+    for part in ("The Double-Ellipsoid Geometry of CLIP", "2411.14517", cc.__version__, "Gilboa", "2025"):
+        assert part in cited.replace("{CLIP}", "CLIP")
+        assert part in citation
+
+
+def test_the_date_of_a_repeated_build_is_the_one_told(tmp_path, rows, reference, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    _, page = written(tmp_path / "r.html", [Run("mine", scored(rows, reference))])
+    assert "1970-01-02" in page.said("dd")
+    first = (tmp_path / "r.html").read_bytes()
+    written(tmp_path / "r.html", [Run("mine", scored(rows, reference))])
+    assert (tmp_path / "r.html").read_bytes() == first
 
 
 def test_captions_names_and_commands_are_escaped(tmp_path, rows, reference):
@@ -128,7 +196,7 @@ def test_captions_names_and_commands_are_escaped(tmp_path, rows, reference):
     assert page.of("b") == []
     assert page.said("q") == [ATTACK] * 24
     assert page.said("title") == [ATTACK]
-    assert page.said("code") == [f"run {ATTACK}"]
+    assert page.said("code")[0] == f"run {ATTACK}"
     assert "a <b>set</b>" in "".join(page.said("dd"))
 
 
@@ -152,7 +220,8 @@ def test_names_on_the_page_are_there_once(tmp_path, rows, reference):
     assert len(ids) == len(set(ids))
     targets = [a.get("href") or a.get("xlink:href") for _, a in page.tags if a.get("href") or a.get("xlink:href")]
     assert {target[1:] for target in targets if target.startswith("#")} <= set(ids)
-    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.of("svg"))
+    drawings = [svg for svg in page.of("svg") if svg.get("class") != "marker"]
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in drawings)
 
 
 def test_the_gallery_shows_both_ends_with_conformity_and_norm(tmp_path, rows, reference):
@@ -162,7 +231,7 @@ def test_the_gallery_shows_both_ends_with_conformity_and_norm(tmp_path, rows, re
     order = result.conformities.argsort(descending=True)
     shown = [*order[:3].tolist(), *order.flip(0)[:3].tolist()]
     assert page.said("q") == [f"caption of sample {n}" for n in shown]
-    figures = page.said("span")
+    figures = [text for text in page.said("span") if not text.startswith("Test of")]
     assert figures[:3] == [
         f"sample {shown[0]}",
         f"conformity {float(result.conformities[shown[0]]):.4g}",
@@ -176,7 +245,7 @@ def test_a_caption_stands_beside_its_image(tmp_path, rows, reference):
     run = Run("mine", result, images=images, captions=["words"] * len(rows))
     text, page = written(tmp_path / "r.html", [run])
     assert len(page.of("img")) == 24
-    assert len(re.findall(r'<li><figure><img [^>]*><figcaption><q>words</q><span class="name">', text)) == 24
+    assert len(re.findall(r'<li [^>]*><figure><img [^>]*><figcaption><q>words</q><span class="name">', text)) == 24
     assert all(image["alt"].startswith("Sample sample") for image in page.of("img"))
 
 
@@ -210,15 +279,15 @@ def test_the_size_does_not_grow_with_the_samples(tmp_path, generator, reference)
 
 def test_many_runs_share_the_gallery_and_the_table(tmp_path, rows, reference):
     runs = [Run(f"run {n}", scored(rows + n / 5, reference)) for n in range(5)]
-    _, page = written(tmp_path / "r.html", runs)
-    assert len(page.of("li")) - len(page.of("section")) <= 48
+    text, page = written(tmp_path / "r.html", runs)
+    assert len(re.findall(r"<li data-conformity", text)) <= 48
     heads = page.said("th")
     assert all(f"run {n}" in heads for n in range(5))
     cells = page.said("td")
     for run in runs:
         low, high = run.score.kl_interval
-        assert f"{low:.4g} to {high:.4g}" in cells
-    assert len(page.of("svg")) == len([row for row in PLOTS if not row.needs])
+        assert any(f"({low:.4g} to {high:.4g})" in cell for cell in cells)
+    assert text.count("<svg role") == len([row for row in PLOTS if not row.needs])
 
 
 @pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")
@@ -275,7 +344,7 @@ def test_the_geometry_report_says_which_properties_hold(tmp_path, pair):
         gap=properties.gap_figures(image, text, paired=True), measured={"image_embeddings": ATTACK}, command=ATTACK,
     )  # fmt: skip
     assert_nothing_is_fetched(source, page)
-    assert [section["id"] for section in page.of("section")] == ["verdict", "properties", "plots", "measured"]
+    assert [section["id"] for section in page.of("section")] == ["verdict", "properties", "plots", "measured", "cite"]
     holding = sum(p.verdict == properties.HOLDS for p in found)
     assert page.said("h3") == [f"{holding} of 10 hold."]
     assert len(page.of("svg")) == 7

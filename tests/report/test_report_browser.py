@@ -6,6 +6,7 @@ CLIPCONFORMITY_BROWSER=required, as in CI, that is a failure.
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -17,9 +18,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
+import clipconformity as cc
 from clipconformity.cli import main
 from clipconformity.demo import simulation as demo
+from clipconformity.evaluation import Source, SourceBatch, score
+from clipconformity.report import Run, write_report
 
 pytestmark = pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning")  # so few captions are all among others
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,6 +183,28 @@ def report(browser, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Path:
+    """A report of twelve runs with long and foreign names, thousands of samples, and a picture for each."""
+    generator = torch.Generator().manual_seed(0)
+    folder = tmp_path_factory.mktemp("many")
+    Image.new("RGB", (64, 64), "teal").save(folder / "a.png")
+    reference = cc.ReferenceSet.fit(torch.randn(400, 16, generator=generator) + 0.5, modality="image")
+    names = ["\u6a21\u578b\u4e8c\u53f7", "n" * 80, *(f"model {n}" for n in range(10))]
+    runs = []
+    for number, name in enumerate(names):
+        rows = torch.randn(5000 if number == 0 else 60, 16, generator=generator) + 0.5 + 0.02 * number
+        batch = SourceBatch(rows, [f"{number}-{n}" for n in range(len(rows))])
+        metrics = ["nearest", "vendi"] if len(rows) < 100 else ["vendi"]
+        result = score(Source(iter([batch]), len(rows)), reference, resamples=20, metrics=metrics)
+        images = dict.fromkeys(result.ids, folder / "a.png")
+        prompts = {one: f"prompt of {one}" for one in result.ids}
+        runs.append(Run(name, result, images, prompts))
+    del runs[0].score.figures["vendi_ratio"]  # a figure that one run lacks
+    write_report(folder / "report.html", runs)
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> Path:
     """A report of captions that would run a script."""
     folder = tmp_path_factory.mktemp("hostile")
@@ -236,17 +264,17 @@ def test_sections_are_reached_by_keyboard(browser, report):
 
 def test_the_wide_table_is_reached_by_keyboard(browser, report):
     browser.open(report)
-    for _ in range(30):
+    for _ in range(40):
         browser.press("Tab")
         if browser.run("document.activeElement.className") == "scroll":
             break
-    assert browser.run("document.activeElement.getAttribute('aria-label')") == "Figures of every run"
+    assert browser.run("document.activeElement.getAttribute('aria-label')") == "How typical and how varied"
 
 
 def test_a_script_in_a_caption_stays_text(browser, hostile):
     browser.open(hostile)
     assert browser.run("typeof window.broken") == "undefined"
-    assert browser.run("document.scripts.length") == 0
+    assert browser.run("document.scripts.length") == 1  # the page's own
     words = browser.run("[...document.querySelectorAll('.gallery q')].map(x => x.textContent).join()")
     assert "<script>broken = 1</script>" in words
     assert "<img src=x onerror=broken=1>" in words
@@ -264,6 +292,115 @@ def test_the_page_fits_its_width_and_takes_the_scheme(browser, report, size, sch
     assert (level > 127) == (scheme == "light")
     ink = browser.run("getComputedStyle(document.querySelector('.plot svg text')).fill.match(/\\d+/g).map(Number)[0]")
     assert (ink < 127) == (scheme == "light")
+
+
+@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_twelve_runs_fit_the_width(browser, many, size):
+    browser.show(size, "light")
+    browser.open(many)
+    assert browser.run("document.documentElement.scrollWidth") <= size[0]
+    assert browser.complaints() == []
+    assert many.stat().st_size < 3_000_000
+
+
+def test_the_first_screen_of_a_desktop_holds_the_map_and_the_ranking(browser, many):
+    browser.show(DESKTOP, "light")
+    browser.open(many)
+    bottom = browser.run("Math.max(...[...document.querySelectorAll('.lead .plot svg, .best')]"
+                         ".map(x => x.getBoundingClientRect().bottom))")  # fmt: skip
+    assert bottom <= DESKTOP[1]
+    assert browser.run("[...document.querySelectorAll('.best')].map(x => x.textContent.slice(0, 11)).join()") == (
+        "Most varied,Most typica"
+    )
+
+
+def test_a_plot_fills_the_width_that_there_is(browser, many):
+    browser.show(DESKTOP, "light")
+    browser.open(many)
+    assert browser.run("Math.min(...[...document.querySelectorAll('.plot svg')].map(x => x.clientWidth))") > 500
+
+
+@pytest.mark.parametrize("page", ["report", "many"])
+def test_nothing_is_cut_in_print(browser, page, request):
+    """On paper nothing can be scrolled: no box may be wider than what holds it, nor a card lie on two sheets."""
+    browser.show((718, 1016), "dark")  # A4 within its margins, in pixels
+    browser.open(request.getfixturevalue(page))
+    browser.call("Emulation.setEmulatedMedia", media="print", features=[])
+    try:
+        every = "[...document.querySelectorAll('main *')].filter(x => !x.closest('svg'))"
+        wide = f"{every}.filter(x => x.getBoundingClientRect().right > 718.5)"
+        assert browser.run(f"{wide}.map(x => x.tagName + x.textContent.slice(0, 40))") == []
+        hidden = "[...document.querySelectorAll('.scroll, pre')].filter(x => x.scrollWidth > x.clientWidth + 1).length"
+        assert browser.run(hidden) == 0
+        keep = "[...document.querySelectorAll('.gallery li, tr, .plot')].map(x => getComputedStyle(x).breakInside)"
+        assert set(browser.run(keep)) == {"avoid"}
+        level = browser.run("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]")
+        assert level == 255  # dark pages take no ink
+        printed = browser.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69)["data"]
+        assert base64.b64decode(printed)[:5] == b"%PDF-"
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="", features=[])
+
+
+def shown(browser) -> list[str]:
+    """The names of the cards that are to be seen, in their order, of the first list that has some."""
+    return browser.run(
+        "[...document.querySelectorAll('#gallery .gallery')].map(list => [...list.children]"
+        ".filter(x => x.checkVisibility()).map(x => x.querySelector('.name').textContent)).find(x => x.length) ?? []"
+    )
+
+
+def pick(browser, name: str, value: str) -> None:
+    browser.run(
+        f"(() => {{ const x = document.querySelector('.tools').elements.{name}; x.value = {json.dumps(value)};"
+        " x.dispatchEvent(new Event('input', { bubbles: true })); })()"
+    )
+
+
+def test_the_gallery_sorts_by_what_is_known_of_each_sample(browser, report):
+    browser.show(DESKTOP, "light")
+    browser.open(report)
+    listed = shown(browser)
+    values = browser.run(
+        "Object.fromEntries([...document.querySelector('#gallery .gallery').children]"
+        ".map(x => [x.querySelector('.name').textContent, [Number(x.dataset.conformity), Number(x.dataset.norm)]]))"
+    )
+    for order, place, sign in (("norm down", 1, -1), ("norm up", 1, 1), ("conformity up", 0, 1)):
+        pick(browser, "order", order)
+        assert shown(browser) == sorted(listed, key=lambda name: sign * values[name][place])
+    pick(browser, "order", "")
+    assert shown(browser) == listed
+
+
+def test_the_gallery_filters_by_run_and_words(browser, many):
+    browser.show(DESKTOP, "light")
+    browser.open(many)
+    count = "[...document.querySelectorAll('#gallery li')].filter(x => x.checkVisibility()).length"
+    everything = browser.run(count)
+    pick(browser, "run", "model 3")
+    assert {name.split("-")[0] for name in shown(browser)} == {"5"}
+    assert 0 < browser.run(count) < everything
+    assert browser.run("document.querySelector('.tools output').textContent") == f"{browser.run(count)} shown"
+    pick(browser, "run", "")
+    pick(browser, "words", "PROMPT of 7-")
+    assert {name.split("-")[0] for name in shown(browser)} == {"7"}
+    pick(browser, "words", "no such words")
+    assert browser.run(count) == 0
+    pick(browser, "words", "")
+    assert browser.run(count) == everything
+
+
+def test_the_page_reads_the_same_without_its_script(browser, many, tmp_path):
+    text = many.read_text(encoding="utf-8")
+    (tmp_path / "plain.html").write_text(text[: text.index("<script>")] + "</body></html>", encoding="utf-8")
+    browser.show(DESKTOP, "light")
+    browser.open(many)
+    words = "[...document.querySelectorAll('main section:not(#gallery)')].map(x => x.innerText).join()"
+    cards = "[...document.querySelectorAll('#gallery li')].map(x => x.innerText).join()"
+    with_script = browser.run(words), browser.run(cards)
+    browser.open(tmp_path / "plain.html")
+    assert (browser.run(words), browser.run(cards)) == with_script
+    assert browser.run("document.querySelector('.tools').checkVisibility()") is False
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

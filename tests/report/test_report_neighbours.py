@@ -60,3 +60,17 @@ def test_the_thumbnails_are_no_more_than_told_and_none_without_images(run, tmp_p
     html = page(run, tmp_path / "none.html", thumbnails=0)
     assert 'id="neighbours"' not in html
     assert "image 20.png" not in html
+
+
+def test_originals_and_what_is_missed_are_shown_where_the_references_images_are_given(run, tmp_path):
+    theirs = dict.fromkeys(run.score.reference.sample_ids, run.images["image 0.png"])
+    write_report(tmp_path / "r.html", [run], reference_images=theirs)
+    html = (tmp_path / "r.html").read_text()
+    section = html.split('<section id="neighbours"')[1].split("</section>")[0]
+    parts = {part.split("</h4>")[0]: part for part in section.split("<h4>")[1:]}
+    assert re.search(r"image 1[0-4]\.png.*original: &lt;row&gt; 3<", parts["Copied"], re.DOTALL)
+    assert 0 < parts["Not covered"].count("data:image/png") <= 4
+    assert html.count('src="data:image') <= 48
+    gallery = html.split('<section id="gallery"')[1].split("</section>")[0]
+    assert "<h3>reference</h3>" in gallery
+    assert "/home/ann" not in html

@@ -30,7 +30,7 @@ class FrechetReadOut(ReadOut):
                computed=False).with_interval("of the populations"),
         Field("frechet_noise_floor", "95% quantile of the distance of two sets of one kind and of these sizes", UNIT,
               compared=True, computed=False),
-        Field("frechet_n", "rows at which both sides are compared", compared=True, computed=False),
+        Field("frechet_n", "rows at which both sides are compared", "samples", compared=True, computed=False),
         Field("frechet_equal_n", "Frechet distance at frechet_n rows of either side", UNIT, "lower", compared=True,
               computed=False),
     )  # fmt: skip

@@ -15,13 +15,15 @@ from clipconformity.stream.pairs import Side, influence_estimate, own_squares
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
 
+UNIT = "effective samples"
+ON_AVERAGE = "that sets of this size have on average"
 ESTIMATES = {
-    "vendi": ("effective number of different samples, which grows with N", "that sets of this size have on average"),
-    "rke": ("the same of order 2: one over the mean squared cosine", "that sets of this size have on average"),
-    "rke_unbiased": ("RKE over pairs of different rows, which does not grow with N", "of the population"),
-    "vendi_ratio": ("Vendi score over the reference's, both at vendi_n rows", "at this number of rows"),
+    "vendi": ("effective number of different samples, which grows with N", UNIT, ON_AVERAGE),
+    "rke": ("the same of order 2: one over the mean squared cosine", UNIT, ON_AVERAGE),
+    "rke_unbiased": ("RKE over pairs of different rows, which does not grow with N", UNIT, "of the population"),
+    "vendi_ratio": ("Vendi score over the reference's, both at vendi_n rows", "", "at this number of rows"),
 }
-"""What has an interval: what it is, and what that covers."""
+"""What has an interval: what it is, its unit, and what the interval covers."""
 
 
 class VendiReadOut(ReadOut):
@@ -33,15 +35,16 @@ class VendiReadOut(ReadOut):
     fields = (
         *(
             one
-            for name, (about, what) in ESTIMATES.items()
-            for one in Field(name, about, better="higher", compared=name == "vendi_ratio",
+            for name, (about, unit, what) in ESTIMATES.items()
+            for one in Field(name, about, unit, better="higher", compared=name == "vendi_ratio",
                              computed=name != "vendi_ratio").with_interval(what, drawn=True)
         ),
-        Field("reference_vendi", "Vendi score of the reference, at its own N", compared=True),
-        Field("reference_rke", "RKE of the reference, at its own N", compared=True),
-        Field("vendi_n", "rows at which both sides are compared", compared=True, computed=False),
-        Field("vendi_equal_n", "Vendi score at vendi_n rows", better="higher", compared=True, computed=False),
-        Field("reference_vendi_equal_n", "Vendi score of the reference at vendi_n rows", compared=True, computed=False),
+        Field("reference_vendi", "Vendi score of the reference, at its own N", UNIT, compared=True),
+        Field("reference_rke", "RKE of the reference, at its own N", UNIT, compared=True),
+        Field("vendi_n", "rows at which both sides are compared", "samples", compared=True, computed=False),
+        Field("vendi_equal_n", "Vendi score at vendi_n rows", UNIT, better="higher", compared=True, computed=False),
+        Field("reference_vendi_equal_n", "Vendi score of the reference at vendi_n rows", UNIT, compared=True,
+              computed=False),
     )  # fmt: skip
 
     def __init__(self, order: float = 1.0) -> None:

@@ -1,0 +1,143 @@
+"""What the first screen of a report says: a sentence for each run, and which run is most typical and most varied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from clipconformity import plots
+from clipconformity.evaluation import Comparison, Score, Verdict, compare
+from clipconformity.evaluation.results import rounded_up
+from clipconformity.report.figures import draw_marker
+from clipconformity.report.page import between, number
+from clipconformity.report.score_plots import Panel
+
+ADJECTIVES = {"typicality": "typical", "variety": "varied"}
+
+
+class RunLook(NamedTuple):
+    """How a run is marked in every plot and in the text."""
+
+    color: str
+    marker: Markup
+    """SVG."""
+
+
+class Said(NamedTuple):
+    """What is said of a run."""
+
+    name: str
+    look: RunLook
+    sentence: str
+    """Both verdicts: by how much, and at which N."""
+    distributions: str
+    """What the distributions say, which judges nothing."""
+
+
+def say(panel: Panel) -> list[Said]:
+    """Say of every run how typical and how varied it is beside the reference."""
+    said = []
+    for number_, (name, score) in enumerate(panel.scores.items()):
+        look = plots.run_look(number_, len(panel.scores), panel.reference.modality)
+        typical, varied = (_verdict(key, score.verdicts[key]) for key in ADJECTIVES)
+        sentence = f"{typical} and {varied}; N = {score.count:,}."
+        mark = RunLook(look.color, draw_marker(look))
+        said.append(Said(name, mark, sentence, _distributions(score)))
+    return said
+
+
+def _verdict(key: str, verdict: Verdict) -> str:
+    """A verdict in words, and in brackets its effect, its interval, and what would decide it."""
+    adjective = ADJECTIVES[key]
+    words = {
+        "same": f"as {adjective}",
+        "more": f"more {adjective}",
+        "less": f"less {adjective}",
+        "undecided": f"{key} undecided",
+    }[verdict.outcome]
+    sign, unit = ("+", " std") if key == "typicality" else ("", " times")
+    told = f"{verdict.effect:{sign}.2f}{unit}"
+    if verdict.interval is not None:
+        low, high = verdict.interval
+        told += f", {low:{sign}.2f} to {high:{sign}.2f}"
+    if verdict.needed is not None:
+        told += f"; about {rounded_up(verdict.needed):,} samples would tell"
+    elif verdict.reason:
+        told += f"; {verdict.reason}"
+    return f"{words} ({told})"
+
+
+def notes(scores: Mapping[str, Score]) -> list[str]:
+    """Give what to know of the samples, each note once, with the runs that it is of."""
+    found: dict[str, list[str]] = {}
+    for name, score in scores.items():
+        for note in score.notes:
+            found.setdefault(note[:1].upper() + note[1:].rstrip("."), []).append(name)
+    of_all = [f"{note}." for note, names in found.items() if len(names) == len(scores)]
+    return of_all + [f"{', '.join(names)}: {note}." for note, names in found.items() if len(names) < len(scores)]
+
+
+def _distributions(score: Score) -> str:
+    """The test and the divergence in one line."""
+    kl = f"KL of conformity {kl_text(score)} nats"
+    if score.kl_interval is None or score.noise_floor is None or score.p_value is None:
+        return f"{kl}; {score.figures['conformity_kl'].reason}, so no interval and no test"
+    floor = f"noise floor {number(score.noise_floor)}"
+    return f"Test of equal distributions: p = {score.p_value:.3g}. {kl} ({between(*score.kl_interval)}), {floor}"
+
+
+def kl_text(score: Score) -> str:
+    """Write the KL, and whether it is a lower bound."""
+    return ("at least " if score.kl_is_lower_bound else "") + number(score.conformity_kl)
+
+
+def margins(panel: Panel) -> str:
+    """Say what the brackets hold, and what differences do not matter."""
+    verdicts = next(iter(panel.scores.values())).verdicts
+    pairs = len(panel.scores) * (len(panel.scores) - 1) // 2
+    same = f"{verdicts['typicality'].margin:g} standard deviations or {verdicts['variety'].margin:.0%} of variety"
+    told = (
+        "In brackets: typicality shift in the reference's standard deviations, and variety as a multiple of the "
+        f"reference's, with 95% intervals. Within {same} counts as the same."
+    )
+    corrected = f" Rankings are corrected for {pairs} pairs: at most 5% of them err anywhere (Holm)."
+    return told + (corrected if pairs > 1 else "")
+
+
+def ranking(panel: Panel) -> list[str]:
+    """Say which run is most varied and which most typical, and whether that is sure; nothing of a single run."""
+    scores = panel.scores
+    if len(scores) < 2 or any(one.contrast is None for one in scores.values()):
+        return []
+    found = compare(scores, panel.reference)
+    return [_first(found, "variety_ratio", "varied"), _first(found, "typicality_shift", "typical")]
+
+
+def _first(found: Comparison, figure: str, adjective: str) -> str:
+    names = list(found.scores)
+    leader = max(names, key=lambda name: found.scores[name].value(figure))
+    tied = [name for name in names if name != leader and _undecided(found, leader, name, figure)]
+    if not tied:
+        return f"Most {adjective}: {leader}. The difference from {_every(names, leader)} is real."
+    others = "" if len(tied) == len(names) - 1 else f" {_sure(len(names) - 1 - len(tied))} surely less {adjective}."
+    return f"Most {adjective}: not decided between {_listed([leader, *tied])}.{others}"
+
+
+def _undecided(found: Comparison, first: str, second: str, figure: str) -> bool:
+    there = [one for one in found.differences if one.figure == figure and {one.first, one.second} == {first, second}]
+    return there[0].outcome == "undecided"
+
+
+def _every(names: Sequence[str], leader: str) -> str:
+    others = [name for name in names if name != leader]
+    return others[0] if len(others) == 1 else "every other run"
+
+
+def _sure(count: int) -> str:
+    return "The other run is" if count == 1 else f"The other {count} are"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"

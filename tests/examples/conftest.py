@@ -45,13 +45,13 @@ class Material(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
+    from huggingface_hub import constants
 
     def refused(*_: object) -> None:
         raise OSError("the network was asked for something")
 
     monkeypatch.setattr(socket.socket, "connect", refused)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("MPLBACKEND", "Agg")
 
 

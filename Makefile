@@ -49,7 +49,7 @@ test-transformers4: $(VENV)/.all
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target $(VENV)/transformers4 "transformers>=4.57,<5" "huggingface_hub<1" "tokenizers<0.23"
 	PYTHONPATH=$(VENV)/transformers4 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 \
-		tests/encoders tests/generators/test_captioning.py
+		tests/encoders tests/generators/test_captioning.py tests/examples/test_captioners.py
 
 lint: $(VENV)/.all
 	$(BIN)/ruff check .

@@ -1,78 +1,104 @@
-"""Published caption files beside the human references: where machines are generic, and where super-human.
+r"""Published caption files beside what people wrote: where captioners are generic, and where super-human.
 
-Give the COCO results files of several captioners, such as those that CLIP-Caption-Reward publishes for its rewards.
-The yardstick is what people give among themselves: one caption of every image against the others. A captioner above
-the range of one more person is more typical than people (generic); one below it is less typical (more specific than
-people are).
+    clipconformity reference --coco coco/ --karpathy dataset_coco.json --split test --per-image all \
+        --encoder open_clip:ViT-B-32/openai -o coco.safetensors
+    python caption_reward.py cider=cider.json clip=clip_s.json --reference coco-text.safetensors \
+        --captions coco-captions.json -o rewards/
+
+Each file holds COCO results, such as CLIP-Caption-Reward publishes for its rewards. The yardstick is what people give
+among themselves: one caption of every image against the others. A captioner above the range of one more person is
+more typical than people (generic); one below it is less typical (more specific than people are).
+
+Downloads (estimate): CLIP ViT-B/32 of OpenAI, 0.6 GB; the caption files by hand, a few MB each.
+Time (estimate): 25,000 human captions and 5,000 of each captioner in a minute on one A100 GPU, 10 minutes on 8 cores.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
-import _shared
 import torch
 
-from clipconformity.data import read_results, write_results
-from clipconformity.demo import generic_caption, sample_scenes, specific_caption
-from clipconformity.evaluation import caption_source, human_spread, score
+import clipconformity as cc
+from clipconformity import plots
+from clipconformity.data import read_captions, read_results
+from clipconformity.evaluation import caption_source, compare, human_spread
+from clipconformity.report import Run, write_report
 
 
-def drawn(options) -> list:
-    """Write results files of a generic and of an over-specific captioner for the drawn scenes."""
-    scenes = sample_scenes(60, seed=0)
-    found = []
-    for name, caption in (("generic", generic_caption), ("specific", specific_caption)):
-        path = options.output / f"{name}.json"
-        write_results(path, list(range(1, 61)), [caption(scene) for scene in scenes])
-        found.append((name, path))
-    return found
+def results_file(text: str) -> tuple[str, Path]:
+    """Read `NAME=FILE`."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"expected NAME=FILE, got {text!r}")
+    return name, Path(path)
 
 
-def word(shift: float, low: float, high: float) -> str:
+def placed(shift: float, low: float, high: float) -> str:
     """Place a captioner beside people."""
     if low <= shift <= high:
         return "cannot be told from one more person"
-    if shift > high:
-        return "more typical than people: generic"
-    return "less typical than people: more specific than they are"
+    return "more typical than people: generic" if shift > high else "less typical than people: more specific"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    made = _shared.parser(__doc__, "caption_reward")
-    made.add_argument("--results", type=_shared.named, nargs="+", metavar="NAME=FILE", help="COCO results files")
-    made.add_argument(
-        "--karpathy", type=Path, help="split file, where the results are of its test split (with --split test)"
-    )
-    options = _shared.parse(made, arguments)
-    if options.smoke:
-        options.results = drawn(options)
-    elif not options.results:
-        made.error("give --results, one NAME=FILE for each captioner")
-    _shared.different(made, options.results)
-    coco, encoder = _shared.coco_and_encoder(options, per_image=None, karpathy=options.karpathy)
-    batches = list(caption_source(coco.captions, encoder))
-    everything = torch.cat([batch.embeddings.cpu() for batch in batches])
-    human = human_spread(everything, coco.captions.groups or [], seed=options.seed)
-    reference = _shared.text_reference(coco, encoder)
+def run(options: argparse.Namespace) -> None:
+    """Measure people by each other, then compare the captioners beside them."""
+    people = read_captions(options.captions)
+    if people.groups is None:
+        raise ValueError(f"{options.captions}: names no images; expected human captions of each, as COCO annotations.")
+    images = list(dict.fromkeys(people.groups))
+    captions = {name: read_results(path, images, on_missing="skip") for name, path in options.results}
+    if len(captions) < len(options.results):
+        raise ValueError(f"expected different names, got {', '.join(name for name, _ in options.results)}.")
+    for name, one in captions.items():
+        if len(one.texts) < len(images):
+            print(f"{name}: {len(images) - len(one.texts)} of {len(images)} images have no caption")
+    reference = cc.ReferenceSet.load(options.reference)
+    encoder = cc.load_encoder(options.encoder, options.device)
+    found = compare({name: caption_source(one, encoder) for name, one in captions.items()}, reference)
+    rows = torch.cat([batch.embeddings.cpu() for batch in caption_source(people, encoder)])
+    human = human_spread(rows, people.groups, seed=options.seed)
     low, high = human.one_more()
-    scores, words = {}, {}
-    for name, path in options.results:
-        captions = read_results(path, coco.image_ids, on_missing="skip")
-        if len(captions.texts) < len(coco.image_ids):
-            print(
-                f"{name}: {len(coco.image_ids) - len(captions.texts)} of {len(coco.image_ids)} images have no caption"
-            )
-        scores[name] = score(caption_source(captions, encoder), reference, resamples=options.resamples)
-        words[name] = word(scores[name].typicality_shift, low, high)
-    people = {name: values.tolist() for name, values in human._asdict().items()}
-    _shared.report(options.output, reference, scores, human=people, beside_people=words)
-    print(
-        f"people, one caption against the others: one more would have a typicality shift of {low:+.2f} to {high:+.2f}"
-    )
-    for name, text in words.items():
-        print(f"{name}: typicality shift {scores[name].typicality_shift:+.2f}, {text}")
+    places = {name: placed(one.typicality_shift, low, high) for name, one in found.scores.items()}
+    print(found.table())
+    print(f"one more person would have a typicality shift of {low:+.2f} to {high:+.2f}")
+    for name, words in places.items():
+        print(f"{name}: typicality shift {found.scores[name].typicality_shift:+.2f}, {words}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    beside = {"human": {name: values.tolist() for name, values in human._asdict().items()}, "beside_people": places}
+    content = json.dumps(found.to_dict() | beside, indent=2)
+    (options.output / "comparison.json").write_text(content + "\n", encoding="utf-8")
+    figure, ax = found.plot()
+    ax.axvspan(low, high, color=plots.COLORS["text"], alpha=0.2, label="one more person")
+    ax.legend(frameon=False, fontsize="small")
+    plots.save(figure, options.output / "map.png")
+    runs = [Run(name, one, captions=captions[name].texts) for name, one in found.scores.items()]
+    write_report(options.output / "report.html", runs)
+    print(f"Written: comparison.json, map.png and report.html in {options.output}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; what is given wrong is told in one line, with exit status 2."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, usage=argparse.SUPPRESS)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("results", type=results_file, nargs="+", metavar="NAME=FILE", help="two results files, or more")
+    parser.add_argument("--reference", type=Path, required=True, help="reference of human captions")
+    parser.add_argument("--captions", type=Path, required=True, help="human captions, two of every image or more")
+    parser.add_argument("--encoder", default="open_clip:ViT-B-32/openai", help="the reference's (default: %(default)s)")
+    parser.add_argument("--device", default=device, help="where the encoder runs (default here: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of human captions (default: %(default)s)")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
+    options = parser.parse_args(argv)
+    try:
+        run(options)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        parser.error(" ".join(str(error).split()))
+    return 0
 
 
 if __name__ == "__main__":
-    _shared.run(main)
+    raise SystemExit(main())

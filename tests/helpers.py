@@ -67,3 +67,14 @@ def start_ranks(worker: Callable[..., Any], arguments: tuple[Any, ...], count: i
     """Run ``worker(rank, *arguments)`` in so many processes, forked from one that has imported what they need."""
     multiprocessing.set_forkserver_preload(["torch", "torchmetrics", "scipy.special", "clipconformity.metrics"])
     mp.start_processes(worker, arguments, nprocs=count, start_method="forkserver")
+
+
+def check_score(values: dict[str, Any], count: int) -> None:
+    """The core figures of a score, as plain values, are there and finite."""
+    assert values["count"] == count
+    of_conformity = ("conformity_mean", "self_conformity_mean", "typicality_shift", "conformity_kl")
+    for name in (*of_conformity, "variety_ratio", "norm_mean"):
+        assert values[name] is not None, name
+        assert math.isfinite(values[name]), name
+    assert -1 <= values["conformity_mean"] <= 1
+    assert values["verdict"].keys() == {"typical", "varied"}

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from checkpoints import captioners
 from PIL import Image
 
 import clipconformity as cc
@@ -209,24 +210,17 @@ PROMPTED = {"llava": "describe the scene"}  # a LLaVA-like model cannot do witho
 
 
 @pytest.fixture(scope="module")
-def captioners():
-    import sys
-    from pathlib import Path
-
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of third parties at import
-            import _smoke
-
-            yield {name: getattr(_smoke, name) for name in KINDS}
-    finally:
-        sys.path.pop(0)
+def small():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of third parties at import
+        for name in KINDS:
+            getattr(captioners, name)()
+    return captioners
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_real_captioners_give_the_same_captions_in_any_batch(captioners, paths, tmp_path, name):
-    model, processor, tokenizer = captioners[name]()
+def test_real_captioners_give_the_same_captions_in_any_batch(small, paths, tmp_path, name):
+    model, processor, tokenizer = getattr(small, name)()
     captioner = TransformersCaptioner(
         model, processor, tokenizer=tokenizer, prompt=PROMPTED.get(name), max_new_tokens=6
     )
@@ -237,8 +231,8 @@ def test_real_captioners_give_the_same_captions_in_any_batch(captioners, paths, 
 
 
 @pytest.mark.parametrize("name", ["blip", "git"])
-def test_a_prompt_is_not_part_of_the_caption(captioners, paths, name):
-    model, processor, tokenizer = captioners[name]()
+def test_a_prompt_is_not_part_of_the_caption(small, paths, name):
+    model, processor, tokenizer = getattr(small, name)()
     captioner = TransformersCaptioner(
         model, processor, tokenizer=tokenizer, prompt="a picture of", max_new_tokens=6, options={"num_beams": 2}
     )
@@ -249,8 +243,8 @@ def test_a_prompt_is_not_part_of_the_caption(captioners, paths, name):
 
 @pytest.mark.parametrize("prompt", ["describe the scene", "<image> a red circle"])
 @pytest.mark.parametrize("beams", [1, 3])
-def test_a_llava_caption_is_what_comes_after_the_prompt(captioners, paths, prompt, beams):
-    model, processor, _ = captioners["llava"]()
+def test_a_llava_caption_is_what_comes_after_the_prompt(small, paths, prompt, beams):
+    model, processor, _ = small.llava()
     options = {"num_beams": beams, "do_sample": False}
     captioner = TransformersCaptioner(model, processor, prompt=prompt, max_new_tokens=6, options=options)
     text = prompt if "<image>" in prompt else f"<image> {prompt}"  # what its chat template makes of it

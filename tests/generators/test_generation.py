@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import pipelines
+from checkpoints.parts import image_processor
 from PIL import Image
 
 from clipconformity.data import list_images
 from clipconformity.generators import generate_images, read_manifest, sample_seed
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PROMPTS = ["a red circle", "a blue square on snow", "there is a star", "a tiny green ring", "a heart, émail"]
 
 
@@ -270,17 +271,15 @@ def test_a_shorter_run_in_the_folder_of_a_longer_is_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def smoke():
+def small():
     pytest.importorskip("diffusers")
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of third parties at import
-            import _smoke
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of third parties at import
+        import diffusers.pipelines
 
-            yield _smoke
-    finally:
-        sys.path.remove(str(EXAMPLES))
+        for name in ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "UnCLIPPipeline"):
+            getattr(diffusers.pipelines, name)  # each is imported when it is named
+    return pipelines
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' Euler scheduler
@@ -295,8 +294,8 @@ def smoke():
         ),
     ],
 )
-def test_real_pipelines_give_the_same_images_however_they_are_split_and_stopped(smoke, tmp_path, name, options):
-    pipeline = getattr(smoke, name)()
+def test_real_pipelines_give_the_same_images_however_they_are_split_and_stopped(small, tmp_path, name, options):
+    pipeline = getattr(small, name)()
     whole = generate_images(pipeline, PROMPTS, tmp_path / "1", batch_size=1, options=options)
     assert len({Image.open(path).tobytes() for path in whole.paths}) == 5
     generate_images(pipeline, PROMPTS, tmp_path / "4", batch_size=4, options=options)
@@ -326,8 +325,8 @@ def test_real_pipelines_give_the_same_images_however_they_are_split_and_stopped(
         assert (difference > 0).mean() < 0.01
 
 
-def test_a_wrapped_pipeline_is_seen_through(smoke, tmp_path):
-    first, second = smoke.stable_diffusion(), smoke.stable_diffusion(seed=1)
+def test_a_wrapped_pipeline_is_seen_through(small, tmp_path):
+    first, second = small.stable_diffusion(), small.stable_diffusion(seed=1)
     options = {"num_inference_steps": 2}
     generate_images(functools.partial(first, num_inference_steps=2), PROMPTS[:2], tmp_path)
     assert generate_images(first, PROMPTS[:2], tmp_path, options=options).reused == 2
@@ -340,13 +339,13 @@ def test_a_wrapped_pipeline_is_seen_through(smoke, tmp_path):
             generate_images(first, PROMPTS[:2], tmp_path, options={name: 1})
 
 
-def test_a_negative_prompt_holds_for_every_prompt(smoke, tmp_path):
+def test_a_negative_prompt_holds_for_every_prompt(small, tmp_path):
     options = {"num_inference_steps": 2, "negative_prompt": "blurry"}
-    made = generate_images(smoke.stable_diffusion(), PROMPTS[:3], tmp_path, batch_size=2, options=options)
+    made = generate_images(small.stable_diffusion(), PROMPTS[:3], tmp_path, batch_size=2, options=options)
     assert len(made.paths) == 3
 
 
-def test_what_the_real_safety_checker_blacks_out_is_counted_and_excluded(smoke, tmp_path):
+def test_what_the_real_safety_checker_blacks_out_is_counted_and_excluded(small, tmp_path):
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPVisionConfig
 
@@ -354,8 +353,8 @@ def test_what_the_real_safety_checker_blacks_out_is_counted_and_excluded(smoke, 
         hidden_size=32, intermediate_size=37, num_hidden_layers=1, num_attention_heads=4, image_size=32, patch_size=8
     )
     checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision.to_dict(), projection_dim=16)).eval()
-    pipeline = smoke.stable_diffusion()
-    pipeline.register_modules(safety_checker=checker, feature_extractor=smoke._image_processor())
+    pipeline = small.stable_diffusion()
+    pipeline.register_modules(safety_checker=checker, feature_extractor=image_processor())
     options = {"num_inference_steps": 2}
     for threshold, black in ((2.0, 0), (-2.0, 2)):  # a cosine is never above 2, and always above -2
         with torch.no_grad():
@@ -368,26 +367,26 @@ def test_what_the_real_safety_checker_blacks_out_is_counted_and_excluded(smoke, 
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_images_of_another_checkpoint_adapter_or_scheduler_are_refused(smoke, tmp_path):
+def test_images_of_another_checkpoint_adapter_or_scheduler_are_refused(small, tmp_path):
     from diffusers import EulerDiscreteScheduler
 
     def run(pipeline):
         return generate_images(pipeline, PROMPTS[:2], tmp_path, options={"num_inference_steps": 2})
 
-    run(smoke.stable_diffusion())
-    assert run(smoke.stable_diffusion()).reused == 2  # the same weights, loaded anew
+    run(small.stable_diffusion())
+    assert run(small.stable_diffusion()).reused == 2  # the same weights, loaded anew
     with pytest.raises(ValueError, match="is of another run: its settings"):
-        run(smoke.stable_diffusion(seed=1))
-    tuned = smoke.stable_diffusion()
+        run(small.stable_diffusion(seed=1))
+    tuned = small.stable_diffusion()
     with torch.no_grad():
         tuned.unet.conv_out.bias[0] += 1e-4
     with pytest.raises(ValueError, match="is of another run: its settings"):
         run(tuned)
-    sampled = smoke.stable_diffusion()
+    sampled = small.stable_diffusion()
     sampled.scheduler = EulerDiscreteScheduler.from_config(sampled.scheduler.config)
     with pytest.raises(ValueError, match="is of another run: its settings"):
         run(sampled)
-    last = smoke.stable_diffusion()
+    last = small.stable_diffusion()
     with torch.no_grad():
         last.unet.conv_in.weight[-1, -1, -1, -1] += 1e-4
     with pytest.raises(ValueError, match="is of another run: its settings"):
@@ -396,20 +395,20 @@ def test_images_of_another_checkpoint_adapter_or_scheduler_are_refused(smoke, tm
     class OtherSteps(type(sampled.scheduler)):
         """Another scheduler with the same config."""
 
-    twin = smoke.stable_diffusion()
+    twin = small.stable_diffusion()
     twin.scheduler = OtherSteps.from_config(sampled.scheduler.config)
     generate_images(sampled, PROMPTS[:1], tmp_path / "twin", options={"num_inference_steps": 2})
     with pytest.raises(ValueError, match="is of another run: its settings"):
         generate_images(twin, PROMPTS[:1], tmp_path / "twin", options={"num_inference_steps": 2})
-    offloaded = smoke.stable_diffusion()
+    offloaded = small.stable_diffusion()
     offloaded.unet.to("meta")  # as sequential offloading leaves it; nothing can be made, but it can be told apart
     with pytest.raises(ValueError, match="is of another run: its settings"):
         run(offloaded)
 
 
 @pytest.mark.parametrize("name", ["stable_diffusion", "unclip"])
-def test_the_noise_of_a_prompt_is_the_same_bit_for_bit_in_any_batch(smoke, name, monkeypatch, tmp_path):
-    pipeline, drawn = getattr(smoke, name)(), {}
+def test_the_noise_of_a_prompt_is_the_same_bit_for_bit_in_any_batch(small, name, monkeypatch, tmp_path):
+    pipeline, drawn = getattr(small, name)(), {}
     module = sys.modules[type(pipeline).__module__]
     original = module.randn_tensor
 

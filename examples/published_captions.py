@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for figure in ("typicality_shift", "variety_ratio"):
         print(f"\nranks in {figure}: {found.ranks(figure)}")
         print("\n".join(found.difference("people", name, figure).text() for name in runs))
-    for quantity in ("typicality_shift", "spread_ratio", "self_conformity", "conformity_kl"):
+    for quantity in ("typicality_shift", "spread_ratio", "self_conformity"):
         low, high = spread.one_more(quantity)
         print(f"{quantity} of one more person, against the others, 95%: {low:.4f} to {high:.4f}")
     options.output.mkdir(parents=True, exist_ok=True)

@@ -282,7 +282,16 @@ sys.stdout.write("\\nASKED " + repr(asked))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", ["hf:nobody/nothing", "open_clip:ViT-B-32/openai", "open_clip:hf-hub:nobody/nothing"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "hf:nobody/nothing",
+        "open_clip:ViT-B-32/openai",
+        "open_clip:hf-hub:nobody/nothing",
+        "st:nobody/nothing",
+        "st:no-such-model",
+    ],
+)
 def test_without_a_network_a_missing_model_fails_soon_and_in_one_line(spec, tmp_path):
     if spec.startswith("open_clip"):
         pytest.importorskip("open_clip")

@@ -168,7 +168,9 @@ def _check_module(folder: Path, name: str) -> None:
             raise ValueError(f"its Dense has activation {shown(settings['activation_function'])}; expected torch.nn's")
         if path.name != "config.json":
             passed = [value for key, value in settings.items() if key.endswith(("_args", "_kwargs"))]
-            foreign = [option for value in passed if isinstance(value, dict) for option in value if option not in OPTIONS]
+            foreign = [
+                option for value in passed if isinstance(value, dict) for option in value if option not in OPTIONS
+            ]
             if foreign:
                 raise ValueError(f"{path.name} passes on {foreign[0]!r}; expected none but {', '.join(OPTIONS)}")
 

@@ -55,7 +55,10 @@ def test_a_row_is_enough_to_be_in_the_help(command, plain, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "'tiny', 'open_clip:MODEL/PRETRAINED', 'hf:ORGANISATION/MODEL', 'st:MODEL', 'plain:MODEL' or a local directory" in shown
+    assert (
+        "'tiny', 'open_clip:MODEL/PRETRAINED', 'hf:ORGANISATION/MODEL', 'st:MODEL', 'plain:MODEL' or a local directory"
+        in shown
+    )
 
 
 @pytest.mark.parametrize("spec", ["plane:small", "plaim:small"])

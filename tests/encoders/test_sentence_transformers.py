@@ -366,6 +366,7 @@ def cached(home: Path) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_captions_of_the_scenes_are_scored_from_words_to_a_report_without_a_network(tmp_path):
     """By the model's name, in a process where every use of the network is counted and fails."""
     write_coco_scenes(tmp_path, sample_scenes(40, seed=0), captions_per_image=2, seed=0)

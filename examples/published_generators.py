@@ -1,9 +1,9 @@
 """SDXL, Midjourney and photographs against MS-COCO, from published raw SigLIP embeddings: typicality, variety, CMMD.
 
 Reads the .npy files of the public repository github.com/ZMFarley/Videre, ``core/experiments`` at commit 31487566b1b6:
-raw embeddings of SigLIP B/16-224 of 1,000 or 500 images each. They have no licence, so fetch them yourself, into a folder
-(20 MB). The reference is ``embeddings_coco.npy``: 1,000 images of COCO val2017. The next 500 of them are the yardstick:
-what real images of the same kind score.
+raw embeddings of SigLIP B/16-224 of 1,000 or 500 images each. They have no licence, so fetch them yourself, into one
+folder (20 MB). The reference is ``embeddings_coco.npy``: 1,000 images of COCO val2017. The next 500 of them are the
+yardstick: what real images of the same kind score.
 
 No run drew COCO's prompts, so that what differs is the subject as well as the generator: the photographs show it.
 Takes a minute on one CPU core, and no model.

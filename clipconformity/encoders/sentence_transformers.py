@@ -183,7 +183,7 @@ def _loaded(folder: Path, first: Path) -> Any:
     config = transformers.AutoConfig.from_pretrained(first, trust_remote_code=False, local_files_only=True)
     with torch.device("meta"):
         check_size(first, transformers.AutoModel.from_config(config, trust_remote_code=False))
-    model = SentenceTransformer(
+    model: Any = SentenceTransformer(
         str(folder),
         device="cpu",
         trust_remote_code=False,

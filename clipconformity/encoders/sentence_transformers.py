@@ -18,6 +18,9 @@ OWNER = "sentence-transformers"
 """Organisation on the hub of a name without one."""
 MODULES = "modules.json"
 """File that names a model's modules, in order."""
+SETTINGS = "config_sentence_transformers.json"
+"""File of a model's prompts and kind, where it has one."""
+KIND = "SentenceTransformer"
 KNOWN = ("Transformer", "Pooling", "Dense", "LayerNorm", "Dropout", "Normalize")
 """Modules that are loaded; none of them runs code of the checkpoint, once its settings are checked."""
 PARTS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.spm")
@@ -84,6 +87,7 @@ class SentenceEncoder(BaseEncoder):
             "context_length": self.context_length,
             "lower": bool(getattr(model[0], "do_lower_case", False)),
             "prompt": self.prompt,
+            "truncated_to": getattr(model, "truncate_dim", None),
             "modules": [_described(module) for module in model],
         }
         return {"preprocessing": json.dumps(settings, sort_keys=True), "backend": "torch"}
@@ -101,11 +105,12 @@ def _described(module: Any) -> str:
 
 def _downloaded(name: str, spec: str) -> Path:
     """Find a model of the hub in the cache, or download it; its settings and safetensors alone."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     repository = name if "/" in name else f"{OWNER}/{name}"
     silent = not hub_answers()
     try:
+        hf_hub_download(repository, MODULES, local_files_only=silent)  # what has none is not downloaded
         return Path(
             snapshot_download(
                 repository,
@@ -152,12 +157,17 @@ def check_modules(folder: Path) -> Path:
         kinds.append(name)
     if kinds[0] != "Transformer" or kinds.count("Transformer") != 1 or "Pooling" not in kinds:
         raise ValueError(f"{MODULES}: expected a Transformer and its Pooling first, got {', '.join(kinds)}")
+    settings = read_json(folder / SETTINGS, "file") if (folder / SETTINGS).is_file() else {}
+    if not isinstance(settings, dict) or settings.get("model_type", KIND) != KIND:
+        raise ValueError(f"{SETTINGS}: expected a model_type {KIND!r}, got {shown(settings)}")
     return folder / content[0].get("path", "")
 
 
 def _check_module(folder: Path, name: str) -> None:
     """Refuse weights in pickles alone, and settings that name code."""
     weights = [path.suffix for path in folder.iterdir() if path.suffix in WEIGHTS]
+    if name == "Transformer" and not weights:
+        raise FileNotFoundError("its weights are not there, as after a download that was interrupted")
     if weights and ".safetensors" not in weights:
         raise ValueError(f"the weights of its {name} are in {weights[0]} alone; expected safetensors")
     for path in (*folder.glob("sentence_*_config.json"), folder / "config.json"):

@@ -285,6 +285,11 @@ def test_a_list_of_modules_that_is_none_is_refused(content, small):
     assert "modules.json: expected a list of modules" in refusal(f"st:{small}")
 
 
+@pytest.mark.parametrize("settings", [{"model_type": "CrossEncoder"}, {"model_type": 3}])
+def test_a_model_of_another_kind_is_refused(settings, tmp_path):
+    assert "expected a model_type 'SentenceTransformer'" in refusal(f"st:{written(tmp_path / 'other', **settings)}")
+
+
 def test_a_folder_without_modules_is_refused(tmp_path):
     assert "has no modules.json; expected a model of sentence-transformers" in refusal(f"st:{tmp_path}")
 
@@ -364,6 +369,18 @@ def cached(home: Path) -> Path:
     for path in REAL.iterdir():
         (entry / "snapshots" / commit / path.name).symlink_to(path)
     return home
+
+
+def test_a_name_is_found_in_the_cache_and_an_interrupted_download_is_told(minilm, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cached(tmp_path) / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for spec in ("st:all-MiniLM-L6-v2", "st:sentence-transformers/all-MiniLM-L6-v2"):
+        assert cc.load_encoder(spec, "cpu").id == minilm.id
+    for name in ("model.safetensors", "modules.json"):
+        next(tmp_path.rglob(name)).unlink()
+        assert refusal("st:all-MiniLM-L6-v2").startswith("st:all-MiniLM-L6-v2: could not be loaded (")
 
 
 @pytest.mark.slow

@@ -47,7 +47,8 @@ test-fuzz: $(VENV)/.all
 # Transformers 4 beside the environment's 5, for what depends on it.
 test-transformers4: $(VENV)/.all
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
-		--target $(VENV)/transformers4 "transformers>=4.57,<5" "huggingface_hub<1" "tokenizers<0.23"
+		--target $(VENV)/transformers4 "transformers>=4.57,<5" "huggingface_hub<1" "tokenizers<0.23" \
+		"sentence-transformers>=5.1,<6"
 	PYTHONPATH=$(VENV)/transformers4 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 \
 		tests/encoders tests/generators/test_captioning.py tests/examples/test_captioners.py
 

@@ -105,7 +105,8 @@ class Provenance:
                 )
             return []
         remarks = []
-        for part in sorted(set(self.encoder_id) | set(other.encoder_id)):
+        # What decides comes first: no warning of the rest before a refusal.
+        for part in sorted(set(self.encoder_id) | set(other.encoder_id), key=lambda one: (one not in DECISIVE, one)):
             mine, theirs = self.encoder_id.get(part), other.encoder_id.get(part)
             if mine == theirs:
                 continue

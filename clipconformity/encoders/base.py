@@ -17,21 +17,25 @@ from clipconformity.data.images import each_image
 from clipconformity.encoders.inputs import NO_IMAGE, is_text, joined, listed_texts
 from clipconformity.encoders.words import is_known, mostly_unknown, words_of
 from clipconformity.functional.validation import check_matrix
+from clipconformity.provenance import MODALITIES
 
 Preprocess = Callable[[list[Image.Image]], dict[str, Tensor]]
 
 
 class BaseEncoder(ABC):
-    """An image and a text tower that give *raw* embeddings, before L2 normalisation.
+    """An image and a text tower, or one of them, that give *raw* embeddings, before L2 normalisation.
 
     Attributes:
+        modalities: What it encodes: ``"image"``, ``"text"`` or both.
         spec: Where it comes from, as ``load_encoder`` takes it.
         device: Where the model runs.
         dtype: Precision of the model's arithmetic; below float32 by autocast.
         context_length: Most tokens of a text, its start and end tokens included.
-        logit_scale: The trained scale of cosines in the contrastive loss.
+        logit_scale: The trained scale of cosines in the contrastive loss; None of a model of texts alone.
         truncated: Number of texts cut to the context length so far; the first one is warned of.
     """
+
+    modalities: tuple[str, ...] = MODALITIES
 
     def __init__(
         self,
@@ -41,7 +45,7 @@ class BaseEncoder(ABC):
         device: torch.device,
         dtype: torch.dtype,
         context_length: int,
-        logit_scale: float,
+        logit_scale: float | None,
     ) -> None:
         self.model = model.to(device).eval().requires_grad_(False)
         self.spec = spec
@@ -78,8 +82,11 @@ class BaseEncoder(ABC):
 
         Raises:
             TypeError: If they are no images.
-            ValueError: If a shape or range does not fit, the list is empty, or a file cannot be read.
+            ValueError: If a shape or range does not fit, the list is empty, a file cannot be read, or the model
+                encodes texts alone.
         """
+        if "image" not in self.modalities:
+            raise self._not_of("image")
         # One at a time: decoded images are large, and what the tower takes in is small.
         inputs = [self.preprocess_images([image]) for image in each_image(images)]
         if not inputs:
@@ -143,20 +150,30 @@ class BaseEncoder(ABC):
         Raises:
             ValueError: If it cannot encode a grey square and a word, or gives them different dimensions.
         """
+        trials: dict[str, Callable[[], Tensor]] = {
+            "image": lambda: self.encode_image(Image.new("RGB", (32, 32), "grey")),
+            "text": lambda: self.encode_text(["a"]),
+        }
         try:
-            image = self.encode_image(Image.new("RGB", (32, 32), "grey"))
-            text = self.encode_text(["a"])
+            dims = {modality: trials[modality]().shape[1] for modality in self.modalities}
         except torch.cuda.OutOfMemoryError:
             raise
         except BaseException as error:  # of a library, given wrong settings
             if not is_failure(error):
                 raise
             raise ValueError(f"{str(explained(self.spec, error)).rstrip('.')} (as it was tried).") from error
-        if image.shape != text.shape:
+        if len(set(dims.values())) > 1:
             raise ValueError(
-                f"{self.spec}: its image embeddings have dimension {image.shape[1]} and its text embeddings "
-                f"{text.shape[1]}; expected one for both."
+                f"{self.spec}: its image embeddings have dimension {dims['image']} and its text embeddings "
+                f"{dims['text']}; expected one for both."
             )
+
+    def _not_of(self, modality: str) -> ValueError:
+        """Make the error for samples of a modality that the model does not have."""
+        return ValueError(
+            f"{self.spec}: this model encodes {' and '.join(self.modalities)} alone, and was given {modality}s; give "
+            "an encoder of both, such as 'tiny' or one of CLIP's."
+        )
 
     def project_image(self, inputs: dict[str, Tensor]) -> Tensor:
         """Run the image tower on what :attr:`preprocess_images` made; raw float32 ``(N, D)``."""

@@ -97,13 +97,14 @@ def load_encoder(
     Args:
         spec: ``"tiny"``, the small CLIP that comes with the package; ``"open_clip:ViT-B-32/openai"``, a model and its
             pretrained tag or local checkpoint, split at the first ``/``, or ``"open_clip:hf-hub:..."``;
-            ``"hf:openai/clip-vit-base-patch32"``, a transformers model; or a local directory of one.
+            ``"hf:openai/clip-vit-base-patch32"``, a transformers model; ``"st:all-MiniLM-L6-v2"``, a model of
+            sentence-transformers, of texts alone, by name or directory; or a local directory of one of the last two.
         device: Where to run; CUDA if present.
         dtype: Precision of the model's arithmetic: float32, the default, or bfloat16 or float16 by autocast;
             embeddings are float32 always.
 
     Raises:
-        ValueError: If the spec or the dtype is unknown, no weights are named, the model is no dual encoder, or it
+        ValueError: If the spec or the dtype is unknown, no weights are named, the model is of another kind, or it
             cannot be run.
         FileNotFoundError: If the model cannot be found or downloaded.
         ImportError: If the extra that it needs is not installed.
@@ -124,7 +125,7 @@ def load_encoder(
     if family is not None:
         loader = family.loader
     elif name and Path(name).is_dir():
-        loader, model = FOLDER, Path(name)
+        loader, model = (SENTENCES if (Path(name) / "modules.json").is_file() else FOLDER), Path(name)
     else:
         raise ValueError(_unknown(name))
     encoder: BaseEncoder = resolve_name(loader)(model, spec=name, device=where, dtype=dtype)
@@ -247,11 +248,16 @@ def _open_clip_models() -> dict[str, Any]:
 
 FOLDER = "clipconformity.encoders.transformers:TransformersEncoder"
 """What loads a local directory."""
+SENTENCES = "clipconformity.encoders.sentence_transformers:SentenceEncoder"
+"""What loads one of sentence-transformers, which has a list of modules."""
 FAMILIES: tuple[Family, ...] = (
     Family("tiny", "", FOLDER, place=TINY, about=_tiny),
     Family("open_clip:", "MODEL/PRETRAINED", "clipconformity.encoders.open_clip:load",
            Package("open_clip", "open_clip_torch", "open_clip"), about=_open_clip_models, files=_open_clip_files),
     Family("hf:", "ORGANISATION/MODEL", FOLDER, Package("transformers", "transformers"),
            about=lambda: {"spec": "hf:ORGANISATION/MODEL or a local directory", "licence": SEE_CARD}),
+    Family("st:", "MODEL", SENTENCES,
+           Package("sentence_transformers", "sentence-transformers", "sentence-transformers"),
+           about=lambda: {"spec": "st:MODEL or a local directory", "licence": SEE_CARD}),
 )  # fmt: skip
 """Every kind of encoder. A row is all that a new one needs here: loading, errors, the list and the help follow."""

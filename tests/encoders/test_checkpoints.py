@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -283,10 +284,21 @@ sys.stdout.write("\\nASKED " + repr(asked))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", ["hf:nobody/nothing", "open_clip:ViT-B-32/openai", "open_clip:hf-hub:nobody/nothing"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "hf:nobody/nothing",
+        "open_clip:ViT-B-32/openai",
+        "open_clip:hf-hub:nobody/nothing",
+        "st:nobody/nothing",
+        "st:no-such-model",
+    ],
+)
 def test_without_a_network_a_missing_model_fails_soon_and_in_one_line(spec, tmp_path):
     if spec.startswith("open_clip"):
         pytest.importorskip("open_clip")
+    if spec.startswith("st:") and find_spec("sentence_transformers") is None:
+        pytest.skip("sentence-transformers is not installed")
     (tmp_path / "texts.txt").write_text("a circle\na square\n")
     out = tmp_path / "e.safetensors"
     code = f"""

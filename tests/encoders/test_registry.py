@@ -42,7 +42,7 @@ def test_a_row_is_enough_to_load_an_encoder(plain):
 
 def test_a_row_is_enough_to_be_listed_with_what_it_needs(plain):
     listed = available_encoders()
-    assert set(listed) == {"tiny", "open_clip", "hf", "plain"}
+    assert set(listed) == {"tiny", "open_clip", "hf", "st", "plain"}
     assert listed["plain"] == {
         "spec": "plain:MODEL",
         "installed": None,
@@ -55,7 +55,10 @@ def test_a_row_is_enough_to_be_in_the_help(command, plain, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "'tiny', 'open_clip:MODEL/PRETRAINED', 'hf:ORGANISATION/MODEL', 'plain:MODEL' or a local directory" in shown
+    assert (
+        "'tiny', 'open_clip:MODEL/PRETRAINED', 'hf:ORGANISATION/MODEL', 'st:MODEL', 'plain:MODEL' or a local directory"
+        in shown
+    )
 
 
 @pytest.mark.parametrize("spec", ["plane:small", "plaim:small"])

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipconformity.data.hub import ABSENT, hub_answers
 from clipconformity.data.untrusted import read_json, shown
 from clipconformity.encoders.base import BaseEncoder, Preprocess, explained, is_failure, unreachable
-from clipconformity.encoders.checkpoints import ABSENT, WEIGHTS, check_checkpoint, check_size, hub_answers
+from clipconformity.encoders.checkpoints import WEIGHTS, check_checkpoint, check_size
 
 OWNER = "sentence-transformers"
 """Organisation on the hub of a name without one."""
@@ -80,6 +81,17 @@ class SentenceEncoder(BaseEncoder):
         options = {"convert_to_tensor": True, "show_progress_bar": False, "device": str(self.device)}
         found: Tensor = model.encode(texts, batch_size=len(texts), **options)
         return found
+
+    @property
+    def _unknown_token(self) -> int | None:
+        model: Any = self.model
+        token: int | None = model.tokenizer.unk_token_id
+        return token
+
+    def _word_tokens(self, words: list[str]) -> list[list[int]]:
+        model: Any = self.model
+        tokens: list[list[int]] = model.tokenizer(words, add_special_tokens=False)["input_ids"]
+        return tokens
 
     def _preprocessing(self) -> dict[str, str]:
         model: Any = self.model

@@ -144,7 +144,7 @@ def check_modules(folder: Path) -> Path:
         The folder of the first module, a transformer.
 
     Raises:
-        OSError: If a file is no regular one.
+        OSError: If a file is no regular one, or there are no weights.
         ValueError: If it has one.
     """
     if not (folder / MODULES).is_file():
@@ -152,27 +152,32 @@ def check_modules(folder: Path) -> Path:
     content = read_json(folder / MODULES, "file")
     if not isinstance(content, list) or not content or not all(isinstance(entry, dict) for entry in content):
         raise ValueError(f"{MODULES}: expected a list of modules, got {shown(content)}")
-    kinds = []
-    for entry in content:
-        kind, place = str(entry.get("type")), entry.get("path", "")
-        package, _, name = kind.rpartition(".")
-        if not package.startswith("sentence_transformers.") or name not in KNOWN:
-            raise ValueError(
-                f"{MODULES} names {kind!r}, which is not loaded here; expected modules of sentence-transformers: "
-                f"{', '.join(KNOWN)}"
-            )
-        if not isinstance(place, str) or Path(place).is_absolute() or ".." in Path(place).parts:
-            raise ValueError(f"{MODULES}: expected folders inside of the model, got {shown(place)}")
-        if (folder / place).is_dir():
-            check_checkpoint(folder / place)
-            _check_module(folder / place, name)
-        kinds.append(name)
+    modules = [_named(entry) for entry in content]
+    kinds = [name for name, _ in modules]
     if kinds[0] != "Transformer" or kinds.count("Transformer") != 1 or "Pooling" not in kinds:
         raise ValueError(f"{MODULES}: expected a Transformer and its Pooling first, got {', '.join(kinds)}")
     settings = read_json(folder / SETTINGS, "file") if (folder / SETTINGS).is_file() else {}
     if not isinstance(settings, dict) or settings.get("model_type", KIND) != KIND:
         raise ValueError(f"{SETTINGS}: expected a model_type {KIND!r}, got {shown(settings)}")
-    return folder / content[0].get("path", "")
+    for name, place in modules:
+        if (folder / place).is_dir():
+            check_checkpoint(folder / place)
+            _check_module(folder / place, name)
+    return folder / modules[0][1]
+
+
+def _named(entry: dict[str, Any]) -> tuple[str, str]:
+    """Give the name and the folder of a module that is known and lies inside of the model."""
+    kind, place = str(entry.get("type")), entry.get("path", "")
+    package, _, name = kind.rpartition(".")
+    if not package.startswith("sentence_transformers.") or name not in KNOWN:
+        raise ValueError(
+            f"{MODULES} names {kind!r}, which is not loaded here; expected modules of sentence-transformers: "
+            f"{', '.join(KNOWN)}"
+        )
+    if not isinstance(place, str) or Path(place).is_absolute() or ".." in Path(place).parts:
+        raise ValueError(f"{MODULES}: expected folders inside of the model, got {shown(place)}")
+    return name, place
 
 
 def _check_module(folder: Path, name: str) -> None:

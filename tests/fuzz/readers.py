@@ -31,7 +31,7 @@ from clipconformity.data import (
 )
 from clipconformity.encoders.registry import TINY
 from clipconformity.provenance import Provenance
-from clipconformity.stream.reference_file import checksum
+from clipconformity.stream.state_file import checksum
 
 Random = random.Random
 Act = Callable[[], object]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from clipconformity import ReferenceSet
 from clipconformity.cli import main
-from clipconformity.stream.reference_file import checksum
+from clipconformity.stream.state_file import checksum
 
 N, KEPT, DIM = 40, 25, 6
 
@@ -128,7 +128,7 @@ TENSORS = {
     ),
     "a flipped count": (of("count", put(5, 3.0)), "count: the buckets hold"),
     "a negative count": (of("count", put(5, -1.0)), "count: the buckets hold"),
-    "bad rows": (of("bad", lambda t: t + 1), "bad is 1; a reference has no such rows"),
+    "bad rows": (of("bad", lambda t: t + 1), "bad is 1; such a file has no such rows"),
     "rows of unit norm": (of("normalized", lambda t: t + N), "normalized is 40 of 40 rows, and said to be False"),
     "a negative norm": (of("norm_sum", lambda t: -t), "norm_sum does not fit norm_square_sum"),
     "an entry beyond its diagonal": (

@@ -13,9 +13,14 @@ from clipconformity.cli.parts import Cache
 from clipconformity.cli.sources import KINDS, check_given, only, open_against, open_encoder, open_pairs, open_source
 
 if TYPE_CHECKING:
-    from clipconformity.evaluation import Score
+    from clipconformity.encoders import Encoder
+    from clipconformity.evaluation import Comparison, Score
     from clipconformity.evaluation.requirements import Requirement
     from clipconformity.report import Run
+    from clipconformity.stream.reference import ReferenceSet
+
+SAVED = "saved"
+"""What ``score --save`` kept, beside the kinds of samples."""
 
 
 def score_samples(options: argparse.Namespace) -> dict[str, Any]:
@@ -32,6 +37,7 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
         "--per-class": options.per_class,
         "--curve": options.curve,
         "--report": options.report,
+        "--save": options.save,
     }
     outputs.check(options, list(written.items()))
     if options.per_class is not None and options.by is None:
@@ -55,6 +61,8 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
             write_curve(files.add(options.curve), sample_size_curve(result))
         if options.report is not None:
             _report(options, files.add(options.report), [_run(options, result, source.partner_of)])
+        if options.save is not None:
+            result.save(files.add(options.save))
     given = {
         name: [str(path) for path in (value if isinstance(value, list) else [value])]
         for name in ("images", "captions", "caption_references", "embeddings", "by", "against")
@@ -70,31 +78,29 @@ def compare_models(options: argparse.Namespace) -> dict[str, Any] | str:
     """Score several models against one reference, and compare every two of them."""
     from clipconformity.data.files import replacing
     from clipconformity.encoders import BaseEncoder
-    from clipconformity.evaluation import compare, score
-    from clipconformity.evaluation.scoring import choose
-    from clipconformity.evaluation.tables import FIGURES
+    from clipconformity.evaluation import compare
     from clipconformity.stream.reference import ReferenceSet
 
-    models = {name: (_kind(path), path) for name, path in _models(options.models)}
-    for kind in KINDS:
+    models = {name: (_kind(name, path), path) for name, path in _models(options.models)}
+    for kind in (*KINDS, SAVED):
         setattr(options, kind, [path for its, path in models.values() if its == kind])
     if options.column is not None and not options.captions:
         raise ValueError("--column: goes with a file of captions; leave it out.")
+    if options.table == "classes" and options.by is None:
+        raise ValueError("--table: classes goes with --by; give the class of each id.")
     outputs.check(options, [("--report", options.report)])
     _check_numbers(options)
     settings = _settings(options)
-    further = [one.value for one in choose(settings["metrics"]) if one.value not in (None, *FIGURES)]
+    further = _columns(settings["metrics"])
     reference = ReferenceSet.load(options.reference)
-    encoded = options.images or options.captions
-    encoder = open_encoder(options, reference.spec) if encoded else None
+    encoder = open_encoder(options, reference.spec) if options.images or options.captions else None
     scores, each = {}, {}
     for name, (kind, path) in models.items():
         if isinstance(encoder, BaseEncoder):
             encoder.truncated = 0
         each[name] = only(options, kind, [path] if kind == "embeddings" else path)
         try:
-            source = open_source(each[name], reference.spec, _cache(options), encoder)
-            scores[name] = score(source, reference, **settings)
+            scores[name] = _scored(each[name], kind, path, reference, encoder, settings)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}: {error}") from None
     found = compare(scores, reference)
@@ -104,7 +110,45 @@ def compare_models(options: argparse.Namespace) -> dict[str, Any] | str:
     if options.format == "json":
         given = {name: str(path) for name, (_, path) in models.items()}
         return found.to_dict() | {"measured": {"models": given, "clipconformity": __version__}}
-    return found.table(options.format, [*FIGURES, *(name for name in further if name is not None)])
+    return _tables(options, found, further)
+
+
+def _scored(
+    options: argparse.Namespace,
+    kind: str,
+    path: Path,
+    reference: ReferenceSet,
+    encoder: Encoder | None,
+    settings: dict[str, Any],
+) -> Score:
+    """Score what one ``NAME=SOURCE`` names, or load what was saved of it."""
+    from clipconformity.evaluation import Score, score
+
+    if kind == SAVED:
+        return Score.load(path, reference, **{name: settings[name] for name in settings if name != "allow_normalized"})
+    return score(open_source(options, reference.spec, _cache(options), encoder), reference, **settings)
+
+
+def _columns(metrics: Sequence[str]) -> list[str]:
+    """The figures that a table of runs has."""
+    from clipconformity.evaluation.scoring import choose, pair_metrics
+    from clipconformity.evaluation.tables import FIGURES
+
+    chosen = choose([name for name in metrics if name not in pair_metrics()])
+    return [*FIGURES, *(one.value for one in chosen if one.value not in (None, *FIGURES))]
+
+
+def _tables(options: argparse.Namespace, found: Comparison, figures: Sequence[str]) -> str:
+    """Give the table that is asked for; under that of the runs that of the classes, where a format takes two."""
+    from clipconformity.evaluation.scoring import pair_metrics
+
+    of_pairs = [name for name in pair_metrics() if all(name in one.figures for one in found.scores.values())]
+    if options.table in ("differences", "classes"):
+        return found.table(options.format, of=options.table)
+    told = found.table(options.format, [*figures, *of_pairs])
+    if options.by is None or options.table is not None or options.format == "csv":
+        return told
+    return f"{told}\n{found.table(options.format, of='classes')}"
 
 
 def _models(models: Sequence[str]) -> list[tuple[str, Path]]:
@@ -125,12 +169,19 @@ def _models(models: Sequence[str]) -> list[tuple[str, Path]]:
     return found
 
 
-def _kind(path: Path) -> str:
-    """Say what a source is, by what it looks like: a folder of images, captions or embeddings."""
+def _kind(name: str, path: Path) -> str:
+    """Say what a source is: a folder of images, captions, embeddings, or a saved score, as its metadata say."""
     from clipconformity.data.captions import FORMATS
+    from clipconformity.data.formats import KINDS as FILE_KINDS
+    from clipconformity.data.formats import REFERENCE, SCORE, stated_kind
 
     if path.is_dir():
         return "images"
+    stated = stated_kind(path)
+    if stated == REFERENCE:
+        raise ValueError(f"{name}: {path} is {'; '.join(FILE_KINDS[REFERENCE])}.")
+    if stated == SCORE:
+        return SAVED
     return "captions" if path.suffix.lower() in FORMATS else "embeddings"
 
 
@@ -193,7 +244,9 @@ def _run(options: argparse.Namespace, result: Score, partner_of: Mapping[str, st
     from clipconformity.data import read_captions
     from clipconformity.report import Run
 
-    given = options.images or options.captions or options.embeddings[0]
+    if name is None:
+        given = options.images or options.captions or options.embeddings[0]
+        name = given.name or str(given)
     images: Mapping[str, Path] | None = None
     captions: Mapping[str, str] | Sequence[str] | None = None
     if not options.no_images:
@@ -207,7 +260,7 @@ def _run(options: argparse.Namespace, result: Score, partner_of: Mapping[str, st
             images = {name: options.images / name for name in result.ids}
         elif listed is not None:
             captions = listed.texts
-    return Run(name or given.name or str(given), result, images, captions)
+    return Run(name, result, images, captions)
 
 
 def _report(options: argparse.Namespace, path: Path, runs: Sequence[Run]) -> None:

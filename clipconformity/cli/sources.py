@@ -34,6 +34,7 @@ INPUT_FILES = (
     "reference",
     "references",
     "karpathy",
+    "saved",
 )
 """Options of every command that name files to read."""
 
@@ -59,7 +60,8 @@ def inputs(options: argparse.Namespace) -> Iterator[NamedPath]:
 
 
 def _flag(name: str) -> str:
-    return "REFERENCE" if name == "references" else f"--{name.replace('_', '-')}"
+    words = {"references": "REFERENCE", "saved": "NAME=SOURCE"}
+    return words.get(name, f"--{name.replace('_', '-')}")
 
 
 def open_source(

@@ -141,7 +141,7 @@ READERS: dict[str, Callable[[Path], Arrays]] = {
 
 
 def stated_kind(path: Path) -> str | None:
-    """Give what a safetensors file says that it is, one of ``KINDS``; None of other files, and where it says nothing."""
+    """Give which of ``KINDS`` a safetensors file says that it is; None of other files, and where it says nothing."""
     from safetensors import SafetensorError, safe_open
 
     if path.suffix != ".safetensors" or not path.is_file():

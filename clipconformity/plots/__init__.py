@@ -7,6 +7,7 @@ from clipconformity.plots.distributions import (
     conformity_panels,
     distributions,
     norm_histogram,
+    ridgelines,
 )
 from clipconformity.plots.geometry import (
     Projection,
@@ -35,6 +36,7 @@ __all__ = [
     "norm_histogram",
     "over_alpha",
     "project",
+    "ridgelines",
     "save",
     "separability_scatter",
     "series",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from clipconformity.plots.style import COLORS, MARKERS, REFERENCE_COLOR, RUN_COLORS, new_axes, numbers, run_look
+from clipconformity.plots.style import COLORS, REFERENCE_COLOR, model_look, new_axes, numbers, run_look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,8 +49,7 @@ def typicality_and_variety(
     ax.annotate("reference", (0, 1), (6, 6), textcoords="offset points", color=REFERENCE_COLOR, fontsize="small")
     for number, (name, (across_run, up_run)) in enumerate(places.items()):
         x, y = across_run[0], up_run[0]
-        color = RUN_COLORS[number % len(RUN_COLORS)]
-        marker = MARKERS[number % len(MARKERS)]
+        color, marker = model_look(number)
         across, up = ([[max(0.0, at - one)], [max(0.0, other - at)]] for at, one, other in (across_run, up_run))
         ax.errorbar(x, y, up, across, color=color, marker=marker, markersize=8, capsize=3, elinewidth=1)
         ax.annotate(name, (x, y), (7, -12), textcoords="offset points", color=color, fontsize="small", weight="bold")

@@ -6,7 +6,7 @@ vermilion everywhere, a reference is grey, and runs differ in line style as well
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +20,7 @@ from clipconformity.plots.style import (
     Histogram,
     binned,
     draw_density,
+    model_look,
     new_axes,
     run_look,
 )
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 
 CONFORMITY = "conformity (mean cosine similarity)"
+RIDGE_CELLS = 120
+"""Cells of a ridge."""
+RIDGE_HEIGHT = 1.15
+"""Height of the highest ridge, in lines."""
 
 
 def conformity_distribution(
@@ -85,10 +90,7 @@ def distributions(
         The figure and its axes.
     """
     figure, ax = new_axes(ax)
-    everything = torch.cat([x.double().cpu() for x in (*runs.values(), *([] if reference is None else [reference]))])
-    low, high = float(everything.min()), float(everything.max())
-    wider = 0.0 if high > low else 1e-6 + 1e-6 * abs(low)  # equal values still have a cell
-    edges = torch.linspace(low - wider, high + wider, BINS + 1, dtype=torch.float64)
+    edges = _edges([*runs.values(), *([] if reference is None else [reference])], BINS)
     if reference is not None:
         draw_density(ax, binned(reference, edges), REFERENCE_COLOR, reference_label, fill=True)
     for number, (name, values) in enumerate(runs.items()):
@@ -98,6 +100,74 @@ def distributions(
     ax.set_ylabel("density")
     ax.legend(frameon=False, fontsize="small")
     return figure, ax
+
+
+def ridgelines(
+    runs: Mapping[str, Tensor],
+    reference: Tensor,
+    *,
+    quantity: str = CONFORMITY,
+    reference_label: str = "reference",
+    ax: Axes | None = None,
+) -> tuple[Figure, Axes]:
+    """Draw the density of each of many sets on a line of its own, with the reference's behind it.
+
+    The first stands at the top. Each has its colour, its marker at the median, a bar over its middle 90%, and its name
+    at the side; dashed down the picture runs the reference's median.
+
+    Args:
+        runs: Values ``(N,)`` by name.
+        reference: Values ``(M,)`` of the reference.
+        quantity: What the values are, with their unit.
+        reference_label: What the reference is called in the legend.
+        ax: Axes to draw on.
+
+    Returns:
+        The figure and its axes.
+    """
+    figure, ax = new_axes(ax, width=7.0, height=1.3 + 0.55 * len(runs))
+    edges = _edges([*runs.values(), reference], RIDGE_CELLS)
+    behind = _density(reference, edges)
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    highest = max(float(behind.max()), *(float(_density(values, edges).max()) for values in runs.values()))
+    for number, (name, values) in enumerate(runs.items()):
+        (color, marker), ground = model_look(number), float(len(runs) - 1 - number)
+        label = reference_label if number == 0 else None
+        shadow, ridge = (ground + RIDGE_HEIGHT * one / highest for one in (behind, _density(values, edges)))
+        ax.fill_between(middle, ground, shadow, color=REFERENCE_COLOR, alpha=0.3, linewidth=0, label=label)
+        ax.fill_between(middle, ground, ridge, color=color, alpha=0.35, linewidth=0)
+        ax.plot(middle, ridge, color=color, linewidth=1.5)
+        low, median, high = values.double().cpu().quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64))
+        ax.plot([low, high], [ground, ground], color=color, linewidth=2, solid_capstyle="butt")
+        ax.plot(median, ground, color=color, marker=marker, markersize=8, markeredgecolor="white", label=name)
+        ax.annotate(
+            name, (0, ground), (-8, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+            color=color, weight="bold", ha="right", va="center", annotation_clip=False,
+        )  # fmt: skip
+    ax.axvline(float(reference.double().median()), color=REFERENCE_COLOR, linestyle="--", linewidth=0.8, zorder=0)
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
+    ax.set_ylim(-0.3, len(runs) + 0.25)
+    ax.set_xlabel(quantity)
+    handles, labels = ax.get_legend_handles_labels()
+    ax.legend(handles[labels.index(reference_label) :][:1], [reference_label], frameon=False, fontsize="small")
+    return figure, ax
+
+
+def _edges(sets: Sequence[Tensor], cells: int) -> Tensor:
+    """Edges of cells that are common to all sets."""
+    everything = torch.cat([x.double().cpu() for x in sets])
+    low, high = float(everything.min()), float(everything.max())
+    wider = 0.0 if high > low else 1e-6 + 1e-6 * abs(low)  # equal values still have a cell
+    return torch.linspace(low - wider, high + wider, cells + 1, dtype=torch.float64)
+
+
+def _density(values: Tensor, edges: Tensor) -> Tensor:
+    """Density of a set in each cell, smoothed over its neighbours ``(K,)``."""
+    counts, _ = binned(values, edges)
+    kernel = torch.exp(-0.5 * torch.arange(-6, 7, dtype=torch.float64).square() / 2.0**2)
+    smooth = torch.nn.functional.conv1d(counts[None, None], (kernel / kernel.sum())[None, None], padding=6)[0, 0]
+    return smooth / (smooth.sum() * (edges[1] - edges[0]))
 
 
 def conformity_panels(panels: list[tuple[str, Tensor, dict[str, Tensor]]]) -> Figure:

@@ -93,6 +93,11 @@ def run_look(number: int, count: int, modality: str | None) -> tuple[str, str]:
     return RUN_COLORS[number % len(RUN_COLORS)], LINE_STYLES[(number + turn) % len(LINE_STYLES)]
 
 
+def model_look(number: int) -> tuple[str, str]:
+    """Colour and marker of one of several models, the same in every picture; 12 of them are different."""
+    return RUN_COLORS[number % len(RUN_COLORS)], MARKERS[number % len(MARKERS)]
+
+
 def spaced(rows: Tensor, most: int) -> Tensor:
     """Thin rows out to at most so many, evenly."""
     return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long()]

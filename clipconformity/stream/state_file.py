@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,8 +159,16 @@ def shape_damage(
     about: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    any_value: Collection[str] = (),
 ) -> Iterator[str]:
-    """Say which tensors are not there, or not of the type and shape that they should be."""
+    """Say which tensors are not there, or not of the type and shape that they should be, or not finite.
+
+    Args:
+        about: What the file says of its samples.
+        tensors: What it holds.
+        expected: Type and shape of each tensor.
+        any_value: Those that may hold NaN and infinite values.
+    """
     if set(tensors) != set(expected):
         yield f"expected the tensors {', '.join(sorted(expected))}"
         return
@@ -170,7 +178,8 @@ def shape_damage(
     for name, (dtype, shape) in expected.items():
         if tensors[name].dtype != dtype:
             yield f"{name} is of {tensors[name].dtype}; expected {dtype}"
-        if tuple(tensors[name].shape) != shape or not bool(torch.isfinite(tensors[name]).all()):
+        finite = name in any_value or bool(torch.isfinite(tensors[name]).all())
+        if tuple(tensors[name].shape) != shape or not finite:
             yield f"{name} is not a finite tensor of shape {shape}"
 
 

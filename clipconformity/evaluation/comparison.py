@@ -177,9 +177,9 @@ def compare(runs: Mapping[str, Source | Score], reference: ReferenceSet, **optio
     differences = [
         one
         for (first, mine), (second, theirs) in combinations(figures.items(), 2)
-        for one in _differences(first, mine, second, theirs)
+        for one in pair_differences(first, mine, second, theirs)
     ]
-    return Comparison(scores, _corrected(differences))
+    return Comparison(scores, corrected(differences))
 
 
 def _figures(name: str, one: Score, reference: ReferenceSet) -> dict[str, LeftOut]:
@@ -195,7 +195,7 @@ def _figures(name: str, one: Score, reference: ReferenceSet) -> dict[str, LeftOu
     return {figure: found[figure] for figure in dict.fromkeys([*JUDGED, *found])}
 
 
-def _differences(
+def pair_differences(
     first: str, mine: Mapping[str, LeftOut], second: str, theirs: Mapping[str, LeftOut]
 ) -> list[Difference]:
     """Give the differences of a pair in what both have; their outcomes wait for the other pairs."""
@@ -219,7 +219,7 @@ def _p_value(estimate: Estimate) -> float:
     return student_tail(float(estimate.value) / error, estimate.degrees) if error > 0 else float(estimate.value == 0)
 
 
-def _corrected(differences: Sequence[Difference]) -> list[Difference]:
+def corrected(differences: Sequence[Difference]) -> list[Difference]:
     """Decide outcomes of all pairs in each figure together."""
     decided: dict[Difference, Difference] = {}
     for figure in dict.fromkeys(one.figure for one in differences):

@@ -15,6 +15,7 @@ from clipconformity.data.untrusted import shown
 from clipconformity.evaluation.results import Score, checked_margins
 from clipconformity.evaluation.scoring import Rows, Taken, choose
 from clipconformity.evaluation.scoring import read_score as read_figures
+from clipconformity.functional.clip_score import WEIGHT
 from clipconformity.functional.linalg import units
 from clipconformity.provenance import Provenance
 from clipconformity.stream.alignment import SUMS, MeanScore
@@ -48,6 +49,8 @@ KIND = StateKind(
 FORMAT_VERSION = "1"
 PAIRS = {"clip": "clip_scores", "ref_clip": "ref_clip_scores"}
 """Sums over pairs: how their tensors begin, and where the stream has them."""
+MOST = {"clip": 100.0, "ref_clip": 100 * 2 * WEIGHT / (1 + WEIGHT)}
+"""The most that one pair can have: of RefCLIPScore the harmonic mean of its weight and 1."""
 COLUMN = "column "
 """How the tensor of a column of numbers begins."""
 FIELDS: dict[str, tuple[type, ...]] = {
@@ -247,8 +250,8 @@ def _pair_damage(start: str, sums: Mapping[str, Tensor], count: int) -> Iterator
     pairs, scores = sums["pair_count"], sums["pair_score_sum"]
     if bool((pairs < 0).any()) or float(pairs.sum()) != count or float(sums["pair_bad"]) != 0:
         yield f"{start}_pair_count is not of {count} pairs"
-    if bool((scores < 0).any()) or bool((scores > 100 * pairs * (1 + ROUNDING)).any()):
-        yield f"{start}_pair_score_sum is of scores outside of 0 to 100"
+    if bool((scores < 0).any()) or bool((scores > MOST[start] * pairs * (1 + ROUNDING)).any()):
+        yield f"{start}_pair_score_sum is of scores outside of 0 to {MOST[start]:.0f}"
 
 
 def _stream(

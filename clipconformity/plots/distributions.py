@@ -139,7 +139,7 @@ def ridgelines(
         ax.plot(middle, ridge, color=color, linewidth=1.5)
         low, median, high = values.double().cpu().quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64))
         ax.plot([low, high], [ground, ground], color=color, linewidth=2, solid_capstyle="butt")
-        ax.plot(median, ground, color=color, marker=marker, markersize=8, markeredgecolor="white", label=name)
+        ax.plot(median, ground, color=color, marker=marker, markersize=10, markeredgecolor="white", label=name)
         ax.annotate(
             name, (0, ground), (-8, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
             color=color, weight="bold", ha="right", va="center", annotation_clip=False,

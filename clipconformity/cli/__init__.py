@@ -222,7 +222,7 @@ def _parser() -> Parser:
     compare.add_argument(
         "--table",
         choices=("runs", "differences", "classes"),
-        help="what the table is of (default: runs; but for csv the classes of --by follow)",
+        help="which table (default: that of the runs, and but in CSV that of the classes of --by below it)",
     )
     compare.add_argument("--by", type=Path, metavar="FILE.csv", help="the class of each id: score each class by itself")
     compare.add_argument("--report", type=Path, metavar="FILE.html", help="write a report of all models")

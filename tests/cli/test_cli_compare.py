@@ -8,10 +8,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from clipconformity.cli import main
+from clipconformity.data import write_embeddings
 from clipconformity.demo import draw_scene, sample_scenes
 from clipconformity.demo.scenes import specific_caption
+from clipconformity.provenance import Provenance
 
 pytestmark = [  # of scenes whose captions a person may have given too
     pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning"),
@@ -202,6 +205,8 @@ def test_a_saved_score_is_refused_where_it_does_not_belong(told, saved, folder, 
     assert "a: reference.safetensors is a reference set; give it as `--reference FILE`" in told(
         "a=reference.safetensors", f"b={saved}", status=2
     ).err  # fmt: skip
+    assert main(["compare", "a=varied.json", "b=dull.json", "--reference", str(saved)]) == 2
+    assert "not a reference set, but a saved score" in capsys.readouterr().err
     for command in (["score", "--embeddings", str(saved), "--reference", "reference.safetensors"],
                     ["reference", "--embeddings", str(saved), "-o", str(tmp_path / "new.safetensors")]):  # fmt: skip
         assert main(command) == 2
@@ -230,12 +235,15 @@ BAD = {
     "absent": (["a=varied.json", "b=absent.json"], "b: absent.json: no such file or folder"),
     "modality": (["a=varied.json", "b=images"], "b: "),
     "dimension": (["a=varied.json", "b=e.npy"], "b: "),
+    "encoder": (["a=varied.json", "b=other.safetensors"], "b: the samples come from encoder 'hf:other/model'"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_what_cannot_be_compared_is_refused_in_one_line(case, told, folder):
-    np.save(folder / "e.npy", np.random.default_rng(0).normal(1, 1, (40, 7)).astype(np.float32))
+    rows = torch.from_numpy(np.random.default_rng(0).normal(1, 1, (40, 64)).astype(np.float32))
+    np.save(folder / "e.npy", rows[:, :7].numpy())
+    write_embeddings(folder / "other.safetensors", rows, provenance=Provenance("hf:other/model", None, "text"))
     models, message = BAD[case]
     found = told(*models, status=2)
     assert found.out == ""

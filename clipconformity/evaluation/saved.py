@@ -19,7 +19,7 @@ from clipconformity.functional.clip_score import WEIGHT
 from clipconformity.functional.linalg import units
 from clipconformity.provenance import Provenance
 from clipconformity.stream.alignment import SUMS, MeanScore
-from clipconformity.stream.moments import SAMPLE, SECOND_MOMENTS, Layout, State, bucket_of
+from clipconformity.stream.moments import SAMPLE, SECOND_MOMENTS, Layout, Moments, State, bucket_of
 from clipconformity.stream.readouts import Needs, ReadOut
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.reference_file import reference_identity
@@ -49,6 +49,8 @@ KIND = StateKind(
 FORMAT_VERSION = "1"
 PAIRS = {"clip": "clip_scores", "ref_clip": "ref_clip_scores"}
 """Sums over pairs: how their tensors begin, and where the stream has them."""
+THERE = {"paired": "clip", "with_references": "ref_clip"}
+"""What says that there are such sums."""
 MOST = {"clip": 100.0, "ref_clip": 100 * 2 * WEIGHT / (1 + WEIGHT)}
 """The most that one pair can have: of RefCLIPScore the harmonic mean of its weight and 1."""
 COLUMN = "column "
@@ -72,17 +74,28 @@ def write_score(path: Path | str, score: Score) -> None:
     if score.stream is None:
         raise ValueError("score: expected a Score that score() gave, which keeps its samples.")
     moments = score.stream.evaluated.cpu()
-    sums = {name: moments[name] for name in moments.layout.shapes()}
-    tensors = sums | dict(zip(SAMPLE, moments.sketch(), strict=True))
+    tensors = {name: moments[name] for name in moments.layout.shapes()}
+    tensors |= dict(zip(SAMPLE, moments.sketch(), strict=True))
     tensors |= {"norms": score.norms.double(), "conformities": score.conformities.double()}
-    pairs = {start: sums for start, name in PAIRS.items() if (sums := getattr(score.stream, name)).total > 0}
-    tensors |= {f"{start}_{name}": x.cpu() for start, one in pairs.items() for name, x in one.state.items()}
+    for start, name in PAIRS.items():
+        pairs: MeanScore = getattr(score.stream, name)
+        if pairs.total > 0:
+            tensors |= {f"{start}_{part}": sums.cpu() for part, sums in pairs.state.items()}
     words = {
         name: [*map(str, column)] for name, column in score.columns.items() if any(isinstance(x, str) for x in column)
     }
     numbers = {name: column for name, column in score.columns.items() if name not in words}
     tensors |= {COLUMN + name: torch.tensor(column, dtype=torch.float64) for name, column in numbers.items()}
-    about = score.provenance.describe() | {
+    texts = {"ids": to_json([*map(str, score.ids)]), "words": to_json(words)}
+    texts |= {
+        "score": to_json(_about(score, moments) | {name: f"{x}_pair_bad" in tensors for name, x in THERE.items()})
+    }
+    write_state(path, tensors, {"format": KIND.format, "format_version": FORMAT_VERSION} | texts)
+
+
+def _about(score: Score, moments: Moments) -> dict[str, Any]:
+    """What the file says of the samples, but for whether there are pairs."""
+    return score.provenance.describe() | {
         "count": score.count,
         "embed_dim": moments.layout.dim,
         "max_samples": moments.layout.max_samples,
@@ -90,16 +103,17 @@ def write_score(path: Path | str, score: Score) -> None:
         "grouped": moments.grouped,
         "metrics": [*score.metrics],
         "columns": [*score.columns],
-        "paired": "clip" in pairs,
-        "with_references": "ref_clip" in pairs,
         # Of what was skipped the number alone: the reasons name files of this machine.
         "skipped": score.remarks.get("skipped", {}).get("count", 0),
         "truncated": score.remarks.get("truncated", 0),
-        "reference": {"identity": reference_identity(score.reference)} | score.reference.describe(),
+        "reference": _told(score.reference),
         **{name: getattr(moments.layout, name) for name in SECOND_MOMENTS},
     }
-    texts = {"score": to_json(about), "ids": to_json([*map(str, score.ids)]), "words": to_json(words)}
-    write_state(path, tensors, {"format": KIND.format, "format_version": FORMAT_VERSION} | texts)
+
+
+def _told(reference: ReferenceSet) -> dict[str, Any]:
+    """What a reference is told by: its checksum, and what it is of for a reader."""
+    return {"identity": reference_identity(reference)} | reference.describe()
 
 
 def read_score(
@@ -113,6 +127,7 @@ def read_score(
 ) -> Score:
     """Read what :func:`write_score` wrote, and its figures out of it; arguments and errors as of ``Score.load``."""
     path = Path(path)
+    checked_margins(margins or {})
     tensors, metadata = read_state(path, KIND)
     if metadata.get("format_version") != FORMAT_VERSION:
         raise ValueError(
@@ -125,18 +140,17 @@ def read_score(
     _check_reference(path, about["reference"], reference)
     layout = reference.view(max_samples=about["max_samples"], rows=True, **{x: about[x] for x in SECOND_MOMENTS})
     _refuse(path, _damage(about, ids, words, tensors, layout))
-    chosen = choose(
-        about["metrics"] if metrics is None else metrics,
-        paired=about["paired"],
-        with_references=about["with_references"],
-    )
+    names = about["metrics"] if metrics is None else metrics
+    chosen = choose(names, paired=about["paired"], with_references=about["with_references"])
     _check_needs(path, about, chosen)
-    checked_margins(margins or {})
-    provenance = Provenance(about["spec"], about["encoder_id"], about["modality"])
-    differs = reference.provenance.check(provenance)
     columns = {name: words[name] if name in words else tensors[COLUMN + name].tolist() for name in about["columns"]}
-    rows = Rows(ids, tensors["norms"], tensors["conformities"], columns)
-    taken = Taken(_stream(about, ids, tensors, layout, reference), rows, provenance, differs, _remarks(about))
+    taken = Taken(
+        _stream(about, ids, tensors, layout, reference),
+        Rows(ids, tensors["norms"], tensors["conformities"], columns),
+        provenance := Provenance(about["spec"], about["encoder_id"], about["modality"]),
+        reference.provenance.check(provenance),
+        _remarks(about),
+    )
     return read_figures(taken, chosen, resamples=resamples, margins=margins, by=by)
 
 
@@ -148,7 +162,7 @@ def _refuse(path: Path, damage: Iterator[str]) -> None:
 
 def _check_reference(path: Path, told: dict[str, Any], reference: ReferenceSet) -> None:
     """Refuse another reference than the one that the samples were scored against."""
-    here = {"identity": reference_identity(reference)} | reference.describe()
+    here = _told(reference)
     if told.get("identity") != here["identity"]:
         raise ValueError(
             f"{path}: scored against {_called(told)}, and this is {_called(here)}; give the reference that it was "
@@ -194,8 +208,8 @@ def _damage(about: dict[str, Any], ids: Any, words: Any, tensors: dict[str, Tens
     if not all(_are_words(column, count) for column in words.values()):
         yield f"words are not one string for each of {count} samples"
     expected = state_shapes(layout, tensors) | dict.fromkeys(("norms", "conformities"), (torch.float64, (count,)))
-    for start, there in zip(PAIRS, (about["paired"], about["with_references"]), strict=True):
-        expected |= {f"{start}_{name}": (torch.float64, shape) for name, shape in SUMS.items()} if there else {}
+    for name, start in THERE.items():
+        expected |= {f"{start}_{part}": (torch.float64, SUMS[part]) for part in SUMS if about[name]}
     numbers = {COLUMN + name: (torch.float64, (count,)) for name in about["columns"] if name not in words}
     yield from shape_damage(about, tensors, expected | numbers, any_value=numbers)
     yield from sample_damage(about, tensors)

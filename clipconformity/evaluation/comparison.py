@@ -48,6 +48,11 @@ class Comparison:
                 return one
         raise KeyError(f"no difference of {first!r} and {second!r} in {figure!r}.")
 
+    @property
+    def judged(self) -> list[Difference]:
+        """The differences in typicality and in variety, which a text tells."""
+        return [one for one in self.differences if one.figure in JUDGED]
+
     def ranks(self, figure: str = "typicality_shift") -> dict[str, int]:
         """Rank the runs from the most typical, varied, or highest on: 1 and the number of runs that are surely more so.
 
@@ -89,7 +94,7 @@ class Comparison:
         if of != "runs":
             raise ValueError(f"of: expected 'runs', 'differences' or 'classes', got {of!r}.")
         found = table(self.scores, format, figures)
-        told = [one.text() for one in self.differences if one.figure in JUDGED]
+        told = [one.text() for one in self.judged]
         return found if format != "text" else "\n".join([found, *told]) + "\n"
 
     @property

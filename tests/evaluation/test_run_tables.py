@@ -130,11 +130,11 @@ def test_the_order_is_by_standard_errors_and_classes_without_figures_stand_last(
     runs = {
         "a": [few, one_class("noisy", 2.0, 3.0), one_class("sure", 0.5, 0.1), one_class("varied", 0.0, 9.0, 1.0)],
         "b": [few, one_class("noisy", 0.0, 3.0), one_class("sure", 0.0, 0.1), one_class("varied", 0.0, 9.0, 1.5)],
-        "c": [few, one_class("noisy", 0.0, 3.0), one_class("sure", 9.0, 0.1, against="reference")],
+        "c": [few, one_class("noisy", 99.0, 3.0, against="reference"), one_class("sure", 0.0, 0.1)],
     }
     table = rows_of(class_table({name: ByClass(classes, 0) for name, classes in runs.items()}, "csv"))
     assert [row["class"] for row in table if row["run"] == "b"] == ["sure", "varied", "noisy", "few"]
-    # 0.5 / hypot(0.1, 0.1) is 3.5; log 1.5 / hypot of log 1.1 twice 3.0; 2 / hypot(3, 3) 0.5. "sure" of c is no match.
+    # 0.5 / hypot(0.1, 0.1) is 3.5; log 1.5 / hypot of log 1.1 twice 3.0; 2 / hypot(3, 3) 0.5. "noisy" of c is no match.
     assert 0.5 / math.hypot(0.1, 0.1) > math.log(1.5) / (math.log(1.1) * 2**0.5) > 2 / math.hypot(3, 3)
     assert table[-1]["reason"] == "fewer than 5 samples"
     assert table[-1]["variety_ratio"] == ""

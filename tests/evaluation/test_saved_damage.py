@@ -129,7 +129,7 @@ TENSORS = {
     "ids of others": (of("sample_ids", put(2, 7)), "sample_ids are of other ids"),
     "pairs too many": (of("clip_pair_count", put(2, 70.0)), "clip_pair_count is not of 60 pairs"),
     "a bad pair": (of("clip_pair_bad", lambda t: t + 1), "clip_pair_count is not of 60 pairs"),
-    "scores beyond all": (of("clip_pair_score_sum", lambda t: t + 101), "is of scores outside of 0 to 100"),
+    "scores beyond all": (of("clip_pair_score_sum", lambda t: 4 * t), "is of scores outside of 0 to 100"),
     "scores below none": (of("clip_pair_score_sum", lambda t: -t), "is of scores outside of 0 to 100"),
 }
 

@@ -203,6 +203,7 @@ def _parser() -> Parser:
     score.add_argument("--by", type=Path, metavar="FILE.csv", help="the class of each id: score each class by itself")
     score.add_argument("--per-class", type=Path, metavar="FILE.csv", help="write the figures of each class of --by")
     score.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots and a gallery")
+    score.add_argument("--save", type=Path, metavar="FILE.safetensors", help="keep the score, to be compared later")
     _add_scoring(score)
     score.add_argument(
         "--require",
@@ -214,11 +215,19 @@ def _parser() -> Parser:
 
     compare = _command(known, "compare", "score several models, and say which differ, in what", scores.compare_models)
     compare.add_argument(
-        "models", nargs="+", metavar="NAME=SOURCE", help="folder or list of images, captions, or embeddings"
+        "models",
+        nargs="+",
+        metavar="NAME=SOURCE",
+        help="folder or list of images, captions, embeddings, or what `score --save` kept",
     )
     compare.add_argument("--reference", type=reference_place, required=True, help=REFERENCE)
     compare.add_argument(
         "--format", choices=("text", "csv", "markdown", "latex", "html", "json"), default="text", help="default: text"
+    )
+    compare.add_argument(
+        "--table",
+        choices=("runs", "differences", "classes"),
+        help="which table (default: that of the runs, and but in CSV that of the classes of --by below it)",
     )
     compare.add_argument("--by", type=Path, metavar="FILE.csv", help="the class of each id: score each class by itself")
     compare.add_argument("--report", type=Path, metavar="FILE.html", help="write a report of all models")

@@ -13,6 +13,7 @@ KINDS = {
     "--per-sample": (".csv",),
     "--per-class": (".csv",),
     "--curve": (".csv",),
+    "--save": (".safetensors",),
     "--report": (".html", ".htm"),
 }
 """How the names of outputs end, by the option that names them."""

@@ -23,9 +23,14 @@ from clipconformity.cli.sources import (
 )
 
 if TYPE_CHECKING:
-    from clipconformity.evaluation import Score
+    from clipconformity.encoders import Encoder
+    from clipconformity.evaluation import Comparison, Score
     from clipconformity.evaluation.requirements import Requirement
     from clipconformity.report import Run
+    from clipconformity.stream.reference import ReferenceSet
+
+SAVED = "saved"
+"""What ``score --save`` kept, beside the kinds of samples."""
 
 
 def score_samples(options: argparse.Namespace) -> dict[str, Any]:
@@ -42,6 +47,7 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
         "--per-class": options.per_class,
         "--curve": options.curve,
         "--report": options.report,
+        "--save": options.save,
     }
     outputs.check(options, list(written.items()))
     if options.per_class is not None and options.by is None:
@@ -69,6 +75,8 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
             write_curve(files.add(options.curve), sample_size_curve(result))
         if options.report is not None:
             _report(options, files.add(options.report), [_run(options, result, source.partner_of)])
+        if options.save is not None:
+            result.save(files.add(options.save))
     given = {
         name: [str(path) for path in (value if isinstance(value, list) else [value])]
         for name in ("images", "captions", "caption_references", "embeddings", "by", "against")
@@ -84,37 +92,33 @@ def compare_models(options: argparse.Namespace) -> dict[str, Any] | str:
     """Score several models against one reference, and compare every two of them."""
     from clipconformity.data.files import replacing
     from clipconformity.encoders import BaseEncoder
-    from clipconformity.evaluation import compare, score
-    from clipconformity.evaluation.scoring import choose
-    from clipconformity.evaluation.tables import FIGURES
+    from clipconformity.evaluation import compare
     from clipconformity.stream.reference import ReferenceSet
 
-    models = {name: (_kind(path, options.column), path) for name, path in _models(options.models)}
-    for kind in KINDS:
+    models = {name: (_kind(name, path, options.column), path) for name, path in _models(options.models)}
+    for kind in (*KINDS, SAVED):
         setattr(options, kind, [path for its, path in models.values() if its == kind])
     lists = [path for path in options.images if path.is_file()]
     if options.column is not None and not (options.captions or lists):
         raise ValueError("--column: goes with a file of captions or a list of images; leave it out.")
     if options.image_root is not None and not lists:
         raise ValueError("--image-root: goes with a list of images; leave it out.")
+    if options.table == "classes" and options.by is None:
+        raise ValueError("--table: classes goes with --by; give the class of each id.")
     outputs.check(options, [("--report", options.report)])
     _check_numbers(options)
     settings = _settings(options)
-    further = [one.value for one in choose(settings["metrics"]) if one.value not in (None, *FIGURES)]
+    further = _columns(settings["metrics"])
     with stage(options, "reading the reference"):
         reference = ReferenceSet.load(options.reference)
-    encoded = options.images or options.captions
-    encoder = open_encoder(options, reference.spec) if encoded else None
+    encoder = open_encoder(options, reference.spec) if options.images or options.captions else None
     scores, each = {}, {}
     for name, (kind, path) in models.items():
         if isinstance(encoder, BaseEncoder):
             encoder.truncated = 0
         each[name] = _of_one(options, kind, path)
         try:
-            source = open_source(each[name], reference.spec, _cache(options), encoder)
-            with stage(options, f"figures of {name}", source):
-                scores[name] = score(source, reference, **settings)
-            tell_summary(options, source)
+            scores[name] = _scored(each[name], kind, path, reference, encoder, settings)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}: {error}") from None
     with stage(options, "differences"):
@@ -125,7 +129,49 @@ def compare_models(options: argparse.Namespace) -> dict[str, Any] | str:
     if options.format == "json":
         given = {name: str(path) for name, (_, path) in models.items()}
         return found.to_dict() | {"measured": {"models": given, "clipconformity": __version__}}
-    return found.table(options.format, [*FIGURES, *(name for name in further if name is not None)])
+    return _tables(options, found, further)
+
+
+def _scored(
+    options: argparse.Namespace,
+    kind: str,
+    path: Path,
+    reference: ReferenceSet,
+    encoder: Encoder | None,
+    settings: dict[str, Any],
+) -> Score:
+    """Score what one ``NAME=SOURCE`` names, or load what was saved of it."""
+    from clipconformity.evaluation import Score, score
+
+    if kind == SAVED:
+        return Score.load(path, reference, **{name: settings[name] for name in settings if name != "allow_normalized"})
+    source = open_source(options, reference.spec, _cache(options), encoder)
+    with stage(options, f"figures of {path.name}", source):
+        found = score(source, reference, **settings)
+    tell_summary(options, source)
+    return found
+
+
+def _columns(metrics: Sequence[str]) -> list[str]:
+    """The figures that a table of runs has."""
+    from clipconformity.evaluation.scoring import choose, pair_metrics
+    from clipconformity.evaluation.tables import FIGURES
+
+    chosen = choose([name for name in metrics if name not in pair_metrics()])
+    return [*FIGURES, *(one.value for one in chosen if one.value not in (None, *FIGURES))]
+
+
+def _tables(options: argparse.Namespace, found: Comparison, figures: Sequence[str]) -> str:
+    """Give the table that is asked for; under that of the runs that of the classes, where a format takes two."""
+    from clipconformity.evaluation.scoring import pair_metrics
+
+    of_pairs = [name for name in pair_metrics() if all(name in one.figures for one in found.scores.values())]
+    if options.table in ("differences", "classes"):
+        return found.table(options.format, of=options.table)
+    told = found.table(options.format, [*figures, *of_pairs])
+    if options.by is None or options.table is not None or options.format == "csv":
+        return told
+    return f"{told}\n{found.table(options.format, of='classes')}"
 
 
 def _models(models: Sequence[str]) -> list[tuple[str, Path]]:
@@ -155,13 +201,20 @@ def _of_one(options: argparse.Namespace, kind: str, path: Path) -> argparse.Name
     return found
 
 
-def _kind(path: Path, column: str | None) -> str:
-    """Say what a source is, by what it looks like: a folder or a list of images, captions or embeddings."""
+def _kind(name: str, path: Path, column: str | None) -> str:
+    """Say what a source is: images, captions, embeddings, or a saved score, as its metadata say."""
     from clipconformity.data.captions import FORMATS
+    from clipconformity.data.formats import KINDS as FILE_KINDS
+    from clipconformity.data.formats import REFERENCE, SCORE, stated_kind
     from clipconformity.data.image_lists import is_image_list
 
     if path.is_dir() or is_image_list(path, column):
         return "images"
+    stated = stated_kind(path)
+    if stated == REFERENCE:
+        raise ValueError(f"{name}: {path} is {'; '.join(FILE_KINDS[REFERENCE])}.")
+    if stated == SCORE:
+        return SAVED
     return "captions" if path.suffix.lower() in FORMATS else "embeddings"
 
 
@@ -225,7 +278,9 @@ def _run(options: argparse.Namespace, result: Score, partner_of: Mapping[str, st
     from clipconformity.data import read_captions
     from clipconformity.report import Run
 
-    given = options.images or options.captions or options.embeddings[0]
+    if name is None:
+        given = options.images or options.captions or options.embeddings[0]
+        name = given.name or str(given)
     images: Mapping[str, Path] | None = None
     captions: Mapping[str, str] | Sequence[str] | None = None
     if not options.no_images:
@@ -241,7 +296,7 @@ def _run(options: argparse.Namespace, result: Score, partner_of: Mapping[str, st
             captions = _prompts(folder)
         elif listed is not None:
             captions = listed.texts
-    return Run(name or given.name or str(given), result, images, captions)
+    return Run(name, result, images, captions)
 
 
 def _prompts(folder: Path) -> dict[str, str] | None:

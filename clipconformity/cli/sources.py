@@ -36,6 +36,7 @@ INPUT_FILES = (
     "reference",
     "references",
     "karpathy",
+    "saved",
 )
 """Options of every command that name files to read."""
 
@@ -67,7 +68,8 @@ def _several(value: Any) -> list[Any]:
 
 
 def _flag(name: str) -> str:
-    return "REFERENCE" if name == "references" else f"--{name.replace('_', '-')}"
+    words = {"references": "REFERENCE", "saved": "NAME=SOURCE"}
+    return words.get(name, f"--{name.replace('_', '-')}")
 
 
 def open_source(

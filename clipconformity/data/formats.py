@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
-from clipconformity.data.limits import check_limit
+from clipconformity.data.limits import RefusedError, check_limit
 from clipconformity.data.untrusted import check_unpickling
 
 if TYPE_CHECKING:
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "clipconformity-embeddings"
+REFERENCE = "clipconformity-reference"
+SCORE = "clipconformity-score"
+KINDS = {
+    FORMAT: ("a file of embeddings", "give it as `--embeddings FILE`, or `NAME=FILE` of `clipconformity compare`"),
+    REFERENCE: ("a reference set", "give it as `--reference FILE`"),
+    SCORE: ("a saved score", "give it to `clipconformity compare` as `NAME=FILE`"),
+}
+"""Kinds of safetensors files of this library, as their metadata tell them: what each is, and where it goes."""
 UNHINDERED = 2**26
 """Bytes that any file may grow to as it is read."""
 KEY = "embeddings"
@@ -34,8 +42,9 @@ def _from_safetensors(path: Path) -> Arrays:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except SafetensorError as error:
         raise ValueError(str(error)) from None
-    if metadata.get("format") == "clipconformity-reference":
-        raise ValueError("it is a reference set, not embeddings")
+    if metadata.get("format") in (REFERENCE, SCORE):
+        noun, place = KINDS[metadata["format"]]
+        raise RefusedError(f"{path}: it is {noun}, not embeddings; {place}.")
     about = json.loads(metadata["about"]) if metadata.get("format") == FORMAT else {}
     kinds = {"ids": list, "spec": str, "encoder_id": dict, "modality": str}
     if not isinstance(about, dict) or any(not isinstance(about.get(k), (t, type(None))) for k, t in kinds.items()):
@@ -129,6 +138,20 @@ READERS: dict[str, Callable[[Path], Arrays]] = {
     ".pt": _from_pt,
 }
 """What reads a file, by the end of its name. A row is all that a new format needs: errors and help follow."""
+
+
+def stated_kind(path: Path) -> str | None:
+    """Give which of ``KINDS`` a safetensors file says that it is; None of other files, and where it says nothing."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            found: str | None = (file.metadata() or {}).get("format")
+    except (SafetensorError, OSError):  # who reads it says what is wrong
+        return None
+    return found if found in KINDS else None
 
 
 def suffixes() -> str:

@@ -204,7 +204,7 @@ def _table(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Sco
         members = [(run, result) for run, result in scores.values() if run.reference is reference]
         lines += [line for run, result in members for line in _rows(run, result)]
         found = compare({run.name: result for run, result in members}, reference)
-        lines += ["", *(f"  {one.text()}" for one in found.differences), ""]
+        lines += ["", *(f"  {one.text()}" for one in found.judged), ""]
     written = ", ".join(str(output / name) for name in (REPORT, RESULTS, PLOT))
     lines += [f"Written: {written}", ""]
     return "\n".join(lines)

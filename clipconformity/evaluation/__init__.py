@@ -1,7 +1,8 @@
 """From samples to results: sources, scores, the six geometric properties, and people as the yardstick."""
 
 from clipconformity.evaluation.classes import ByClass, ClassScore, write_classes
-from clipconformity.evaluation.comparison import Comparison, Difference, compare
+from clipconformity.evaluation.comparison import Comparison, compare
+from clipconformity.evaluation.difference import Difference
 from clipconformity.evaluation.images import image_source, image_sources
 from clipconformity.evaluation.pairs import paired_source
 from clipconformity.evaluation.people import HumanSpread, human_spread

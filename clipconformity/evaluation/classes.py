@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from clipconformity.data.cells import write_table
 from clipconformity.functional.multiplicity import adjusted, shrunken
-from clipconformity.functional.resampling import Estimate, Interval, jackknife_error, student_tail
+from clipconformity.functional.resampling import Estimate, Interval, jackknife, student_tail
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.reference import ReferenceSet
@@ -34,6 +34,8 @@ class ClassScore(NamedTuple):
     """Rows of that which were looked at."""
     conformity_mean: float | None = None
     """Mean conformity to what it is compared with."""
+    conformity_mean_low: float | None = None
+    conformity_mean_high: float | None = None
     conformity_se: float | None = None
     typicality_shift: float | None = None
     """Mean conformity less the other's, in its standard deviations."""
@@ -112,11 +114,13 @@ def _scored(
     stream.update(sample.rows, **_labels(sample, whole.names, whole.grouped))
     contrast = Contrast.of(stream.checked(), reference)
     shift, variety, ratio = contrast.typicality_shift, contrast.log_variety_ratio, contrast.variety_interval
-    error = jackknife_error(contrast.conformity.evaluated, contrast.counts[0])
+    mean = jackknife(contrast.conformity.whole, contrast.conformity.evaluated, contrast.counts[0])
     low, high = shift.interval()
     figures = plain._replace(
-        conformity_mean=_known(contrast.conformity.whole),
-        conformity_se=_known(error),
+        conformity_mean=_known(mean.value),
+        conformity_mean_low=_known(mean.interval().low),
+        conformity_mean_high=_known(mean.interval().high),
+        conformity_se=_known(mean.error),
         typicality_shift=_known(shift.value),
         typicality_shift_low=_known(low),
         typicality_shift_high=_known(high),

@@ -7,51 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
+from clipconformity.evaluation.classes import ByClass
+from clipconformity.evaluation.difference import MAX_RATIO, Difference
 from clipconformity.evaluation.results import JUDGED, Outcome, Score
+from clipconformity.evaluation.run_tables import class_table, difference_table
 from clipconformity.evaluation.scoring import score
 from clipconformity.evaluation.sources import Source
 from clipconformity.evaluation.tables import Format, table
 from clipconformity.functional.multiplicity import adjusted_stepwise
 from clipconformity.functional.resampling import Estimate, Interval, exponential, joint_jackknife, student_tail
-from clipconformity.stream.contrast import Contrast
-from clipconformity.stream.pairs import Without
+from clipconformity.stream.pairs import LeftOut
+from clipconformity.stream.readouts import read_outs
 from clipconformity.stream.reference import ReferenceSet
 
 LEVEL = 0.05
 """Chance at most that any outcome but ``undecided`` is wrong, of all pairs in a figure."""
-
-
-class Difference(NamedTuple):
-    """How two runs differ in one figure."""
-
-    first: str
-    second: str
-    figure: str
-    """``"typicality_shift"``, whose difference is taken, or ``"variety_ratio"``, whose ratio is."""
-    value: float
-    """First less second, or first over second."""
-    interval: Interval | None
-    """95% interval of this pair alone; None where it cannot be had."""
-    outcome: Outcome
-    """Of the first against the second: ``more`` or ``less`` where :attr:`p_adjusted` is at most 0.05."""
-    p_value: float | None = None
-    """Of no difference, of this pair alone; None where it cannot be had."""
-    p_adjusted: float | None = None
-    """Adjusted for the number of pairs (Holm 1979)."""
-
-    def text(self) -> str:
-        """Say it in a sentence."""
-        adjective, of = "typical", "standard deviations of the reference apart"
-        if self.figure == "variety_ratio":
-            adjective, of = "varied", "times as varied"
-        if self.interval is None:
-            return f"{self.first}, {self.second}: nothing is known of how {adjective} they are"
-        apart = f"{self.value:.3f} [{self.interval.low:.3f}, {self.interval.high:.3f}] {of}"
-        if self.outcome == "undecided":
-            return f"{self.first}, {self.second}: no difference in how {adjective} can be told ({apart})"
-        return f"{self.first} is {self.outcome} {adjective} than {self.second} ({apart})"
 
 
 @dataclass(frozen=True)
@@ -60,7 +32,7 @@ class Comparison:
 
     Attributes:
         scores: Of each run, by name.
-        differences: Of every two runs, in typicality and in variety.
+        differences: Of every two runs, in every figure that both have and that can be compared.
     """
 
     scores: Mapping[str, Score]
@@ -77,8 +49,13 @@ class Comparison:
                 return one
         raise KeyError(f"no difference of {first!r} and {second!r} in {figure!r}.")
 
+    @property
+    def judged(self) -> list[Difference]:
+        """The differences in typicality and in variety, which a text tells."""
+        return [one for one in self.differences if one.figure in JUDGED]
+
     def ranks(self, figure: str = "typicality_shift") -> dict[str, int]:
-        """Rank the runs from the most typical, or varied, on: 1 and the number of runs that are surely more so.
+        """Rank the runs from the most typical, varied, or highest on: 1 and the number of runs that are surely more so.
 
         Runs between which nothing is decided may share a rank.
 
@@ -87,26 +64,55 @@ class Comparison:
         """
         told = [one for one in self.differences if one.figure == figure]
         if not told:
-            raise KeyError(f"no differences in {figure!r}; expected 'typicality_shift' or 'variety_ratio'.")
+            known = ", ".join(dict.fromkeys(one.figure for one in self.differences))
+            raise KeyError(f"no differences in {figure!r}; expected one of {known}.")
         above = [one.second if one.outcome == "more" else one.first for one in told if one.outcome != "undecided"]
         return {name: 1 + above.count(name) for name in self.scores}
 
-    def table(self, format: Format = "text", figures: Sequence[str] | None = None) -> str:
-        """Give the runs as a table; as text the differences stand under it.
+    def table(
+        self,
+        format: Format = "text",
+        figures: Sequence[str] | None = None,
+        *,
+        of: Literal["runs", "differences", "classes"] = "runs",
+    ) -> str:
+        """Give a table; under that of the runs, as text, stands how they differ in typicality and variety.
 
         Args:
             format: ``"text"``, ``"markdown"``, ``"csv"``, ``"latex"`` or ``"html"``.
-            figures: Keys of the figures that it has; by default those of the core.
+            figures: Keys of the figures that it has: of runs by default those of the core, of differences all; a table
+                of classes has its own.
+            of: ``"runs"``, a row each; ``"differences"``, a row for each pair and figure; or ``"classes"``, a row for
+                each class and run, those classes first in which runs differ most.
 
         Raises:
-            ValueError: If the format is none of them, or a figure is not in every score.
+            ValueError: If the format is none of them, a figure is not in every score, or there are no classes.
         """
+        if of == "differences":
+            return difference_table(self.differences, format, figures)
+        if of == "classes":
+            return class_table(self.classes, format)
+        if of != "runs":
+            raise ValueError(f"of: expected 'runs', 'differences' or 'classes', got {of!r}.")
         found = table(self.scores, format, figures)
-        return found if format != "text" else "\n".join([found, *(one.text() for one in self.differences)]) + "\n"
+        told = [one.text() for one in self.judged]
+        return found if format != "text" else "\n".join([found, *told]) + "\n"
+
+    @property
+    def classes(self) -> dict[str, ByClass]:
+        """The classes of each run.
+
+        Raises:
+            ValueError: If the runs were scored without.
+        """
+        found = {name: one.by for name, one in self.scores.items() if one.by is not None}
+        if len(found) < len(self.scores):
+            raise ValueError("by: the runs were not scored by class; give the class of each id.")
+        return found
 
     def _repr_html_(self) -> str:
         """Show it in a notebook: the table, and the differences under it."""
-        told = "".join(f"<li>{escape(one.text())}</li>" for one in self.differences)
+        told = "".join(f"<li>{escape(one.text())}</li>" for one in self.judged)
         return f"{self.table('html')}<ul>{told}</ul>"
 
     def plot(self, ax: Any = None) -> Any:
@@ -124,17 +130,30 @@ class Comparison:
         """Draw the difference of every pair in a figure with its interval; give ``(figure, axes)``."""
         from clipconformity import plots
 
-        told, shifts = [one for one in self.differences if one.figure == figure], figure == "typicality_shift"
+        told = [one for one in self.differences if one.figure == figure]
+        ratio = any(one.ratio for one in told)
+        quantity = (
+            "difference in typicality shift (reference std)"
+            if figure == "typicality_shift"
+            else (f"{'ratio' if ratio else 'difference'} of the {figure.replace('_', ' ')}s")
+        )
         ends = [one.interval or Interval(one.value, one.value) for one in told]
         return plots.forest(
             [one.value for one in told],
             [low for low, _ in ends],
             [high for _, high in ends],
             [f"{one.first} - {one.second}" for one in told],
-            quantity="difference in typicality shift (reference std)" if shifts else "ratio of variety ratios",
-            null=0.0 if shifts else 1.0,
+            quantity=quantity,
+            null=1.0 if ratio else 0.0,
             ax=ax,
         )
+
+    def plot_distributions(self, ax: Any = None) -> Any:
+        """Draw the conformities of every run over the reference's, a ridge each; give ``(figure, axes)``."""
+        from clipconformity import plots
+
+        values = {name: one.conformities for name, one in self.scores.items()}
+        return plots.ridgelines(values, next(iter(self.scores.values())).reference.null_conformities, ax=ax)
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values."""
@@ -164,34 +183,46 @@ def compare(runs: Mapping[str, Source | Score], reference: ReferenceSet, **optio
     if len(runs) < 2:
         raise ValueError(f"runs: expected at least two, got {len(runs)}.")
     scores = {name: one if isinstance(one, Score) else score(one, reference, **options) for name, one in runs.items()}
-    contrasts = {name: _contrast(name, one, reference) for name, one in scores.items()}
+    figures = {name: _figures(name, one, reference) for name, one in scores.items()}
     differences = [
         one
-        for (first, mine), (second, theirs) in combinations(contrasts.items(), 2)
-        for one in _differences(first, mine, second, theirs)
+        for (first, mine), (second, theirs) in combinations(figures.items(), 2)
+        for one in pair_differences(first, mine, second, theirs)
     ]
-    return Comparison(scores, _corrected(differences))
+    return Comparison(scores, corrected(differences))
 
 
-def _contrast(name: str, one: Score, reference: ReferenceSet) -> Contrast:
-    if one.reference is not reference or one.contrast is None:
+def _figures(name: str, one: Score, reference: ReferenceSet) -> dict[str, LeftOut]:
+    """Give what a run is compared by, those first that are judged."""
+    if one.reference is not reference or one.stream is None:
         raise ValueError(f"runs: {name!r} was scored against another reference; score all against the same.")
-    return one.contrast
+    known, found = read_outs(), dict[str, LeftOut]()
+    for metric in one.metrics:
+        told = known[metric].left_out(one.stream)
+        if unknown := set(told) - {field.name for field in known[metric].fields}:
+            raise ValueError(f"metrics: {metric!r} gave {', '.join(sorted(unknown))}, which its fields do not name.")
+        found |= told
+    return {figure: found[figure] for figure in dict.fromkeys([*JUDGED, *found])}
 
 
-def _differences(first: str, mine: Contrast, second: str, theirs: Contrast) -> list[Difference]:
-    """Give the differences of a pair; their outcomes wait for the other pairs."""
-    counts = mine.counts[0], theirs.counts[0], mine.counts[1]
-    shift = _apart(mine.typicality, theirs.typicality, counts)
-    ratio = _apart(mine.log_variety, theirs.log_variety, counts)
+def pair_differences(
+    first: str, mine: Mapping[str, LeftOut], second: str, theirs: Mapping[str, LeftOut]
+) -> list[Difference]:
+    """Give the differences of a pair in what both have; their outcomes wait for the other pairs."""
     found = []
-    for figure, estimate in (("typicality_shift", shift), ("variety_ratio", ratio)):
+    for figure in mine:
+        if figure not in theirs:
+            continue
+        estimate, ratio = _apart(mine[figure], theirs[figure]), mine[figure].logarithm
         value, interval = float(estimate.value), estimate.interval()
         known = math.isfinite(interval.low)
         p_value = _p_value(estimate) if known else None
-        if figure == "variety_ratio":
-            value, interval = math.exp(value), exponential(interval)
-        found.append(Difference(first, second, figure, value, interval if known else None, "undecided", p_value))
+        if ratio:
+            most = math.log(MAX_RATIO)
+            value = math.exp(min(max(value, -most), most))
+            interval = exponential(Interval(*(min(max(end, -most), most) for end in interval))) if known else interval
+        ends = interval if known else None
+        found.append(Difference(first, second, figure, value, ends, "undecided", p_value, ratio=ratio))
     return found
 
 
@@ -200,23 +231,25 @@ def _p_value(estimate: Estimate) -> float:
     return student_tail(float(estimate.value) / error, estimate.degrees) if error > 0 else float(estimate.value == 0)
 
 
-def _corrected(differences: Sequence[Difference]) -> list[Difference]:
+def corrected(differences: Sequence[Difference]) -> list[Difference]:
     """Decide outcomes of all pairs in each figure together."""
-    decided = {}
+    decided: dict[Difference, Difference] = {}
     for figure in dict.fromkeys(one.figure for one in differences):
         told = [one for one in differences if one.figure == figure and one.p_value is not None]
         for one, p_adjusted in zip(told, adjusted_stepwise([one.p_value or 0.0 for one in told]), strict=True):
-            more = one.value > (0.0 if figure == "typicality_shift" else 1.0)
+            more = one.value > one.no_difference
             outcome: Outcome = "undecided" if p_adjusted > LEVEL else "more" if more else "less"
             decided[one] = one._replace(outcome=outcome, p_adjusted=p_adjusted)
     return [decided.get(one, one) for one in differences]
 
 
-def _apart(mine: Without, theirs: Without, counts: tuple[Any, ...]) -> Estimate:
+def _apart(mine: LeftOut, theirs: LeftOut) -> Estimate:
     """Difference of two runs' figures: each bucket is left out of both runs and of the reference at once."""
+    one, other = mine.figure, theirs.figure
     sides = (
-        mine.evaluated - theirs.whole,
-        mine.whole - theirs.evaluated,
-        mine.reference - theirs.reference,
+        one.evaluated - other.whole,
+        one.whole - other.evaluated,
+        one.reference - other.reference,
     )
-    return joint_jackknife(mine.whole - theirs.whole, mine.both - theirs.both, sides, counts)
+    counts = mine.counts[0], theirs.counts[0], *mine.counts[1:]
+    return joint_jackknife(one.whole - other.whole, one.both - other.both, sides[: len(counts)], counts)

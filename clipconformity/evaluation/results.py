@@ -6,15 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from clipconformity.evaluation.classes import ByClass
 from clipconformity.functional.resampling import Estimate, Interval, student_quantile
+from clipconformity.provenance import UNKNOWN, Provenance
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.readouts import Direction, Field
 from clipconformity.stream.reference import ReferenceSet
+from clipconformity.stream.stream import Stream
 
 MARGINS = {"typicality": 0.2, "variety": 0.05}
 """Differences that do not matter unless told otherwise: standard deviations of the reference, and a share."""
@@ -98,7 +101,9 @@ class Score:
         details: What no figure holds, such as which samples, by the name of the metric.
         columns: Further values of every sample, in the order of ``ids``, by the name of their column.
         by: The classes of the samples, where they were told.
-        contrast: The buckets of both sides, by which scores are compared with each other; None of a score without.
+        provenance: Encoder and modality of the samples, as far as they are known.
+        metrics: Names of the read-outs that the figures are of.
+        stream: What was accumulated of the samples, by which scores are compared and saved; None of a score without.
     """
 
     figures: Mapping[str, Figure]
@@ -116,7 +121,46 @@ class Score:
     details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     columns: Mapping[str, Sequence[float | str]] = field(default_factory=dict)
     by: ByClass | None = None
-    contrast: Contrast | None = field(default=None, repr=False, compare=False)
+    provenance: Provenance = UNKNOWN
+    metrics: Sequence[str] = ()
+    stream: Stream | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def contrast(self) -> Contrast | None:
+        """The buckets of both sides; None of a score without :attr:`stream`."""
+        return None if self.stream is None else self.stream.contrast("score")
+
+    def save(self, path: Path | str) -> None:
+        """Write what figures and comparisons rest on as safetensors; the file appears whole or not at all.
+
+        Figures of ``against`` and ``by`` are not kept, nor why samples were skipped, which names files.
+
+        Raises:
+            OSError: If it cannot be written.
+            ValueError: If the score was not made by ``score``, or the name of the file promises another format.
+        """
+        from clipconformity.evaluation.saved import write_score
+
+        write_score(path, self)
+
+    @classmethod
+    def load(cls, path: Path | str, reference: ReferenceSet, **options: Any) -> Score:
+        """Read a score that :meth:`save` wrote; its figures are read out anew, the same to the last bits.
+
+        Args:
+            path: The file.
+            reference: The one that the samples were scored against.
+            options: ``resamples``, ``metrics``, ``margins`` and ``by``, as of ``score``; by default the metrics are
+                those that it was scored with.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no saved score, is damaged or of a later format, was scored against another reference,
+                or lacks what a metric needs.
+        """
+        from clipconformity.evaluation.saved import read_score
+
+        return read_score(path, reference, **options)
 
     def value(self, name: str) -> float:
         """Give the value of a figure.

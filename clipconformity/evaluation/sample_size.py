@@ -110,9 +110,8 @@ def _rows(point: SizePoint) -> Iterator[list[object]]:
 
 
 def _chosen(result: Score) -> list[ReadOut]:
-    """The read-outs that a score was read out by."""
-    there = {*result.figures, "kl_is_lower_bound"}
-    return [one for one in read_outs().values() if {field.name for field in one.fields} <= there]
+    """The read-outs that a score was read out by, but for those of pairs, which no row sample holds."""
+    return [one for name, one in read_outs().items() if name in result.metrics and not one.needs.partners]
 
 
 def _sizes(count: int) -> list[int]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from clipconformity.evaluation.sources import Source, check_source
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import effective_number
 from clipconformity.functional.validation import check_same_dim
+from clipconformity.provenance import Provenance
 from clipconformity.stream.alignment import pair_buckets
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.readouts import Batch, ReadOut, failed_read_outs, read_outs
@@ -71,16 +72,64 @@ def score(
     remarks = reference.provenance.check(source.provenance)
     needs = reduce(Needs.union, (one.needs for one in chosen))
     stream = Stream.against(reference, needs, allow_normalized=allow_normalized)
-    stream.of_one_kind = None not in (source.provenance.modality, reference.modality)
-    rows = _stream_in(source, stream, chosen, hold=against is not None)
+    rows, held = _stream_in(source, stream, chosen, hold=against is not None)
+    taken = Taken(stream, rows, source.provenance, remarks, source.remarks)
+    elsewhere = None if against is None else (lambda: _look_elsewhere(rows, held, source, against))
+    return read_score(taken, chosen, resamples=resamples, margins=margins, by=by, elsewhere=elsewhere)
+
+
+class Rows(NamedTuple):
+    """What falls out of the pass for every sample."""
+
+    ids: list[str]
+    norms: Tensor
+    conformities: Tensor
+    columns: dict[str, list[float | str]]
+
+
+class Taken(NamedTuple):
+    """Samples, taken in."""
+
+    stream: Stream
+    rows: Rows
+    provenance: Provenance
+    differs: list[str]
+    """What differs from the reference's encoder."""
+    remarks: Mapping[str, Any]
+    """What was left out or cut."""
+
+
+def read_score(
+    taken: Taken,
+    chosen: Sequence[ReadOut],
+    *,
+    resamples: int,
+    margins: Mapping[str, float] | None,
+    by: Mapping[str, str] | None,
+    elsewhere: Callable[[], NearestElsewhere] | None = None,
+) -> Score:
+    """Read a score out of samples that were taken in; arguments and errors as of :func:`score`.
+
+    Args:
+        taken: The samples.
+        chosen: The read-outs, with those of the core.
+        resamples: Bootstrap redraws.
+        margins: Differences that do not matter.
+        by: The class of each id.
+        elsewhere: Finds the nearest row of each sample in further sets.
+    """
+    stream, rows = taken.stream, taken.rows
+    reference = stream.needed_reference("score")
+    stream.of_one_kind = None not in (taken.provenance.modality, reference.modality)
     found = read_figures(chosen, stream, resamples, margins)
     details = {one.name: told for one in chosen if (told := one.details(stream))}
-    if against is not None:
-        elsewhere = _look_elsewhere(rows, source, against)
-        found.figures.update(to_figures(AGAINST, elsewhere.read(), found.degrees, found.contrast.unknown))
-        details["against"] = elsewhere.details(rows.ids)
-        rows.columns.update(elsewhere.columns())
-    origin = {"encoder": source.provenance.spec or reference.spec, "modality": source.provenance.modality}
+    columns: dict[str, Sequence[float | str]] = {**rows.columns}
+    if elsewhere is not None:
+        nearest = elsewhere()
+        found.figures.update(to_figures(AGAINST, nearest.read(), found.degrees, found.contrast.unknown))
+        details["against"] = nearest.details(rows.ids)
+        columns |= nearest.columns()
+    origin = {"encoder": taken.provenance.spec or reference.spec, "modality": taken.provenance.modality}
     return Score(
         found.figures,
         found.verdicts,
@@ -91,13 +140,15 @@ def score(
         reference=reference,
         exact=stream.exact and reference.exact,
         kl_is_lower_bound=found.kl_is_lower_bound,
-        measured=origin | {"remarks": remarks},
-        remarks=source.remarks,
+        measured=origin | {"remarks": taken.differs},
+        remarks=taken.remarks,
         notes=[note for one in chosen for note in one.notes(stream)],
         details=details,
-        columns=rows.columns,
+        columns=columns,
         by=None if by is None else by_class(stream, by, rows.ids),
-        contrast=found.contrast,
+        provenance=taken.provenance,
+        metrics=[one.name for one in chosen],
+        stream=stream,
     )
 
 
@@ -175,9 +226,13 @@ def choose(names: Sequence[str], *, paired: bool = False, with_references: bool 
                 f"{'--caption-references' if paired else '--images and --captions'}, or a source of paired_source."
             )
     wanted = known if "all" in names else dict.fromkeys([*CORE, *names])
-    of_pairs = [name for name, one in known.items() if one.needs.partners]
-    listed = [known[name] for name in dict.fromkeys([*CORE, *wanted, *of_pairs])]
+    listed = [known[name] for name in dict.fromkeys([*CORE, *wanted, *pair_metrics()])]
     return [one for one in listed if possible(one)]
+
+
+def pair_metrics() -> list[str]:
+    """Names of the read-outs of images with captions."""
+    return [name for name, one in read_outs().items() if one.needs.partners]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -186,23 +241,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
-class _Rows(NamedTuple):
-    """What falls out of the pass for every sample."""
-
-    ids: list[str]
-    norms: Tensor
-    conformities: Tensor
-    columns: dict[str, list[float | str]]
-    held: list[tuple[Tensor, Tensor]]
-    """Rows and their buckets, of each batch, where they are to be compared with further sets."""
+_Held = list[tuple[Tensor, Tensor]]
+"""Rows and their buckets, of each batch, where they are to be compared with further sets."""
 
 
-def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: bool) -> _Rows:
+def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: bool) -> tuple[Rows, _Held]:
     """Take every batch in; what there is of each sample falls out of the same pass."""
     ids: list[str] = []
     norms, conformities = [], []
     columns: dict[str, list[float | str]] = {}
-    held = []
+    held: _Held = []
     assert stream.reference is not None
     for batch in source:
         found = stream.update(
@@ -222,12 +270,12 @@ def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: 
                     columns.setdefault(name, []).extend(values)
     if not ids:
         raise ValueError(source.nothing_read)
-    return _Rows(ids, torch.cat(norms), torch.cat(conformities), columns, held)
+    return Rows(ids, torch.cat(norms), torch.cat(conformities), columns), held
 
 
-def _look_elsewhere(rows: _Rows, source: Source, against: Iterable[Source]) -> NearestElsewhere:
+def _look_elsewhere(rows: Rows, held: _Held, source: Source, against: Iterable[Source]) -> NearestElsewhere:
     """Find the nearest row of each sample in further sets."""
-    embeddings, buckets = (torch.cat(part) for part in zip(*rows.held, strict=True))
+    embeddings, buckets = (torch.cat(part) for part in zip(*held, strict=True))
     found = NearestElsewhere(embeddings, buckets)
     for other in against:
         check_source(other)

@@ -32,12 +32,10 @@ MARKS = {
     "text": Mark("{} *", "{} ~", "* best of its column, ~ cannot be told from it; +- half of the 95% interval"),
     "markdown": Mark("**{}**", "*{}*", LEGEND),
     "latex": Mark(r"\textbf{{{}}}", r"\underline{{{}}}", ""),
-    "html": Mark(
-        "<b>{}</b>",
-        "<i>{}</i>",
-        "Bold: best of its column. Italic: cannot be told from it. ± half of the 95% interval.",
-    ),
+    "html": Mark("<b>{}</b>", "<i>{}</i>", LEGEND),
 }
+
+SIGNS = {"text": "+-", "markdown": "±", "latex": r"$\pm$", "html": "±"}
 
 
 def plus_minus(figure: Figure, sign: str = "+-") -> str:
@@ -80,11 +78,9 @@ def table(scores: Mapping[str, Score], format: Format = "text", figures: Sequenc
     for name, one in scores.items():
         if lacking := [key for key in names if key not in one.figures]:
             raise ValueError(f"figures: {name!r} has no {', '.join(lacking)}; score it with the metric that gives it.")
+    check_format(format)
     if format == "csv":
         return _csv(scores, names)
-    if format not in MARKS:
-        expected = ", ".join(map(repr, get_args(Format)))
-        raise ValueError(f"format: expected one of {expected}, got {format!r}.")
     columns = [_column([one.figures[key] for one in scores.values()], format) for key in names]
     bounds = ["≥ " if one.kl_is_lower_bound else "" for one in scores.values()]
     if "conformity_kl" in names:
@@ -92,9 +88,34 @@ def table(scores: Mapping[str, Score], format: Format = "text", figures: Sequenc
         columns[place] = [bound + cell for bound, cell in zip(bounds, columns[place], strict=True)]
     head = ["run", "N", *(_title(scores, key) for key in names)]
     rows = [[name, str(one.count), *cells] for (name, one), *cells in zip(scores.items(), *columns, strict=True)]
-    if format in ("latex", "html"):
-        return _latex(head, rows) if format == "latex" else _html(head, rows)
-    return _markdown(head, rows) if format == "markdown" else _text(head, rows)
+    return arranged(head, rows, format, MARKS[format].legend)
+
+
+def check_format(format: str) -> None:
+    """Refuse a format that no table has.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if format not in get_args(Format):
+        raise ValueError(f"format: expected one of {', '.join(map(repr, get_args(Format)))}, got {format!r}.")
+
+
+def arranged(head: Sequence[str], rows: Sequence[Sequence[str]], format: Format, legend: str, words: int = 1) -> str:
+    """Set cells as a table.
+
+    Args:
+        head: Titles of the columns.
+        rows: Cells, a row each.
+        format: ``"text"``, ``"markdown"``, ``"latex"`` or ``"html"``.
+        legend: What stands under it; LaTeX has none.
+        words: Columns, from the left, that hold words, and not numbers set by this library.
+    """
+    if format == "latex":
+        return _latex(head, rows, words)
+    if format == "html":
+        return _html(head, rows, legend, words)
+    return _markdown(head, rows, legend) if format == "markdown" else _text(head, rows, legend)
 
 
 def _title(scores: Mapping[str, Score], key: str) -> str:
@@ -103,7 +124,7 @@ def _title(scores: Mapping[str, Score], key: str) -> str:
 
 
 def _column(figures: Sequence[Figure], format: Format) -> list[str]:
-    sign = {"text": "+-", "latex": r"$\pm$"}.get(format, "±")
+    sign = SIGNS[format]
     cells = [plus_minus(one, sign) for one in figures]
     known = [one for one in figures if one.value is not None]
     if len(known) < 2 or figures[0].better == "neither":
@@ -124,28 +145,32 @@ def _tied(one: Figure, best: Figure) -> bool:
     return abs(one.value - best.value) <= math.hypot(one.half_width, best.half_width)
 
 
-def _text(head: list[str], rows: list[list[str]]) -> str:
+def _text(head: Sequence[str], rows: Sequence[Sequence[str]], legend: str) -> str:
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
-    return "\n".join([*(line.rstrip() for line in lines), MARKS["text"].legend]) + "\n"
+    return "\n".join([*(line.rstrip() for line in lines), legend]) + "\n"
 
 
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], legend: str) -> str:
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in (head, *rows)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:], "", MARKS["markdown"].legend]) + "\n"
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:], "", legend]) + "\n"
 
 
-def _html(head: list[str], rows: list[list[str]]) -> str:
-    first = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    lines = "".join(f"<tr><th>{escape(row[0])}</th>{''.join(f'<td>{x}</td>' for x in row[1:])}</tr>" for row in rows)
-    legend = f"<p>{MARKS['html'].legend}</p>"
-    return f"<table><thead><tr>{first}</tr></thead><tbody>{lines}</tbody></table>{legend}\n"
+def _html(head: Sequence[str], rows: Sequence[Sequence[str]], legend: str, words: int) -> str:
+    def line(cells: Sequence[str], titles: int) -> str:
+        words_first = [f"<th>{escape(cell)}</th>" for cell in cells[:titles]]  # numbers are set by this library
+        return f"<tr>{''.join([*words_first, *(f'<td>{cell}</td>' for cell in cells[titles:])])}</tr>"
+
+    first, lines = line(head, len(head)), "".join(line(row, words) for row in rows)
+    below = f"<p>{legend}</p>" if legend else ""
+    return f"<table><thead>{first}</thead><tbody>{lines}</tbody></table>{below}\n"
 
 
-def _latex(head: list[str], rows: list[list[str]]) -> str:
-    lines = [" & ".join([_escaped(row[0]), *row[1:]]) + r" \\" for row in (list(map(_escaped, head)), *rows)]
+def _latex(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
+    titles = [*head[:words], *map(_escaped, head[words:])]
+    lines = [" & ".join([*map(_escaped, row[:words]), *row[words:]]) + r" \\" for row in (titles, *rows)]
     lines = [line.replace("≥", r"$\geq$") for line in lines]
-    begin = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
+    begin = rf"\begin{{tabular}}{{{'l' * words}{'r' * (len(head) - words)}}}"
     return "\n".join([begin, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -157,13 +182,19 @@ def _escaped(text: str) -> str:
 
 def _csv(scores: Mapping[str, Score], names: Sequence[str]) -> str:
     def cells(figure: Figure) -> Iterable[object]:
-        ends = (None, None) if figure.interval is None else figure.interval
-        return map(spreadsheet_cell, (figure.value, *ends))
+        return figure.value, *(figure.interval or (None, None))
 
+    head = ["run", "count", *(f"{key}{end}" for key in names for end in ("", "_low", "_high"))]
+    return csv_table(
+        head,
+        ([name, one.count, *(x for key in names for x in cells(one.figures[key]))] for name, one in scores.items()),
+    )
+
+
+def csv_table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    """Give a table as CSV, each value as of ``spreadsheet_cell``."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["run", "count", *(f"{key}{end}" for key in names for end in ("", "_low", "_high"))])
-    for name, one in scores.items():
-        values = (cell for key in names for cell in cells(one.figures[key]))
-        writer.writerow([spreadsheet_cell(name), one.count, *values])
+    writer.writerow(head)
+    writer.writerows(map(spreadsheet_cell, row) for row in rows)
     return out.getvalue()

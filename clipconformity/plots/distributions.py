@@ -19,7 +19,6 @@ from clipconformity.plots.style import (
     REFERENCE_COLOR,
     Histogram,
     binned,
-    density,
     draw_density,
     new_axes,
     run_look,
@@ -31,6 +30,10 @@ if TYPE_CHECKING:
 
 
 CONFORMITY = "conformity (mean cosine similarity)"
+RIDGE_CELLS = 120
+"""Cells of a ridge."""
+RIDGE_HEIGHT = 1.15
+"""Height of the highest ridge, in lines."""
 
 
 def conformity_distribution(
@@ -86,7 +89,7 @@ def distributions(
         The figure and its axes.
     """
     figure, ax = new_axes(ax)
-    edges = _common_cells([*runs.values(), *([] if reference is None else [reference])])
+    edges = _edges([*runs.values(), *([] if reference is None else [reference])], BINS)
     if reference is not None:
         draw_density(ax, binned(reference, edges), REFERENCE_COLOR, reference_label, fill=True)
     for number, (name, values) in enumerate(runs.items()):
@@ -106,13 +109,13 @@ def ridgelines(
     modality: str | None = None,
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """Draw the density of each run on a line of its own, over the reference's: for more runs than one plot can hold.
+    """Draw the density of each of many sets on a line of its own, with the reference's behind it in grey.
 
-    A tick under each density marks its median; the dashed line is the median of the reference. All densities have one
-    scale.
+    The first stands at the top. Each has its colour, its marker at the median, and a bar over its middle 90%; dashed
+    down the picture runs the reference's median. All densities have one scale.
 
     Args:
-        runs: Values ``(N,)`` by name, the first at the top.
+        runs: Values ``(N,)`` by name.
         reference: Values ``(M,)`` of the reference.
         quantity: What the values are, with their unit.
         modality: ``"image"`` or ``"text"``, for the colour of a single run.
@@ -121,33 +124,44 @@ def ridgelines(
     Returns:
         The figure and its axes.
     """
-    figure, ax = new_axes(ax, height=1.2 + 0.55 * len(runs))
-    edges = _common_cells([*runs.values(), reference])
-    own = density(binned(reference, edges))
-    drawn = {name: density(binned(values, edges)) for name, values in runs.items()}
-    scale = 0.85 / max(float(one.max()) for one in (own, *drawn.values()))
-    for number, (name, heights) in enumerate(drawn.items()):
-        look, bottom = run_look(number, len(runs), modality), len(runs) - 1 - number
-        for values, color, fill in ((own, REFERENCE_COLOR, True), (heights, look.color, False)):
-            ax.stairs(
-                (bottom + scale * values).numpy(), edges.numpy(), baseline=bottom, color=color, fill=fill,
-                alpha=0.4 if fill else 1.0, linewidth=1.8,
-            )  # fmt: skip
-        ax.plot(float(runs[name].double().median()), bottom, marker="|", markersize=9, color=look.color, zorder=3)
-    ax.axvline(float(reference.double().median()), color=REFERENCE_COLOR, linestyle="--", linewidth=0.8)
+    figure, ax = new_axes(ax, width=7.0, height=1.3 + 0.55 * len(runs))
+    edges = _edges([*runs.values(), reference], RIDGE_CELLS)
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    behind, drawn = _smooth_density(reference, edges), {name: _smooth_density(one, edges) for name, one in runs.items()}
+    highest = max(float(one.max()) for one in (behind, *drawn.values()))
+    ends = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
+    for number, (name, ridge) in enumerate(drawn.items()):
+        look, ground = run_look(number, len(runs), modality), float(len(runs) - 1 - number)
+        for heights, color in ((behind, REFERENCE_COLOR), (ridge, look.color)):
+            top = ground + RIDGE_HEIGHT * heights / highest
+            ax.fill_between(middle, ground, top, color=color, alpha=0.35, linewidth=0)
+        ax.plot(middle, top, color=look.color, linewidth=1.5)
+        low, median, high = runs[name].double().cpu().quantile(ends)
+        ax.plot([low, high], [ground, ground], color=look.color, linewidth=2, solid_capstyle="butt")
+        ax.plot(median, ground, color=look.color, marker=look.marker, markersize=8, markeredgecolor="white")
+    ax.axvline(float(reference.double().median()), color=REFERENCE_COLOR, linestyle="--", linewidth=0.8, zorder=0)
     ax.set_yticks([len(runs) - 1 - number for number in range(len(runs))], list(runs))
     ax.tick_params(axis="y", length=0)
-    ax.set_ylim(-0.1, len(runs))
+    ax.spines["left"].set_visible(False)
+    ax.set_ylim(-0.3, len(runs) + 0.25)
     ax.set_xlabel(quantity)
     return figure, ax
 
 
-def _common_cells(sets: Sequence[Tensor]) -> Tensor:
-    """Edges of equal cells over the range of all sets."""
-    everything = torch.cat([values.double().cpu() for values in sets])
+def _edges(sets: Sequence[Tensor], cells: int) -> Tensor:
+    """Edges of cells that are common to all sets."""
+    everything = torch.cat([x.double().cpu() for x in sets])
     low, high = float(everything.min()), float(everything.max())
     wider = 0.0 if high > low else 1e-6 + 1e-6 * abs(low)  # equal values still have a cell
-    return torch.linspace(low - wider, high + wider, BINS + 1, dtype=torch.float64)
+    return torch.linspace(low - wider, high + wider, cells + 1, dtype=torch.float64)
+
+
+def _smooth_density(values: Tensor, edges: Tensor) -> Tensor:
+    """Density of a set in each cell, smoothed over its neighbours ``(K,)``."""
+    counts, _ = binned(values, edges)
+    kernel = torch.exp(-0.5 * torch.arange(-6, 7, dtype=torch.float64).square() / 2.0**2)
+    smooth = torch.nn.functional.conv1d(counts[None, None], (kernel / kernel.sum())[None, None], padding=6)[0, 0]
+    return smooth / (smooth.sum() * (edges[1] - edges[0]))
 
 
 def conformity_panels(panels: list[tuple[str, Tensor, dict[str, Tensor]]]) -> Figure:

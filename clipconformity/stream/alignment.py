@@ -84,6 +84,14 @@ class MeanScore:
         """Mean with its uncertainty, buckets left out in turn.
 
         Raises:
+            ValueError: As :meth:`without`.
+        """
+        return jackknife(*self.without())
+
+    def without(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, what it is without each bucket, and the number of pairs in each, ``(G,)``.
+
+        Raises:
             ValueError: If there are fewer than two pairs, or a row was zero, NaN or infinite.
         """
         count, sums, bad = (self.state[name] for name in ("pair_count", "pair_score_sum", "pair_bad"))
@@ -95,7 +103,7 @@ class MeanScore:
         if self.total < 2:
             raise ValueError(f"expected at least 2 samples, got {int(self.total)}; add more.")
         left = (sums.sum() - sums) / (count.sum() - count)
-        return jackknife(sums.sum() / self.total, left, count)
+        return sums.sum() / self.total, left, count
 
 
 def pair_buckets(rows: Tensor, groups: Labels | None, ids: Sequence[object] | None) -> Tensor:

@@ -132,6 +132,11 @@ class Contrast:
         """:attr:`log_variety` with its uncertainty."""
         return self._estimate(self.log_variety)
 
+    @cached_property
+    def log_spread_ratio(self) -> Estimate:
+        """:attr:`log_spread` with its uncertainty."""
+        return self._estimate(self.log_spread)
+
     @property
     def counts(self) -> tuple[Tensor, Tensor]:
         """Rows of each bucket on either side, ``(G,)`` each."""
@@ -152,7 +157,7 @@ class Contrast:
         return Interval(low, max(high, (1 - mixed) / max(1 - theirs, TINY)) if math.isfinite(high) else high)
 
     @cached_property
-    def log_spread_ratio(self) -> Estimate:
+    def log_spread(self) -> Without:
         """Logarithm of the standard deviation of conformity over the reference's."""
         first, second, count = (self.view[name].cpu() for name in ("conformity_sum", "conformity_square_sum", "count"))
         if self.overlap.pairs:
@@ -164,7 +169,7 @@ class Contrast:
         whole = (second.sum() - first.sum().square() / count.sum()) / (count.sum() - 1)
         spread = self.reference.spread
         sides = whole.clamp_min(0).sqrt(), without.clamp_min(0).sqrt(), spread.whole, spread.fixed
-        return self._estimate(_log_ratio(*(x.clamp_min(TINY) for x in sides)))
+        return _log_ratio(*(x.clamp_min(TINY) for x in sides))
 
     @cached_property
     def histograms(self) -> Tensor:

@@ -15,12 +15,20 @@ from clipconformity.stream.pairs import Without, cross_squares, own_pairs_withou
 
 
 class Discrepancy(NamedTuple):
-    """Cosine MMD and the two halves that it is the sum of."""
+    """Cosine MMD and the two halves that it is the sum of, each with its uncertainty."""
 
     whole: Estimate
     typicality: Estimate
-    """2 (SC(Q) - C(P, Q)): above 0 where the samples are less typical than the reference."""
     variety: Estimate
+
+
+class DiscrepancyWithout(NamedTuple):
+    """The same, whole and without each bucket."""
+
+    whole: Without
+    typicality: Without
+    """2 (SC(Q) - C(P, Q)): above 0 where the samples are less typical than the reference."""
+    variety: Without
     """SC(P) - SC(Q): above 0 where they are less varied."""
 
 
@@ -34,12 +42,17 @@ class Noise(NamedTuple):
 
 def discrepancy(contrast: Contrast) -> Discrepancy:
     """Give the unbiased cosine MMD and its halves, with groups over pairs of different ones."""
+    return Discrepancy(*(_estimate(contrast, part) for part in discrepancy_without(contrast)))
+
+
+def discrepancy_without(contrast: Contrast) -> DiscrepancyWithout:
+    """Give the same without each bucket of either side."""
     (mine, without), (theirs, others) = (own_pairs_without(side) for side in _sides(contrast))
     cross = contrast.conformity
     variety = Without(mine - theirs, without - others, without - theirs, mine - others)
     typicality = Without(*(2 * (own - mean) for own, mean in zip((theirs, others, theirs, others), cross, strict=True)))
     whole = Without(*(one + other for one, other in zip(typicality, variety, strict=True)))
-    return Discrepancy(*(_estimate(contrast, part) for part in (whole, typicality, variety)))
+    return DiscrepancyWithout(whole, typicality, variety)
 
 
 def squares_discrepancy(contrast: Contrast) -> Tensor:

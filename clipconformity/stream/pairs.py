@@ -26,6 +26,21 @@ class Without(NamedTuple):
     evaluated: Tensor
     reference: Tensor
 
+    @classmethod
+    def of_one_side(cls, whole: Tensor, left: Tensor) -> Without:
+        """Give a figure of the evaluated side alone: whole, and without each bucket ``(G,)``."""
+        return cls(whole, left, left, whole.expand_as(left))
+
+
+class LeftOut(NamedTuple):
+    """A figure of samples, whole and without each bucket: what two runs are compared by."""
+
+    figure: Without
+    counts: tuple[Tensor, ...]
+    """Rows of each bucket of the samples and, where the figure depends on it, of the reference, ``(G,)`` each."""
+    logarithm: bool = False
+    """Whether it is the logarithm of what is shown, of which two runs have a ratio rather than a difference."""
+
 
 def own_pairs(moments: Moments) -> Estimate:
     """Self-conformity of a stream, with its standard error; see :func:`own_pairs_without`."""
@@ -87,11 +102,18 @@ def cross_pairs(evaluated: Moments, reference: Moments, overlap: Overlap) -> Wit
 
 
 def influence_estimate(value: Tensor, *sides: tuple[Tensor, Sample, Moments]) -> Estimate:
-    """Estimate a figure of one or two sides from what each sampled row moves it by, to first order, summed by bucket.
+    """Estimate a figure of one or two sides from :func:`influence_without`."""
+    figure, counts, _ = influence_without(value, *sides)
+    return joint_jackknife(figure.whole, figure.both, (figure.evaluated, figure.reference)[: len(counts)], counts)
+
+
+def influence_without(value: Tensor, *sides: tuple[Tensor, Sample, Moments], logarithm: bool = False) -> LeftOut:
+    """Leave buckets out of a figure by what each sampled row moves it by, to first order, summed by bucket.
 
     Args:
         value: The figure.
         sides: The influence of each row ``(k,)``, of mean 0; the row sample that they are of; all of the side.
+        logarithm: Whether the figure is a logarithm.
     """
     left, counts = [], []
     for influence, sample, moments in sides:
@@ -101,7 +123,9 @@ def influence_estimate(value: Tensor, *sides: tuple[Tensor, Sample, Moments]) ->
         sums = zeros.index_add(0, bucket, influence) * (len(influence) / float(moments.total)) ** 0.5
         left.append(value - sums / (count.sum() - count))
         counts.append(count)
-    return joint_jackknife(value, sum(left) - (len(left) - 1) * value, tuple(left), tuple(counts))
+    if len(left) == 1:
+        return LeftOut(Without.of_one_side(value, left[0]), tuple(counts), logarithm)
+    return LeftOut(Without(value, left[0] + left[1] - value, left[0], left[1]), tuple(counts), logarithm)
 
 
 class InGroups(NamedTuple):

@@ -8,10 +8,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from clipconformity.cli import main
+from clipconformity.data import write_embeddings
 from clipconformity.demo import draw_scene, sample_scenes
 from clipconformity.demo.scenes import specific_caption
+from clipconformity.provenance import Provenance
 
 pytestmark = [  # of scenes whose captions a person may have given too
     pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning"),
@@ -142,6 +145,88 @@ def test_the_cache_tells_captions_of_other_images_apart(told, folder, tmp_path):
     assert found[0] != found[1]
 
 
+@pytest.fixture
+def saved(folder, tmp_path, monkeypatch):
+    """The dull captions, scored and kept."""
+    monkeypatch.chdir(folder)
+    command = ["score", "--captions", "dull.json", "--reference", "reference.safetensors", "--resamples", "20"]
+    assert main([*command, "--save", str(tmp_path / "dull.safetensors")]) == 0
+    return tmp_path / "dull.safetensors"
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_a_saved_score_compares_as_its_source_and_encodes_nothing(format, told, saved, encoded):
+    first = told(*BOTH, "--format", format).out
+    encoded["encode_text"] = 0
+    found = told("varied=varied.json", f"dull={saved}", "--format", format).out
+    assert encoded["encode_text"] > 0  # the other's
+    assert found.replace(str(saved), "dull.json") == first
+    encoded["encode_text"] = 0
+    told(f"a={saved}", f"b={saved}")
+    assert encoded["encode_text"] == 0
+
+
+def test_a_report_and_classes_take_saved_scores_too(told, saved, tmp_path):
+    with (tmp_path / "by.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([(n, "odd" if n % 2 else "even") for n in range(COUNT)])
+    found = told("varied=varied.json", f"dull={saved}", "--by", str(tmp_path / "by.csv"),
+                 "--report", str(tmp_path / "r.html")).out  # fmt: skip
+    assert [line.split()[:2] for line in found.splitlines() if line.startswith(("odd", "even"))] != []
+    assert "dull" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_tables_of_differences_and_classes(told, tmp_path):
+    rows = list(csv.DictReader(io.StringIO(told(*BOTH, "--table", "differences", "--format", "csv").out)))
+    figures = [row["figure"] for row in rows]
+    assert figures[:2] == ["typicality_shift", "variety_ratio"]
+    assert {"conformity_mean", "self_conformity_mean", "norm_mean", "spread_ratio"} <= set(figures)
+    with (tmp_path / "by.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([(n, "odd" if n % 2 else "even") for n in range(COUNT)])
+    by = ("--by", str(tmp_path / "by.csv"))
+    rows = list(csv.DictReader(io.StringIO(told(*BOTH, *by, "--table", "classes", "--format", "csv").out)))
+    assert {(row["class"], row["run"]) for row in rows} == {(x, y) for x in ("odd", "even") for y in ("varied", "dull")}
+    both = told(*BOTH, *by, "--format", "latex").out
+    assert both.count(r"\begin{tabular}") == 2
+    assert told(*BOTH, *by, "--format", "latex", "--table", "runs").out.count(r"\begin{tabular}") == 1
+    assert len(list(csv.reader(io.StringIO(told(*BOTH, *by, "--format", "csv").out)))) == 3
+    found = json.loads(told(*BOTH, *by, "--format", "json").out)
+    assert len(found["runs"]["dull"]["by"]["classes"]) == 2
+    assert "--table: classes goes with --by" in told(*BOTH, "--table", "classes", status=2).err
+
+
+def test_a_saved_score_is_refused_where_it_does_not_belong(told, saved, folder, capsys, tmp_path):
+    other = str(tmp_path / "other.safetensors")
+    assert main(["reference", "--captions", "varied.json", "--encoder", "tiny", "-o", other]) == 0
+    capsys.readouterr()
+    assert main(["compare", "a=varied.json", f"b={saved}", "--reference", other, "--resamples", "20"]) == 2
+    assert f"b: {saved}: scored against the reference '" in capsys.readouterr().err
+    found = told("a=varied.json", f"b={saved}", "--metrics", "frechet", status=2).err
+    assert "metric 'frechet' needs the second moment of the rows, which this saved score lacks" in found
+    assert "a: reference.safetensors is a reference set; give it as `--reference FILE`" in told(
+        "a=reference.safetensors", f"b={saved}", status=2
+    ).err  # fmt: skip
+    assert main(["compare", "a=varied.json", "b=dull.json", "--reference", str(saved)]) == 2
+    assert "not a reference set, but a saved score" in capsys.readouterr().err
+    for command in (["score", "--embeddings", str(saved), "--reference", "reference.safetensors"],
+                    ["reference", "--embeddings", str(saved), "-o", str(tmp_path / "new.safetensors")]):  # fmt: skip
+        assert main(command) == 2
+        assert "it is a saved score, not embeddings; give it to `clipconformity compare`" in capsys.readouterr().err
+    saved.write_bytes(saved.read_bytes()[:-9])
+    assert "b: " in told("a=varied.json", f"b={saved}", status=2).err
+
+
+def test_a_saved_score_is_not_written_over(told, saved, folder, capsys):
+    command = ["score", "--captions", "dull.json", "--reference", "reference.safetensors", "--save"]
+    assert main([*command, str(saved)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main([*command, "kept.json"]) == 2
+    assert "--save: expected a name that ends in .safetensors" in capsys.readouterr().err
+    page = saved.with_suffix(".html")
+    page.symlink_to(saved)
+    found = told("a=varied.json", f"b={saved}", "--report", str(page), "--overwrite", status=2).err
+    assert "are the same file" in found
+
+
 BAD = {
     "column": (["a=images", "b=e.npy", "--column", "words"], "--column: goes with a file of captions"),
     "one model": (["varied=varied.json"], "expected at least two models"),
@@ -150,12 +235,15 @@ BAD = {
     "absent": (["a=varied.json", "b=absent.json"], "b: absent.json: no such file or folder"),
     "modality": (["a=varied.json", "b=images"], "b: "),
     "dimension": (["a=varied.json", "b=e.npy"], "b: "),
+    "encoder": (["a=varied.json", "b=other.safetensors"], "b: the samples come from encoder 'hf:other/model'"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_what_cannot_be_compared_is_refused_in_one_line(case, told, folder):
-    np.save(folder / "e.npy", np.random.default_rng(0).normal(1, 1, (40, 7)).astype(np.float32))
+    rows = torch.from_numpy(np.random.default_rng(0).normal(1, 1, (40, 64)).astype(np.float32))
+    np.save(folder / "e.npy", rows[:, :7].numpy())
+    write_embeddings(folder / "other.safetensors", rows, provenance=Provenance("hf:other/model", None, "text"))
     models, message = BAD[case]
     found = told(*models, status=2)
     assert found.out == ""

@@ -50,12 +50,12 @@ def test_no_report_reference_or_embeddings_say_where_things_lie(home, capsys):
     for kind, source in (("--images", images), ("--captions", captions)):
         reference = f"coco-{'image' if kind == '--images' else 'text'}.safetensors"
         run("embed", kind, source, *told, "-o", f"e{kind}.safetensors")
-        outputs = ["--report", f"r{kind}.html", "--per-sample", f"s{kind}.csv"]
+        outputs = ["--report", f"r{kind}.html", "--per-sample", f"s{kind}.csv", "--save", f"k{kind}.safetensors"]
         run("score", kind, source, f"--encoder={home}/checkpoint", "--reference", reference, *outputs)
     embeddings = [Path.cwd() / f"e--{kind}.safetensors" for kind in ("images", "captions")]
     run("geometry", "--image-embeddings", embeddings[0], "--text-embeddings", embeddings[1], "--report", "g.html")
     written = contents(Path.cwd())
-    assert len(written) == 11
+    assert len(written) == 13
     for name, content in written.items():
         for secret in (b"anna", str(Path.cwd()).encode(), str(home.parent.parent).encode()):
             assert secret not in content, name

@@ -54,4 +54,4 @@ def writers() -> set[str]:
 
 
 def test_nothing_else_writes_json():
-    assert writers() - IDENTITIES - {"stream/reference_file.py"} == {"data/strict_json.py"}
+    assert writers() - IDENTITIES - {"stream/state_file.py"} == {"data/strict_json.py"}

@@ -13,17 +13,22 @@ import torch
 from helpers import rows_with_cosine
 
 import clipconformity as cc
-from clipconformity.evaluation import compare, embedding_source, score
-from clipconformity.evaluation.comparison import Comparison, Difference, _apart, _corrected, _differences, _p_value
+from clipconformity.evaluation import Difference, compare, embedding_source, score
+from clipconformity.evaluation.comparison import Comparison, _apart, _p_value, corrected, pair_differences
 from clipconformity.evaluation.sources import Source, SourceBatch
 from clipconformity.evaluation.tables import FIGURES
-from clipconformity.functional.resampling import Estimate, jackknife_error
-from clipconformity.stream.contrast import Contrast
+from clipconformity.functional.resampling import Estimate, jackknife_error, joint_jackknife
 from clipconformity.stream.moments import bucket_of
+from clipconformity.stream.pairs import LeftOut
+from clipconformity.stream.readouts import read_outs
 from clipconformity.stream.stream import Needs, Stream
 
 DIM = 16
-JUDGED = ("typicality", "log_variety")
+JUDGED = ("typicality_shift", "variety_ratio")
+DELETED = (*JUDGED, "conformity_mean", "cosine_mmd", "cosine_mmd_typicality", "cosine_mmd_variety")
+"""Figures whose buckets are left out exactly, of the reference too."""
+ALONE = ("self_conformity_mean", "norm_mean")
+"""The same of figures that do without a reference."""
 
 
 def drawn(count, mean, generator, common=None) -> torch.Tensor:
@@ -48,11 +53,13 @@ def compared(reference, *rows, **labels):
     return compare(runs, reference, resamples=20)
 
 
-def contrast(rows, reference, **labels) -> Contrast:
-    """What a score keeps of a run, without the densities that it fits."""
+def left_out(rows, reference, figures=JUDGED, **labels) -> dict[str, LeftOut]:
+    """What a run is compared by, by default in the two figures that are judged."""
     stream = Stream.against(reference, Needs(conformity=True, rows=True, reference=True))
     stream.update(rows, **labels)
-    return stream.contrast("test")
+    outs = [read_outs()[name] for name in ("conformity", "norm", "cosine_mmd")]
+    found = {name: one for out in outs for name, one in out.left_out(stream).items()}
+    return {name: found[name] for name in figures}
 
 
 def test_the_difference_of_two_runs_is_that_of_their_figures(reference, generator):
@@ -74,8 +81,8 @@ def test_the_interval_of_a_difference_covers_it(labels, reference):
         common = None if labels == "none" else torch.randn(150, generator=generator, dtype=torch.float64)
         label = {"none": {}, "groups": {"groups": torch.arange(150)}, "ids": {"ids": [f"p{n}" for n in range(150)]}}
         one, two = (drawn(150, mean, generator, common) for mean in (0.615, 0.6))
-        found = _differences(
-            "a", contrast(one, reference, **label[labels]), "b", contrast(two, reference, **label[labels])
+        found = pair_differences(
+            "a", left_out(one, reference, **label[labels]), "b", left_out(two, reference, **label[labels])
         )[0]
         # In the reference's units, whose standard deviation is known to 3%.
         truth = 0.015 / 0.05 * 0.05 / float(reference.spread.whole) * float(reference.unit_mean.norm())
@@ -93,7 +100,7 @@ def test_a_difference_is_told_and_its_absence_is_not(reference, generator):
         "more",
         "undecided",
     ]
-    assert len(found.differences) == 6
+    assert len([one for one in found.differences if one.figure in JUDGED]) == 6
     lines = found.table().splitlines()
     assert lines[0].split()[:2] == ["run", "N"]
     assert any(line.startswith("a is more typical than b (0.") for line in lines)
@@ -122,12 +129,12 @@ def test_outcomes_are_corrected_for_the_number_of_pairs(reference):
     told, uncorrected = 0, 0
     for seed in range(40):
         generator = torch.Generator().manual_seed(seed)
-        runs = {name: contrast(drawn(60, 0.6, generator), reference) for name in "abcdef"}
+        runs = {name: left_out(drawn(60, 0.6, generator), reference) for name in "abcdef"}
         pairs = [
             one for first, second in combinations(runs, 2)
-            for one in _differences(first, runs[first], second, runs[second])
+            for one in pair_differences(first, runs[first], second, runs[second])
         ]  # fmt: skip
-        shifts = [one for one in _corrected(pairs) if one.figure == "typicality_shift"]
+        shifts = [one for one in corrected(pairs) if one.figure == "typicality_shift"]
         told += any(one.outcome != "undecided" for one in shifts)
         uncorrected += any(one.p_value <= 0.05 for one in shifts)
         assert [one.p_adjusted for one in shifts] == pytest.approx(
@@ -146,8 +153,8 @@ def multipletests_holm(p_values):
 
 
 def test_a_p_value_agrees_with_its_interval(reference, generator):
-    runs = [contrast(drawn(80, mean, generator), reference) for mean in (0.6, 0.605)]
-    for one in _differences("a", runs[0], "b", runs[1]):
+    runs = [left_out(drawn(80, mean, generator), reference) for mean in (0.6, 0.605)]
+    for one in pair_differences("a", runs[0], "b", runs[1]):
         none = 0.0 if one.figure == "typicality_shift" else 1.0
         assert (one.p_value < 0.05) == (not one.interval.low <= none <= one.interval.high)
 
@@ -155,9 +162,11 @@ def test_a_p_value_agrees_with_its_interval(reference, generator):
 def test_more_and_less_are_about_no_difference():
     values = {"typicality_shift": (-0.5, 0.5), "variety_ratio": (0.5, 1.5)}
     told = [
-        Difference("a", "b", figure, value, None, "undecided", 1e-9) for figure in values for value in values[figure]
+        Difference("a", "b", figure, value, None, "undecided", 1e-9, ratio=figure == "variety_ratio")
+        for figure in values
+        for value in values[figure]
     ]
-    assert [one.outcome for one in _corrected(told)] == ["less", "more"] * 2
+    assert [one.outcome for one in corrected(told)] == ["less", "more"] * 2
     sure = [_p_value(Estimate(torch.tensor(value), torch.tensor(0.0), 5.0)) for value in (0.0, 1.0)]
     assert sure == [1, 0]
 
@@ -205,12 +214,14 @@ def test_a_difference_has_the_error_of_an_explicit_jackknife(generator):
     groups = [torch.arange(60) // 5, torch.arange(45) // 5, torch.arange(90) // 5 + 6]  # some are of all three
     buckets = [bucket_of(one) for one in groups]
 
+    everything = (*DELETED, *ALONE)
+
     def figures(kept):
         one, two, others = (rows[keep] for rows, keep in zip(sides, kept, strict=True))
         labels = [label[keep] for label, keep in zip(groups, kept, strict=True)]
         reference = cc.ReferenceSet.fit(others, groups=labels[2])
-        runs = [contrast(rows, reference, groups=label) for rows, label in ((one, labels[0]), (two, labels[1]))]
-        return torch.stack([getattr(runs[0], name).whole - getattr(runs[1], name).whole for name in JUDGED])
+        runs = [left_out(x, reference, everything, groups=label) for x, label in ((one, labels[0]), (two, labels[1]))]
+        return torch.stack([runs[0][name].figure.whole - runs[1][name].figure.whole for name in everything])
 
     def error(*left_out):
         used = torch.cat([buckets[side] for side in left_out]).unique()
@@ -220,13 +231,93 @@ def test_a_difference_has_the_error_of_an_explicit_jackknife(generator):
         return torch.stack([jackknife_error(column, torch.ones(len(used))) for column in values.T])
 
     reference = cc.ReferenceSet.fit(sides[2], groups=groups[2])
-    runs = [contrast(rows, reference, groups=label) for rows, label in zip(sides[:2], groups[:2], strict=True)]
-    counts = runs[0].counts[0], runs[1].counts[0], runs[0].counts[1]
-    found = [_apart(getattr(runs[0], name), getattr(runs[1], name), counts) for name in JUDGED]
+    runs = [left_out(x, reference, everything, groups=y) for x, y in zip(sides[:2], groups[:2], strict=True)]
+    found = [_apart(runs[0][name], runs[1][name]) for name in everything]
     np.testing.assert_allclose([float(one.value) for one in found], figures([one >= 0 for one in buckets]), rtol=1e-9)
-    np.testing.assert_allclose([float(one.error) for one in found], error(0, 1, 2), rtol=1e-5)
-    parts = torch.stack([error(side) for side in range(3)])
-    np.testing.assert_allclose([one.parts for one in found], parts.T.square(), rtol=1e-4)
-    ends = [one.interval for one in _differences("a", runs[0], "b", runs[1])]
+    errors = torch.cat(
+        [error(0, 1, 2)[: len(DELETED)], error(0, 1)[len(DELETED) :]]
+    )  # nothing moves with the reference
+    np.testing.assert_allclose([float(one.error) for one in found], errors, rtol=1e-5)
+    parts = torch.stack([error(side) for side in range(3)]).T.square()
+    np.testing.assert_allclose([one.parts for one in found[: len(DELETED)]], parts[: len(DELETED)], rtol=1e-4)
+    np.testing.assert_allclose([one.parts for one in found[len(DELETED) :]], parts[len(DELETED) :, :2], rtol=1e-4)
+    ends = [one.interval for one in pair_differences("a", runs[0], "b", runs[1])]
+    assert len(ends) == len(everything)
     assert ends[0] == pytest.approx(found[0].interval())
     assert ends[1] == pytest.approx([np.exp(end) for end in found[1].interval()])
+
+
+def test_what_a_figure_is_compared_by_gives_its_own_interval(reference, generator):
+    """So that no difference rests on another uncertainty than the figure itself; t on the same degrees of freedom."""
+    rows = drawn(200, 0.62, generator)
+    metrics = ["cosine_mmd", "cmmd", "vendi", "frechet"]
+    one = score(source(rows), reference, metrics=metrics, resamples=20)
+    found = {}
+    for metric in one.metrics:
+        found |= read_outs()[metric].left_out(one.stream)
+    assert {*DELETED, *ALONE, "spread_ratio", "cmmd", "cmmd_unbiased", "vendi", "rke", "frechet"} <= set(found)
+    del found["conformity_mean"]  # whose own interval takes the reference as it is
+    for name, (figure, counts, logarithm) in found.items():
+        sides = (figure.evaluated, figure.reference)[: len(counts)]
+        estimate = joint_jackknife(figure.whole, figure.both, sides, counts)
+        value, ends = float(estimate.value), estimate.interval()
+        shown = one.figures[name]
+        assert (np.exp(value) if logarithm else value) == pytest.approx(shown.value, rel=1e-9), name
+        expected = [np.exp(end) for end in ends] if logarithm else list(ends)
+        assert shown.interval == pytest.approx(expected, rel=1e-6), name
+
+
+def test_further_figures_are_compared_and_corrected_for_their_own_pairs(reference, generator):
+    rows = drawn(150, 0.6, generator)
+    runs = {"a": rows * 1.2, "b": drawn(150, 0.6, generator), "c": drawn(150, 0.66, generator)}
+    scores = {
+        name: score(source(one), reference, metrics=["frechet"] if name < "c" else ["vendi"], resamples=20)
+        for name, one in runs.items()
+    }
+    found = compare(scores, reference)
+    told = found.difference("a", "b", "norm_mean")
+    norms = [torch.linalg.vector_norm(one.double(), dim=1) for one in runs.values()]
+    assert told.value == pytest.approx(float(norms[0].mean() - norms[1].mean()), rel=1e-6)
+    assert (told.outcome, told.ratio) == ("more", False)
+    assert told.text().startswith("a has a higher norm mean than b (")
+    assert "no difference in norm mean can be told" in found.difference("b", "c", "norm_mean").text()
+    assert found.ranks("norm_mean") == {"a": 1, "b": 2, "c": 2}
+    assert found.difference("a", "b", "frechet").value == pytest.approx(
+        scores["a"].value("frechet") - scores["b"].value("frechet"), rel=1e-9
+    )
+    for figure in ("frechet", "vendi"):  # a figure of one run alone has no difference
+        with pytest.raises(KeyError):
+            found.difference("a", "c", figure)
+    for figure in {one.figure for one in found.differences}:
+        pairs = [one for one in found.differences if one.figure == figure]
+        holm = multipletests_holm([one.p_value for one in pairs])
+        assert [one.p_adjusted for one in pairs] == pytest.approx(holm, rel=1e-12), figure
+    assert not any("norm" in line for line in found.table().splitlines())  # as text the judged ones alone
+
+
+def test_a_run_does_not_differ_from_itself(reference, generator):
+    one = score(source(drawn(100, 0.6, generator)), reference, metrics=["cosine_mmd", "vendi", "frechet"], resamples=20)
+    for told in compare({"a": one, "b": one}, reference).differences:
+        assert (told.value, told.p_value, told.outcome) == (told.no_difference, 1.0, "undecided"), told.figure
+        assert told.interval == (told.no_difference, told.no_difference)
+
+
+def test_a_figure_that_no_field_names_is_refused(reference, generator, monkeypatch):
+    one = score(source(drawn(100, 0.6, generator)), reference, resamples=20)
+    norm = read_outs()["norm"]
+    monkeypatch.setattr(type(norm), "left_out", lambda self, stream: {"rare": None})
+    with pytest.raises(ValueError, match="metrics: 'norm' gave rare, which its fields do not name"):
+        compare({"a": one, "b": one}, reference)
+
+
+def test_a_run_without_variety_is_told_without_a_number_of_rounding(generator):
+    reference = cc.ReferenceSet.fit(torch.randn(300, 8, generator=generator) + 1)
+    same = torch.randn(1, 8, generator=generator).expand(60, 8) * (1 + 0.1 * torch.rand(60, 1, generator=generator))
+    runs = {"varied": torch.randn(60, 8, generator=generator) + 1, "one caption": same}
+    with pytest.warns(cc.LowerBoundWarning):
+        found = compare({name: source(rows) for name, rows in runs.items()}, reference, resamples=20)
+    difference = found.difference("varied", "one caption", "variety_ratio")
+    assert difference.outcome == "more"
+    assert difference.value == pytest.approx(1000)
+    assert difference.interval.high <= 1000 * (1 + 1e-12)
+    assert "next to no variety" in difference.text()

@@ -14,7 +14,10 @@ from helpers import ellipsoid_rows
 from clipconformity import ReferenceSet
 from clipconformity.cli import main
 from clipconformity.evaluation import decided_at, embedding_source, sample_size_curve, score, write_curve
+from clipconformity.evaluation.pairs import paired_source
 from clipconformity.evaluation.sample_size import SizePoint
+from clipconformity.evaluation.sources import Source, SourceBatch
+from clipconformity.provenance import Provenance
 
 DIM = 6
 COUNT = 700
@@ -59,9 +62,23 @@ def test_a_point_is_the_score_of_so_many_of_the_samples(result, reference, tmp_p
 def test_points_have_the_margins_of_the_score_and_no_more_rows_than_are_kept(result):
     verdicts = {name: one._replace(margin=0.77) for name, one in result.verdicts.items()}
     few = SimpleNamespace(evaluated=result.contrast.evaluated, sample=result.contrast.sample.smallest(150))
-    curve = sample_size_curve(dataclasses.replace(result, verdicts=verdicts, contrast=few), [100, 200], resamples=20)
+    held = SimpleNamespace(contrast=lambda name: few)
+    curve = sample_size_curve(dataclasses.replace(result, verdicts=verdicts, stream=held), [100, 200], resamples=20)
     assert [point.size for point in curve] == [100, COUNT]
     assert {one.margin for one in curve[0].verdicts.values()} == {0.77}
+
+
+def test_samples_with_partners_have_every_point_but_for_their_clip_score(reference, generator):
+    """Which the row sample, that the points are taken from, does not hold."""
+    ids = [f"{n}.png" for n in range(120)]
+    sides = [
+        Source(iter([SourceBatch(ellipsoid_rows(120, DIM, generator), ids)]), 120, Provenance("e", None, kind))
+        for kind in ("image", "text")
+    ]
+    result = score(paired_source(*sides, scored="image"), reference, resamples=20)
+    curve = sample_size_curve(result, resamples=20)
+    assert [point.size for point in curve] == [20, 50, 100, 120]
+    assert set(result.figures) - set(curve[0].figures) == {"clip_score", "clip_score_se"}
 
 
 def test_groups_stay_groups(tmp_path, generator, reference):
@@ -116,6 +133,6 @@ def test_wrong_use_is_refused(result, tmp_path):
     with pytest.raises(ValueError, match="sizes: expected at least 20 samples, got 5"):
         sample_size_curve(result, [5])
     with pytest.raises(ValueError, match=r"expected a Score that score\(\) gave"):
-        sample_size_curve(dataclasses.replace(result, contrast=None))
+        sample_size_curve(dataclasses.replace(result, stream=None))
     write_curve(tmp_path / "curve.csv", sample_size_curve(result, [50], resamples=20))
     assert (tmp_path / "curve.csv").read_text().startswith("n,figure,value,low,high,verdict")

@@ -31,8 +31,9 @@ from clipconformity.data import (
     write_embeddings,
 )
 from clipconformity.encoders.registry import TINY
+from clipconformity.evaluation import Score, compare, embedding_source, score
 from clipconformity.provenance import Provenance
-from clipconformity.stream.reference_file import checksum
+from clipconformity.stream.state_file import checksum
 
 Random = random.Random
 Act = Callable[[], object]
@@ -219,6 +220,27 @@ def pickled(folder: Path, random: Random) -> Act:
     return lambda: _use(path)
 
 
+def saved_score(folder: Path, random: Random) -> Act:
+    path, reference = folder / "s.safetensors", cc.ReferenceSet.fit(ROWS + 0.1, modality="image")
+    write_embeddings(folder / "e.safetensors", ROWS, ids=[f"{n}.png" for n in range(40)], groups=GROUPS)
+    metrics = random.choice((["conformity"], ["nearest", "vendi"]))
+    score(embedding_source([folder / "e.safetensors"]), reference, resamples=1, metrics=metrics).save(path)
+    whole = path.read_bytes()
+    if random.random() < 0.4:
+        path.write_bytes(damage_bytes(whole, random))
+        if path.read_bytes() != whole:
+            return lambda: _must_fail(lambda: Score.load(path, reference, resamples=1))
+    else:
+        _damage_state(path, ("score", "ids", "words"), random)
+    return lambda: _check_score(Score.load(path, reference, resamples=1))
+
+
+def _check_score(one: Score) -> None:
+    json.dumps(one.to_dict(), allow_nan=False)
+    assert all(figure.value is None or np.isfinite(figure.value) for figure in one.figures.values())
+    compare({"a": one, "b": one}, one.reference).table()
+
+
 def reference(folder: Path, random: Random) -> Act:
     path = folder / "r.safetensors"
     size = random.choice((25, 10_000))
@@ -229,27 +251,32 @@ def reference(folder: Path, random: Random) -> Act:
     if random.random() < 0.4:
         path.write_bytes(damage_bytes(whole, random))
         if path.read_bytes() != whole:
-            return lambda: _must_fail(path)
-    else:  # by someone who makes the checksum anew
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata()
-        tensors = load_file(path)
-        if random.random() < 0.5:
-            name = random.choice(("reference", "ids"))
-            about[name] = as_json(damage_json(json.loads(about[name]), random)).decode()
-        else:
-            tensors = _damaged(tensors, random)
-        try:
-            about["checksum"] = checksum(tensors, about)
-        except (RuntimeError, NotImplementedError, TypeError):  # of no plain values, and cannot be saved either
-            tensors = load_file(path)
-        _save(path, tensors, about)
+            return lambda: _must_fail(lambda: cc.ReferenceSet.load(path))
+    else:
+        _damage_state(path, ("reference", "ids"), random)
     return lambda: _check_figures(cc.ReferenceSet.load(path))
 
 
-def _must_fail(path: Path) -> None:
-    cc.ReferenceSet.load(path)
-    raise AssertionError("a damaged reference was read")
+def _damage_state(path: Path, entries: tuple[str, ...], random: Random) -> None:
+    """By someone who makes the checksum anew."""
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+    tensors = load_file(path)
+    if random.random() < 0.5:
+        name = random.choice(entries)
+        about[name] = as_json(damage_json(json.loads(about[name]), random)).decode()
+    else:
+        tensors = _damaged(tensors, random)
+    try:
+        about["checksum"] = checksum(tensors, about)
+    except (RuntimeError, NotImplementedError, TypeError):  # of no plain values, and cannot be saved either
+        tensors = load_file(path)
+    _save(path, tensors, about)
+
+
+def _must_fail(read: Act) -> None:
+    read()
+    raise AssertionError("a damaged file was read")
 
 
 TURNED = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
@@ -321,6 +348,7 @@ READERS: dict[str, Callable[[Path, Random], Act]] = {
         numpy_arrays,
         pickled,
         reference,
+        saved_score,
         images,
         checkpoint,
     )

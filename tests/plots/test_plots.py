@@ -126,22 +126,6 @@ def test_names_stand_from_top_to_bottom():
     assert ax.get_ylim()[0] > ax.get_ylim()[1]
 
 
-def test_ridgelines_hold_one_density_a_run_over_that_of_the_reference(generator):
-    runs = {str(n): torch.randn(200, generator=generator) + n for n in range(12)}
-    reference = torch.randn(300, generator=generator)
-    _, ax = plots.ridgelines(runs, reference)
-    assert [label.get_text() for label in ax.get_yticklabels()] == list(runs)
-    stairs = [patch.get_data() for patch in ax.patches]
-    assert len(stairs) == 24
-    scale = {
-        round(float(((heights - base) * np.diff(edges)).sum()), 9) for heights, edges, base in stairs
-    }  # areas of one size: all densities have one scale
-    assert len(scale) == 1
-    assert max(float((heights - base).max()) for heights, _, base in stairs) <= 0.85 + 1e-9
-    marks = [each for each in ax.lines if each.get_marker() == "|"]
-    assert [float(mark.get_xdata()[0]) for mark in marks] == pytest.approx([float(x.median()) for x in runs.values()])
-
-
 def test_figures_of_unlike_units_share_no_axis():
     values = [{"a": torch.tensor(1.0), "b": torch.tensor(1000.0)}, {"a": torch.tensor(2.0), "b": torch.tensor(900.0)}]
     _, ax = plots.figures(values)
@@ -345,3 +329,37 @@ def test_drawing_in_a_colour_ends_with_its_context():
     with plots.drawing_in("#010203"):
         assert mpl.rcParams["text.color"] == "#010203"
     assert mpl.rcParams["text.color"] == before
+
+
+def test_ridges_of_twelve_models_are_told_apart_and_look_as_on_the_map(generator):
+    runs = {f"model {n}": torch.randn(200, generator=generator) * (0.5 + 0.1 * n) + n for n in range(12)}
+    reference = torch.randn(300, generator=generator)
+    _, ax = plots.ridgelines(runs, reference)
+    marks = [one for one in ax.lines if one.get_marker() not in ("None", None, "")]
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == list(runs)
+    looks = {name: (one.get_color(), one.get_marker()) for name, one in zip(names, marks, strict=True)}
+    assert len(set(looks.values())) == 12
+    for number, (one, values) in enumerate(zip(marks, runs.values(), strict=True)):
+        assert one.get_xdata()[0] == pytest.approx(float(values.double().median()), abs=0.05)
+        assert one.get_ydata()[0] == 11 - number  # the first at the top
+    place = plots.Place((0.0, -0.1, 0.1), (1.0, 0.9, 1.1))
+    _, other = plots.typicality_and_variety(dict.fromkeys(runs, place))
+    on_map = [(one.lines[0].get_color(), one.lines[0].get_marker()) for one in other.containers]
+    assert on_map == list(looks.values())
+
+
+def test_a_ridge_is_a_density_over_the_references(generator):
+    values, reference = torch.randn(4000, generator=generator), torch.randn(4000, generator=generator) * 2
+    _, ax = plots.ridgelines({"a": values}, reference)
+    line = next(one for one in ax.lines if len(one.get_xdata()) > 10)
+    x, y = (torch.tensor(part) for part in line.get_data())
+    height = 1 / torch.trapezoid(y, x)  # so that the ridge is a density
+    truth = torch.exp(-x.square() / 2) / (2 * torch.pi) ** 0.5
+    assert float((height * y - truth).abs().max()) < 0.05
+    assert float(y.max()) == pytest.approx(1.15)  # the narrower of the two is the highest
+
+
+def test_equal_values_still_make_a_ridge():
+    _, ax = plots.ridgelines({"a": torch.full((5,), 0.5), "b": torch.full((5,), 0.5)}, torch.full((9,), 0.5))
+    assert len(ax.get_yticklabels()) == 2

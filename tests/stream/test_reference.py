@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import clipconformity as cc
 from clipconformity import ReferenceSet
-from clipconformity.stream.reference_file import checksum
+from clipconformity.stream.state_file import checksum
 from clipconformity.stream.stream import Needs, Stream
 
 DIM = 12

@@ -10,10 +10,11 @@ import torch
 from helpers import ellipsoid_rows
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from state_files import of, put, rewrite
 
 from clipconformity import ReferenceSet
 from clipconformity.cli import main
-from clipconformity.stream.reference_file import checksum
+from clipconformity.stream.state_file import checksum
 
 N, KEPT, DIM = 40, 25, 6
 
@@ -23,18 +24,6 @@ def saved(generator, tmp_path) -> Path:
     """A reference of 40 rows that keeps 25."""
     ReferenceSet.fit(ellipsoid_rows(N, DIM, generator), max_samples=KEPT).save(tmp_path / "r.safetensors")
     return tmp_path / "r.safetensors"
-
-
-def rewrite(path: Path, tensors: dict[str, torch.Tensor] | None = None, fields: object = None) -> None:
-    """Replace some tensors, and some fields of the metadata, or its text; the checksum is made anew."""
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    if isinstance(fields, dict):
-        metadata["reference"] = json.dumps(json.loads(metadata["reference"]) | fields)
-    elif fields is not None:
-        metadata["reference"] = fields
-    everything = load_file(path) | (tensors or {})
-    save_file(everything, path, metadata | {"checksum": checksum(everything, metadata)})
 
 
 FIELDS = {
@@ -69,30 +58,10 @@ FIELDS = {
 @pytest.mark.parametrize("kind", FIELDS)
 def test_a_damaged_field_is_named_with_the_file(kind, saved):
     fields, message = FIELDS[kind]
-    rewrite(saved, fields=fields)
+    rewrite(saved, reference=fields)
     with pytest.raises(ValueError, match=r"r\.safetensors: damaged: ") as raised:
         ReferenceSet.load(saved)
     assert message in str(raised.value)
-
-
-def of(name, change):
-    """Damage one tensor: what is changed is a copy, and may be returned anew."""
-
-    def damage(tensors):
-        tensor = tensors[name].clone()
-        changed = change(tensor)
-        return {name: tensor if changed is None else changed}
-
-    return damage
-
-
-def put(*place):
-    *index, value = place
-
-    def change(tensor):
-        tensor[tuple(index)] = value
-
-    return change
 
 
 TENSORS = {
@@ -128,7 +97,7 @@ TENSORS = {
     ),
     "a flipped count": (of("count", put(5, 3.0)), "count: the buckets hold"),
     "a negative count": (of("count", put(5, -1.0)), "count: the buckets hold"),
-    "bad rows": (of("bad", lambda t: t + 1), "bad is 1; a reference has no such rows"),
+    "bad rows": (of("bad", lambda t: t + 1), "bad is 1; such a file has no such rows"),
     "rows of unit norm": (of("normalized", lambda t: t + N), "normalized is 40 of 40 rows, and said to be False"),
     "a negative norm": (of("norm_sum", lambda t: -t), "norm_sum does not fit norm_square_sum"),
     "an entry beyond its diagonal": (
@@ -174,7 +143,7 @@ def test_copies_must_be_all_rows_where_all_are_kept(generator, saved):
 
 
 def test_the_command_tells_a_damaged_reference_in_one_line(saved, capsys):
-    rewrite(saved, fields={"count": 10**30})
+    rewrite(saved, reference={"count": 10**30})
     other = saved.with_name("other.safetensors")
     ReferenceSet.fit(torch.rand(9, DIM) + 0.1).save(other)
     assert main(["merge", str(other), str(saved), "-o", str(saved.with_name("out.safetensors"))]) == 2

@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import NamedTuple, TypeGuard
 
+from clipconformity.stream.pairs import LeftOut, Without
 from clipconformity.stream.readouts.base import Batch, Direction, Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
 
@@ -44,9 +45,11 @@ __all__ = [
     "Batch",
     "Direction",
     "Field",
+    "LeftOut",
     "Needs",
     "ReadOut",
     "Stream",
+    "Without",
     "failed_read_outs",
     "read_outs",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clipconformity.functional.resampling import Interval
 from clipconformity.stream.alignment import Partners
+from clipconformity.stream.pairs import LeftOut
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
 
@@ -105,6 +106,13 @@ class ReadOut(ABC):
             ValueError: As :meth:`read` and :meth:`resample`.
         """
         return self.read(stream) | self.resample(stream, resamples=resamples, generator=generator)
+
+    def left_out(self, stream: Stream) -> Mapping[str, LeftOut]:
+        """Give figures by name, whole and without each bucket of rows, by which two runs are compared; by default none.
+
+        A figure that is not among them has its own interval, and no difference of two runs is told of it.
+        """
+        return {}
 
     def notes(self, stream: Stream) -> list[str]:
         """Give what a reader of the figures should know of these samples, a sentence each; by default nothing."""

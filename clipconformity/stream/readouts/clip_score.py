@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from clipconformity.stream.alignment import MeanScore
+from clipconformity.stream.pairs import LeftOut, Without
 from clipconformity.stream.readouts.base import Batch, Field, ReadOut
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
@@ -25,7 +26,16 @@ class CLIPScoreReadOut(ReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the mean, exact, and its standard error."""
-        return self.of(stream.clip_scores)
+        return self.of(self.sums(stream))
+
+    def left_out(self, stream: Stream) -> dict[str, LeftOut]:
+        """Give the mean."""
+        whole, left, count = (part.cpu() for part in self.sums(stream).without())
+        return {self.name: LeftOut(Without.of_one_side(whole, left), (count,))}
+
+    def sums(self, stream: Stream) -> MeanScore:
+        """Give what is read."""
+        return stream.clip_scores
 
     def of(self, scores: MeanScore) -> dict[str, Tensor]:
         """Read the fields out of sums."""
@@ -49,9 +59,9 @@ class RefCLIPScoreReadOut(CLIPScoreReadOut):
         Field("ref_clip_score_se", "standard error of the RefCLIPScore"),
     )
 
-    def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the mean, exact, and its standard error."""
-        return self.of(stream.ref_clip_scores)
+    def sums(self, stream: Stream) -> MeanScore:
+        """Give what is read."""
+        return stream.ref_clip_scores
 
     def columns(self, batch: Batch, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:
         """Give the score of each row."""

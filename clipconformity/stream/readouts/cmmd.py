@@ -7,7 +7,9 @@ from torch import Tensor
 
 from clipconformity.functional.mmd import third_order
 from clipconformity.functional.resampling import ends_of
-from clipconformity.stream.mmd import discrepancy, squares_discrepancy
+from clipconformity.stream.contrast import Contrast
+from clipconformity.stream.mmd import discrepancy, discrepancy_without, squares_discrepancy
+from clipconformity.stream.pairs import LeftOut, Without
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
 
@@ -34,14 +36,31 @@ class CMMDReadOut(ReadOut):
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give both estimates, to the third order; the unbiased one may be below 0."""
         contrast = stream.contrast("CMMD")
-        mine, theirs = contrast.evaluated.cpu(), contrast.reference.moments
-        means, squares = mine.unit_mean - theirs.unit_mean, mine.unit_second_moment - theirs.unit_second_moment
-        whole = discrepancy(contrast).whole
-        values = {
-            "cmmd": third_order(means.square().sum(), squares.square().sum()),
-            "cmmd_unbiased": third_order(whole.value, squares_discrepancy(contrast)),
-        }
-        half = third_order(torch.tensor(whole.half_width(), dtype=torch.float64), torch.zeros(()))
+        whole, values = discrepancy(contrast).whole, _values(contrast)
+        half = _of_cosines(torch.tensor(whole.half_width(), dtype=torch.float64))
         for name, value in list(values.items()):
             values |= ends_of(name, (float(value - half), float(value + half)))
         return values
+
+    def left_out(self, stream: Stream) -> dict[str, LeftOut]:
+        """Give both estimates; a bucket moves them by what it moves the cosine MMD by."""
+        contrast = stream.contrast("CMMD")
+        without = discrepancy_without(contrast).whole
+        return {
+            name: LeftOut(Without(*(value + _of_cosines(part - without.whole) for part in without)), contrast.counts)
+            for name, value in _values(contrast).items()
+        }
+
+
+def _values(contrast: Contrast) -> dict[str, Tensor]:
+    mine, theirs = contrast.evaluated.cpu(), contrast.reference.moments
+    means, squares = mine.unit_mean - theirs.unit_mean, mine.unit_second_moment - theirs.unit_second_moment
+    return {
+        "cmmd": third_order(means.square().sum(), squares.square().sum()),
+        "cmmd_unbiased": third_order(discrepancy_without(contrast).whole.whole, squares_discrepancy(contrast)),
+    }
+
+
+def _of_cosines(discrepancy: Tensor) -> Tensor:
+    """What a discrepancy of the cosine alone adds."""
+    return third_order(discrepancy, torch.zeros((), dtype=torch.float64))

@@ -10,7 +10,7 @@ from clipconformity.functional.divergence import anchored_grid
 from clipconformity.functional.resampling import ends_of, exponential, jackknife_error
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.moments import Moments
-from clipconformity.stream.pairs import own_pairs
+from clipconformity.stream.pairs import LeftOut, Without, own_pairs, own_pairs_without
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
 
@@ -61,6 +61,17 @@ class ConformityReadOut(ReadOut):
         result |= {"self_conformity_mean": own.value, "self_conformity_se": own.error}
         return result | compared
 
+    def left_out(self, stream: Stream) -> dict[str, LeftOut]:
+        """Give means, and what is relative to the reference."""
+        contrast = stream.contrast(self.name)
+        ratios = {"variety_ratio": contrast.log_variety, "spread_ratio": contrast.log_spread}
+        found = {"typicality_shift": contrast.typicality, "conformity_mean": contrast.conformity}
+        return {
+            **{name: LeftOut(figure, contrast.counts) for name, figure in found.items()},
+            **{name: LeftOut(figure, contrast.counts, logarithm=True) for name, figure in ratios.items()},
+            **_own_left_out(stream),
+        }
+
     def notes(self, stream: Stream) -> list[str]:
         """Say what the samples share with the reference."""
         return [] if stream.compared_with() is None else stream.contrast(self.name).notes(stream.of_one_kind)
@@ -87,6 +98,15 @@ class SelfConformityReadOut(ReadOut):
         """Give the mean pairwise cosine, exact, and its standard error."""
         own = own_pairs(stream.checked())
         return {"self_conformity_mean": own.value, "self_conformity_se": own.error}
+
+    def left_out(self, stream: Stream) -> dict[str, LeftOut]:
+        """Give the mean pairwise cosine."""
+        return _own_left_out(stream)
+
+
+def _own_left_out(stream: Stream) -> dict[str, LeftOut]:
+    moments = stream.checked().cpu()
+    return {"self_conformity_mean": LeftOut(Without.of_one_side(*own_pairs_without(moments)), (moments["count"],))}
 
 
 def own_set_values(moments: Moments) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.resampling import ends_of, seeded
-from clipconformity.stream.mmd import discrepancy, noise
+from clipconformity.stream.mmd import discrepancy, discrepancy_without, noise
+from clipconformity.stream.pairs import LeftOut
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
 
@@ -44,6 +45,12 @@ class CosineMMDReadOut(ReadOut):
         for name, part in zip(PARTS, discrepancy(stream.contrast("CosineMMD")), strict=True):
             found |= {name: part.value} | ends_of(name, part.interval())
         return found
+
+    def left_out(self, stream: Stream) -> dict[str, LeftOut]:
+        """Give the distance and its halves."""
+        contrast = stream.contrast("CosineMMD")
+        parts = zip(PARTS, discrepancy_without(contrast), strict=True)
+        return {name: LeftOut(part, contrast.counts) for name, part in parts}
 
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None

@@ -8,8 +8,10 @@ from torch import Tensor
 from clipconformity.functional.likelihood import distance_influence, gaussian_distance
 from clipconformity.functional.resampling import ends_of, seeded
 from clipconformity.stream.frechet_sizes import at_equal_n, at_infinite_n, least_rows, noise_floor
-from clipconformity.stream.pairs import influence_estimate
+from clipconformity.stream.moments import Moments
+from clipconformity.stream.pairs import LeftOut, influence_estimate, influence_without
 from clipconformity.stream.readouts.base import Field, ReadOut
+from clipconformity.stream.row_sample import Sample
 from clipconformity.stream.stream import Needs, Stream
 
 UNIT = "raw units squared"
@@ -53,6 +55,10 @@ class FrechetReadOut(ReadOut):
         found = self.read(stream)
         return found | self._uncertainty(stream, found["frechet"], seeded(generator))
 
+    def left_out(self, stream: Stream) -> dict[str, LeftOut]:
+        """Give the distance, from what each row adds."""
+        return {"frechet": influence_without(self.read(stream)["frechet"].cpu(), *self._influences(stream))}
+
     def notes(self, stream: Stream) -> list[str]:
         """Say where there are too few rows to extrapolate from."""
         reference, dim = stream.needed_reference(NAME), stream.evaluated.layout.dim
@@ -71,20 +77,20 @@ class FrechetReadOut(ReadOut):
         found = {"frechet_n": torch.tensor(float(size)), "frechet_equal_n": equal}
         found["frechet_infinite_n"], line_error = at_infinite_n(sample, theirs, size, equal, generator)
         found["frechet_noise_floor"] = noise_floor((sample, moments), (theirs, reference.moments), generator)
-        half = torch.tensor(self._half_width(stream, value), dtype=torch.float64)
+        estimate = influence_estimate(value.cpu(), *self._influences(stream))
+        half = torch.tensor(estimate.half_width(), dtype=torch.float64)
         halves = {"frechet": half, "frechet_infinite_n": torch.hypot(half, 1.96 * line_error)}
         for name, width in halves.items():
             center = value.cpu() if name == "frechet" else found[name]
             found |= ends_of(name, (float((center - width).clamp_min(0)), float((center + width).clamp_min(0))))
         return found
 
-    def _half_width(self, stream: Stream, value: Tensor) -> float:
+    def _influences(self, stream: Stream) -> list[tuple[Tensor, Sample, Moments]]:
+        """What each sampled row of either side moves the distance by."""
         moments, reference = stream.checked().cpu(), stream.needed_reference(NAME)
         mine, theirs = (moments.mean, moments.covariance), (reference.mean, reference.covariance)
-        sample = moments.good_sample()
-        estimate = influence_estimate(
-            value.cpu(),
+        sample, others = moments.good_sample(), reference.sample
+        return [
             (distance_influence(sample.rows.double(), *mine, *theirs), sample, moments),
-            (distance_influence(reference.sample.rows.double(), *theirs, *mine), reference.sample, reference.moments),
-        )
-        return estimate.half_width()
+            (distance_influence(others.rows.double(), *theirs, *mine), others, reference.moments),
+        ]

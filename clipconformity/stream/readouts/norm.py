@@ -8,6 +8,7 @@ from torch import Tensor
 from clipconformity.functional.conformity import pearson, quantiles
 from clipconformity.functional.resampling import mean_error
 from clipconformity.stream.moments import Moments
+from clipconformity.stream.pairs import LeftOut, Without
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.readouts.conformity import LEVELS, own_set_values
 from clipconformity.stream.stream import Needs, Stream
@@ -53,6 +54,13 @@ class NormReadOut(ReadOut):
             result[f"norm_{name}"] = quantiles(norms, (level,))[0]
             result[f"centered_norm_{name}"] = quantiles(centered, (level,))[0]
         return result
+
+    def left_out(self, stream: Stream) -> dict[str, LeftOut]:
+        """Give the mean norm."""
+        moments = stream.checked().cpu()
+        sums, count = moments["norm_sum"], moments["count"]
+        left = (sums.sum() - sums) / (count.sum() - count)
+        return {"norm_mean": LeftOut(Without.of_one_side(sums.sum() / count.sum(), left), (count,))}
 
 
 def sampled_norms(moments: Moments) -> tuple[Tensor, Tensor]:

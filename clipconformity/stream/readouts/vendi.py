@@ -11,7 +11,7 @@ from clipconformity.functional.resampling import Interval, ends_of, exponential,
 from clipconformity.functional.vendi import check_order, effective_rank, entropy_influence, vendi_score
 from clipconformity.stream.equal_n import subsamples
 from clipconformity.stream.moments import Moments
-from clipconformity.stream.pairs import Side, influence_estimate, own_squares
+from clipconformity.stream.pairs import LeftOut, Side, influence_estimate, influence_without, own_squares
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
 
@@ -87,6 +87,16 @@ class VendiReadOut(ReadOut):
         keys = ("vendi_n", "vendi_equal_n", "reference_vendi_equal_n", "vendi_ratio")
         found |= zip(keys, (torch.tensor(float(size)), *equal, equal[0] / equal[1]), strict=True)
         return found | self._ends("vendi_ratio", equal[0] / equal[1], sides, self.order)
+
+    def left_out(self, stream: Stream) -> dict[str, LeftOut]:
+        """Give the logarithms of what each row adds to; of the Vendi score where its order has an interval."""
+        moments, values = stream.checked(), self.read(stream)
+        side, found = (moments.good_sample().cpu(), moments), {}
+        for name, order in (("vendi", self.order), ("rke", 2.0), ("rke_unbiased", 2.0)):
+            if 0 < order < math.inf:
+                moved = entropy_influence(side[0].units, moments.unit_second_moment.cpu(), order)
+                found[name] = influence_without(values[name].log(), (moved, *side), logarithm=True)
+        return found
 
     @staticmethod
     def _ends(name: str, value: Tensor, sides: list[Side], order: float) -> dict[str, Tensor]:

@@ -1,0 +1,65 @@
+"""How two runs differ in one figure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from clipconformity.evaluation.results import Outcome
+from clipconformity.functional.resampling import Interval
+
+MAX_RATIO = 1000.0
+"""Where a ratio ends: beyond it one of the two has no variety but rounding."""
+
+
+class Difference(NamedTuple):
+    """How two runs differ in one figure."""
+
+    first: str
+    second: str
+    figure: str
+    """Its key, such as ``"typicality_shift"``."""
+    value: float
+    """First less second, or first over second, which is told between 1/1000 and 1000."""
+    interval: Interval | None
+    """95% interval of this pair alone; None where it cannot be had."""
+    outcome: Outcome
+    """Of the first against the second: ``more`` or ``less`` where :attr:`p_adjusted` is at most 0.05."""
+    p_value: float | None = None
+    """Of no difference, of this pair alone; None where it cannot be had."""
+    p_adjusted: float | None = None
+    """Adjusted for the number of pairs in this figure (Holm 1979)."""
+    ratio: bool = False
+    """Whether the two are compared by their ratio, as variety ratios are, rather than by their difference."""
+
+    @property
+    def no_difference(self) -> float:
+        """What the value is where the two do not differ."""
+        return 1.0 if self.ratio else 0.0
+
+    def text(self) -> str:
+        """Say it in a sentence."""
+        adjective, of = "typical", "standard deviations of the reference apart"
+        if self.figure == "variety_ratio":
+            adjective, of = "varied", "times as varied"
+        elif self.figure != "typicality_shift":
+            return self._plain_text()
+        if self.interval is None:
+            return f"{self.first}, {self.second}: nothing is known of how {adjective} they are"
+        apart = f"{self.value:.3f} [{self.interval.low:.3f}, {self.interval.high:.3f}] {of}"
+        if self.ratio and not 1 / MAX_RATIO < self.value < MAX_RATIO:
+            apart = f"one of the two has next to no variety: over {MAX_RATIO:,.0f} times less"
+        if self.outcome == "undecided":
+            return f"{self.first}, {self.second}: no difference in how {adjective} can be told ({apart})"
+        return f"{self.first} is {self.outcome} {adjective} than {self.second} ({apart})"
+
+    def _plain_text(self) -> str:
+        """Say it of a figure that is not judged."""
+        what = self.figure.replace("_", " ")
+        if self.interval is None:
+            return f"{self.first}, {self.second}: nothing is known of the difference in {what}"
+        of = "times" if self.ratio else "apart"
+        apart = f"{self.value:.3g} [{self.interval.low:.3g}, {self.interval.high:.3g}] {of}"
+        if self.outcome == "undecided":
+            return f"{self.first}, {self.second}: no difference in {what} can be told ({apart})"
+        level = "a higher" if self.outcome == "more" else "a lower"
+        return f"{self.first} has {level} {what} than {self.second} ({apart})"

@@ -21,6 +21,7 @@ from clipconformity.functional.resampling import Estimate, Interval, exponential
 from clipconformity.stream.pairs import LeftOut
 from clipconformity.stream.readouts import read_outs
 from clipconformity.stream.reference import ReferenceSet
+from clipconformity.stream.reference_file import reference_identity
 
 LEVEL = 0.05
 """Chance at most that any outcome but ``undecided`` is wrong, of all pairs in a figure."""
@@ -194,7 +195,7 @@ def compare(runs: Mapping[str, Source | Score], reference: ReferenceSet, **optio
 
 def _figures(name: str, one: Score, reference: ReferenceSet) -> dict[str, LeftOut]:
     """Give what a run is compared by, those first that are judged."""
-    if one.reference is not reference or one.stream is None:
+    if one.stream is None or reference_identity(one.reference) != reference_identity(reference):
         raise ValueError(f"runs: {name!r} was scored against another reference; score all against the same.")
     known, found = read_outs(), dict[str, LeftOut]()
     for metric in one.metrics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from clipconformity.evaluation.results import Outcome
@@ -46,7 +47,7 @@ class Difference(NamedTuple):
         if self.interval is None:
             return f"{self.first}, {self.second}: nothing is known of how {adjective} they are"
         apart = f"{self.value:.3f} [{self.interval.low:.3f}, {self.interval.high:.3f}] {of}"
-        if self.ratio and not 1 / MAX_RATIO < self.value < MAX_RATIO:
+        if self.ratio and abs(math.log(self.value)) > 0.9999 * math.log(MAX_RATIO):
             apart = f"one of the two has next to no variety: over {MAX_RATIO:,.0f} times less"
         if self.outcome == "undecided":
             return f"{self.first}, {self.second}: no difference in how {adjective} can be told ({apart})"

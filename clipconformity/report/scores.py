@@ -18,6 +18,7 @@ from clipconformity.report.neighbours import Part, neighbours
 from clipconformity.report.page import Section, write_page
 from clipconformity.report.score_plots import Panel, draw_plots
 from clipconformity.report.tables import called, class_tables, figure_tables
+from clipconformity.stream.reference_file import reference_identity
 
 THUMBNAILS = 48
 """Most samples in the galleries of a report, all runs together."""
@@ -160,12 +161,15 @@ def write_report(
 
 
 def _panels(runs: Sequence[Run]) -> list[Panel]:
-    """Gather the runs by what they were scored against."""
-    references = {id(run.score.reference): run.score.reference for run in runs}
-    return [
-        Panel(reference, {run.name: run.score for run in runs if id(run.score.reference) == key})
-        for key, reference in references.items()
-    ]
+    """Gather the runs by what they were scored against; two copies of a reference are one."""
+    identities = dict.fromkeys((id(run.score.reference) for run in runs), "")
+    found: dict[str, Panel] = {}
+    for run in runs:
+        reference = run.score.reference
+        identity = identities[id(reference)] = identities[id(reference)] or reference_identity(reference)
+        panel = found.setdefault(identity, Panel(reference, {}))
+        found[identity] = panel._replace(scores={**panel.scores, run.name: run.score})
+    return list(found.values())
 
 
 def _show(key: str, panel: Panel) -> _Shown:

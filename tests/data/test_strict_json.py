@@ -15,7 +15,7 @@ from clipconformity.data.strict_json import to_json
 
 PACKAGE = Path(__file__).resolve().parents[2] / "clipconformity"
 # Not written as JSON for others to read: what an encoder and a run are told by.
-IDENTITIES = {"encoders/transformers.py", "generators/pipelines.py"}
+IDENTITIES = {"encoders/sentence_transformers.py", "encoders/transformers.py", "generators/pipelines.py"}
 
 
 def refuse(name: str) -> None:

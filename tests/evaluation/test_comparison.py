@@ -118,8 +118,10 @@ def test_tables_hold_the_figures(reference, generator):
     told = json.loads(json.dumps(found.to_dict()))
     assert told["differences"][0]["first"] == "a"
     assert told["ranks"]["variety_ratio"] == {"a": 1, "b": 1}
-    with pytest.raises(ValueError, match="format: expected one of 'text', 'markdown', 'csv', 'latex', got 'html'"):
-        found.table("html")
+    with pytest.raises(
+        ValueError, match="format: expected one of 'text', 'markdown', 'csv', 'latex', 'html', got 'xml'"
+    ):
+        found.table("xml")
     with pytest.raises(ValueError, match="figures: 'a' has no cmmd"):
         found.table(figures=["cmmd"])
 
@@ -197,6 +199,16 @@ def test_one_run_and_other_references_are_refused(reference, generator):
     one = score(source(drawn(60, 0.6, generator)), other, resamples=20)
     with pytest.raises(ValueError, match="'a' was scored against another reference"):
         compare({"a": one, "b": source(drawn(60, 0.6, generator))}, reference, resamples=20)
+
+
+def test_two_copies_of_a_reference_are_one(reference, generator, tmp_path):
+    reference.save(tmp_path / "r.safetensors")
+    copies = [cc.ReferenceSet.load(tmp_path / "r.safetensors") for _ in range(2)]
+    rows = [drawn(60, 0.6, generator) for _ in range(2)]
+    scores = [score(source(x), copy, resamples=20) for x, copy in zip(rows, copies, strict=True)]
+    found = compare(dict(zip("ab", scores, strict=True)), reference)
+    again = compare({"a": source(rows[0]), "b": source(rows[1])}, reference, resamples=20)
+    assert found.difference("a", "b") == again.difference("a", "b")
 
 
 def test_one_group_leaves_a_difference_without_an_interval(reference, generator):

@@ -66,9 +66,9 @@ def test_wrong_tables_are_refused(reference, generator):
     ):
         difference_table(DIFFERENCES, figures=["norm_mean"])
     with pytest.raises(ValueError, match="format: expected one of"):
-        difference_table(DIFFERENCES, "html")
+        difference_table(DIFFERENCES, "xml")
     with pytest.raises(ValueError, match="format: expected one of"):
-        class_table({}, "html")
+        class_table({}, "xml")
     one = score(source(drawn(60, 0.6, generator)), reference, resamples=5)
     found = compare({"a": one, "b": one}, reference)
     with pytest.raises(ValueError, match="by: the runs were not scored by class; give the class of each id"):

@@ -213,7 +213,7 @@ def test_a_folder_needs_no_prefix_and_its_files_are_known(small):
 
 
 def test_it_is_listed(capsys):
-    assert available_encoders()["st"]["spec"] == "st:MODEL"
+    assert available_encoders()["st"]["spec"] == "st:MODEL or a local directory"
     assert main(["encoders"]) == 0
     assert json.loads(capsys.readouterr().out)["st"]["installed"]
 

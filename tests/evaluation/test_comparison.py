@@ -118,9 +118,7 @@ def test_tables_hold_the_figures(reference, generator):
     told = json.loads(json.dumps(found.to_dict()))
     assert told["differences"][0]["first"] == "a"
     assert told["ranks"]["variety_ratio"] == {"a": 1, "b": 1}
-    with pytest.raises(
-        ValueError, match="format: expected one of 'text', 'markdown', 'csv', 'latex', 'html', got 'xml'"
-    ):
+    with pytest.raises(ValueError, match="format: expected one of .*'latex', 'html', got 'xml'"):
         found.table("xml")
     with pytest.raises(ValueError, match="figures: 'a' has no cmmd"):
         found.table(figures=["cmmd"])

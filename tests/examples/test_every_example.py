@@ -24,6 +24,8 @@ NAMES = {
 }
 """Every example, with what it takes by default."""
 OF_THE_EMBEDDED_MODEL = {"tiny_clip_figures", "train_tiny_clip"}
+OF_PUBLISHED_FILES = {"published_captions", "published_generators"}
+"""Tested in ``tests/test_published.py``."""
 OF_TEXTS = ("blip", "caption_reward", "clipcap")
 """Examples whose reference is of captions."""
 
@@ -50,7 +52,7 @@ def required(name, material, **instead):
 
 
 def test_every_example_is_known_here():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(NAMES) | OF_THE_EMBEDDED_MODEL
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(NAMES) | OF_THE_EMBEDDED_MODEL | OF_PUBLISHED_FILES
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -346,7 +346,8 @@ def test_score_works_beside_an_entry_point_that_cannot_be_imported_and_tells_of_
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stderr
     assert "frechet" in json.loads(run.stdout)
-    assert run.stderr.count("\n") == 1
+    assert run.stderr.count("\n") == 2  # and what was found and used
+    assert run.stderr.count("warning") == 1
     assert "warning: metrics: entry point 'broken' of package 'broken-one' cannot be imported" in run.stderr
 
 

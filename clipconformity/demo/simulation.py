@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clipconformity.data import list_images, read_captions, write_results
+from clipconformity.data import Captions, list_images, read_captions, write_results
 from clipconformity.data.files import Publication, check_outputs, scratch
 from clipconformity.data.locks import LEFT
 from clipconformity.data.strict_json import to_json
@@ -82,7 +82,7 @@ def run(output: Path) -> tuple[dict[str, Any], str]:
         # First, since a later demo knows by it that the folder is a demo's.
         files.add(output / RESULTS).write_text(to_json(result, indent=2) + "\n", encoding="utf-8")
         _plot(files.add(output / PLOT), references, scores)
-        _report(files.add(output / REPORT), scores)
+        _report(files.add(output / REPORT), scores, root / "real")
         return result, _table(references, scores, output)
 
 
@@ -103,9 +103,15 @@ def _say(text: str) -> None:
 
 
 def _references(root: Path, encoder: BaseEncoder) -> dict[str, ReferenceSet]:
-    captions = read_captions(root / "annotations" / f"captions_{SPLIT}.json")
-    sources = {"image": image_source(list_images(root / SPLIT), encoder), "text": caption_source(captions, encoder)}
+    sources = {
+        "image": image_source(list_images(root / SPLIT), encoder),
+        "text": caption_source(_captions(root), encoder),
+    }
     return {name: build_reference(source, dataset="procedural scenes") for name, source in sources.items()}
+
+
+def _captions(root: Path) -> Captions:
+    return read_captions(root / "annotations" / f"captions_{SPLIT}.json")
 
 
 def _runs(root: Path, encoder: BaseEncoder, references: dict[str, ReferenceSet]) -> Sequence[Run]:
@@ -177,12 +183,20 @@ def _plot(path: Path, references: dict[str, ReferenceSet], scores: dict[str, tup
     plots.save(plots.conformity_panels(panels), path)
 
 
-def _report(path: Path, scores: dict[str, tuple[Run, Score]]) -> None:
+def _report(path: Path, scores: dict[str, tuple[Run, Score]], real: Path) -> None:
     from clipconformity import report
 
     runs = [report.Run(run.title.capitalize(), result, run.images, run.captions) for run, result in scores.values()]
-    note = "Simulated generators on drawn scenes, scored by a tiny CLIP: stand-ins, so that this needs no download."
-    report.write_report(path, runs, command="clipconformity demo", title="Five simulated generators", note=note)
+    captions = _captions(real)
+    report.write_report(
+        path,
+        runs,
+        command="clipconformity demo",
+        title="Five simulated generators",
+        note="Simulated generators on drawn scenes, scored by a tiny CLIP: stand-ins, so that this needs no download.",
+        reference_images={image.name: image for image in list_images(real / SPLIT)},
+        reference_captions=dict(zip(captions.ids, captions.texts, strict=True)),
+    )
 
 
 def _table(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Score]], output: Path) -> str:

@@ -1060,7 +1060,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         ("        one.reference - other.reference,\n", "        one.reference - other.whole,\n"),
         ("one.both - other.both, sides", "one.evaluated - other.evaluated, sides"),
         ("counts = mine.counts[0], theirs.counts[0]", "counts = mine.counts[0], mine.counts[0]"),
-        ("exponential(interval)", "interval"),
+        ("exponential(Interval(*(min(max(end, -most), most) for end in interval)))", "interval"),
         ("LEVEL = 0.05", "LEVEL = 0.5", OUTCOMES),
         ("p_adjusted > LEVEL", "(one.p_value or 0.0) > LEVEL", OUTCOMES),
         ("one.value > one.no_difference", "one.value > 0.0", OUTCOMES),

@@ -12,6 +12,7 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import Interval
 from clipconformity.metrics.base import PairMetric
+from clipconformity.metrics.pictures import quantity
 from clipconformity.stream.alignment import SUMS, MeanScore, pair_buckets, pair_scores
 from clipconformity.stream.moments import Layout
 from clipconformity.stream.readouts.clip_score import CLIPScoreReadOut
@@ -124,7 +125,8 @@ class CLIPScore(PairMetric):
         from clipconformity import plots
 
         low, high = self.interval()
-        return plots.forest([float(self.compute())], [low], [high], ["CLIPScore"], quantity=self._quantity(), ax=ax)
+        value = float(self.compute())
+        return plots.forest([value], [low], [high], ["CLIPScore"], quantity=quantity(self.readout), ax=ax)
 
     def _scores(self) -> MeanScore:
         return MeanScore({name: getattr(self, name) for name in SUMS})

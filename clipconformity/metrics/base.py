@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,19 +17,17 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from clipconformity.encoders.protocol import Encoder
 from clipconformity.functional.linalg import full_precision
-from clipconformity.functional.resampling import effective_number, student_quantile
 from clipconformity.functional.validation import check_matrix, check_same_dim
+from clipconformity.metrics.pictures import draw_figures, draw_values
 from clipconformity.metrics.ranks import check_ranks
 from clipconformity.provenance import Provenance
 from clipconformity.stream.moments import Layout, State
-from clipconformity.stream.readouts.base import Field, ReadOut
+from clipconformity.stream.readouts.base import ReadOut
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.row_sample import Labels
 from clipconformity.stream.stream import EVALUATED, Stream, layouts
 
 EncoderOrSpec: TypeAlias = "Encoder | str | Path"
-PLOT_RESAMPLES = 500
-"""Redraws for the intervals and floors of a plot."""
 
 
 class EmbeddingMetric(Metric):
@@ -246,59 +243,18 @@ class EmbeddingMetric(Metric):
         Returns:
             ``(figure, axes)``.
         """
-        return self._plot_figures(ax) if val is None else self._plot_values(val, ax)
-
-    def _plot_values(self, val: Any, ax: Any) -> Any:
-        """Plot one or several values of ``compute``."""
-        from clipconformity import plots
-
-        if isinstance(val[0] if isinstance(val, list | tuple) else val, dict):
-            return plots.figures(val, ax=ax)
-        return plots.series(values_of(val), quantity=self._quantity(), ax=ax)
+        return self._plot_figures(ax) if val is None else draw_values(self._plotted, val, ax)
 
     @full_precision
     def _plot_figures(self, ax: Any) -> Any:
         """Draw the figures that have the unit of the metric's value, a line each."""
-        from clipconformity import plots
-
-        readout = self._plotted
         with self._read_stream() as stream:
-            reference = stream.compared_with()
-            values = readout.figures(stream, resamples=PLOT_RESAMPLES)
-            degrees = effective_number(stream.evaluated["count"]) - 1
-        fields = {one.name: one for one in readout.fields}
-        unit = fields[readout.value].unit if readout.value else ""
-        apart = {name for one in fields.values() for name in (one.error, *(one.interval or ()))}
-        drawn = [
-            one for name, one in fields.items()
-            if one.unit == unit and name not in apart and name in values and bool(values[name].isfinite())
-        ]  # fmt: skip
-        floors = [one for one in drawn if one.name.endswith("noise_floor")]
-        shown = [one for one in drawn if one not in floors]
-        ends = [_interval_of(one, values, degrees) for one in shown]
-        return plots.forest(
-            [float(values[one.name]) for one in shown],
-            [low for low, _ in ends],
-            [high for _, high in ends],
-            [one.name.replace("_", " ") for one in shown],
-            quantity=self._quantity(),
-            floors=[float(values[one.name]) for one in floors],
-            modality=None if reference is None else reference.modality,
-            ax=ax,
-        )
+            return draw_figures(self._plotted, stream, ax)
 
     @property
     def _plotted(self) -> ReadOut:
         """What a plot shows the figures of."""
         return self.readout
-
-    def _quantity(self) -> str:
-        """The value with its unit, for an axis."""
-        readout = self._plotted
-        if readout.value is None:
-            return "value"
-        shown = next(one for one in readout.fields if one.name == readout.value)
-        return shown.about + (f" ({shown.unit})" if shown.unit else "")
 
     def set_dtype(self, dst_type: str | torch.dtype) -> EmbeddingMetric:
         """Do nothing: states stay float64, in which a stream of any length adds up."""
@@ -371,25 +327,6 @@ class PairMetric(SetMetric):
                 "repeat an image for each of its captions, or choose one caption."
             )
         return pair
-
-
-def _interval_of(field: Field, values: Mapping[str, Tensor], degrees: float) -> tuple[float, float]:
-    """Ends of a field's 95% interval; the value where it has none."""
-    value = float(values[field.name])
-    if field.interval is not None:
-        low, high = (float(values[name]) for name in field.interval)
-    else:
-        error = float(values.get(field.error or "", torch.tensor(math.nan)))
-        half = student_quantile(0.975, degrees) * error if degrees > 0 else math.nan
-        low, high = value - half, value + half
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else (value, value)
-
-
-def values_of(val: Any) -> list[Any]:
-    """Give one or several values as a list."""
-    if isinstance(val, Tensor):
-        return list(val.reshape(-1))
-    return list(val) if isinstance(val, list | tuple) else [val]
 
 
 def opened_encoder(encoder: EncoderOrSpec | None) -> Encoder | None:

@@ -12,6 +12,7 @@ from clipconformity.functional.divergence import COARSEST
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import Interval
 from clipconformity.metrics.base import EmbeddingMetric, SetMetric
+from clipconformity.metrics.pictures import draw_values
 from clipconformity.stream.readouts.conformity import ConformityReadOut, SelfConformityReadOut, histogram
 from clipconformity.stream.readouts.conformity_kl import ConformityKLReadOut
 from clipconformity.stream.readouts.norm import NormReadOut, sampled_norms
@@ -79,7 +80,7 @@ class Conformity(EmbeddingMetric):
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot the distribution over the reference's, or ``val``: values of ``compute``; gives ``(figure, axes)``."""
         if val is not None:
-            return self._plot_values(val, ax)
+            return draw_values(self._plotted, val, ax)
         from clipconformity import plots
 
         reference = None
@@ -255,7 +256,7 @@ class EmbeddingNorm(SetMetric):
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot the norms as they are and centred, or ``val``: values of ``compute``; gives ``(figure, axes)``."""
         if val is not None:
-            return self._plot_values(val, ax)
+            return draw_values(self._plotted, val, ax)
         from clipconformity import plots
 
         with self._read_stream() as stream:

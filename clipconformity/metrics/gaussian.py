@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clipconformity.functional.likelihood import Gaussian, check_gaussian
 from clipconformity.metrics.base import EmbeddingMetric
+from clipconformity.metrics.pictures import draw_values
 from clipconformity.stream.readouts.frechet import FrechetReadOut
 from clipconformity.stream.readouts.likelihood import (
     LikelihoodReadOut,
@@ -157,7 +158,7 @@ class GaussianLikelihood(EmbeddingMetric):
             ``(figure, axes)``.
         """
         if val is not None:
-            return self._plot_values(val, ax)
+            return draw_values(self._plotted, val, ax)
         from clipconformity import plots
 
         quantity = "log-likelihood under the reference's Gaussian (nats)"

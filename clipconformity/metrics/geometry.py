@@ -13,6 +13,7 @@ from clipconformity.functional import shift_sweep
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import Interval
 from clipconformity.metrics.base import PairMetric, SetMetric
+from clipconformity.metrics.pictures import draw_values
 from clipconformity.stream.moments import BUCKETS, Layout, Moments
 from clipconformity.stream.readouts import modality_gap
 from clipconformity.stream.readouts.ellipsoid import EllipsoidReadOut, spectrum
@@ -75,7 +76,7 @@ class EllipsoidGeometry(SetMetric):
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot the covariance spectrum, or ``val``: values of ``compute``; gives ``(figure, axes)``."""
         if val is not None:
-            return self._plot_values(val, ax)
+            return draw_values(self._plotted, val, ax)
         from clipconformity import plots
 
         return plots.covariance_spectrum({None: self.spectrum()}, ax=ax)
@@ -205,10 +206,10 @@ class ModalityGap(PairMetric):
         Returns:
             ``(figure, axes)``.
         """
-        if val is not None:
-            return self._plot_values(val, ax)
         from clipconformity import plots
 
+        if val is not None:
+            return plots.figures(val, ax=ax)
         with self._read_stream() as stream:
             image, text = (side.good_sample().rows for side in self._sides(stream))
         return plots.shells(image, text, ax=ax)

@@ -9,7 +9,8 @@ import torch
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.mmd import MMDHalves
 from clipconformity.functional.resampling import Interval, seeded
-from clipconformity.metrics.base import EmbeddingMetric, values_of
+from clipconformity.metrics.base import EmbeddingMetric
+from clipconformity.metrics.pictures import draw_values
 from clipconformity.stream.mmd import discrepancy, noise
 from clipconformity.stream.readouts.cmmd import CMMDReadOut
 from clipconformity.stream.readouts.cosine_mmd import CosineMMDReadOut
@@ -114,7 +115,7 @@ class CosineMMD(EmbeddingMetric):
 
         quantity = "squared cosine distance"
         if val is not None:
-            return plots.series(values_of(val), quantity=f"cosine MMD ({quantity})", ax=ax)
+            return draw_values(self.readout, val, ax)
         with self._read_stream() as stream:
             contrast = stream.contrast(type(self).__name__)
             parts = discrepancy(contrast)

@@ -11,10 +11,10 @@ from clipconformity import __version__
 from clipconformity.cli import outputs
 from clipconformity.cli.messages import stage, tell_summary
 from clipconformity.cli.parts import Cache
+from clipconformity.cli.reports import read_reference_samples, scored_run, write_page
 from clipconformity.cli.sources import (
     KINDS,
     check_given,
-    image_folder,
     only,
     open_against,
     open_encoder,
@@ -24,9 +24,8 @@ from clipconformity.cli.sources import (
 
 if TYPE_CHECKING:
     from clipconformity.encoders import Encoder
-    from clipconformity.evaluation import Comparison, Score
+    from clipconformity.evaluation import Comparison, Score, Source
     from clipconformity.evaluation.requirements import Requirement
-    from clipconformity.report import Run
     from clipconformity.stream.reference import ReferenceSet
 
 SAVED = "saved"
@@ -61,8 +60,10 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     requirements = [_required(text, known) for text in options.require]
     with stage(options, "reading the reference"):
         reference = ReferenceSet.load(options.reference)
+    samples = read_reference_samples(options, reference)
     cache = _cache(options)
     source = open_pairs(options, reference, cache) if paired else open_source(options, reference.spec, cache)
+    _check_classes(options, source, settings["by"])
     with stage(options, "figures", source):
         result = score(source, reference, against=open_against(options), **settings)
     tell_summary(options, source)
@@ -74,7 +75,8 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
         if options.curve is not None:
             write_curve(files.add(options.curve), sample_size_curve(result))
         if options.report is not None:
-            _report(options, files.add(options.report), [_run(options, result, source.partner_of)])
+            runs = [scored_run(options, result, source.partner_of)]
+            write_page(options, files.add(options.report), runs, samples)
         if options.save is not None:
             result.save(files.add(options.save))
     given = {
@@ -103,6 +105,8 @@ def compare_models(options: argparse.Namespace) -> dict[str, Any] | str:
         raise ValueError("--column: goes with a file of captions or a list of images; leave it out.")
     if options.image_root is not None and not lists:
         raise ValueError("--image-root: goes with a list of images; leave it out.")
+    if options.table is not None and options.format == "json":
+        raise ValueError("--table: JSON holds all of them; leave it out.")
     if options.table == "classes" and options.by is None:
         raise ValueError("--table: classes goes with --by; give the class of each id.")
     outputs.check(options, [("--report", options.report)])
@@ -111,6 +115,7 @@ def compare_models(options: argparse.Namespace) -> dict[str, Any] | str:
     further = _columns(settings["metrics"])
     with stage(options, "reading the reference"):
         reference = ReferenceSet.load(options.reference)
+    samples = read_reference_samples(options, reference)
     encoder = open_encoder(options, reference.spec) if options.images or options.captions else None
     scores, each = {}, {}
     for name, (kind, path) in models.items():
@@ -125,7 +130,8 @@ def compare_models(options: argparse.Namespace) -> dict[str, Any] | str:
         found = compare(scores, reference)
     if options.report is not None:
         with stage(options, "writing"), replacing(options.report, overwrite=options.overwrite) as path:
-            _report(options, path, [_run(each[name], one, {}, name) for name, one in scores.items()])
+            runs = [scored_run(each[name], one, {}, name) for name, one in scores.items()]
+            write_page(options, path, runs, samples)
     if options.format == "json":
         given = {name: str(path) for name, (_, path) in models.items()}
         return found.to_dict() | {"measured": {"models": given, "clipconformity": __version__}}
@@ -146,6 +152,7 @@ def _scored(
     if kind == SAVED:
         return Score.load(path, reference, **{name: settings[name] for name in settings if name != "allow_normalized"})
     source = open_source(options, reference.spec, _cache(options), encoder)
+    _check_classes(options, source, settings["by"])
     with stage(options, f"figures of {path.name}", source):
         found = score(source, reference, **settings)
     tell_summary(options, source)
@@ -235,6 +242,18 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _check_classes(options: argparse.Namespace, source: Source, by: Mapping[str, str] | None) -> None:
+    """Refuse classes of none of the images, before these are encoded; ids of other samples are known when read."""
+    if by is None or source.folder is None:
+        return
+    names = [path.relative_to(source.folder.root).as_posix() for path in source.folder.paths]
+    if by.keys().isdisjoint(names):
+        raise ValueError(
+            f"--by: {options.by} has none of the {len(names)} images of {source.name}; give their names as they are in "
+            f"the folder, such as {names[0]!r}."
+        )
+
+
 def _check_numbers(options: argparse.Namespace) -> None:
     from clipconformity.data.limits import check_limit
 
@@ -271,62 +290,3 @@ def _margins(text: str | None) -> dict[str, float]:
         except ValueError:
             raise ValueError(f"--margin: expected NAME=NUMBER such as variety=0.05, got {part!r}.") from None
     return checked_margins(margins)
-
-
-def _run(options: argparse.Namespace, result: Score, partner_of: Mapping[str, str], name: str | None = None) -> Run:
-    """Give a scored run its images and captions for the report, unless they are to be left out."""
-    from clipconformity.data import read_captions
-    from clipconformity.report import Run
-
-    if name is None:
-        given = options.images or options.captions or options.embeddings[0]
-        name = given.name or str(given)
-    images: Mapping[str, Path] | None = None
-    captions: Mapping[str, str] | Sequence[str] | None = None
-    if not options.no_images:
-        listed = read_captions(options.captions, options.column) if options.captions else None
-        folder = image_folder(options, options.images or Path())
-        if options.images and listed is not None:  # joined: the scored ones have their partners' ids
-            texts = dict(zip(listed.ids, listed.texts, strict=True))
-            of_images = result.measured["modality"] == "image"
-            images = {name: folder / (name if of_images else partner_of[name]) for name in result.ids}
-            captions = {name: texts[partner_of[name] if of_images else name] for name in result.ids}
-        elif options.images:
-            images = {name: folder / name for name in result.ids}
-            captions = _prompts(folder)
-        elif listed is not None:
-            captions = listed.texts
-    return Run(name, result, images, captions)
-
-
-def _prompts(folder: Path) -> dict[str, str] | None:
-    """Read the prompts of a folder of ``generate_images``; None of any other folder."""
-    from clipconformity.generators import read_manifest
-
-    try:
-        return {one["file"]: one["prompt"] for one in read_manifest(folder)}
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _report(options: argparse.Namespace, path: Path, runs: Sequence[Run]) -> None:
-    from clipconformity.data import list_images, read_captions
-    from clipconformity.report import write_report
-    from clipconformity.report.scores import THUMBNAILS
-
-    images: dict[str, Path] | None = None
-    captions: dict[str, str] | None = None
-    if options.reference_images and not options.no_images:  # listed, since a reference may name files elsewhere
-        folder = options.reference_images
-        images = {found.relative_to(folder).as_posix(): found for found in list_images(folder)}
-    if options.reference_captions and not options.no_images:
-        listed = read_captions(options.reference_captions, None)
-        captions = dict(zip(listed.ids, listed.texts, strict=True))
-    write_report(
-        path,
-        runs,
-        command=options.line,
-        thumbnails=0 if options.no_images else THUMBNAILS,
-        reference_images=images,
-        reference_captions=captions,
-    )

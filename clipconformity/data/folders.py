@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ BESIDES = {
     "missing": "are listed and missing",
 }
 """What else is told, likewise."""
+OF_GENERATION = re.compile(r"manifest(-\d+-of-\d+)?\.jsonl")
+"""What ``generate_images`` keeps beside its images, which is no stranger."""
 TAIL = 4096
 """Bytes at the end of a file by which most files of one size are told apart."""
 MISSING = 3
@@ -137,7 +140,8 @@ def walk_images(root: Path) -> ImageFolder:
             if name.startswith("."):
                 _add(found.hidden, found, place, name)
             elif path.suffix.lower() not in IMAGE_FORMATS:
-                _add(found.skipped, found, place, name)
+                if not OF_GENERATION.fullmatch(name):
+                    _add(found.skipped, found, place, name)
             elif not path.is_file():
                 _add(found.special, found, place, name)
             else:

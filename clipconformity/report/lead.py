@@ -74,9 +74,15 @@ def notes(scores: Mapping[str, Score]) -> list[str]:
     found: dict[str, list[str]] = {}
     for name, score in scores.items():
         for note in score.notes:
-            found.setdefault(note[:1].upper() + note[1:].rstrip("."), []).append(name)
+            found.setdefault(_sentence(note), []).append(name)
     of_all = [f"{note}." for note, names in found.items() if len(names) == len(scores)]
     return of_all + [f"{', '.join(names)}: {note}." for note, names in found.items() if len(names) < len(scores)]
+
+
+def _sentence(note: str) -> str:
+    """A note with a capital, unless it begins with the key of a figure, and without its stop."""
+    first = note.split(maxsplit=1)[0]
+    return (note if "_" in first else note[:1].upper() + note[1:]).rstrip(".")
 
 
 def _distributions(score: Score) -> str:
@@ -102,8 +108,10 @@ def margins(panel: Panel) -> str:
         "In brackets: typicality shift in the reference's standard deviations, and variety as a multiple of the "
         f"reference's, with 95% intervals. Within {same} counts as the same."
     )
-    corrected = f" Rankings are corrected for {pairs} pairs: at most 5% of them err anywhere (Holm)."
-    return told + (corrected if pairs > 1 else "")
+    together = "for both runs" if pairs == 1 else f"for all {pairs} pairs of runs together (Holm)"
+    ranked = f" Which run is most so is decided {together}: with 95% nothing of it is wrong."
+    best = " Neither is better when it is higher: a good model is near the reference."
+    return told + (ranked if pairs else "") + best
 
 
 def ranking(panel: Panel) -> list[str]:
@@ -116,27 +124,14 @@ def ranking(panel: Panel) -> list[str]:
 
 
 def _first(found: Comparison, figure: str, adjective: str) -> str:
-    names = list(found.scores)
-    leader = max(names, key=lambda name: found.scores[name].value(figure))
-    tied = [name for name in names if name != leader and _undecided(found, leader, name, figure)]
-    if not tied:
-        return f"Most {adjective}: {leader}. The difference from {_every(names, leader)} is real."
-    others = "" if len(tied) == len(names) - 1 else f" {_sure(len(names) - 1 - len(tied))} surely less {adjective}."
-    return f"Most {adjective}: not decided between {_listed([leader, *tied])}.{others}"
-
-
-def _undecided(found: Comparison, first: str, second: str, figure: str) -> bool:
-    there = [one for one in found.differences if one.figure == figure and {one.first, one.second} == {first, second}]
-    return there[0].outcome == "undecided"
-
-
-def _every(names: Sequence[str], leader: str) -> str:
-    others = [name for name in names if name != leader]
-    return others[0] if len(others) == 1 else "every other run"
-
-
-def _sure(count: int) -> str:
-    return "The other run is" if count == 1 else f"The other {count} are"
+    """Name the runs than which none is surely more so."""
+    ranks = found.ranks(figure)
+    first, others = [name for name, rank in ranks.items() if rank == 1], sum(rank > 1 for rank in ranks.values())
+    if len(first) == 1:
+        rest = "the other run" if others == 1 else "every other run"
+        return f"Most {adjective}: {first[0]}, surely more than {rest}."
+    beaten = "" if not others else f" The other {'run is' if others == 1 else f'{others} are'} surely less {adjective}."
+    return f"Most {adjective}: not decided between {_listed(first)}.{beaten}"
 
 
 def _listed(names: Sequence[str]) -> str:

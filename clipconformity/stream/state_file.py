@@ -93,7 +93,10 @@ def read_state(path: Path, kind: StateKind) -> tuple[dict[str, Tensor], dict[str
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except Exception as error:  # a damaged file makes its reader fail in any way
-        raise ValueError(f"{path}: not a readable safetensors file ({' '.join(str(error).split())[:200]}).") from None
+        raise ValueError(
+            f"{path}: not a readable safetensors file ({' '.join(str(error).split())[:200]}); "
+            "where it was one, it is damaged: copy it again, or make it again."
+        ) from None
     found = metadata.get("format")
     if found != kind.format:
         but = f", but {'; '.join(KINDS[found])}" if found in KINDS else f"; {kind.first}"

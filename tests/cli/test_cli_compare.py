@@ -15,6 +15,7 @@ from clipconformity.data import write_embeddings
 from clipconformity.demo import draw_scene, sample_scenes
 from clipconformity.demo.scenes import specific_caption
 from clipconformity.provenance import Provenance
+from clipconformity.stream.stream import Stream
 
 pytestmark = [  # of scenes whose captions a person may have given too
     pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning"),
@@ -250,3 +251,65 @@ def test_what_cannot_be_compared_is_refused_in_one_line(case, told, folder):
     last = found.err.splitlines()[-1]
     assert last.startswith("clipconformity: error: ")
     assert message in last
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def material(tmp_path, monkeypatch):
+    """Forty real images and their reference, and thirty others."""
+    monkeypatch.chdir(tmp_path)
+    for name, seed, count in (("real", 1, 40), ("mine", 2, 30)):
+        (tmp_path / name).mkdir()
+        for number, scene in enumerate(sample_scenes(count, seed=seed)):
+            draw_scene(scene, seed=number).save(tmp_path / name / f"{name}-{number:02d}.png")
+    assert main(["reference", "--images", "real", "--encoder", "tiny", "-o", "r.safetensors", "--quiet"]) == 0
+    monkeypatch.setattr("clipconformity.cli.scores.open_source", lambda *_: pytest.fail("work was begun"))
+    return tmp_path
+
+
+SCORE = ("score", "--images", "mine", "--reference", "r.safetensors", "--resamples", "20")
+COMPARE = ("compare", "a=mine", "b=real", "--reference", "r.safetensors", "--resamples", "20")
+
+
+@pytest.mark.parametrize("command", [SCORE, COMPARE], ids=["score", "compare"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--reference-images", "nowhere"], "--reference-images: nowhere: "),
+        (["--reference-images", "mine"], "--reference-images: none of it is of the reference, such as 'real-"),
+        (["--reference-captions", "c.txt"], "--reference-captions: none of it is of the reference"),
+        (["--reference-captions", "none.json"], "--reference-captions: "),
+    ],
+)
+def test_what_the_report_is_to_show_of_the_reference_is_checked_before_any_work(
+    material, capsys, command, options, message
+):
+    (material / "c.txt").write_text("a red circle")
+    assert main([*command, "--report", "r.html", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (material / "r.html").exists()
+
+
+@pytest.mark.parametrize("command", [SCORE, COMPARE], ids=["score", "compare"])
+def test_classes_of_none_of_the_images_are_refused_before_any_work(material, capsys, monkeypatch, command):
+    monkeypatch.undo()
+    monkeypatch.chdir(material)
+    monkeypatch.setattr(Stream, "update", lambda *_, **__: pytest.fail("work was begun"))
+    (material / "by.csv").write_text("id,class\nmine-00,x\n")
+    assert main([*command, "--by", "by.csv"]) == 2
+    assert "give their names as they are in the folder, such as 'mine-00.png'" in capsys.readouterr().err
+
+
+def test_reference_samples_that_are_not_given_are_counted(material, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.chdir(material)
+    (material / "real" / "real-07.png").rename(material / "gone.png")
+    with pytest.warns(UserWarning, match="1 of 40 samples of the reference are not in it, such as 'real-07.png'"):
+        assert main([*SCORE, "--report", "r.html", "--reference-images", "real"]) == 0
+
+
+def test_a_table_is_not_asked_for_in_json(told):
+    assert "JSON holds all of them" in told("a=varied.json", "b=dull.json", "--table", "runs", "--format", "json",
+                                            status=2).err  # fmt: skip

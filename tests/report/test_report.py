@@ -123,6 +123,16 @@ def test_the_verdict_stands_first_and_in_words(tmp_path, rows, reference):
     assert "N = 120." in sentence
 
 
+def test_the_ranking_is_that_of_the_comparison(tmp_path, monkeypatch, generator, reference):
+    """A run than which another is surely more varied is not among the most varied, whatever the leader's interval."""
+    results = {name: scored(ellipsoid_rows(60, DIM, generator), reference) for name in "abcd"}
+    found = compare(results, reference)
+    ranks = {"a": 1, "b": 1, "c": 2, "d": 2}
+    monkeypatch.setattr(type(found), "ranks", lambda self, figure: ranks)
+    _, page = written(tmp_path / "r.html", [Run(name, one) for name, one in results.items()])
+    assert "Most varied: not decided between a and b. The other 2 are surely less varied." in page.said("p")
+
+
 @pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")
 def test_it_says_which_run_is_most_varied_and_whether_that_is_sure(tmp_path, generator, reference):
     narrow, wide = (ellipsoid_rows(200, DIM, generator, offset=x) for x in (2.5, 0.6))
@@ -138,7 +148,7 @@ def test_it_says_which_run_is_most_varied_and_whether_that_is_sure(tmp_path, gen
     assert "wider" in line
     assert line.endswith("The other run is surely less varied.")
     _, page = written(tmp_path / "r.html", [Run(name, results[name]) for name in ("narrow", "wide")])
-    assert "Most varied: wide. The difference from narrow is real." in page.said("p")
+    assert "Most varied: wide, surely more than the other run." in page.said("p")
     _, page = written(tmp_path / "r.html", [Run("wide", results["wide"])])
     assert not any(text.startswith("Most") for text in page.said("p"))
 

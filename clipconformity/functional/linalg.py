@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -27,9 +29,24 @@ def covariance_of(values: Tensor) -> tuple[Tensor, Tensor]:
     mean = mean_of(values)
     total = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=values.device)
     for block in blocks(values):
-        centered = block.double() - mean
-        total.addmm_(centered.T, centered)
+        add_gram(total, block.double() - mean)
     return mean, total / (len(values) - 1)
+
+
+def add_gram(total: Tensor, rows: Tensor) -> None:
+    """Add the Gram matrix of rows ``(N, D)`` to a symmetric ``(D, D)`` in place.
+
+    On a CPU the blocks above the diagonal are computed and those below copied: five eighths of the products.
+    """
+    dim = len(total)
+    if total.device.type != "cpu" or dim < PANELS * MIN_PANEL or len(rows) < MIN_PANEL:
+        total.addmm_(rows.T, rows)
+        return
+    ends = [dim * part // PANELS for part in range(PANELS + 1)]
+    for start, end in itertools.pairwise(ends):
+        total[start:end, start:].addmm_(rows[:, start:end].T, rows[:, start:])
+    for start, end in itertools.pairwise(ends[:-1]):
+        total[end:, start:end] = total[start:end, end:].T
 
 
 def permuted_columns(values: Tensor, generator: torch.Generator) -> Tensor:
@@ -50,6 +67,33 @@ BLOCK_BYTES = 4 * 2**20
 
 BLOCK_ROWS = 8192
 """The most rows of a block: a float32 sum over more loses digits."""
+
+PANELS = 4
+"""Bands of a Gram matrix that are computed from the diagonal on: more are too narrow for the product to be fast."""
+MIN_PANEL = 64
+"""The fewest rows, and columns of a panel, for which copying a half costs less than computing it."""
+
+
+class _Scratch(threading.local):
+    """Memory of a thread that is used again: fresh memory costs more than what small sums do with it."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[str, torch.dtype], Tensor] = {}
+
+
+_scratch = _Scratch()
+
+
+def scratch(name: str, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Give memory of this thread under a name, of any content: it is what the last call of that name gave."""
+    size = shape[0] * shape[1]
+    if device.type != "cpu":  # its allocator reuses memory by itself
+        return torch.empty(shape, dtype=dtype, device=device)
+    held = _scratch.held.get((name, dtype))
+    if held is None or held.numel() < size:
+        with torch.inference_mode(False):  # a tensor made inside could not be written to outside
+            held = _scratch.held[name, dtype] = torch.empty(size, dtype=dtype)
+    return held[:size].view(shape)
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:

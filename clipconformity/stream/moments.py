@@ -7,7 +7,7 @@ uncertainty of any read-out without keeping the rows. What is not additive comes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -16,17 +16,28 @@ from torch import Tensor
 
 from clipconformity.data.interrupts import uninterrupted
 from clipconformity.functional.density import CELLS, Grid
-from clipconformity.functional.linalg import full_precision, working
-from clipconformity.functional.validation import within_range
-from clipconformity.stream.row_sample import NO_KEY, Labels, Sample, hash_labels, mix, row_keys
+from clipconformity.functional.linalg import add_gram, full_precision, working
+from clipconformity.stream.chunks import (
+    CHUNK,
+    DEVICE_CHUNK,
+    Chunk,
+    Labelled,
+    add_second_moment,
+    exact_again,
+    look,
+    unit_rows,
+)
+from clipconformity.stream.row_sample import BUCKETS as BUCKETS
+from clipconformity.stream.row_sample import Labels, Sample, hash_labels
+from clipconformity.stream.row_sample import bucket_of as bucket_of
 
-BUCKETS = 256
-"""Buckets that uncertainty is taken over: a standard error is known to 1/sqrt(2 * 256) = 4%."""
 UNIT_TOLERANCE = 5e-3
 """A row counts as L2-normalised when its norm is this close to 1: float16 and bfloat16 round about so far."""
-CHUNK = 4096
-"""Rows worked through at once."""
+DIRECT = 1024
+"""The most rows of a batch that are added to the state at once, while signals wait; of more a sum of their own is made
+first."""
 SAMPLE = tuple(f"sample_{name}" for name in Sample._fields)
+SAMPLE_KEYS = "sample_keys"
 SECOND_MOMENTS = ("second_moment", "unit_second_moment")
 NO_UNIT_SECOND_MOMENT = (
     "reference: its file is of format 2, without the second moment of the unit vectors that this metric needs; build "
@@ -154,11 +165,22 @@ class Moments:
         """
         device = self["count"].device
         group = None if groups is None else hash_labels(groups, len(embeddings), device)
-        batch = Moments(self.layout, self.layout.zeros(device))  # so that an error or an interrupt adds nothing
-        names = batch._hash_ids(ids, len(embeddings), device)
-        own = None if ids is None or placed else names
-        found = batch._accumulate(embeddings, own if group is None else group, names, keys, group is not None)
-        self._take_in(batch)
+        names: dict[int, str] = {}
+        hashes = self._hash_ids(ids, len(embeddings), device, names)
+        own = hashes if group is None and ids is not None and not placed else group
+        chunks = self._chunks(embeddings, own, hashes, keys, group is not None, self._last_key())
+        if len(embeddings) <= DIRECT:  # an error or an interrupt adds nothing: it comes before or after
+            looked = list(chunks)
+            found = self._row_values(looked)
+            with uninterrupted():
+                for chunk in looked:
+                    self._add(chunk)
+                self.names.update(names)
+        else:
+            batch = Moments(self.layout, self.layout.zeros(device), names)
+            found = self._row_values([batch._add(chunk) for chunk in chunks])
+            self._take_in(batch)
+        self._cut_sample(len(embeddings))
         return found
 
     def _take_in(self, batch: Moments) -> None:
@@ -170,89 +192,93 @@ class Moments:
                 for name in SAMPLE:
                     self._list(name).extend(batch._list(name))
                 self.names.update(batch.names)
-        if not self.layout.max_samples:
-            return
-        if sum(len(keys) for keys in self._list("sample_keys")) >= 2 * self.layout.max_samples:
-            self.replace_sample(self.sample())
 
-    def _accumulate(
-        self, embeddings: Tensor, groups: Tensor | None, ids: Tensor, keys: Tensor | None, grouped: bool
-    ) -> RowValues:
+    def _row_values(self, chunks: list[Chunk]) -> RowValues:
+        """Norm and conformity of the rows of all chunks."""
+        none = [torch.empty(0, dtype=torch.float64, device=self["count"].device)]
+        norms = torch.cat(none + [chunk.of_good(chunk.checked.norms) for chunk in chunks])
+        if self.layout.direction is None:
+            return RowValues(norms, None)
+        conformities = [chunk.of_good(one) for chunk in chunks if (one := chunk.conformity) is not None]
+        return RowValues(norms, torch.cat(none + conformities))
+
+    def _chunks(
+        self,
+        embeddings: Tensor,
+        groups: Tensor | None,
+        ids: Tensor,
+        keys: Tensor | None,
+        grouped: bool,
+        last_key: int | None = None,
+    ) -> Iterator[Chunk]:
+        """Look at rows, part by part."""
         device = self["count"].device
-        if not len(embeddings):
-            none = torch.empty(0, dtype=torch.float64, device=device)
-            return RowValues(none, None if self.layout.direction is None else none)
-        found = []
-        for start in range(0, len(embeddings), CHUNK):
-            part = slice(start, start + CHUNK)
-            chunk = working(embeddings[part]).to(device)
+        size = CHUNK if device.type == "cpu" else DEVICE_CHUNK
+        for start in range(0, len(embeddings), size):
+            part = slice(start, start + size)
+            values = working(embeddings[part].detach()).to(device)
             own, key = (None if x is None else x[part].to(device) for x in (groups, keys))
-            found.append(self._add(chunk, own, ids[part], key, grouped))
-        norms, conformities = zip(*found, strict=True)
-        return RowValues(torch.cat(norms), None if self.layout.direction is None else torch.cat(conformities))
+            yield look(self.layout, values, Labelled(own, ids[part], key, grouped), last_key)
 
-    def _hash_ids(self, ids: Sequence[object] | None, count: int, device: torch.device) -> Tensor:
+    def _hash_ids(self, ids: Sequence[object] | None, count: int, device: torch.device, into: dict[int, str]) -> Tensor:
         if ids is None:
             return torch.zeros(count, dtype=torch.int64, device=device)
         words = [str(one) for one in (ids.tolist() if hasattr(ids, "tolist") else ids)]
         hashes = hash_labels(words, count, torch.device("cpu"), "ids")
         if self.layout.max_samples:
-            self.names.update(zip(hashes.tolist(), words, strict=True))
+            into.update(zip(hashes.tolist(), words, strict=True))
         return hashes.to(device)
 
-    def _add(self, values: Tensor, groups: Tensor | None, ids: Tensor, keys: Tensor | None, grouped: bool) -> RowValues:
-        norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
-        good = within_range(norms)
-        out_of_range = ~good & torch.isfinite(norms) & (norms > 0)
-        weight = good.double()
-        values = torch.where(good[:, None], values, 0.0)
-        norms = torch.where(good, norms, 1.0)
-        if keys is None and (self.layout.max_samples or groups is None):
-            keys = row_keys(values, groups)
-        keys = None if keys is None else torch.where(good, keys, NO_KEY)
-        groups = keys if groups is None else groups
-        assert groups is not None
-        bucket = bucket_of(groups, self.layout.buckets)
-        exact = values.double()
-        units = exact / norms[:, None]  # (N, D)
-
+    def _add(self, chunk: Chunk) -> Chunk:
+        """Add some rows, and give them back; what needs memory of their size comes first."""
+        exact = exact_again(chunk.checked)
+        units = unit_rows(exact, chunk.checked.norms)
+        checked, bucket, weight = chunk.checked, chunk.bucket, chunk.weight
+        length = checked.norms * weight
         self["count"].index_add_(0, bucket, weight)
-        self["bad"].add_(len(values) - weight.sum() - out_of_range.sum())
-        self["out_of_range"].add_(out_of_range.sum())
-        self["normalized"].add_((((norms - 1).abs() < UNIT_TOLERANCE) & good).sum())
-        self["grouped"].add_(weight.sum() if grouped else 0)
-        self["raw_sum"].add_(exact.sum(0))
-        self["unit_sum"].index_add_(0, bucket, units)
-        length = norms * weight
+        if not chunk.whole:
+            out_of_range = checked.out_of_range.sum()
+            self["bad"].add_(len(weight) - weight.sum() - out_of_range)
+            self["out_of_range"].add_(out_of_range)
+        self["normalized"].add_((((checked.norms - 1).abs() < UNIT_TOLERANCE) & checked.good).sum())
+        if chunk.grouped:
+            self["grouped"].add_(weight.sum())
         self["norm_sum"].index_add_(0, bucket, length)
         self["norm_square_sum"].index_add_(0, bucket, length.square())
-        conformity = self._towards_reference(units, bucket, weight, grouped)
-        if self.layout.second_moment:
-            self["second_moment"].add_(second_moment(exact))
-        if self.layout.unit_second_moment:
-            self["unit_second_moment"].addmm_(units.T, units)  # bad rows are zero
-        if self.layout.max_samples and keys is not None:
-            columns = torch.stack([norms] if conformity is None else [norms, conformity], 1)
-            rows = values.float() if self.layout.rows else values.new_empty(len(values), 0, dtype=torch.float32)
-            for name, value in zip(SAMPLE, (rows, columns, keys, groups, ids, torch.ones_like(keys)), strict=True):
+        if chunk.conformity is not None and self.layout.grid is not None:
+            self["conformity_sum"].index_add_(0, bucket, chunk.conformity * weight)
+            self["conformity_square_sum"].index_add_(0, bucket, chunk.conformity.square() * weight)
+            cell = bucket * (CELLS + 2) + self.layout.grid.locate(chunk.conformity)
+            self["conformity_counts"].view(-1).index_add_(0, cell, weight)
+        if chunk.sampled is not None:
+            for name, value in zip(SAMPLE, chunk.sampled, strict=True):
                 self._list(name).append(value)
-        nan = torch.full_like(norms, float("nan"))
-        found = None if conformity is None else torch.where(good, conformity, nan)
-        return RowValues(torch.where(good, norms, nan), found)
+        self["raw_sum"].add_(exact[:-1].sum(0))
+        self["unit_sum"].index_add_(0, bucket, units)
+        if self.layout.unit_second_moment:
+            add_gram(self["unit_second_moment"], units)  # bad rows are zero
+        if self.layout.second_moment:
+            add_second_moment(self["second_moment"], exact)
+        return chunk
 
-    def _towards_reference(self, units: Tensor, bucket: Tensor, weight: Tensor, grouped: bool) -> Tensor | None:
-        """Accumulate the conformity of rows to the reference, and give it."""
-        if self.layout.direction is None or self.layout.grid is None:
+    def _last_key(self) -> int | None:
+        """Key beyond which no row comes into the sample, where that is known; a device is not waited for."""
+        size, parts = self.layout.max_samples, self._list(SAMPLE_KEYS) if self.layout.max_samples else []
+        if not parts or len(parts[0]) != size or parts[0].device.type != "cpu":
             return None
-        if grouped and self.layout.between is not None:
-            conformity = (units * self.layout.between.to(units)[bucket]).sum(1)
-        else:
-            conformity = units @ self.layout.direction.to(units)
-        self["conformity_sum"].index_add_(0, bucket, conformity * weight)
-        self["conformity_square_sum"].index_add_(0, bucket, conformity.square() * weight)
-        cell = bucket * (CELLS + 2) + self.layout.grid.locate(conformity)
-        self["conformity_counts"].view(-1).index_add_(0, cell, weight)
-        return conformity
+        keys = parts[0]  # of a sample that was cut, in order, each once
+        return int(keys[-1]) if bool((keys[1:] > keys[:-1]).all()) else None
+
+    def _cut_sample(self, came: int) -> None:
+        """Keep the sample of smallest keys once twice as many rows are held; not looked for at every small batch."""
+        size = self.layout.max_samples
+        if not size:
+            return
+        parts = self._list(SAMPLE_KEYS)
+        if 8 * came < size and len(parts) % 8:
+            return
+        if sum(keys.shape[0] for keys in parts) >= 2 * size:
+            self.replace_sample(self.sample())
 
     def _list(self, name: str) -> list[Tensor]:
         value = self.state[name]
@@ -368,22 +394,6 @@ class Moments:
 
     def _again(self, layout: Layout, sample: Sample) -> Moments:
         view = Moments(layout, layout.zeros(sample.rows.device))
-        view._accumulate(sample.rows.double(), sample.groups, sample.ids, sample.keys, self.grouped)
+        for chunk in view._chunks(sample.rows.double(), sample.groups, sample.ids, sample.keys, self.grouped):
+            view._add(chunk)
         return view
-
-
-def bucket_of(groups: Tensor, buckets: int = BUCKETS) -> Tensor:
-    """Number of the bucket of each group's hash; a row without a group is one of its own."""
-    return (mix(groups, 3) & NO_KEY) % buckets
-
-
-def second_moment(values: Tensor) -> Tensor:
-    """Sum of outer products ``(D, D)`` in float64, of rows in any precision.
-
-    A float32 Gram matrix errs by 1e-7 of the largest eigenvalue, which is 1% of the smallest at a condition of 1e5, and
-    differently for every size of batch. In float64 the whole update takes 1.6 times as long, and the covariance is
-    that of the rows as they are. They are centred for the sum: squares far from the origin would round the more.
-    """
-    center = values.mean(0, dtype=torch.float64)
-    centered = values.double() - center
-    return centered.T @ centered + len(values) * torch.outer(center, center)

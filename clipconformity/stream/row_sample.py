@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
@@ -10,8 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipconformity.functional.linalg import scratch
+
 NO_KEY = torch.iinfo(torch.int64).max
 """Key of a row that is bad, behind all others."""
+BUCKETS = 256
+"""Buckets that uncertainty is taken over: a standard error is known to 1/sqrt(2 * 256) = 4%."""
+HASHED = 512
+"""Rows whose content is hashed at once."""
 Labels: TypeAlias = "Sequence[int] | Sequence[str] | Tensor | np.ndarray"
 """One group or id for each row: whole numbers or strings."""
 
@@ -47,6 +54,14 @@ class Sample(NamedTuple):
         first = order[torch.searchsorted(self.keys[order], keys)][:size]
         kept = Sample(*(part[first] for part in self))
         return kept._replace(copies=copies[:size])
+
+    def taken(self, last_key: int | None) -> Sample:
+        """Copy the rows, in float32, but for those of a key beyond ``last_key``, where it is given."""
+        if last_key is None:
+            return self._replace(rows=self.rows.to(torch.float32, copy=True), groups=self.groups.clone())
+        kept = (self.keys <= last_key).nonzero()[:, 0]
+        few = Sample(*(part[kept] for part in self))
+        return few._replace(rows=few.rows.float())
 
     def good(self) -> Sample:
         """Leave out rows that were bad; this waits for the device."""
@@ -119,6 +134,11 @@ def mix(x: Tensor, salt: int) -> Tensor:
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
+def bucket_of(groups: Tensor, buckets: int = BUCKETS) -> Tensor:
+    """Number of the bucket of each group's hash; a row without a group is one of its own."""
+    return (mix(groups, 3) & NO_KEY) % buckets
+
+
 def row_keys(values: Tensor, groups: Tensor | None) -> Tensor:
     """Give every row a seeded hash in [0, 2^63): of its content, and of what it is dealt by where that is another.
 
@@ -129,16 +149,42 @@ def row_keys(values: Tensor, groups: Tensor | None) -> Tensor:
     return (content if groups is None else mix(content ^ mix(groups, 4), 5)) & NO_KEY
 
 
+GOLDEN = -0x61C8864680B583EB
+"""The golden ratio in 64 bits."""
+
+
+@functools.lru_cache(maxsize=8)
+def _factors(dim: int, device: torch.device) -> Tensor:
+    """An odd factor of every place, int64 ``(D,)``."""
+    generator = torch.Generator().manual_seed(0)
+    span = torch.iinfo(torch.int64)
+    with torch.inference_mode(False):
+        return (torch.randint(span.min, span.max, (dim,), generator=generator) | 1).to(device)
+
+
 def _content_hash(values: Tensor) -> Tensor:
     """Hash of each row's entries as float32 and of their places, int64 ``(N,)``.
 
     The low bits of a float are often zero, as of whole numbers, and a product modulo 2^64 keeps them so: each entry is
     spread over all bits before it meets the odd factor of its place.
     """
-    generator = torch.Generator().manual_seed(0)
-    span = torch.iinfo(torch.int64)
-    factors = torch.randint(span.min, span.max, (values.shape[1],), generator=generator) | 1
-    bits = values.float().contiguous().view(torch.int32).long()
-    bits.mul_(-0x61C8864680B583EB)  # the golden ratio in 64 bits
-    bits.bitwise_xor_((bits >> 32).bitwise_and_((1 << 32) - 1))
-    return mix(bits.mul_(factors.to(values.device)).sum(1), 1)
+    factors = _factors(values.shape[1], values.device)
+    bits = values.detach().float().contiguous().view(torch.int32)
+    if values.device.type == "cpu":
+        return mix(torch.cat([_place_sums(part, factors) for part in bits.split(HASHED)]), 1)
+    spread = bits.long().mul_(GOLDEN)
+    spread.bitwise_xor_((spread >> 32).bitwise_and_((1 << 32) - 1))
+    return mix(spread.mul_(factors).sum(1), 1)
+
+
+def _place_sums(bits: Tensor, factors: Tensor) -> Tensor:
+    """Sum over a row of its spread entries times their factors, modulo 2^64, int64 ``(N,)``, on the CPU.
+
+    NumPy shifts without a sign, and multiplies and adds up in one pass, on memory that is used again.
+    """
+    shape = (len(bits), bits.shape[1])
+    spread, high = (scratch(name, shape, torch.int64, bits.device).numpy() for name in ("spread", "high"))
+    np.multiply(bits.numpy(), np.int64(GOLDEN), out=spread)
+    np.right_shift(spread.view(np.uint64), np.uint64(32), out=high.view(np.uint64))
+    np.bitwise_xor(spread, high, out=spread)
+    return torch.from_numpy(np.einsum("nd,d->n", spread, factors.numpy()))

@@ -26,7 +26,7 @@ class Checked(NamedTuple):
     values: Tensor
     """The rows ``(N, D)`` as they came, zeros in place of bad ones."""
     exact: Tensor
-    """The same in float64, in memory that the next chunk takes; one more row than there are, of any content."""
+    """The same in float64, in memory that the next chunk takes."""
     norms: Tensor
     """Norm of each row ``(N,)`` float64; 1 of a bad one."""
     good: Tensor
@@ -92,7 +92,7 @@ def _towards_reference(layout: Layout, checked: Checked, bucket: Tensor, grouped
     """Conformity of rows to the reference, ``(N,)``."""
     if layout.direction is None or layout.grid is None:
         return None
-    exact = checked.exact[:-1]
+    exact = checked.exact
     if grouped and layout.between is not None:
         return (exact * layout.between.to(exact)[bucket]).sum(1) / checked.norms
     return exact @ layout.direction.to(exact) / checked.norms
@@ -101,7 +101,7 @@ def _towards_reference(layout: Layout, checked: Checked, bucket: Tensor, grouped
 def check_chunk(values: Tensor) -> tuple[Checked, bool]:
     """Take norms in float64, put zeros in place of bad rows, and say whether there are none of these."""
     exact = _exact(values)
-    norms = torch.linalg.vector_norm(exact[:-1], dim=1)
+    norms = torch.linalg.vector_norm(exact, dim=1)
     good = within_range(norms)
     whole = values.device.type == "cpu" and bool(good.all())
     out_of_range = torch.zeros_like(good) if whole else ~good & torch.isfinite(norms) & (norms > 0)
@@ -118,26 +118,23 @@ def exact_again(checked: Checked) -> Tensor:
 
 def _exact(values: Tensor) -> Tensor:
     count, dim = values.shape
-    exact = scratch("exact", (count + 1, dim), torch.float64, values.device)
-    exact[:-1] = values
-    return exact
+    return scratch("exact", (count, dim), torch.float64, values.device).copy_(values)
 
 
 def unit_rows(exact: Tensor, norms: Tensor) -> Tensor:
-    """Rows over their norms, in memory that the next chunk takes."""
+    """Rows over their norms, in memory that the next sum takes."""
     units = scratch("units", (len(norms), exact.shape[1]), torch.float64, exact.device)
-    return torch.div(exact[:-1], norms[:, None], out=units)
+    return torch.div(exact, norms[:, None], out=units)
 
 
-def add_second_moment(total: Tensor, exact: Tensor) -> None:
-    """Add the outer products of all rows of ``exact`` but its last, which are overwritten, to ``(D, D)`` float64.
+def add_second_moment(total: Tensor, rows: Tensor, center: Tensor) -> None:
+    """Add the outer products of float64 rows of the mean ``center`` to ``(D, D)``.
 
     A float32 Gram matrix errs by 1e-7 of the largest eigenvalue, which is 1% of the smallest at a condition of 1e5, and
     differently for every size of batch. In float64 the covariance is that of the rows as they are. They are centred for
     the sum: squares far from the origin would round the more. Their mean goes in as one more row.
     """
-    rows, count = exact[:-1], len(exact) - 1
-    center = rows.mean(0)
-    rows.sub_(center)
-    torch.mul(center, count**0.5, out=exact[-1])
-    add_gram(total, exact)
+    centered = scratch("units", (len(rows) + 1, len(center)), torch.float64, rows.device)
+    torch.sub(rows, center, out=centered[:-1])
+    torch.mul(center, len(rows) ** 0.5, out=centered[-1])
+    add_gram(total, centered)

@@ -174,7 +174,7 @@ class Moments:
             found = self._row_values(looked)
             with uninterrupted():
                 for chunk in looked:
-                    self._add(chunk)
+                    self._add(chunk, again=len(looked) > 1)
                 self.names.update(names)
         else:
             batch = Moments(self.layout, self.layout.zeros(device), names)
@@ -229,12 +229,17 @@ class Moments:
             into.update(zip(hashes.tolist(), words, strict=True))
         return hashes.to(device)
 
-    def _add(self, chunk: Chunk) -> Chunk:
-        """Add some rows, and give them back; what needs memory of their size comes first."""
-        exact = exact_again(chunk.checked)
-        units = unit_rows(exact, chunk.checked.norms)
+    def _add(self, chunk: Chunk, *, again: bool = False) -> Chunk:
+        """Add some rows, and give them back; what needs memory of their size comes first.
+
+        Args:
+            chunk: The rows.
+            again: Whether other rows have been looked at since.
+        """
         checked, bucket, weight = chunk.checked, chunk.bucket, chunk.weight
-        length = checked.norms * weight
+        exact = exact_again(checked) if again else checked.exact
+        units = unit_rows(exact, checked.norms)
+        length = checked.norms if chunk.whole else checked.norms * weight
         self["count"].index_add_(0, bucket, weight)
         if not chunk.whole:
             out_of_range = checked.out_of_range.sum()
@@ -246,19 +251,21 @@ class Moments:
         self["norm_sum"].index_add_(0, bucket, length)
         self["norm_square_sum"].index_add_(0, bucket, length.square())
         if chunk.conformity is not None and self.layout.grid is not None:
-            self["conformity_sum"].index_add_(0, bucket, chunk.conformity * weight)
-            self["conformity_square_sum"].index_add_(0, bucket, chunk.conformity.square() * weight)
+            conformity = chunk.conformity if chunk.whole else chunk.conformity * weight
+            self["conformity_sum"].index_add_(0, bucket, conformity)
+            self["conformity_square_sum"].index_add_(0, bucket, conformity.square())
             cell = bucket * (CELLS + 2) + self.layout.grid.locate(chunk.conformity)
             self["conformity_counts"].view(-1).index_add_(0, cell, weight)
         if chunk.sampled is not None:
             for name, value in zip(SAMPLE, chunk.sampled, strict=True):
                 self._list(name).append(value)
-        self["raw_sum"].add_(exact[:-1].sum(0))
         self["unit_sum"].index_add_(0, bucket, units)
         if self.layout.unit_second_moment:
             add_gram(self["unit_second_moment"], units)  # bad rows are zero
+        total = exact.sum(0)
+        self["raw_sum"].add_(total)
         if self.layout.second_moment:
-            add_second_moment(self["second_moment"], exact)
+            add_second_moment(self["second_moment"], exact, total / len(exact))
         return chunk
 
     def _last_key(self) -> int | None:

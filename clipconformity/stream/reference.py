@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from clipconformity.stream.moments import Layout, Moments, bucket_of
 from clipconformity.stream.pairs import own_pairs
 from clipconformity.stream.row_sample import Labels, Sample, check_labels
 from clipconformity.stream.spread import Spread, spread_without
+
+JOINED = 512
+"""Rows of small batches that are taken in together."""
 
 
 class ReferenceSet:
@@ -109,12 +112,11 @@ class ReferenceSet:
         check_labels(groups)
         moments: Moments | None = None
         seen = 0
-        for batch in _batches(embeddings_or_batches):
+        for batch in _joined(_batches(embeddings_or_batches)):
             if moments is None:
                 moments = Moments(reference_layout(batch.shape[1], max_samples))
-            check_same_dim(batch, moments.layout.dim, "a later batch", "the first")
             part = slice(seen, seen + len(batch))
-            moments.update(batch.cpu(), None if groups is None else groups[part], None if ids is None else ids[part])
+            moments.update(batch, None if groups is None else groups[part], None if ids is None else ids[part])
             seen += len(batch)
         if moments is None:
             raise ValueError("embeddings_or_batches: expected at least 2 samples, got an empty iterable.")
@@ -415,3 +417,29 @@ def _batches(source: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -> Ite
             yield check_matrix(torch.tensor(part), "embeddings_or_batches", min_rows=0)
         else:
             yield check_matrix(part, "embeddings_or_batches", min_rows=0)  # refuses what is no tensor
+
+
+def _joined(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Give the rows in order on the CPU, those of small batches together: a call costs more than what it does with few.
+
+    Raises:
+        ValueError: If the dimensions of two batches differ.
+    """
+    held: Tensor | None = None
+    count = dim = 0
+    for batch in batches:
+        dim = dim or batch.shape[1]
+        check_same_dim(batch, dim, "a later batch", "the first")
+        batch = batch.cpu()
+        if held is not None and (count + len(batch) > len(held) or batch.dtype != held.dtype):
+            yield held[:count]
+            count = 0
+        if 2 * len(batch) >= JOINED:
+            yield batch
+            continue
+        if held is None or batch.dtype != held.dtype:
+            held = batch.new_empty(JOINED, dim)
+        held[count : count + len(batch)] = batch
+        count += len(batch)
+    if held is not None:
+        yield held[:count]

@@ -9,9 +9,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from clipconformity.functional.linalg import covariance_of, full_precision, mean_of, result_dtype, working
+from clipconformity.functional.linalg import covariance_of, full_precision, mean_of, panels, result_dtype, working
 from clipconformity.functional.validation import check_rows, check_same_dim
 
+BLOCK = 1024
+"""Rows whose distances are taken at once: temporaries of more cost more than the products."""
 SINGULAR = 1e-10
 """Share of the largest pivot of a covariance at which it is taken for singular."""
 
@@ -46,6 +48,8 @@ class Gaussian(NamedTuple):
     """Logarithm of the product of the covariance's eigenvalues above 0, in nats."""
     rank: int
     """Dimension of the range."""
+    triangular: bool = False
+    """Whether the root is zero above its diagonal."""
 
     def log_density(self, distance: Tensor) -> Tensor:
         """Log-likelihood in nats of rows at a squared Mahalanobis distance."""
@@ -148,13 +152,24 @@ def log_likelihood(
         >>> log_likelihood(torch.tensor([[1.0, 0.0]]), torch.zeros(2), torch.eye(2))
         tensor([-2.3379])
     """
-    gaussian = check_gaussian(mean, covariance, shrinkage, whitening)
+    gaussian = check_gaussian(mean, covariance, shrinkage, whitening, symmetric=False)
     return log_density(embeddings, gaussian).to(embeddings.device, result_dtype(embeddings))
 
 
 def log_density(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
     """Log-likelihood of raw embeddings ``(N, D)`` under a checked Gaussian, in nats, ``(N,)`` float64."""
-    return gaussian.log_density(_whitened(embeddings, gaussian).square().sum(1))
+    return gaussian.log_density(torch.cat([_distances(block, gaussian) for block in embeddings.split(BLOCK)]))
+
+
+def _distances(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
+    """Squared norms of whitened rows, ``(N,)``; of a triangular root five eighths of the products are taken."""
+    if not gaussian.triangular:
+        return _whitened(embeddings, gaussian).square().sum(1)
+    centered = _centered(embeddings, gaussian)
+    root, total = gaussian.root.to(centered), centered.new_zeros(len(centered))
+    for start, end in panels(len(root)):
+        total = total + (centered[:, :end] @ root[start:end, :end].T).square().sum(1)
+    return total
 
 
 @full_precision
@@ -266,9 +281,17 @@ def factor_of(covariance: Tensor) -> Tensor:
 
 
 def check_gaussian(
-    mean: Tensor, covariance: Tensor | None = None, shrinkage: float = 0.0, whitening: Tensor | None = None
+    mean: Tensor,
+    covariance: Tensor | None = None,
+    shrinkage: float = 0.0,
+    whitening: Tensor | None = None,
+    *,
+    symmetric: bool = True,
 ) -> Gaussian:
     """Check a Gaussian that is given by its covariance or by a whitening matrix, and make it ready to whiten.
+
+    The root of a covariance is the symmetric one; where any will do, with ``symmetric=False``, it may be another that
+    takes a tenth of the time.
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
@@ -290,7 +313,9 @@ def check_gaussian(
             raise ValueError(
                 f"mean, covariance: expected shapes (D,) and (D, D), got {shape} and {tuple(covariance.shape)}."
             )
-        return _from_covariance(center, checked["covariance"], covariance.dtype, shrinkage)
+        given_covariance = checked["covariance"], covariance.dtype, shrinkage
+        regular = None if symmetric else _of_full_rank(center, *given_covariance)
+        return _from_covariance(center, *given_covariance) if regular is None else regular
     assert whitening is not None
     if mean.ndim != 1 or whitening.ndim != 2 or not 1 <= len(whitening) <= len(mean) == whitening.shape[1]:
         raise ValueError(
@@ -311,8 +336,30 @@ def _finite(name: str, value: object) -> Tensor:
     return result
 
 
+def _of_full_rank(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage: float) -> Gaussian | None:
+    """Take a covariance by Cholesky where that tells it to be of full rank; None where its eigenvalues must tell.
+
+    The sum of the squares of a root is that of the inverse eigenvalues, so that none is below its inverse.
+    """
+    shrunk = (1 - shrinkage) * matrix
+    shrunk.diagonal().add_(shrinkage * matrix.trace() / len(mean))
+    (factor, failed), own = torch.linalg.cholesky_ex(shrunk), torch.linalg.cholesky_ex(matrix)
+    if bool(failed) or bool(own.info) or not _is_symmetric(matrix):
+        return None
+    root = torch.linalg.solve_triangular(factor, torch.eye(len(mean)).to(factor), upper=False)
+    largest = float(matrix.trace())
+    least = max(_rounding(matrix, largest, dtype), 4 * len(mean) * torch.finfo(torch.float64).eps * largest)
+    if not 1 / float(root.square().sum()) > least:
+        return None
+    return Gaussian(mean, root, 2 * factor.diagonal().log().sum(), len(mean), triangular=True)
+
+
+def _is_symmetric(matrix: Tensor) -> bool:
+    return float((matrix - matrix.T).abs().max()) <= 1e-4 * float(matrix.abs().max())
+
+
 def _from_covariance(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage: float) -> Gaussian:
-    if float((matrix - matrix.T).abs().max()) > 1e-4 * float(matrix.abs().max()):
+    if not _is_symmetric(matrix):
         raise ValueError("covariance: expected a symmetric matrix; compute it with torch.cov(embeddings.T).")
     spectrum, axes = torch.linalg.eigh((matrix + matrix.T) / 2)
     smallest, largest = float(spectrum[0]), float(spectrum[-1])
@@ -364,9 +411,14 @@ def _tell_singular(name: str, rank: int, dim: int) -> None:
 
 def _whitened(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
     """Whitened rows ``(N, K)`` float64, with the graph of ``embeddings``."""
+    centered = _centered(embeddings, gaussian)
+    return centered @ gaussian.root.T.to(centered)
+
+
+def _centered(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
     check_same_dim(check_rows(embeddings), len(gaussian.mean), "embeddings", "mean")
     values = working(embeddings).double()
-    return (values - gaussian.mean.to(values)) @ gaussian.root.T.to(values)
+    return values - gaussian.mean.to(values)
 
 
 def oas_shrinkage(covariance: Tensor, count: int) -> float:

@@ -42,11 +42,29 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
     if total.device.type != "cpu" or dim < PANELS * MIN_PANEL or len(rows) < MIN_PANEL:
         total.addmm_(rows.T, rows)
         return
-    ends = [dim * part // PANELS for part in range(PANELS + 1)]
-    for start, end in itertools.pairwise(ends):
+    for start, end in panels(dim):
         total[start:end, start:].addmm_(rows[:, start:end].T, rows[:, start:])
-    for start, end in itertools.pairwise(ends[:-1]):
+    for start, end in panels(dim):
         total[end:, start:end] = total[start:end, end:].T
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Sum of the outer products of float64 rows, ``(D, D)``."""
+    total = rows.new_zeros(rows.shape[1], rows.shape[1])
+    for block in rows.split(BLOCK_ROWS):
+        add_gram(total, block)
+    return total
+
+
+def panels(dim: int) -> list[tuple[int, int]]:
+    """First and last place of the bands that a triangular matrix is worked through in."""
+    ends = [dim * part // PANELS for part in range(PANELS + 1)]
+    return [(start, end) for start, end in itertools.pairwise(ends) if end > start]
+
+
+def quadratic_form(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Give x' M x of every row, ``(N,)``; in blocks, since large temporaries cost more than the products."""
+    return torch.cat([torch.linalg.vecdot(block @ matrix, block) for block in blocks(rows)])
 
 
 def permuted_columns(values: Tensor, generator: torch.Generator) -> Tensor:

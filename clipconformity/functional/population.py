@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clipconformity.functional.linalg import gram, quadratic_form
 from clipconformity.functional.resampling import Estimate, Interval, exponential, jackknife
 
 FEWEST_GROUPS = 4
@@ -127,7 +128,7 @@ def unbiased_traces(rows: Rows, second: Tensor) -> Traces:
     total = rows.centered.square().sum()
     squares = torch.zeros_like(sizes).index_add_(0, rows.group, rows.centered.square().sum(1))
     lengths = rows.sums.square().sum(1)
-    between = rows.sums.T @ rows.sums
+    between = second if len(lengths) == len(rows.centered) else gram(rows.sums)  # without groups they are the rows
     chain = 2 * along.square().sum() - (second * between).sum()
     open_ = lengths.sum().square() + 2 * between.square().sum() - 6 * lengths.square().sum()
     spread = total.square() - squares.square().sum()
@@ -169,7 +170,7 @@ def offset_influence(rows: Rows, traces: Traces) -> Tensor:
 def participation_influence(rows: Rows, second: Tensor, traces: Traces) -> Tensor:
     """How far each row moves the logarithm of the participation ratio, as :func:`offset_influence`, ``(N,)``."""
     others = len(rows.centered) - rows.sizes[rows.group]
-    across = ((rows.centered @ second * rows.centered).sum(1) - rows.within()[0]) / others
+    across = (quadratic_form(rows.centered, second) - rows.within()[0]) / others
     values = 2 * rows.centered.square().sum(1) / traces.trace - 2 * across / traces.bounded
     return values - values.mean()
 
@@ -179,7 +180,7 @@ def tilt_influence(rows: Rows, covariance: Tensor) -> Tensor:
     signs = covariance.sign().fill_diagonal_(0)
     trace = covariance.trace()
     ratio = (signs * covariance).sum() / trace
-    values = ((rows.centered @ signs * rows.centered).sum(1) - ratio * rows.centered.square().sum(1)) / trace
+    values = (quadratic_form(rows.centered, signs) - ratio * rows.centered.square().sum(1)) / trace
     return values - values.mean()
 
 
@@ -191,7 +192,7 @@ def correlation_influence(rows: Rows, covariance: Tensor) -> Tensor:
     signs = signed.sign().fill_diagonal_(0)
     z = rows.centered * scale
     kept = (variances > 0).sum()
-    values = (z @ signs * z).sum(1) - z.square() @ (signs * signed).sum(1)
+    values = quadratic_form(z, signs) - z.square() @ (signs * signed).sum(1)
     return values / (kept * (kept - 1)).clamp_min(1)
 
 

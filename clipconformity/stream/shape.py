@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from clipconformity.functional.linalg import gram
 from clipconformity.functional.population import (
     FEWEST_GROUPS,
     Rows,
@@ -34,7 +35,7 @@ def shape_intervals(moments: Moments, values: dict[str, Tensor]) -> dict[str, Te
     rows = Rows.of(sample.rows, sample.groups if moments.grouped else None)
     if len(rows.sizes) < FEWEST_GROUPS:
         return {}
-    second = rows.centered.T @ rows.centered
+    second = gram(rows.centered)
     known = _population(moments, rows, second)
 
     def known_by(value: Tensor, influence: Tensor) -> Estimate:
@@ -67,7 +68,8 @@ def _population(moments: Moments, rows: Rows, second: Tensor) -> Traces:
     share = count / float(moments.total)
     every = plain_traces(moments.mean, moments.covariance)
     here = plain_traces(rows.mean, second / (count - 1))
-    grouped, alone = unbiased_traces(rows, second), unbiased_traces(rows.alone(), second)
+    grouped = unbiased_traces(rows, second)
+    alone = grouped if len(rows.sizes) == count else unbiased_traces(rows.alone(), second)
     mean_square, trace, trace_square, square_trace = (
         whole - share * (own - single) - (single - between)
         for whole, own, single, between in zip(every[:4], here[:4], alone[:4], grouped[:4], strict=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.likelihood import Gaussian, check_gaussian, log_density, log_likelihood, oas_shrinkage
+from clipconformity.functional.linalg import gram
 from clipconformity.functional.resampling import Estimate, ends_of
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.pairs import influence_estimate
@@ -38,7 +39,7 @@ class LikelihoodReadOut(ReadOut):
         """Give the figures; means are exact."""
         reference = stream.needed_reference("GaussianLikelihood")
         shrinkage = oas_shrinkage(reference.covariance, reference.count)
-        gaussian = check_gaussian(reference.mean, reference.covariance, shrinkage)
+        gaussian = check_gaussian(reference.mean, reference.covariance, shrinkage, symmetric=False)
         own, sampled = under(gaussian, stream.checked())
         held_out = held_out_likelihoods(reference)
         shift = (own["log_likelihood_mean"] - held_out.mean()) / held_out.std()
@@ -90,7 +91,7 @@ def _shift_estimate(
 def sampled_likelihoods(stream: Stream, reference: ReferenceSet) -> Tensor:
     """Log-likelihood of each sampled row under the reference's shrunk Gaussian, ``(k,)``."""
     shrinkage = oas_shrinkage(reference.covariance, reference.count)
-    return under(check_gaussian(reference.mean, reference.covariance, shrinkage), stream.checked())[1]
+    return under(check_gaussian(reference.mean, reference.covariance, shrinkage, symmetric=False), stream.checked())[1]
 
 
 def held_out_likelihoods(reference: ReferenceSet) -> Tensor:
@@ -109,6 +110,6 @@ def held_out_likelihoods(reference: ReferenceSet) -> Tensor:
         out = reference.clusters % FOLDS == fold  # a group is held out together
         count = reference.count - int(out.sum())
         mean = (total - rows[out].sum(0)) / count
-        covariance = (second - rows[out].T @ rows[out] - count * torch.outer(mean, mean)) / (count - 1)
+        covariance = (second - gram(rows[out]) - count * torch.outer(mean, mean)) / (count - 1)
         values[out] = log_likelihood(rows[out], mean, covariance, oas_shrinkage(covariance, count))
     return values

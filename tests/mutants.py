@@ -630,7 +630,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         ("- traces.offset_square * (square", "+ traces.offset_square * (square"),
         ("- 2 * across / traces", "- across / traces"),
         (" - rows.within()[0]) / others", ") / others"),
-        (" - ratio * rows.centered.square().sum(1)", ""),
+        (" - ratio * square_norms(rows.centered)", ""),
         ("- z.square() @ (signs", "- 2 * z.square() @ (signs"),
         ("(kept * (kept - 1))", "(kept * kept)"),
         ("sums / (rows.sizes.sum() - rows.sizes)", "sums / rows.sizes.sum()"),
@@ -1015,7 +1015,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
     ("clipconformity/stream/readouts/likelihood.py", INFLUENCE, [
         ("spread = spread + torch.outer(apart, apart)", "spread = spread"),
         ("out = reference.clusters % FOLDS == fold", "out = torch.arange(len(rows)) % FOLDS == fold"),
-        ("second - gram(rows[out]) - count", "second - count"),
+        ("second - gram(held) - count", "second - count"),
         ("torch.outer(mean, mean)) / (count - 1)", "torch.outer(mean, mean)) / count"),
         (" - shift * (z.square() - z.square().mean()) / 2", ""),
         ("(-z - shift", "(z - shift"),

@@ -342,7 +342,7 @@ def _of_full_rank(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage: f
     The sum of the squares of a root is that of the inverse eigenvalues, so that none is below its inverse.
     """
     shrunk = (1 - shrinkage) * matrix
-    shrunk.diagonal().add_(shrinkage * matrix.trace() / len(mean))
+    shrunk.diagonal().add_(shrinkage * matrix.diagonal().mean())
     (factor, failed), own = torch.linalg.cholesky_ex(shrunk), torch.linalg.cholesky_ex(matrix)
     if bool(failed) or bool(own.info) or not _is_symmetric(matrix):
         return None

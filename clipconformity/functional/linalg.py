@@ -62,6 +62,11 @@ def panels(dim: int) -> list[tuple[int, int]]:
     return [(start, end) for start, end in itertools.pairwise(ends) if end > start]
 
 
+def square_norms(rows: Tensor) -> Tensor:
+    """Squared norm of every row, ``(N,)``, without the matrix of the squares."""
+    return torch.linalg.vecdot(rows, rows)
+
+
 def quadratic_form(rows: Tensor, matrix: Tensor) -> Tensor:
     """Give x' M x of every row, ``(N,)``; in blocks, since large temporaries cost more than the products."""
     return torch.cat([torch.linalg.vecdot(block @ matrix, block) for block in blocks(rows)])

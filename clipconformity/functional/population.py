@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipconformity.functional.linalg import gram, quadratic_form
+from clipconformity.functional.linalg import gram, quadratic_form, square_norms
 from clipconformity.functional.resampling import Estimate, Interval, exponential, jackknife
 
 FEWEST_GROUPS = 4
@@ -49,7 +49,7 @@ class Rows(NamedTuple):
     def within(self) -> tuple[Tensor, Tensor]:
         """Sum of the squared products of a row with all rows of its group, and its product with their sum, ``(N,)``."""
         if len(self.sizes) == len(self.centered):
-            square = self.centered.square().sum(1)
+            square = square_norms(self.centered)
             return square.square(), square
         order = self.group.argsort(stable=True)
         squares = torch.cat(
@@ -125,9 +125,9 @@ def unbiased_traces(rows: Rows, second: Tensor) -> Traces:
     pairs, triples = n**2 - two, n**3 - 3 * n * two + 2 * three
     quadruples = n**4 - 6 * n**2 * two + 3 * two**2 + 8 * n * three - 6 * four
     within, along = rows.within()
-    total = rows.centered.square().sum()
-    squares = torch.zeros_like(sizes).index_add_(0, rows.group, rows.centered.square().sum(1))
-    lengths = rows.sums.square().sum(1)
+    norms = square_norms(rows.centered)
+    total, squares = norms.sum(), torch.zeros_like(sizes).index_add_(0, rows.group, norms)
+    lengths = square_norms(rows.sums)
     between = second if len(lengths) == len(rows.centered) else gram(rows.sums)  # without groups they are the rows
     chain = 2 * along.square().sum() - (second * between).sum()
     open_ = lengths.sum().square() + 2 * between.square().sum() - 6 * lengths.square().sum()
@@ -163,7 +163,7 @@ def mean_square_influence(rows: Rows, direction: Tensor) -> Tensor:
 
 def offset_influence(rows: Rows, traces: Traces) -> Tensor:
     """How far each row moves the squared offset, to first order, beside the rows of other groups, ``(N,)``."""
-    square = rows.centered.square().sum(1)
+    square = square_norms(rows.centered)
     return (mean_square_influence(rows, rows.mean) - traces.offset_square * (square - square.mean())) / traces.trace
 
 
@@ -171,7 +171,7 @@ def participation_influence(rows: Rows, second: Tensor, traces: Traces) -> Tenso
     """How far each row moves the logarithm of the participation ratio, as :func:`offset_influence`, ``(N,)``."""
     others = len(rows.centered) - rows.sizes[rows.group]
     across = (quadratic_form(rows.centered, second) - rows.within()[0]) / others
-    values = 2 * rows.centered.square().sum(1) / traces.trace - 2 * across / traces.bounded
+    values = 2 * square_norms(rows.centered) / traces.trace - 2 * across / traces.bounded
     return values - values.mean()
 
 
@@ -180,7 +180,7 @@ def tilt_influence(rows: Rows, covariance: Tensor) -> Tensor:
     signs = covariance.sign().fill_diagonal_(0)
     trace = covariance.trace()
     ratio = (signs * covariance).sum() / trace
-    values = (quadratic_form(rows.centered, signs) - ratio * rows.centered.square().sum(1)) / trace
+    values = (quadratic_form(rows.centered, signs) - ratio * square_norms(rows.centered)) / trace
     return values - values.mean()
 
 
@@ -208,7 +208,7 @@ def shell_estimate(rows: Rows, part: Tensor) -> Estimate:
     sums = rows.centered.new_zeros(parts, rows.centered.shape[1]).index_add_(0, part, rows.centered)
     sizes = rows.centered.new_zeros(parts).index_add_(0, part, torch.ones_like(rows.centered[:, 0]))
     moves = torch.cat([torch.zeros_like(sums[:1]), -sums / (len(part) - sizes)[:, None]])  # (1 + P, D)
-    square = rows.centered.square().sum(1, keepdim=True) - 2 * rows.centered @ moves.T + moves.square().sum(1)
+    square = square_norms(rows.centered)[:, None] - 2 * rows.centered @ moves.T + moves.square().sum(1)
     distance = square.clamp_min(0).sqrt()  # (N, 1 + P)
     left = torch.cat([torch.ones_like(part[:, None]).bool(), part[:, None] != torch.arange(parts)], 1).double()
     count = left.sum(0)

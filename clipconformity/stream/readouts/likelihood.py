@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipconformity.functional.likelihood import Gaussian, check_gaussian, log_density, log_likelihood, oas_shrinkage
+from clipconformity.functional.likelihood import (
+    BLOCK,
+    Gaussian,
+    check_gaussian,
+    log_density,
+    log_likelihood,
+    oas_shrinkage,
+)
 from clipconformity.functional.linalg import gram
 from clipconformity.functional.resampling import Estimate, ends_of
 from clipconformity.stream.moments import Moments
@@ -64,7 +71,7 @@ def under(gaussian: Gaussian, moments: Moments) -> tuple[dict[str, Tensor], Tens
     whitened = ((gaussian.root @ spread) * gaussian.root).sum()
     mean = gaussian.log_density(whitened)
     sample = moments.good_sample().cpu()
-    sampled = log_density(sample.rows.double(), gaussian)
+    sampled = torch.cat([log_density(part.double(), gaussian) for part in sample.rows.split(BLOCK)])
     estimate = influence_estimate(mean, (sampled - sampled.mean(), sample, moments))
     figures = {
         "log_likelihood_mean": mean,
@@ -102,14 +109,15 @@ def held_out_likelihoods(reference: ReferenceSet) -> Tensor:
     """
     if reference.count < 2 * FOLDS:
         raise ValueError(f"reference: expected at least {2 * FOLDS} samples, got {reference.count}.")
-    rows = reference.sample.rows.double()
+    rows = reference.sample.rows
     total = reference.mean * reference.count
     second = reference.covariance * (reference.count - 1) + torch.outer(total, total) / reference.count
     values = torch.empty(len(rows), dtype=torch.float64)
     for fold in range(FOLDS):
         out = reference.clusters % FOLDS == fold  # a group is held out together
         count = reference.count - int(out.sum())
-        mean = (total - rows[out].sum(0)) / count
-        covariance = (second - gram(rows[out]) - count * torch.outer(mean, mean)) / (count - 1)
-        values[out] = log_likelihood(rows[out], mean, covariance, oas_shrinkage(covariance, count))
+        held = rows[out].double()
+        mean = (total - held.sum(0)) / count
+        covariance = (second - gram(held) - count * torch.outer(mean, mean)) / (count - 1)
+        values[out] = log_likelihood(held, mean, covariance, oas_shrinkage(covariance, count))
     return values

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 THREADED := tests/metrics/test_intervals.py tests/stream/test_moments.py tests/evaluation/test_real_data.py tests/demo/test_demo.py
 
-.PHONY: demo test check test-slow test-threads test-fuzz test-transformers4 lint types docs bench clean
+.PHONY: demo test check test-slow test-threads test-fuzz test-transformers4 lint types docs bench bench-all clean
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -63,7 +63,13 @@ docs: $(VENV)/.all
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b doctest docs docs/_build/doctest
 
+# Speed of update and compute, and the peers beside one run with all metrics: a few minutes. The rest takes hours.
 bench: $(VENV)/.all
+	$(BIN)/python benchmarks/speed.py --repeats 3
+	$(BIN)/python benchmarks/speed.py --repeats 3 --kinds state fit --batch 32
+	$(BIN)/python benchmarks/peers.py --count 10000 --part 1000
+
+bench-all: bench
 	$(BIN)/python benchmarks/conformity_speed.py
 	$(BIN)/python benchmarks/kl_accuracy.py
 	$(BIN)/python benchmarks/kl_coverage.py

@@ -64,8 +64,12 @@ class Chunk(NamedTuple):
         """1 of a good row, 0 of a bad one, ``(N,)`` float64."""
         return self.checked.good.double()
 
-    def of_good(self, values: Tensor) -> Tensor:
-        """Give values of the rows ``(N,)`` with NaN for those of bad ones."""
+    @property
+    def found(self) -> tuple[Tensor, Tensor | None]:
+        """Norm and conformity of each row ``(N,)``; NaN of a bad one."""
+        return self._of_good(self.checked.norms), None if self.conformity is None else self._of_good(self.conformity)
+
+    def _of_good(self, values: Tensor) -> Tensor:
         return values if self.whole else torch.where(self.checked.good, values, float("nan"))
 
 

@@ -34,8 +34,7 @@ from clipconformity.stream.row_sample import bucket_of as bucket_of
 UNIT_TOLERANCE = 5e-3
 """A row counts as L2-normalised when its norm is this close to 1: float16 and bfloat16 round about so far."""
 DIRECT = 1024
-"""The most rows of a batch that are added to the state at once, while signals wait; of more a sum of their own is made
-first."""
+"""The most rows that are added to the state at once, while signals wait; of more a sum of their own is made first."""
 SAMPLE = tuple(f"sample_{name}" for name in Sample._fields)
 SAMPLE_KEYS = "sample_keys"
 SECOND_MOMENTS = ("second_moment", "unit_second_moment")
@@ -171,36 +170,33 @@ class Moments:
         chunks = self._chunks(embeddings, own, hashes, keys, group is not None, self._last_key())
         if len(embeddings) <= DIRECT:  # an error or an interrupt adds nothing: it comes before or after
             looked = list(chunks)
-            found = self._row_values(looked)
+            found = self._row_values([chunk.found for chunk in looked])
             with uninterrupted():
                 for chunk in looked:
                     self._add(chunk, again=len(looked) > 1)
                 self.names.update(names)
         else:
-            batch = Moments(self.layout, self.layout.zeros(device), names)
-            found = self._row_values([batch._add(chunk) for chunk in chunks])
-            self._take_in(batch)
+            batch = Moments(self.layout, self.layout.zeros(device))
+            found = self._row_values([batch._add(chunk).found for chunk in chunks])
+            self._take_in(batch, names)
         self._cut_sample(len(embeddings))
         return found
 
-    def _take_in(self, batch: Moments) -> None:
+    def _take_in(self, batch: Moments, names: dict[int, str]) -> None:
         """Add what a batch came to, whole or not at all."""
         with uninterrupted():
             for name in self.layout.shapes():
                 self[name].add_(batch[name])
-            if self.layout.max_samples:
-                for name in SAMPLE:
-                    self._list(name).extend(batch._list(name))
-                self.names.update(batch.names)
+            for name in SAMPLE if self.layout.max_samples else ():
+                self._list(name).extend(batch._list(name))
+            self.names.update(names)
 
-    def _row_values(self, chunks: list[Chunk]) -> RowValues:
+    def _row_values(self, found: list[tuple[Tensor, Tensor | None]]) -> RowValues:
         """Norm and conformity of the rows of all chunks."""
         none = [torch.empty(0, dtype=torch.float64, device=self["count"].device)]
-        norms = torch.cat(none + [chunk.of_good(chunk.checked.norms) for chunk in chunks])
-        if self.layout.direction is None:
-            return RowValues(norms, None)
-        conformities = [chunk.of_good(one) for chunk in chunks if (one := chunk.conformity) is not None]
-        return RowValues(norms, torch.cat(none + conformities))
+        norms = torch.cat(none + [one for one, _ in found])
+        conformities = none + [one for _, one in found if one is not None]
+        return RowValues(norms, None if self.layout.direction is None else torch.cat(conformities))
 
     def _chunks(
         self,
@@ -230,12 +226,7 @@ class Moments:
         return hashes.to(device)
 
     def _add(self, chunk: Chunk, *, again: bool = False) -> Chunk:
-        """Add some rows, and give them back; what needs memory of their size comes first.
-
-        Args:
-            chunk: The rows.
-            again: Whether other rows have been looked at since.
-        """
+        """Add some rows, ``again`` where others were looked at since; what needs memory of their size comes first."""
         checked, bucket, weight = chunk.checked, chunk.bucket, chunk.weight
         exact = exact_again(checked) if again else checked.exact
         units = unit_rows(exact, checked.norms)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,13 @@ from clipconformity.functional.conformity import (
 from clipconformity.functional.density import Grid
 from clipconformity.functional.divergence import anchored_grid
 from clipconformity.functional.resampling import Estimate
-from clipconformity.functional.validation import check_matrix, check_same_dim
 from clipconformity.provenance import UNKNOWN, Identified, Provenance
+from clipconformity.stream.batches import checked_batches, joined
 from clipconformity.stream.checks import check_stream
 from clipconformity.stream.moments import Layout, Moments, bucket_of
 from clipconformity.stream.pairs import own_pairs
 from clipconformity.stream.row_sample import Labels, Sample, check_labels
 from clipconformity.stream.spread import Spread, spread_without
-
-JOINED = 512
-"""Rows of small batches that are taken in together."""
 
 
 class ReferenceSet:
@@ -112,7 +109,7 @@ class ReferenceSet:
         check_labels(groups)
         moments: Moments | None = None
         seen = 0
-        for batch in _joined(_batches(embeddings_or_batches)):
+        for batch in joined(checked_batches(embeddings_or_batches)):
             if moments is None:
                 moments = Moments(reference_layout(batch.shape[1], max_samples))
             part = slice(seen, seen + len(batch))
@@ -408,38 +405,3 @@ def reference_layout(dim: int, max_samples: int, *, unit_second_moment: bool = T
     if max_samples < 2:
         raise ValueError(f"max_samples: expected at least 2, got {max_samples}.")
     return Layout(dim, max_samples=max_samples, second_moment=True, unit_second_moment=unit_second_moment)
-
-
-def _batches(source: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -> Iterable[Tensor]:
-    parts = [source] if isinstance(source, (Tensor, np.ndarray)) else source
-    for part in parts:
-        if isinstance(part, np.ndarray) and part.dtype.kind == "f":
-            yield check_matrix(torch.tensor(part), "embeddings_or_batches", min_rows=0)
-        else:
-            yield check_matrix(part, "embeddings_or_batches", min_rows=0)  # refuses what is no tensor
-
-
-def _joined(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Give the rows in order on the CPU, those of small batches together: a call costs more than what it does with few.
-
-    Raises:
-        ValueError: If the dimensions of two batches differ.
-    """
-    held: Tensor | None = None
-    count = dim = 0
-    for batch in batches:
-        dim = dim or batch.shape[1]
-        check_same_dim(batch, dim, "a later batch", "the first")
-        batch = batch.cpu()
-        if held is not None and (count + len(batch) > len(held) or batch.dtype != held.dtype):
-            yield held[:count]
-            count = 0
-        if 2 * len(batch) >= JOINED:
-            yield batch
-            continue
-        if held is None or batch.dtype != held.dtype:
-            held = batch.new_empty(JOINED, dim)
-        held[count : count + len(batch)] = batch
-        count += len(batch)
-    if held is not None:
-        yield held[:count]

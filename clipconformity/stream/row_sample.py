@@ -151,7 +151,8 @@ def mix(x: Tensor, salt: int) -> Tensor:
 
 
 def _mix_on_device(x: Tensor, salt: int) -> Tensor:
-    x = x + salt * MIXING[0] + MIXING[1]
+    salted = (salt * MIXING[0] + MIXING[1]) % 2**64
+    x = x + (salted - 2**64 if salted >= 2**63 else salted)
     for shift, factor in STEPS:
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return x ^ ((x >> LAST_SHIFT) & ((1 << (64 - LAST_SHIFT)) - 1))

@@ -1,0 +1,56 @@
+"""Batches of raw embeddings as they are read, and small ones joined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipconformity.functional.validation import check_matrix, check_same_dim
+
+JOINED = 512
+"""Rows of small batches that are taken in together."""
+
+
+def checked_batches(source: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -> Iterator[Tensor]:
+    """Give one array, or several, as tensors ``(n, D)``.
+
+    Raises:
+        TypeError: If one is no floating-point array.
+        ValueError: If one is not two-dimensional.
+    """
+    parts = [source] if isinstance(source, (Tensor, np.ndarray)) else source
+    for part in parts:
+        if isinstance(part, np.ndarray) and part.dtype.kind == "f":
+            yield check_matrix(torch.tensor(part), "embeddings_or_batches", min_rows=0)
+        else:
+            yield check_matrix(part, "embeddings_or_batches", min_rows=0)  # refuses what is no tensor
+
+
+def joined(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Give the rows in order on the CPU, those of small batches together: a call costs more than what it does with few.
+
+    Raises:
+        ValueError: If the dimensions of two batches differ.
+    """
+    held: Tensor | None = None
+    count = dim = 0
+    for batch in batches:
+        dim = dim or batch.shape[1]
+        check_same_dim(batch, dim, "a later batch", "the first")
+        batch = batch.cpu()
+        large = 2 * len(batch) >= JOINED
+        if held is not None and count and (large or count + len(batch) > JOINED or batch.dtype != held.dtype):
+            yield held[:count]
+            count = 0
+        if large:
+            yield batch
+            continue
+        if held is None or batch.dtype != held.dtype:
+            held = batch.new_empty(JOINED, dim)
+        held[count : count + len(batch)] = batch
+        count += len(batch)
+    if held is not None:
+        yield held[:count]

@@ -198,7 +198,11 @@ def _parser() -> Parser:
     score.add_argument("--per-sample", type=Path, metavar="FILE.csv", help="write id, conformity, norm and rank")
     score.add_argument("--curve", type=Path, metavar="FILE.csv", help="write every figure over the number of samples")
     score.add_argument(
-        "--against", type=Path, nargs="+", metavar="FILE", help="embeddings, as of a training set, to find copies of"
+        "--against",
+        type=Path,
+        nargs="+",
+        metavar="FILE|DIR",
+        help="embeddings, as of a training set, to find copies in",
     )
     score.add_argument("--by", type=Path, metavar="FILE.csv", help="the class of each id: score each class by itself")
     score.add_argument("--per-class", type=Path, metavar="FILE.csv", help="write the figures of each class of --by")
@@ -318,7 +322,13 @@ def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False, 
     source.add_argument("--images", type=Path, metavar="DIR|FILE", help="folder of images, or list of them")
     source.add_argument("--captions", type=Path, metavar="FILE", help="captions: .txt, .json, .jsonl, .csv or .tsv")
     if embeddings:
-        source.add_argument("--embeddings", type=Path, nargs="+", metavar="FILE", help=f"raw embeddings: {suffixes()}")
+        source.add_argument(
+            "--embeddings",
+            type=Path,
+            nargs="+",
+            metavar="FILE|DIR",
+            help=f"raw embeddings: {suffixes()}; files, folders of them, or quoted patterns such as 'shards/*.npy'",
+        )
         _add_embeddings(parser)
     if pairs:
         source.add_argument(
@@ -335,11 +345,13 @@ def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False, 
 
 def _add_embeddings(parser: Parser) -> None:
     parser.add_argument("--modality", choices=("image", "text"), help="what the embeddings are of")
+    parser.add_argument("--ids", metavar="NAME", help="array or column of the ids of embeddings (default: id, ...)")
+    parser.add_argument("--groups", metavar="NAME", help="that of their groups (default: groups)")
     parser.add_argument("--allow-normalized", action="store_true", help="take L2-normalised embeddings")
 
 
 def _add_encoding(parser: Parser, *, coco: bool = False) -> None:
-    parser.add_argument("--column", metavar="NAME", help="key or column of the captions, or of the images of a list")
+    parser.add_argument("--column", metavar="NAME", help="key or column of captions, listed images, or embeddings")
     parser.add_argument("--image-root", type=Path, metavar="DIR", help="folder of a list's images (default: its own)")
     many: Any = {"action": "append"} if coco else {}
     also = "; with --coco it may be repeated" if coco else ""
@@ -351,5 +363,5 @@ def _add_encoding(parser: Parser, *, coco: bool = False) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="images or captions encoded at once (default: 64)")
     parser.add_argument("--workers", type=int, help="processes that decode images ahead (default: by their number)")
     parser.add_argument(
-        "--on-error", choices=("raise", "skip"), default="raise", help="what to do with unreadable images"
+        "--on-error", choices=("raise", "skip"), default="raise", help="what to do with unreadable images or files"
     )

@@ -14,6 +14,7 @@ from clipconformity.cli.parts import Cache
 from clipconformity.cli.reports import read_reference_samples, scored_run, write_page
 from clipconformity.cli.sources import (
     KINDS,
+    check_columns,
     check_given,
     only,
     open_against,
@@ -101,14 +102,15 @@ def compare_models(options: argparse.Namespace) -> dict[str, Any] | str:
     for kind in (*KINDS, SAVED):
         setattr(options, kind, [path for its, path in models.values() if its == kind])
     lists = [path for path in options.images if path.is_file()]
-    if options.column is not None and not (options.captions or lists):
-        raise ValueError("--column: goes with a file of captions or a list of images; leave it out.")
+    if options.column is not None and not (options.captions or lists or options.embeddings):
+        raise ValueError("--column: goes with embeddings, a file of captions or a list of images; leave it out.")
     if options.image_root is not None and not lists:
         raise ValueError("--image-root: goes with a list of images; leave it out.")
     if options.table is not None and options.format == "json":
         raise ValueError("--table: JSON holds all of them; leave it out.")
     if options.table == "classes" and options.by is None:
         raise ValueError("--table: classes goes with --by; give the class of each id.")
+    check_columns(options)
     outputs.check(options, [("--report", options.report)])
     _check_numbers(options)
     settings = _settings(options)
@@ -183,12 +185,14 @@ def _tables(options: argparse.Namespace, found: Comparison, figures: Sequence[st
 
 def _models(models: Sequence[str]) -> list[tuple[str, Path]]:
     """Split ``NAME=SOURCE``, and refuse names that come twice."""
+    from clipconformity.data.layout import is_pattern
+
     found = []
     for text in models:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
             raise ValueError(f"compare: expected NAME=SOURCE, such as mine=samples/, got {text!r}.")
-        if not Path(path).exists():
+        if not Path(path).exists() and not is_pattern(Path(path)):
             raise FileNotFoundError(f"{name}: {path}: no such file or folder.")
         found.append((name, Path(path)))
     names = [name for name, _ in found]
@@ -202,7 +206,9 @@ def _models(models: Sequence[str]) -> list[tuple[str, Path]]:
 def _of_one(options: argparse.Namespace, kind: str, path: Path) -> argparse.Namespace:
     """Give the options as they are for one of the models."""
     listed = kind == "images" and path.is_file()
-    column = options.column if listed or kind == "captions" else None
+    others = options.captions or any(path.is_file() for path in options.images)
+    named = listed or kind == "captions" or (kind == "embeddings" and not others)
+    column = options.column if named else None
     found = only(options, kind, [path] if kind == "embeddings" else path, column)
     found.image_root = options.image_root if listed else None
     return found
@@ -213,9 +219,15 @@ def _kind(name: str, path: Path, column: str | None) -> str:
     from clipconformity.data.captions import FORMATS
     from clipconformity.data.formats import KINDS as FILE_KINDS
     from clipconformity.data.formats import REFERENCE, SCORE, stated_kind
+    from clipconformity.data.folders import walk_images
     from clipconformity.data.image_lists import is_image_list
+    from clipconformity.data.layout import embedding_files, is_pattern
 
-    if path.is_dir() or is_image_list(path, column):
+    if is_pattern(path):
+        return "embeddings"
+    if path.is_dir():
+        return "embeddings" if any(embedding_files(path)) and not walk_images(path).paths else "images"
+    if is_image_list(path, column):
         return "images"
     stated = stated_kind(path)
     if stated == REFERENCE:

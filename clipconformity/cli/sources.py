@@ -26,11 +26,9 @@ COCO_OPTIONS = ("split", "karpathy", "per_image", "seed")
 MANY = 512
 """Images from which starting processes to decode them pays off."""
 INPUT_FILES = (
-    "against",
     "by",
     "captions",
     "caption_references",
-    "embeddings",
     "image_embeddings",
     "text_embeddings",
     "reference",
@@ -39,14 +37,22 @@ INPUT_FILES = (
     "saved",
 )
 """Options of every command that name files to read."""
+EMBEDDINGS = ("embeddings", "against")
+"""Those that name files of embeddings, folders or patterns."""
+COLUMNS = ("ids", "groups")
+"""Those that name columns of embeddings alone."""
 
 
 def inputs(options: argparse.Namespace) -> Iterator[NamedPath]:
     """Find every file that a command reads, each with the option that leads to it."""
     from clipconformity.data.folders import image_files
+    from clipconformity.data.layout import embedding_files
     from clipconformity.encoders.registry import encoder_files
 
     given = vars(options)
+    for name in EMBEDDINGS:
+        for place in _several(given.get(name)):
+            yield from ((_flag(name), path) for path in embedding_files(place))
     for name in INPUT_FILES:
         files = (path for path in _several(given.get(name)) if isinstance(path, Path))  # what the hub has is no file
         yield from ((_flag(name), path) for path in files)
@@ -105,6 +111,7 @@ def _opened(
 ) -> Source:
     from clipconformity.data import read_captions
     from clipconformity.data.files import refuse_same
+    from clipconformity.data.layout import find_embeddings
     from clipconformity.evaluation import caption_source, embedding_source, image_source
 
     check_options(options)
@@ -112,8 +119,10 @@ def _opened(
         if getattr(options, name, None) is not None:
             raise ValueError(f"{_flag(name)}: goes with --coco; leave it out.")
     if getattr(options, "embeddings", None):
-        refuse_same([("--embeddings", path) for path in options.embeddings])
-        return embedding_source(options.embeddings, spec=options.encoder, modality=options.modality)
+        with stage(options, "looking through the embeddings"):
+            found = find_embeddings(options.embeddings, options.modality)
+            refuse_same([("--embeddings", path) for path in found.paths])
+            return embedding_source(options.embeddings, spec=options.encoder, **embedding_settings(options))
     kind = "image" if options.images else "text"
     if getattr(options, "modality", None) not in (None, kind):
         raise ValueError(
@@ -146,6 +155,12 @@ def _opened(
     groups = captions.groups or [""] * len(captions.ids)
     told = [f"{name} {group} {text}" for name, group, text in zip(captions.ids, groups, captions.texts, strict=True)]
     return parts.source(loaded, told, (kind, options.batch_size), captions_from)
+
+
+def embedding_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Say how embeddings are read."""
+    columns = {name: getattr(options, name, None) for name in ("column", *COLUMNS)}
+    return {"modality": options.modality, **columns, "skip_errors": options.on_error == "skip"}
 
 
 def read_images(options: argparse.Namespace, place: Path) -> ImageFolder:
@@ -189,17 +204,20 @@ def check_given(options: argparse.Namespace) -> None:
 
 
 def open_against(options: argparse.Namespace) -> Iterator[Source] | None:
-    """Open the files of ``--against`` one after the other; None where there are none."""
+    """Open what ``--against`` names one after the other; None where there is nothing."""
     from clipconformity.data.files import refuse_same
+    from clipconformity.data.layout import find_embeddings
     from clipconformity.data.untrusted import check_input
     from clipconformity.evaluation import embedding_source
 
     if options.against is None:
         return None
-    refuse_same([("--against", path) for path in options.against])
-    for path in options.against:  # they are read last
+    found = find_embeddings(options.against, options.modality)
+    refuse_same([("--against", path) for path in found.paths])
+    for path in found.paths:  # they are read last
         check_input(path, "file")
-    return (embedding_source([path], modality=options.modality) for path in options.against)
+    settings = embedding_settings(options) | ({} if options.embeddings else {"column": None})
+    return (embedding_source([place], **settings) for place in options.against)
 
 
 def open_pairs(options: argparse.Namespace, reference: ReferenceSet, parts: Cache | None = None) -> Source:
@@ -230,7 +248,8 @@ def open_pairs(options: argparse.Namespace, reference: ReferenceSet, parts: Cach
 
 def only(options: argparse.Namespace, kind: str, given: object, column: str | None = None) -> argparse.Namespace:
     """Give the options as they are for one kind of samples alone."""
-    return argparse.Namespace(**vars(options) | dict.fromkeys(KINDS) | {kind: given, "column": column})
+    others = dict.fromkeys(KINDS if kind == "embeddings" else (*KINDS, *COLUMNS))
+    return argparse.Namespace(**vars(options) | others | {kind: given, "column": column})
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -244,10 +263,23 @@ def check_options(options: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise ValueError(f"{_flag(name)}: expected at least {least}, got {value}.")
     listed = options.images is not None and options.images.is_file()
-    if options.column is not None and not (options.captions or listed):
-        raise ValueError("--column: goes with --captions or a list of images; leave it out.")
+    embeddings = getattr(options, "embeddings", None)
+    if options.column is not None and not (options.captions or listed or embeddings):
+        raise ValueError("--column: goes with --captions, --embeddings or a list of images; leave it out.")
+    check_columns(options)
     if getattr(options, "image_root", None) is not None and not listed:
         raise ValueError("--image-root: goes with a list of images; leave it out.")
+
+
+def check_columns(options: argparse.Namespace) -> None:
+    """Refuse names of columns of embeddings where there are none.
+
+    Raises:
+        ValueError: If there are some.
+    """
+    for name in COLUMNS:
+        if getattr(options, name, None) is not None and not any(getattr(options, one, None) for one in EMBEDDINGS):
+            raise ValueError(f"{_flag(name)}: goes with embeddings; leave it out.")
 
 
 def named(spec: str | None) -> str:

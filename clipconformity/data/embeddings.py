@@ -1,21 +1,42 @@
-"""Embedding files: safetensors, NumPy and PyTorch, none of them unpickled."""
+"""Embedding files: safetensors, NumPy, Parquet and PyTorch, none of them unpickled."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from clipconformity.data.files import write_tensors
 from clipconformity.data.formats import FORMAT, KEY, READERS, check_expansion, suffixes
+from clipconformity.data.layout import metadata_beside, modality_of_name
 from clipconformity.data.limits import RefusedError, check_limit
+from clipconformity.data.names import Places
+from clipconformity.data.stored import Array, Stored, StoredWords, blocks_of, length, whole
 from clipconformity.data.strict_json import to_json
 from clipconformity.data.untrusted import check_input, shown
 from clipconformity.functional.validation import check_matrix
 from clipconformity.provenance import UNKNOWN, Provenance
+
+KEYS = (KEY, "embedding")
+"""Names of the array or column of embeddings, where another is not told."""
+GROUPS = "groups"
+"""Name of that of groups, likewise."""
+IDS = ("id", "image_path", "url")
+"""Names of that of ids, likewise; the first that is there."""
+T = TypeVar("T")
+
+
+class Columns(NamedTuple):
+    """Which arrays or columns of a file are read; None of the usual names."""
+
+    embeddings: str | None = None
+    ids: str | None = None
+    groups: str | None = None
 
 
 @dataclass(frozen=True)
@@ -39,77 +60,274 @@ class EmbeddingFile:
     provenance: Provenance = UNKNOWN
 
 
-def read_embeddings(path: Path | str) -> EmbeddingFile:
-    """Read raw embeddings ``(N, D)``; axes of length 1 beyond the first are dropped.
+class EmbeddingBlock(NamedTuple):
+    """Some rows of a file, one after the other."""
 
-    Files with several arrays need one named ``embeddings``; an array ``groups`` beside it gives group ids.
+    embeddings: Tensor
+    """``(n, D)``."""
+    ids: Sequence[str]
+    groups: Tensor | list[str] | None
+
+
+@dataclass(frozen=True)
+class EmbeddingShard:
+    """A file of embeddings of which the header is read and checked.
+
+    Attributes:
+        path: The file.
+        count: Number of its rows N.
+        dim: Dimension D.
+        dtype: The type of its values.
+        named: Whether it has names for its rows.
+        grouped: Whether it has group ids.
+        provenance: Encoder and modality, as far as it says them.
+        columns: What is read of it.
+    """
+
+    path: Path
+    count: int
+    dim: int
+    dtype: torch.dtype
+    named: bool
+    grouped: bool
+    provenance: Provenance
+    columns: Columns
+
+    def blocks(self, rows: int, first: int | None = None, name: str | None = None) -> Iterator[EmbeddingBlock]:
+        """Read it in order: ``first`` rows, then ``rows`` at a time, then what is left; one block is held at a time.
+
+        Args:
+            rows: Of a block.
+            first: Of the first one, where that is another number.
+            name: What rows without ids are named by, in place of the file's stem.
+
+        Raises:
+            ValueError: If it is damaged, or another than when it was opened.
+        """
+        opened = _open(self.path, self.columns)
+        if opened.shape != (self.count, self.dim):
+            raise ValueError(f"{self.path}: was replaced by another file while it was read.")
+        ids, groups = (
+            None if part is None else _guarded(self.path, part, rows, first) for part in (opened.ids, opened.groups)
+        )
+        start = 0
+        for values in _guarded(self.path, opened.values, rows, first):
+            assert isinstance(values, Tensor)
+            stop = start + len(values)
+            names = Places(name or self.path.stem, start, stop) if ids is None else _words(next(ids))
+            group = None if groups is None else next(groups)
+            labels = group.reshape(len(values)).long() if isinstance(group, Tensor) else group
+            yield EmbeddingBlock(values.reshape(len(values), self.dim), names, labels)
+            start = stop
+
+
+def open_embeddings(path: Path | str, columns: Columns | None = None) -> EmbeddingShard:
+    """Read and check the header of a file of raw embeddings, of which blocks of rows can be read then.
+
+    Files as of :func:`read_embeddings`; ``.pt`` files are read whole, twice.
 
     Args:
-        path: A ``.safetensors``, ``.npy``, ``.npz`` or ``.pt`` file (tensors only; nothing is unpickled).
+        path: The file.
+        columns: Which of its arrays or columns are read.
+
+    Raises:
+        OSError: As :func:`read_embeddings`, as are the others.
+        TypeError: If it does not hold floating-point numbers, or groups are neither whole numbers nor texts.
+        ValueError: If it is damaged as far as the header says, or over a limit.
+        ImportError: If it is a Parquet file and pyarrow is not installed.
+    """
+    path, columns = Path(path), columns or Columns()
+    found = _open(path, columns)
+    dtype = found.values.dtype
+    named, grouped = found.ids is not None, found.groups is not None
+    return EmbeddingShard(path, *found.shape, dtype, named, grouped, found.provenance, columns)
+
+
+def read_embeddings(path: Path | str, *, column: str | None = None) -> EmbeddingFile:
+    """Read raw embeddings ``(N, D)``; axes of length 1 beyond the first are dropped.
+
+    Files with several arrays or columns need one named ``embeddings`` or ``embedding``; one named ``groups`` beside it
+    gives group ids, and one named ``id``, ``image_path`` or ``url`` names the rows.
+
+    Args:
+        path: A ``.safetensors``, ``.npy``, ``.npz``, ``.parquet`` or ``.pt`` file (tensors only; nothing is unpickled).
+        column: Another name of the array or column.
 
     Raises:
         FileNotFoundError: If there is no such file.
         OSError: If it is no regular file.
         TypeError: If it does not hold floating-point numbers.
         ValueError: If the kind is unknown, the file is damaged or over a limit, or the shape is not ``(N, D)``.
+        ImportError: If it is a Parquet file and pyarrow is not installed.
     """
     path = Path(path)
+    found = _open(path, Columns(column))
+    if isinstance(found.groups, StoredWords):
+        raise TypeError(f"{path}: groups: expected whole numbers, got texts.")
+    rows = max(found.shape[0], 1)
+    values = _guard(path, lambda: whole(found.values)).reshape(found.shape)
+    groups = found.groups
+    labels = None if groups is None else _guard(path, lambda: whole(groups)).reshape(len(values)).long()
+    if found.ids is None:
+        return EmbeddingFile(path, values, list(Places(path.stem, 0, rows)), False, labels, found.provenance)
+    ids = [name for part in _guarded(path, found.ids, rows) for name in _words(part)]
+    return EmbeddingFile(path, values, ids, True, labels, found.provenance)
+
+
+class _Opened(NamedTuple):
+    """What is to be read of a file."""
+
+    values: Tensor | Stored
+    shape: tuple[int, int]
+    ids: Array | list[str] | None
+    groups: Array | None
+    provenance: Provenance
+
+
+def _open(path: Path, columns: Columns) -> _Opened:
+    """Read the header of a file, and find and check what is read of it."""
     check_input(path, "file")
     if path.suffix not in READERS:
         raise ValueError(f"{path}: expected a file ending in {suffixes()}.")
+    arrays, about = _guard(path, lambda: READERS[path.suffix](path))
+    beside = metadata_beside(path, needed=columns.ids is not None or columns.groups is not None)
+    if beside is not None:
+        arrays = _guard(beside, lambda: READERS[beside.suffix](beside))[0] | arrays
+    value = _choose(path, arrays, columns.embeddings)
+    shape = _checked_shape(path, value)
+    check_limit(path, "rows", shape[0])
+    check_limit(path, "dimension", shape[1])
+    groups = _named(path, arrays, columns.groups) if columns.groups else arrays.get(GROUPS)
+    if groups is not None:
+        groups = _checked_groups(path, groups, shape[0])
+    ids = _ids(path, arrays, about, columns.ids, value)
+    if ids is not None and length(ids) != shape[0]:
+        raise ValueError(f"{path}: damaged: {length(ids)} ids do not match its {shape[0]} embeddings.")
+    return _Opened(value, shape, ids, groups, _provenance(path, about))
+
+
+def _guard(path: Path, read: Callable[[], T]) -> T:
+    """Read from a file; a damaged one makes its reader fail in any way, and is named."""
     try:
-        arrays, about = READERS[path.suffix](path)
-    except RefusedError:
+        return read()
+    except (RefusedError, ImportError):
         raise
-    except Exception as error:  # a damaged file makes its reader fail in any way
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path}: cannot be read as {path.suffix} without unpickling ({reason[:120]}); "
             "save plain arrays or tensors."
         ) from None
-    value = _dense(path, _choose(path, arrays))
-    if value.ndim > 2:
-        value = value.reshape([len(value), *(n for n in value.shape[1:] if n != 1)])
-    embeddings = check_matrix(value, str(path))
-    check_limit(path, "rows", len(embeddings))
-    check_limit(path, "dimension", embeddings.shape[1])
-    groups = _groups(path, arrays["groups"], len(embeddings)) if "groups" in arrays else None
-    ids = about.get("ids") or [f"{path.stem}:{row}" for row in range(len(embeddings))]
-    if len(ids) != len(embeddings):
-        raise ValueError(f"{path}: damaged: {len(ids)} ids do not match its {len(embeddings)} embeddings.")
-    wrong = next((row for row, one in enumerate(ids) if not isinstance(one, str)), None)
-    if wrong is not None:
-        raise ValueError(f"{path}: damaged: the id of row {wrong} is {shown(ids[wrong])}; expected strings.")
+
+
+def _guarded(path: Path, array: Array | list[str], rows: int, first: int | None = None) -> Iterator[Tensor | list[str]]:
+    """Read an array in blocks, as :func:`_guard` does."""
+    own = getattr(array, "path", path)  # of a column that lies in another file
+    blocks = blocks_of(array, rows, first)
+    while (block := _guard(own, lambda: next(blocks, None))) is not None:
+        yield block
+
+
+def _choose(path: Path, arrays: Mapping[str, Array], told: str | None) -> Tensor | Stored:
+    """Find the embeddings."""
+    if told is not None:
+        found = _named(path, arrays, told)
+    elif key := next((key for key in KEYS if key in arrays), None):
+        found = arrays[key]
+    elif len(arrays) == 1:
+        found = next(iter(arrays.values()))
+    else:
+        raise ValueError(
+            f"{path}: expected one array or column, or one named {KEY!r}, got {_listed(arrays)}; name one (--column)."
+        )
+    if isinstance(found, StoredWords):
+        raise TypeError(f"{path}: expected floating-point raw embeddings, got a column of texts.")
+    return found
+
+
+def _named(path: Path, arrays: Mapping[str, Array], name: str) -> Array:
+    if name not in arrays:
+        raise ValueError(f"{path}: there is no array or column {name!r} of numbers or texts, but {_listed(arrays)}.")
+    return arrays[name]
+
+
+def _listed(arrays: Mapping[str, Array]) -> str:
+    return f"{[shown(name)[1:-1] for name in sorted(arrays)][:8]}"
+
+
+def _checked_shape(path: Path, value: Tensor | Stored) -> tuple[int, int]:
+    """Refuse what are no embeddings; the shape without axes of length 1 beyond the first."""
+    shape, dtype = _dense(path, value)
+    if len(shape) > 2:
+        shape = (shape[0], *(n for n in shape[1:] if n != 1))
+    probe = _guard(path, lambda: torch.empty((1,) * len(shape), dtype=dtype).expand(shape))  # of no size
+    check_matrix(probe, str(path))
+    return shape[0], shape[1]
+
+
+def _dense(path: Path, value: Tensor | Stored, what: str = "array") -> tuple[tuple[int, ...], torch.dtype]:
+    """Refuse what has no plain values of its own, or repeats them beyond the limit; shape and type."""
+    if isinstance(value, Tensor):
+        if value.is_nested or value.layout != torch.strided:
+            kind = "a nested tensor" if value.is_nested else value.layout
+            raise ValueError(f"{path}: expected a dense {what}, got {kind}; save it with to_dense().")
+        if value.device.type == "meta":
+            raise ValueError(f"{path}: expected a dense {what}, got a tensor of the meta device, which has no values.")
+        if value.is_quantized:
+            raise ValueError(f"{path}: expected a dense {what}, got quantised values; save it with dequantize().")
+    shape, dtype = _guard(path, lambda: (tuple(value.shape), value.dtype))
+    check_expansion(path, math.prod(shape) * dtype.itemsize)
+    return shape, dtype
+
+
+def _checked_groups(path: Path, groups: Array, rows: int) -> Array:
+    if isinstance(groups, StoredWords):
+        shape: tuple[int, ...] = (groups.count,)
+    else:
+        shape, dtype = _dense(path, groups, "array of groups")
+        if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+            raise TypeError(f"{path}: groups: expected whole numbers, got {dtype}.")
+    if not shape or shape[0] != rows or math.prod(shape) != rows:
+        raise ValueError(f"{path}: damaged: groups of shape {shape} do not match its {rows} embeddings.")
+    return groups
+
+
+def _ids(
+    path: Path, arrays: Mapping[str, Array], about: Mapping[str, Any], told: str | None, embeddings: Tensor | Stored
+) -> Array | list[str] | None:
+    """Find the names of the rows: those of the column that is told, of the file's own list, or of a usual column."""
+    if told is not None:
+        found = _named(path, arrays, told)
+        if not _names_rows(found):
+            raise TypeError(f"{path}: ids: expected a column of texts or whole numbers, got another in {told!r}.")
+        return found
+    if own := about.get("ids"):
+        wrong = next((row for row, one in enumerate(own) if not isinstance(one, str)), None)
+        if wrong is not None:
+            raise ValueError(f"{path}: damaged: the id of row {wrong} is {shown(own[wrong])}; expected strings.")
+        return list(own)
+    usual = (arrays[name] for name in IDS if name in arrays and arrays[name] is not embeddings)
+    return next((one for one in usual if _names_rows(one)), None)
+
+
+def _names_rows(array: Array) -> bool:
+    if isinstance(array, StoredWords):
+        return True
+    return len(array.shape) == 1 and not (array.dtype.is_floating_point or array.dtype.is_complex)
+
+
+def _words(part: Tensor | list[str]) -> list[str]:
+    return [str(one) for one in part.tolist()] if isinstance(part, Tensor) else part
+
+
+def _provenance(path: Path, about: Mapping[str, Any]) -> Provenance:
     encoder_id = about.get("encoder_id")
     if encoder_id is not None and not all(isinstance(part, str) for part in encoder_id.values()):
         raise ValueError(f"{path}: damaged: encoder_id is {shown(encoder_id)}; expected strings.")
     try:
-        provenance = Provenance(about.get("spec"), encoder_id, about.get("modality"))
+        return Provenance(about.get("spec"), encoder_id, about.get("modality") or modality_of_name(path))
     except ValueError as error:
         raise ValueError(f"{path}: damaged: {error}") from None
-    return EmbeddingFile(path, embeddings, ids, bool(about.get("ids")), groups, provenance)
-
-
-def _dense(path: Path, value: Tensor, what: str = "array") -> Tensor:
-    """Refuse a tensor without plain values of its own, or which repeats them beyond the limit."""
-    if value.is_nested or value.layout != torch.strided:
-        kind = "a nested tensor" if value.is_nested else value.layout
-        raise ValueError(f"{path}: expected a dense {what}, got {kind}; save it with to_dense().")
-    if value.device.type == "meta":
-        raise ValueError(f"{path}: expected a dense {what}, got a tensor of the meta device, which has no values.")
-    if value.is_quantized:
-        raise ValueError(f"{path}: expected a dense {what}, got quantised values; save it with dequantize().")
-    check_expansion(path, value.numel() * value.element_size())
-    return value.detach()
-
-
-def _groups(path: Path, groups: Tensor, rows: int) -> Tensor:
-    groups = _dense(path, groups, "array of groups")
-    if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
-        raise TypeError(f"{path}: groups: expected whole numbers, got {groups.dtype}.")
-    if groups.numel() != rows or groups.ndim == 0 or len(groups) != rows:
-        raise ValueError(f"{path}: damaged: groups of shape {tuple(groups.shape)} do not match its {rows} embeddings.")
-    return groups.reshape(rows).long()
 
 
 def write_embeddings(
@@ -130,11 +348,3 @@ def write_embeddings(
         tensors["groups"] = groups
     about = {"ids": None if ids is None else list(ids)} | provenance.describe()
     write_tensors(path, tensors, {"format": FORMAT, "about": to_json(about)})
-
-
-def _choose(path: Path, arrays: Mapping[str, Tensor]) -> Tensor:
-    if KEY in arrays:
-        return arrays[KEY]
-    if len(arrays) == 1:
-        return next(iter(arrays.values()))
-    raise ValueError(f"{path}: expected one array, or one named {KEY!r}, got {sorted(arrays)[:8]}.")

@@ -7,15 +7,18 @@ import math
 import warnings
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from clipconformity.data.limits import RefusedError, check_limit
 from clipconformity.data.untrusted import check_unpickling
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
+    import torch
+
+    from clipconformity.data.stored import Array
 
 FORMAT = "clipconformity-embeddings"
 REFERENCE = "clipconformity-reference"
@@ -29,7 +32,7 @@ KINDS = {
 UNHINDERED = 2**26
 """Bytes that any file may grow to as it is read."""
 KEY = "embeddings"
-Arrays: TypeAlias = "tuple[dict[str, Tensor], dict[str, Any]]"
+Arrays: TypeAlias = "tuple[dict[str, Array], dict[str, Any]]"
 """The arrays of a file by name, and what it says of them: ``ids``, ``spec``, ``encoder_id``, ``modality``, if known."""
 
 
@@ -37,9 +40,9 @@ def _from_safetensors(path: Path) -> Arrays:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:  # checks that places and shapes fit the file
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            types = {name: _type_of(file, name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except SafetensorError as error:
         raise ValueError(str(error)) from None
     if metadata.get("format") in (REFERENCE, SCORE):
@@ -49,36 +52,88 @@ def _from_safetensors(path: Path) -> Arrays:
     kinds = {"ids": list, "spec": str, "encoder_id": dict, "modality": str}
     if not isinstance(about, dict) or any(not isinstance(about.get(k), (t, type(None))) for k, t in kinds.items()):
         raise ValueError("its metadata is damaged")
-    return arrays, about
+    return _stored_tensors(path, types), about
 
 
-def _tensor(array: np.ndarray) -> Tensor:
-    import numpy as np
-    import torch
+def _type_of(file: Any, name: str) -> torch.dtype:
+    part = file.get_slice(name)
+    return part[:0].dtype if part.get_shape() else file.get_tensor(name).dtype
 
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"it holds {array.dtype!s:.60}, not numbers")
-    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
+
+def _stored_tensors(path: Path, types: dict[str, torch.dtype]) -> dict[str, Array]:
+    """Say where the tensors of a safetensors file are, whose library would map all of the file into memory."""
+    from clipconformity.data.stored import StoredRows
+
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        places = json.loads(file.read(size))
+    return {
+        name: StoredRows(
+            partial(_opened_at, path, 8 + size + places[name]["data_offsets"][0]), tuple(places[name]["shape"]), dtype
+        )
+        for name, dtype in types.items()
+    }
+
+
+def _opened_at(path: Path, place: int) -> IO[bytes]:
+    file = path.open("rb", buffering=0)
+    file.seek(place)
+    return file
+
+
+class _Header(NamedTuple):
+    """What an array in NumPy's format says of itself."""
+
+    shape: tuple[int, ...]
+    by_columns: bool
+    dtype: np.dtype
+    size: int
+    """Bytes of the header."""
+
+    @property
+    def types(self) -> tuple[torch.dtype, np.dtype | None]:
+        """The type of the values, and the same as NumPy has it where their bytes are in another order than here."""
+        import numpy as np
+        import torch
+
+        native = self.dtype.newbyteorder("=")
+        return torch.from_numpy(np.empty(0, native)).dtype, None if self.dtype == native else self.dtype
 
 
 def _from_npy(path: Path) -> Arrays:
-    import numpy as np
+    from clipconformity.data.stored import StoredColumns, StoredRows
 
     with path.open("rb") as file:
-        _check_header(path, file, path.stat().st_size)
-        return {KEY: _tensor(np.load(file, allow_pickle=False))}, {}
+        header = _read_header(file, path.stat().st_size)
+    kind = StoredColumns if header.by_columns else StoredRows
+    return {KEY: kind(partial(_opened_at, path, header.size), header.shape, *header.types)}, {}
 
 
 def _from_npz(path: Path) -> Arrays:
-    import numpy as np
-
     _check_members(path)
+    found: dict[str, Array] = {}
     with zipfile.ZipFile(path) as members:
         for member in members.infolist():
             with members.open(member) as file:
-                _check_header(path, file, member.file_size)
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        return {name: _tensor(arrays[name]) for name in arrays.files}, {}
+                header = _read_header(file, member.file_size)
+                found[member.filename.removesuffix(".npy")] = _member(path, member.filename, header)
+    return found, {}
+
+
+def _member(path: Path, name: str, header: _Header) -> Array:
+    """Give an array of a zip file; by rows it is read as a stream, by columns at once."""
+    from clipconformity.data.stored import StoredRows, whole
+
+    shape = header.shape[::-1] if header.by_columns else header.shape
+    stored = StoredRows(partial(_opened_member, path, name, header.size), shape, *header.types)
+    return whole(stored).permute(*range(len(shape))[::-1]) if header.by_columns else stored
+
+
+def _opened_member(path: Path, name: str, place: int) -> IO[bytes]:
+    with zipfile.ZipFile(path) as members:  # its members stay open
+        file = members.open(name)
+    file.read(place)
+    return file
 
 
 def _check_members(path: Path) -> None:
@@ -91,17 +146,28 @@ def _check_members(path: Path) -> None:
     check_expansion(path, sum(member.file_size for member in found))
 
 
-def _check_header(path: Path, file: IO[bytes], size: int) -> None:
-    """Refuse an array in NumPy's format that says that it is larger than its file, and go back to the start."""
+def _read_header(file: IO[bytes], size: int) -> _Header:
+    """Read the header of an array in NumPy's format.
+
+    Args:
+        file: At its start.
+        size: Bytes that there are, header and array.
+
+    Raises:
+        ValueError: If it is no array of numbers, or says that it is larger than its file.
+    """
     from numpy.lib import format as npy
 
     version = npy.read_magic(file)
     read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
-    if read is not None:  # a later one, of structured arrays with names in Unicode, is none of numbers
-        shape, _, dtype = read(file)
-        if math.prod(shape) * dtype.itemsize > size:
-            raise ValueError(f"it says that it has the shape {shape!s:.60}, and is too short for it")
-    file.seek(0)
+    if read is None:
+        raise ValueError(f"it is of NumPy's format {version}, which is of structured arrays, not of numbers")
+    shape, by_columns, dtype = read(file)
+    if dtype.kind not in "fiu":
+        raise ValueError(f"it holds {dtype!s:.60}, not numbers")
+    if min(shape, default=0) < 0 or file.tell() + math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"it says that it has the shape {shape!s:.60}, and is too short for it")
+    return _Header(shape, by_columns and len(shape) > 1, dtype, file.tell())
 
 
 def check_expansion(path: Path, size: int) -> None:
@@ -112,6 +178,12 @@ def check_expansion(path: Path, size: int) -> None:
     """
     if size > UNHINDERED:
         check_limit(path, "expansion", size // max(path.stat().st_size, 1))
+
+
+def _from_parquet(path: Path) -> Arrays:
+    from clipconformity.data.parquet import parquet_columns
+
+    return parquet_columns(path), {}
 
 
 def _from_pt(path: Path) -> Arrays:
@@ -136,6 +208,7 @@ READERS: dict[str, Callable[[Path], Arrays]] = {
     ".npy": _from_npy,
     ".npz": _from_npz,
     ".pt": _from_pt,
+    ".parquet": _from_parquet,
 }
 """What reads a file, by the end of its name. A row is all that a new format needs: errors and help follow."""
 

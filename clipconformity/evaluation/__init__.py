@@ -9,13 +9,13 @@ from clipconformity.evaluation.people import HumanSpread, human_spread
 from clipconformity.evaluation.results import Figure, Score, Verdict
 from clipconformity.evaluation.sample_size import SizePoint, decided_at, sample_size_curve, write_curve
 from clipconformity.evaluation.scoring import metric_names, score, write_per_sample
+from clipconformity.evaluation.shards import embedding_source
 from clipconformity.evaluation.sources import (
     Source,
     SourceBatch,
     build_reference,
     build_references,
     caption_source,
-    embedding_source,
 )
 
 __all__ = [

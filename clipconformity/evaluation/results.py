@@ -109,7 +109,7 @@ class Score:
     figures: Mapping[str, Figure]
     verdicts: Mapping[str, Verdict]
     count: int
-    ids: list[str]
+    ids: Sequence[str]
     conformities: Tensor
     norms: Tensor
     reference: ReferenceSet

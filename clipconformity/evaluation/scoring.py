@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clipconformity.data.cells import write_table
+from clipconformity.data.names import Names
 from clipconformity.evaluation.classes import by_class
 from clipconformity.evaluation.results import Figure, Score, Verdict, checked_margins, judge, to_figures
 from clipconformity.evaluation.sources import Source, check_source
@@ -28,6 +31,8 @@ from clipconformity.stream.readouts.against import NearestElsewhere
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
 
+WRITTEN = 2**16
+"""Rows of a table that are made at once."""
 CORE = ("conformity", "conformity_kl", "norm")
 """Read-outs of every score; ``--metrics conformity`` names them together."""
 
@@ -72,6 +77,7 @@ def score(
     remarks = reference.provenance.check(source.provenance)
     needs = reduce(Needs.union, (one.needs for one in chosen))
     stream = Stream.against(reference, needs, allow_normalized=allow_normalized)
+    source.allow_normalized = stream.allow_normalized
     rows, held = _stream_in(source, stream, chosen, hold=against is not None)
     taken = Taken(stream, rows, source.provenance, remarks, source.remarks)
     elsewhere = None if against is None else (lambda: _look_elsewhere(rows, held, source, against))
@@ -81,7 +87,7 @@ def score(
 class Rows(NamedTuple):
     """What falls out of the pass for every sample."""
 
-    ids: list[str]
+    ids: Sequence[str]
     norms: Tensor
     conformities: Tensor
     columns: dict[str, list[float | str]]
@@ -247,8 +253,8 @@ _Held = list[tuple[Tensor, Tensor]]
 
 def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: bool) -> tuple[Rows, _Held]:
     """Take every batch in; what there is of each sample falls out of the same pass."""
-    ids: list[str] = []
-    norms, conformities = [], []
+    ids = Names()
+    norms, conformities = array("d"), array("d")
     columns: dict[str, list[float | str]] = {}
     held: _Held = []
     assert stream.reference is not None
@@ -258,9 +264,9 @@ def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: 
         )
         assert found is not None
         assert found.conformity is not None
-        ids += batch.ids
-        norms.append(found.norm.cpu())
-        conformities.append(found.conformity.cpu())
+        ids.extend(batch.ids)
+        norms.frombytes(found.norm.cpu().numpy().tobytes())
+        conformities.frombytes(found.conformity.cpu().numpy().tobytes())
         if hold:
             buckets = pair_buckets(batch.embeddings, batch.groups, None if batch.placed else batch.ids)
             held.append((batch.embeddings.float().cpu(), buckets.cpu()))
@@ -270,7 +276,8 @@ def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: 
                     columns.setdefault(name, []).extend(values)
     if not ids:
         raise ValueError(source.nothing_read)
-    return Rows(ids, torch.cat(norms), torch.cat(conformities), columns), held
+    length, towards = (torch.frombuffer(part, dtype=torch.float64) for part in (norms, conformities))
+    return Rows(ids, length, towards, columns), held
 
 
 def _look_elsewhere(rows: Rows, held: _Held, source: Source, against: Iterable[Source]) -> NearestElsewhere:
@@ -309,10 +316,15 @@ def write_per_sample(path: Path | str, result: Score) -> None:
     Raises:
         OSError: If the file cannot be written.
     """
-    order = result.conformities.argsort(descending=True, stable=True).tolist()
-    own, further = (result.conformities.tolist(), result.norms.tolist()), result.columns.values()
-    rows = (
-        [result.ids[row], *(x[row] for x in own), rank, *(column[row] for column in further)]
-        for rank, row in enumerate(order, start=1)
-    )
-    write_table(path, ["id", "conformity", "norm", "rank", *result.columns], rows)
+    order = result.conformities.argsort(descending=True, stable=True)
+    further = result.columns.values()
+
+    def rows() -> Iterator[list[float | str]]:
+        for part in order.split(WRITTEN):  # as Python's numbers they would take ten times the memory
+            own = zip(part.tolist(), result.conformities[part].tolist(), result.norms[part].tolist(), strict=True)
+            for row, conformity, norm in own:
+                rank = next(ranks)
+                yield [result.ids[row], conformity, norm, rank, *(column[row] for column in further)]
+
+    ranks = count(1)
+    write_table(path, ["id", "conformity", "norm", "rank", *result.columns], rows())

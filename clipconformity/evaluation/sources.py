@@ -10,11 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from clipconformity.data.captions import Captions
-from clipconformity.data.embeddings import read_embeddings
 from clipconformity.data.folders import ImageFolder
 from clipconformity.data.untrusted import shown
 from clipconformity.encoders import BaseEncoder, Encoder
@@ -25,10 +23,13 @@ from clipconformity.stream.moments import Moments
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.row_sample import Labels
 
-ROWS = 4096
-"""Rows of an embedding file streamed at once."""
 EXAMPLES = 5
-"""Captions that are named where all are counted."""
+"""Captions and files that are named where all are counted."""
+ROUGH = {
+    "float16": "each entry is rounded to 11 bits, 3 digits, and below 0.00006 to fewer",
+    "bfloat16": "each entry is rounded to 8 bits, 2 digits",
+}
+"""Types of embeddings that were rounded, and what that means."""
 
 
 class SourceBatch(NamedTuple):
@@ -44,6 +45,21 @@ class SourceBatch(NamedTuple):
 
 
 @dataclass
+class FileRows:
+    """A file of embeddings that a source reads.
+
+    Attributes:
+        name: What its rows are named by, where they have no ids.
+        dtype: The type of its values, such as ``"float32"``.
+        used: How many of its rows have come.
+    """
+
+    name: str
+    dtype: str
+    used: int = 0
+
+
+@dataclass
 class Source:
     """Samples to be measured, as a stream that is read once.
 
@@ -51,7 +67,7 @@ class Source:
         batches: The stream.
         count: Number of samples that will come, but for the skipped ones.
         provenance: Encoder and modality, as far as they are known.
-        groups: Group ids of all samples, or None.
+        groups: Group ids of all samples; None where they have none, or come with the batches alone.
         skipped: What was left out and why, filled as the stream is read.
         folder: What the folder of images holds, where the samples come from one.
         encoder: The encoder at work, if it counts the texts that it cuts.
@@ -64,6 +80,9 @@ class Source:
         missing: How many samples are named and are not there.
         unknown: Ids of the captions that the encoder's tokenizer does not know.
         beside: Sources of the other modality that are read with this one.
+        files: The files of embeddings, where the samples come from such.
+        ignored: How many files of folders are no embeddings.
+        allow_normalized: Whether whoever reads it takes L2-normalised files; else the first of them is refused.
         used: How many samples have come.
         seconds: That reading and encoding them took.
     """
@@ -84,6 +103,9 @@ class Source:
     missing: int = 0
     unknown: Sequence[str] = ()
     beside: Sequence[Source] = ()
+    files: Sequence[FileRows] = ()
+    ignored: int = 0
+    allow_normalized: bool = True
     used: int = 0
     seconds: float = 0.0
 
@@ -97,20 +119,37 @@ class Source:
             found["truncated"] = self.encoder.truncated
         if self.unknown:
             found["unknown_words"] = {"count": len(self.unknown), "examples": list(self.unknown[:EXAMPLES])}
+        if len(self.files) > 1:
+            found["files"] = {one.name: one.used for one in self.files}
+        if rough := {one.dtype: ROUGH[one.dtype] for one in self.files if one.dtype in ROUGH}:
+            found["rounded"] = rough
         return found
 
     @property
     def summary(self) -> str:
         """Say in a line what was found, used and ignored, once the stream is read."""
-        told = f"{self.name}: {self.count} {self.kind} found, {self.used} used"
-        ignored = 0 if self.folder is None else self.folder.ignored
+        told = f"{self.name}: {self.count} {self.kind} found, {self.used} used{self._by_file}"
+        ignored = self.ignored if self.folder is None else self.folder.ignored
         for number, words in (
-            (len(self.skipped), "left out"),
+            (len(self.skipped), "files left out" if self.files else "left out"),
             (self.missing, "missing"),
             (ignored, "files and folders ignored"),
         ):
             told += f", {number} {words}" if number else ""
         return f"{told}."
+
+    @property
+    def _by_file(self) -> str:
+        """Say how many rows came of each of several files, and that they were rounded."""
+        files = self.files
+        rough = "".join(f", rounded to {name}" for name in ROUGH if any(one.dtype == name for one in files))
+        if len(files) < 2:
+            return rough
+        listed = [f"{one.name} {one.used}" for one in files[:EXAMPLES]]
+        if len(files) > EXAMPLES:
+            rest = sum(one.used for one in files[EXAMPLES:])
+            listed.append(f"and {rest} of {len(files) - EXAMPLES} more")
+        return f", of {len(files)} files ({', '.join(listed)}){rough}"
 
     @property
     def nothing_read(self) -> str:
@@ -132,36 +171,7 @@ class Source:
             self.seconds += time.monotonic() - since
 
 
-def embedding_source(paths: Sequence[Path], *, spec: str | None = None, modality: str | None = None) -> Source:
-    """Read raw embeddings from files, which may say what they are; what is told must agree.
-
-    Raises:
-        ValueError: If a file cannot be read, or files and arguments disagree.
-    """
-    files = [read_embeddings(path) for path in listed_paths(paths)]
-    known = [file.groups for file in files if file.groups is not None]
-    if known and len(known) < len(files):
-        raise ValueError("embeddings: some files have groups and some have none; give them for all or for none.")
-    origins = [file.provenance for file in files]
-    Provenance.agreed(origins, "the files")
-    provenance = Provenance.agreed([Provenance(spec, None, modality), *origins], "the options and the files")
-
-    def batches() -> Iterator[SourceBatch]:
-        for file in files:
-            for start in range(0, len(file.embeddings), ROWS):
-                rows = slice(start, start + ROWS)
-                groups = None if file.groups is None else file.groups[rows]
-                yield SourceBatch(file.embeddings[rows], file.ids[rows], groups, placed=not file.named)
-
-    return Source(
-        batches(),
-        sum(len(file.embeddings) for file in files),
-        provenance,
-        torch.cat(known) if known else None,
-    )
-
-
-def listed_paths(paths: Sequence[Path]) -> list[Path]:
+def listed_paths(paths: Sequence[Path | str]) -> list[Path]:
     """Refuse a single path, whose letters would be taken for files.
 
     Raises:
@@ -254,6 +264,7 @@ def build_references(
     """
     for source in sources:
         check_source(source)
+        source.allow_normalized = allow_normalized
     moments: dict[int, Moments] = {}
     for batches in zip(*sources, strict=True):
         for number, batch in enumerate(batches):

@@ -282,6 +282,11 @@ def object_array(folder: Path) -> Path:
     return folder / "bad.npy"
 
 
+def empty_folder(folder: Path) -> Path:
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
 # What is wrong with the embeddings, and what the one line must say.
 BAD_EMBEDDINGS = {
     "NaN": (lambda f: save(f, with_row(math.nan)), "1 of 120 embeddings were zero or held NaN or infinite"),
@@ -303,7 +308,13 @@ BAD_EMBEDDINGS = {
     "object array": (object_array, "cannot be read as .npy"),
     "missing": (lambda f: f / "none.npy", "none.npy: no such file"),
     "reference": (lambda f: f / "r.safetensors", "it is a reference set, not embeddings"),
-    "folder": (lambda f: f, "no such file"),
+    "folder with a reference": (
+        lambda f: f,
+        "r.safetensors: cannot be read as .safetensors without unpickling (it is a",
+    ),
+    "empty folder": (empty_folder, "no embeddings in this folder (looked for .safetensors"),
+    "pattern": (lambda f: f / "none*.npy", "none*.npy: no file fits this pattern"),
+    "address": (lambda f: "s3://bucket/e.npy", "s3:/bucket/e.npy: expected a local file or folder, got an address"),
 }
 
 

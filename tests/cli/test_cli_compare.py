@@ -229,7 +229,9 @@ def test_a_saved_score_is_not_written_over(told, saved, folder, capsys):
 
 
 BAD = {
-    "column": (["a=images", "b=e.npy", "--column", "words"], "--column: goes with a file of captions"),
+    "column": (["a=images", "b=images", "--column", "words"], "--column: goes with embeddings, a file of captions"),
+    "column of embeddings": (["a=e.npy", "b=e.npy", "--column", "words"], "e.npy: there is no array or column 'words'"),
+    "ids": (["a=images", "b=images", "--ids", "id"], "--ids: goes with embeddings; leave it out"),
     "one model": (["varied=varied.json"], "expected at least two models"),
     "twice": (["a=varied.json", "a=dull.json"], "two models are called 'a'"),
     "no name": (["varied.json", "b=dull.json"], "expected NAME=SOURCE, such as mine=samples/, got 'varied.json'"),

@@ -119,7 +119,7 @@ def test_a_cache_knows_a_list_again_and_tells_changed_names(folder, tmp_path, ca
     ("given", "message"),
     [
         (["--images", "samples", "--image-root", "real"], "--image-root: goes with a list of images"),
-        (["--images", "samples", "--column", "x"], "--column: goes with --captions or a list of images"),
+        (["--images", "samples", "--column", "x"], "--column: goes with --captions, --embeddings or a list of images"),
         (["--images", "absent"], "expected a folder of images"),
         (["--images", "r.safetensors"], "expected a folder of images, or a list of them whose name ends in .txt"),
     ],

@@ -50,7 +50,7 @@ def run(capsys, *arguments: str) -> tuple[dict, list[str]]:
             "images: 19 images found, 18 used, 1 left out, 1 files",
         ),
         (["--captions", "captions.json"], "captions.json: 18 captions found, 18 used."),
-        (["--embeddings", "a.npy", "b.npy"], "a.npy and 1 more: 60 rows found, 60 used."),
+        (["--embeddings", "a.npy", "b.npy"], "a.npy and 1 more: 60 rows found, 60 used, of 2 files (a 40, b 20)."),
     ],
 )
 def test_every_kind_of_source_is_summed_up(given, summary, folder, capsys):

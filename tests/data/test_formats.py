@@ -42,12 +42,12 @@ def test_a_row_is_enough_for_the_commands(csv, tmp_path, capsys):
 def test_a_row_is_enough_to_be_in_the_help(command, csv, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
-    assert "raw embeddings: .safetensors, .npy, .npz, .pt, .csv" in " ".join(capsys.readouterr().out.split())
+    assert "raw embeddings: .safetensors, .npy, .npz, .pt, .parquet, .csv" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_row_is_enough_to_be_named_in_the_error(csv, tmp_path):
     (tmp_path / "rows.txt").touch()
-    with pytest.raises(ValueError, match=r"ending in \.safetensors, \.npy, \.npz, \.pt, \.csv\."):
+    with pytest.raises(ValueError, match=r"ending in \.safetensors, \.npy, \.npz, \.pt, \.parquet, \.csv\."):
         read_embeddings(tmp_path / "rows.txt")
 
 

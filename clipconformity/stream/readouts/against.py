@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class NearestElsewhere:
             field.name: torch.as_tensor(value, dtype=torch.float64) for field, value in zip(FIELDS, values, strict=True)
         }
 
-    def details(self, ids: list[str]) -> dict[str, Any]:
+    def details(self, ids: Sequence[str]) -> dict[str, Any]:
         """Name the samples that come nearest, as near-duplicates."""
         order = self.cosine.argsort(descending=True, stable=True).tolist()
         close = [row for row in order if self.cosine[row] >= DUPLICATE]

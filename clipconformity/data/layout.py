@@ -1,0 +1,171 @@
+"""Files of embeddings: single ones, folders, patterns, and the layout that clip-retrieval writes and LAION has."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from clipconformity.data.formats import READERS
+from clipconformity.data.untrusted import shown_path
+
+OF_CLIP_RETRIEVAL = re.compile(r"(img|text)_emb_(\d+)\.npy")
+"""Name of a file of embeddings of clip-retrieval; the number is that of its metadata."""
+METADATA = re.compile(r"metadata_\d+\.parquet")
+MODALITIES = {"img": "image", "text": "text"}
+
+
+@dataclass
+class EmbeddingFiles:
+    """The files that places name.
+
+    Attributes:
+        paths: In the order of the places; within one, by name, with numbers in their order.
+        names: What the rows of each are named by, where they have no ids; each once.
+        ignored: How many files of folders are of other suffixes.
+    """
+
+    paths: list[Path] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    ignored: int = 0
+
+
+def find_embeddings(places: Sequence[Path | str], modality: str | None = None) -> EmbeddingFiles:
+    """Find the files of embeddings that places name.
+
+    Args:
+        places: Each a file; a folder, in which files are looked for as in its subfolders, but for what is hidden and
+            links to folders; or a pattern with ``*``, ``?``, ``[...]`` or ``**``, where no file has that name.
+        modality: ``"image"`` or ``"text"``, which are taken of a folder of clip-retrieval that has both.
+
+    Raises:
+        FileNotFoundError: If nothing fits a pattern, or there is no such folder.
+        ValueError: If a folder holds no embeddings, or those of images and of texts, or a place is an address.
+    """
+    found = EmbeddingFiles()
+    for place in map(Path, places):
+        if place.is_dir():
+            found.paths += _of_one_kind(place, _in_folder(place, found), modality)
+        elif is_pattern(place):
+            matches = sorted(_matches(place), key=_by_number)
+            inside = (_in_folder(one, found) if one.is_dir() else [one] for one in matches)
+            files = list(dict.fromkeys(file for files in inside for file in files))
+            if not files:
+                raise FileNotFoundError(f"{shown_path(place)}: no file fits this pattern.")
+            found.paths += _of_one_kind(place, files, modality)
+        elif re.match(r"[a-z][a-z0-9+.-]+:/", str(place)) and not place.exists():
+            raise ValueError(
+                f"{shown_path(place)}: expected a local file or folder, got an address; download it first."
+            )
+        else:
+            found.paths.append(place)
+    found.names = _names(found.paths)
+    return found
+
+
+def is_pattern(place: Path) -> bool:
+    """Whether a place is no file, and its name fits several."""
+    return not os.path.lexists(place) and glob.has_magic(str(place))
+
+
+def _matches(place: Path) -> Iterator[Path]:
+    return map(Path, glob.iglob(str(place), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+
+
+def embedding_files(place: Path) -> Iterator[Path]:
+    """Find the files of embeddings of one place of :func:`find_embeddings`, whatever they are; none where none are."""
+    if place.is_dir():
+        yield from _in_folder(place, EmbeddingFiles())
+    elif is_pattern(place):
+        for match in _matches(place):
+            yield from _in_folder(match, EmbeddingFiles()) if match.is_dir() else [match]
+    else:
+        yield place
+
+
+def _in_folder(root: Path, found: EmbeddingFiles) -> list[Path]:
+    files = []
+    for place, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(place, name)
+            if name.startswith(".") or METADATA.fullmatch(name):
+                continue
+            if path.suffix in READERS and path.is_file():
+                files.append(path)
+            else:
+                found.ignored += 1
+    return sorted(files, key=_by_number)
+
+
+def _by_number(path: Path) -> tuple[tuple[int, str], ...]:
+    """Order names as people do: of 2 and 10, 2 comes first."""
+    words = re.findall(r"\d+|\D+", str(path))
+    return tuple((int(word[:4000]), word) if word.isascii() and word.isdigit() else (-1, word) for word in words)
+
+
+def _of_one_kind(place: Path, files: list[Path], modality: str | None) -> list[Path]:
+    """Refuse embeddings of images and of texts together, or take those of one."""
+    if not files:
+        raise ValueError(f"{place}: no embeddings in this folder (looked for {', '.join(READERS)}).")
+    kinds = {path: modality_of_name(path) for path in files}
+    if len({kind for kind in kinds.values() if kind is not None}) < 2:
+        return files
+    if modality is None:
+        first = {kind: next(path for path in files if kinds[path] == kind) for kind in MODALITIES.values()}
+        raise ValueError(
+            f"{place}: holds embeddings of images ({first['image'].relative_to(_root(place))}) and of texts "
+            f"({first['text'].relative_to(_root(place))}); name the folder or the files of one of them, or choose with "
+            "--modality image or --modality text."
+        )
+    return [path for path in files if kinds[path] in (None, modality)]
+
+
+def _root(place: Path) -> Path:
+    return place if place.is_dir() else Path()
+
+
+def modality_of_name(path: Path) -> str | None:
+    """Say what a file of clip-retrieval is of, which has it in its name; None of any other file."""
+    found = OF_CLIP_RETRIEVAL.fullmatch(path.name)
+    return None if found is None else MODALITIES[found[1]]
+
+
+def metadata_beside(path: Path, needed: bool = False) -> Path | None:
+    """Find the metadata of a file of clip-retrieval: in its own folder, or in ``metadata`` beside that.
+
+    Args:
+        path: The file.
+        needed: Whether what they hold was asked for; else they are passed over where pyarrow is not installed.
+    """
+    found = OF_CLIP_RETRIEVAL.fullmatch(path.name)
+    if found is None:
+        return None
+    name = f"metadata_{found[2]}.parquet"
+    places = (path.parent / name, path.absolute().parent.parent / "metadata" / name)
+    beside = next((place for place in places if place.is_file()), None)
+    if beside is not None and not needed and find_spec("pyarrow") is None:
+        warnings.warn(
+            f"{beside.parent}: pyarrow, which reads the ids there, is not installed (pip install "
+            "'clipconformity[parquet]'): rows are named by their places.",
+            stacklevel=2,
+        )
+        return None
+    return beside
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Name each file: by its stem, where these differ, else by its path from the folder that all are in."""
+    if not paths:
+        return []
+    root = os.path.commonpath([path.absolute().parent for path in paths])
+    longer = [Path(os.path.relpath(path.absolute(), root)) for path in paths]
+    for names in ([path.stem for path in paths], [path.with_suffix("").as_posix() for path in longer]):
+        if len(set(names)) == len(names):
+            return names
+    return [path.as_posix() for path in longer]

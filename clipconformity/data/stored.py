@@ -1,0 +1,164 @@
+"""Arrays in files, read a block of rows at a time: a map of a whole file counts as memory in use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Stored(Protocol):
+    """An array of numbers in a file: its header is read, its values are not."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, rows first."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its values."""
+
+    def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
+        """Read it in order: ``first`` rows, then ``rows`` at a time, then what is left; each block is new memory."""
+
+
+@runtime_checkable
+class StoredWords(Protocol):
+    """A column of texts in a file."""
+
+    @property
+    def count(self) -> int:
+        """Number of its rows."""
+
+    def words(self, rows: int, first: int | None = None) -> Iterator[list[str]]:
+        """Read it in order, in blocks as of :meth:`Stored.blocks`."""
+
+
+Array: TypeAlias = "Tensor | Stored | StoredWords"
+"""An array of a file: held, or read when it is wanted."""
+
+
+def steps(count: int, rows: int, first: int | None = None) -> Iterator[slice]:
+    """Cut so many rows into blocks: ``first`` rows, then ``rows`` at a time, then what is left."""
+    start, size = 0, first or rows
+    while start < count:
+        stop = min(start + size, count)
+        yield slice(start, stop)
+        start, size = stop, rows
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """An array of rows one after the other; a :class:`Stored`.
+
+    Attributes:
+        opened: Opens the file where its first row begins.
+        shape: Rows first.
+        dtype: The type of its values.
+        foreign: The same where their bytes are in another order than here.
+    """
+
+    opened: Callable[[], IO[bytes]]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    foreign: np.dtype | None = None
+
+    def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
+        """Read it in order, as of :meth:`Stored.blocks`.
+
+        Raises:
+            ValueError: If the file ends too early.
+        """
+        with self.opened() as file:
+            for part in steps(self.shape[0], rows, first):
+                yield self._read(file, part.stop - part.start)
+            file.read(1)  # of a member of a zip file, whose checksum is compared at its end
+
+    def _read(self, file: IO[bytes], rows: int) -> Tensor:
+        shape = (rows, *self.shape[1:])
+        size = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
+        return decoded(read_bytes(file, size), self.dtype, self.foreign).reshape(shape)
+
+
+@dataclass(frozen=True)
+class StoredColumns:
+    """An array of columns one after the other, NumPy's Fortran order; a :class:`Stored` with the same attributes.
+
+    Axes of length 1 do not matter to the order, and are read as if they were not there.
+    """
+
+    opened: Callable[[], IO[bytes]]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    foreign: np.dtype | None = None
+
+    def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
+        """Read it in order, as of :meth:`Stored.blocks`; each block takes a piece of every column.
+
+        Raises:
+            ValueError: If the file ends too early.
+        """
+        count, columns = self.shape[0], int(np.prod(self.shape[1:], dtype=np.int64))
+        with self.opened() as file:
+            begin, size = file.tell(), self.dtype.itemsize
+            for part in steps(count, rows, first):
+                length = part.stop - part.start
+                block = torch.empty(length, columns, dtype=self.dtype)
+                for column in range(columns):
+                    file.seek(begin + (column * count + part.start) * size)
+                    block[:, column] = decoded(read_bytes(file, length * size), self.dtype, self.foreign)
+                yield block
+
+
+def read_bytes(file: IO[bytes], size: int) -> Tensor:
+    """Read so many bytes into new memory, uint8 ``(size,)``.
+
+    Raises:
+        ValueError: If the file ends too early.
+    """
+    found = torch.empty(size, dtype=torch.uint8)
+    view, done = memoryview(found.numpy()), 0  # type: ignore[arg-type]
+    while done < size:
+        more = file.readinto(view[done:])  # type: ignore[attr-defined]
+        if not more:
+            raise ValueError(f"it ends {size - done} bytes too early")
+        done += more
+    return found
+
+
+def decoded(content: Tensor, dtype: torch.dtype, foreign: np.dtype | None) -> Tensor:
+    """Take bytes for numbers ``(n,)``."""
+    if foreign is None:
+        return content.view(dtype)
+    return torch.from_numpy(content.numpy().view(foreign).astype(foreign.newbyteorder("=")))
+
+
+def blocks_of(array: Array | list[str], rows: int, first: int | None = None) -> Iterator[Tensor | list[str]]:
+    """Read an array or a list in blocks, whether it is held or not."""
+    if isinstance(array, (Tensor, list)):
+        yield from (array[part] for part in steps(len(array), rows, first))
+    elif isinstance(array, StoredWords):
+        yield from array.words(rows, first)
+    else:
+        yield from array.blocks(rows, first)
+
+
+def whole(array: Tensor | Stored) -> Tensor:
+    """Read an array at once."""
+    if isinstance(array, Tensor):
+        return array
+    blocks = list(array.blocks(max(array.shape[0], 1)))
+    return blocks[0] if blocks else torch.empty(array.shape, dtype=array.dtype)
+
+
+def length(array: Array | list[str]) -> int:
+    """Number of rows of an array or a list; 0 of a single number."""
+    if isinstance(array, list):
+        return len(array)
+    if isinstance(array, StoredWords):
+        return array.count
+    return array.shape[0] if len(array.shape) else 0

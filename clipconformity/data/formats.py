@@ -126,7 +126,7 @@ def _member(path: Path, name: str, header: _Header) -> Array:
 
     shape = header.shape[::-1] if header.by_columns else header.shape
     stored = StoredRows(partial(_opened_member, path, name, header.size), shape, *header.types)
-    return whole(stored).permute(*range(len(shape))[::-1]) if header.by_columns else stored
+    return whole(stored).permute(*range(len(shape))[::-1]).contiguous() if header.by_columns else stored
 
 
 def _opened_member(path: Path, name: str, place: int) -> IO[bytes]:

@@ -51,6 +51,10 @@ def find_embeddings(places: Sequence[Path | str], modality: str | None = None) -
     for place in map(Path, places):
         if place.is_dir():
             found.paths += _of_one_kind(place, _in_folder(place, found), modality)
+        elif re.match(r"[a-z][a-z0-9+.-]+:/", str(place)) and not place.exists():
+            raise ValueError(
+                f"{shown_path(place)}: expected a local file or folder, got an address; download it first."
+            )
         elif is_pattern(place):
             matches = sorted(_matches(place), key=_by_number)
             inside = (_in_folder(one, found) if one.is_dir() else [one] for one in matches)
@@ -58,10 +62,6 @@ def find_embeddings(places: Sequence[Path | str], modality: str | None = None) -
             if not files:
                 raise FileNotFoundError(f"{shown_path(place)}: no file fits this pattern.")
             found.paths += _of_one_kind(place, files, modality)
-        elif re.match(r"[a-z][a-z0-9+.-]+:/", str(place)) and not place.exists():
-            raise ValueError(
-                f"{shown_path(place)}: expected a local file or folder, got an address; download it first."
-            )
         else:
             found.paths.append(place)
     found.names = _names(found.paths)
@@ -119,15 +119,11 @@ def _of_one_kind(place: Path, files: list[Path], modality: str | None) -> list[P
     if modality is None:
         first = {kind: next(path for path in files if kinds[path] == kind) for kind in MODALITIES.values()}
         raise ValueError(
-            f"{place}: holds embeddings of images ({first['image'].relative_to(_root(place))}) and of texts "
-            f"({first['text'].relative_to(_root(place))}); name the folder or the files of one of them, or choose with "
+            f"{place}: holds embeddings of images ({first['image']}) and of texts ({first['text']}); "
+            f"name the folder or the files of one of them, or choose with "
             "--modality image or --modality text."
         )
     return [path for path in files if kinds[path] in (None, modality)]
-
-
-def _root(place: Path) -> Path:
-    return place if place.is_dir() else Path()
 
 
 def modality_of_name(path: Path) -> str | None:

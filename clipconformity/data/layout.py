@@ -120,8 +120,7 @@ def _of_one_kind(place: Path, files: list[Path], modality: str | None) -> list[P
         first = {kind: next(path for path in files if kinds[path] == kind) for kind in MODALITIES.values()}
         raise ValueError(
             f"{place}: holds embeddings of images ({first['image']}) and of texts ({first['text']}); "
-            f"name the folder or the files of one of them, or choose with "
-            "--modality image or --modality text."
+            "name the folder or the files of one of them, or choose with --modality image or --modality text."
         )
     return [path for path in files if kinds[path] in (None, modality)]
 

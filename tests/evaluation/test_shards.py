@@ -296,8 +296,8 @@ def test_the_commands_take_folders_patterns_and_columns(tmp_path, capsys):
     assert counts[0] == counts[1] == counts[2]
     assert counts[0]["files"] == {"part_0": 1, "part_1": 1, "part_2": 4094, "part_3": 1, "part_4": 5403}
     out = tmp_path / "p.csv"
-    status, told = command(capsys, "score", "--embeddings", folder / "part_*", "--reference", tmp_path / "0.safetensors",
-                           "--per-sample", out, "--resamples", "20")  # fmt: skip
+    given = ["--reference", tmp_path / "0.safetensors", "--per-sample", out, "--resamples", "20"]
+    status, told = command(capsys, "score", "--embeddings", folder / "part_*", *given)
     assert status == 0, told.err
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))

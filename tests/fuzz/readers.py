@@ -8,6 +8,7 @@ import random
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,15 @@ from clipconformity.data import (
 )
 from clipconformity.encoders.registry import TINY
 from clipconformity.evaluation import Score, compare, embedding_source, score
+from clipconformity.evaluation import build_reference, embedding_source
 from clipconformity.provenance import Provenance
 from clipconformity.stream.state_file import checksum
 
 Random = random.Random
 Act = Callable[[], object]
 """Reads an input that has been made, and uses what it reads."""
+PYARROW = find_spec("pyarrow") is not None
+"""Whether Parquet files can be made; it is an extra."""
 ROWS = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)) + 1
 GROUPS = torch.arange(40) // 2
 
@@ -204,6 +208,79 @@ def numpy_arrays(folder: Path, random: Random) -> Act:
     return lambda: _use(path)
 
 
+def parquet(folder: Path, random: Random) -> Act:
+    path = folder / "e.parquet"
+    _write_parquet(path, random)
+    if random.random() < 0.8:
+        path.write_bytes(damage_bytes(path.read_bytes(), random))
+    return lambda: _use(path)
+
+
+def _write_parquet(path: Path, random: Random) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = random.choice((ROWS.numpy(), ROWS.half().numpy(), ROWS.numpy()[:0]))
+    odd: Any = (
+        [1.0, None],
+        [[1.0], [2.0, 3.0]],
+        [None, [1.0]],
+        [["a"]],
+        [[[1.0]]],
+        [{"a": 1.0}],
+        [[]],
+        [[None]],
+        [True],
+    )
+    if random.random() < 0.3:
+        column = pa.array(random.choice(odd))
+    elif random.random() < 0.5:
+        column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+    else:
+        column = pa.ListArray.from_arrays(pa.array(np.arange(0, rows.size + 1, rows.shape[1], np.int32)), rows.ravel())
+    ids = [
+        random.choice(("a", "b\0", None, "c" * 20_000, "ü")) if random.random() < 0.02 else str(n)
+        for n in range(len(column))
+    ]
+    words = random.choice((ids, pa.array(ids).dictionary_encode(), list(range(len(column)))))
+    names = random.choice(("embedding", "embeddings", "v")), random.choice(("id", "url", "other"))
+    table = pa.table({names[0]: column, names[1]: words, "groups": list(range(len(column)))})
+    pq.write_table(
+        table, path, row_group_size=random.choice((7, 1000)), compression=random.choice(("snappy", "none", "zstd"))
+    )
+
+
+def shards(folder: Path, random: Random) -> Act:
+    """A folder of files of several kinds, of which some are damaged."""
+    for number in range(random.randrange(1, 5)):
+        rows, path = ROWS[number * 9 :], folder / random.choice(("a", "a/b", ".c", "img_emb", "metadata"))
+        path.mkdir(parents=True, exist_ok=True)
+        kind = random.choice(("npy", "npz", "safetensors", *["parquet"][: int(PYARROW)]))
+        name = random.choice(
+            (f"e{number}", f"img_emb_{number}", f"text_emb_{number}", f"metadata_{number}", f"é{number}")
+        )
+        file = path / f"{name}.{kind}"
+        if kind == "npy":
+            np.save(file, rows.numpy())
+        elif kind == "npz":
+            np.savez_compressed(file, embeddings=rows.numpy())
+        elif kind == "safetensors":
+            save_file({"embeddings": rows.contiguous()}, file)
+        else:
+            _write_parquet(file, random)
+        if random.random() < 0.4:
+            file.write_bytes(damage_bytes(file.read_bytes(), random))
+    skip = random.random() < 0.5
+    place = random.choice((folder, folder / "*", folder / "**" / "*.np?"))
+    return lambda: _stream(place, skip)
+
+
+def _stream(place: Path, skip: bool) -> None:
+    source = embedding_source([place], skip_errors=skip)
+    _check_figures(build_reference(source, allow_normalized=True))
+    assert sum(one.used for one in source.files) == source.used
+
+
 def pickled(folder: Path, random: Random) -> Act:
     path = folder / "e.pt"
     tensors: Any = {"embeddings": ROWS, "groups": GROUPS}
@@ -346,6 +423,8 @@ READERS: dict[str, Callable[[Path, Random], Act]] = {
         coco,
         safetensors,
         numpy_arrays,
+        *[parquet][: int(PYARROW)],
+        shards,
         pickled,
         reference,
         saved_score,

@@ -216,7 +216,7 @@ def open_against(options: argparse.Namespace) -> Iterator[Source] | None:
     refuse_same([("--against", path) for path in found.paths])
     for path in found.paths:  # they are read last
         check_input(path, "file")
-    settings = embedding_settings(options) | ({} if options.embeddings else {"column": None})
+    settings = embedding_settings(options) | {"groups": None} | ({} if options.embeddings else {"column": None})
     return (embedding_source([place], **settings) for place in options.against)
 
 

@@ -16,7 +16,7 @@ def test_names_are_those_that_were_added_whatever_their_kinds():
     for number in range(200):
         if chosen.random() < 0.5:
             more = Places("e" if chosen.random() < 0.8 else "f", place, place + chosen.randrange(5))
-            place = more.stop
+            place = more.stop + chosen.randrange(2)
         else:
             more = [f"ü{number} \ud800 {n}" for n in range(chosen.randrange(4))]
         if chosen.random() < 0.3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from clipconformity.data.embeddings import Columns, open_embeddings, read_embeddings
-from clipconformity.data.stored import steps
+from clipconformity.data.limits import LimitError
+from clipconformity.data.stored import read_bytes, steps
 
 ROWS = torch.randn(1000, 6, generator=torch.Generator().manual_seed(0)) + 1
 IDS = [f"row {n}, ü" for n in range(1000)]
@@ -74,7 +76,8 @@ def test_blocks_are_the_rows_in_their_order(kind, rows, first, tmp_path):
     sizes = [len(block.embeddings) for block in blocks]
     assert torch.equal(torch.cat([block.embeddings for block in blocks]).float(), ROWS)
     assert [name for block in blocks for name in block.ids] == [f"e:{n}" for n in range(1000)]
-    assert sizes == [part.stop - part.start for part in steps(1000, rows, first)]
+    cuts = [0, *range(first or rows, 1000, rows), 1000]
+    assert sizes == [after - before for before, after in pairwise(cuts)]
     if shard.grouped:
         assert torch.equal(torch.cat([block.groups for block in blocks]), torch.arange(1000) // 7)
     assert (shard.count, shard.dim, shard.grouped) == (1000, 6, "npz" in kind or kind == "safetensors")
@@ -106,6 +109,20 @@ def test_steps_cover_every_row_once(count, rows, first):
     parts = list(steps(count, rows, first))
     assert [n for part in parts for n in range(part.start, part.stop)] == list(range(count))
     assert all(before.stop == after.start for before, after in pairwise(parts))
+
+
+class Slow(io.BytesIO):
+    """Gives a few bytes at a time, as a large read of a disk may."""
+
+    def readinto(self, buffer):
+        return super().readinto(memoryview(buffer)[:3])
+
+
+def test_bytes_that_come_a_few_at_a_time_are_all_read():
+    content = bytes(range(100))
+    assert bytes(read_bytes(Slow(content), 100).numpy()) == content
+    with pytest.raises(ValueError, match="it ends 20 bytes too early"):
+        read_bytes(Slow(content), 120)
 
 
 # --- columns of Parquet ----------------------------------------------------------------------------------------------
@@ -220,4 +237,11 @@ def test_a_pyarrow_that_may_run_code_is_refused(tmp_path, monkeypatch):
     path = parquet(tmp_path)
     monkeypatch.setattr(pa, "__version__", "14.0.0")
     with pytest.raises(ValueError, match=r"pyarrow 14\.0\.0 may run code that a file holds .*14\.0\.1 or newer"):
+        open_embeddings(path)
+
+
+def test_a_parquet_file_that_grows_without_bounds_is_refused(tmp_path):
+    path = parquet(tmp_path, torch.zeros(2**14, 2**10, dtype=torch.float64), groups_of_rows=2**14)
+    assert path.stat().st_size < 2**20
+    with pytest.raises(LimitError, match=r"e\.parquet: .* times the size of its file.* limit of 20"):
         open_embeddings(path)

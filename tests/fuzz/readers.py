@@ -32,8 +32,7 @@ from clipconformity.data import (
     write_embeddings,
 )
 from clipconformity.encoders.registry import TINY
-from clipconformity.evaluation import Score, compare, embedding_source, score
-from clipconformity.evaluation import build_reference, embedding_source
+from clipconformity.evaluation import Score, build_reference, compare, embedding_source, score
 from clipconformity.provenance import Provenance
 from clipconformity.stream.state_file import checksum
 

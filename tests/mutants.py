@@ -119,13 +119,20 @@ RANKS = of(
     "the_interval_of_unrelated_vectors_has_its_closed_form",
 )
 INTERPOLATION = "functional/test_interpolation.py"
-LIKELIHOOD = of(
-    "functional/test_likelihood.py",
-    "log_likelihood_equals_the_multivariate_normal",
-    "shrinkage_moves_the_covariance_towards_a_sphere",
-    "frechet_distance_equals_scipy",
-    "a_factor_is_one_of_the_covariance_for_few_rows_and_many",
-    "a_factor_has_no_roots_of_rounding",
+LIKELIHOOD = (
+    of(
+        "stream/test_chunks.py",
+        "the_triangular_root_gives_the_density_of_the_symmetric_one",
+    )
+    + " "
+    + of(
+        "functional/test_likelihood.py",
+        "log_likelihood_equals_the_multivariate_normal",
+        "shrinkage_moves_the_covariance_towards_a_sphere",
+        "frechet_distance_equals_scipy",
+        "a_factor_is_one_of_the_covariance_for_few_rows_and_many",
+        "a_factor_has_no_roots_of_rounding",
+    )
 )
 INFLUENCE = "stream/test_influence.py"
 RESAMPLING = "functional/test_resampling.py"

@@ -365,14 +365,15 @@ def test_per_sample_values_of_a_source_are_written_from_names_that_are_made_then
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 PEAK = """
-import resource, sys
+import sys
 from clipconformity.cli import main
 assert main(sys.argv[1:]) == 0
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
-"""
+print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0], file=sys.stderr)
+"""  # getrusage would give the most that the process which started this one held
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux tells it")
 @pytest.mark.parametrize("kind", ["npy", "npz", "safetensors", "parquet"])
 def test_memory_does_not_grow_with_the_file(kind, tmp_path):
     """50 MB and 400 MB: what is used more is a few bytes a row."""
@@ -393,7 +394,7 @@ def test_memory_does_not_grow_with_the_file(kind, tmp_path):
         del rows
         out = str(tmp_path / f"r{count}.safetensors")
         run = subprocess.run(
-            [sys.executable, "-c", PEAK, "reference", "--embeddings", str(path), "-o", out, "--max-samples", "1000"],
+            [sys.executable, "-c", PEAK, "reference", "--embeddings", str(path), "-o", out],
             capture_output=True, text=True, check=True, env=os.environ,
         )  # fmt: skip
         peaks.append(int(run.stderr.split()[-1]) * 1024)

@@ -217,9 +217,9 @@ def _of_one(options: argparse.Namespace, kind: str, path: Path) -> argparse.Name
 def _kind(name: str, path: Path, column: str | None) -> str:
     """Say what a source is: images, captions, embeddings, or a saved score, as its metadata say."""
     from clipconformity.data.captions import FORMATS
+    from clipconformity.data.folders import walk_images
     from clipconformity.data.formats import KINDS as FILE_KINDS
     from clipconformity.data.formats import REFERENCE, SCORE, stated_kind
-    from clipconformity.data.folders import walk_images
     from clipconformity.data.image_lists import is_image_list
     from clipconformity.data.layout import embedding_files, is_pattern
 

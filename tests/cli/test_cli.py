@@ -310,7 +310,7 @@ BAD_EMBEDDINGS = {
     "reference": (lambda f: f / "r.safetensors", "it is a reference set, not embeddings"),
     "folder with a reference": (
         lambda f: f,
-        "r.safetensors: cannot be read as .safetensors without unpickling (it is a",
+        "r.safetensors: it is a reference set, not embeddings",
     ),
     "empty folder": (empty_folder, "no embeddings in this folder (looked for .safetensors"),
     "pattern": (lambda f: f / "none*.npy", "none*.npy: no file fits this pattern"),

@@ -71,10 +71,7 @@ def run(options: argparse.Namespace) -> None:
     beside = {"human": {name: values.tolist() for name, values in human._asdict().items()}, "beside_people": places}
     content = json.dumps(found.to_dict() | beside, indent=2)
     (options.output / "comparison.json").write_text(content + "\n", encoding="utf-8")
-    figure, ax = found.plot()
-    ax.axvspan(low, high, color=plots.COLORS["text"], alpha=0.2, label="one more person")
-    ax.legend(frameon=False, fontsize="small")
-    plots.save(figure, options.output / "map.png")
+    plots.save(found.plot(people=human)[0], options.output / "map.png")
     runs = [Run(name, one, captions=captions[name].texts) for name, one in found.scores.items()]
     write_report(options.output / "report.html", runs)
     print(f"Written: comparison.json, map.png and report.html in {options.output}")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from clipconformity.evaluation.classes import ByClass
 from clipconformity.evaluation.difference import MAX_RATIO, Difference
+from clipconformity.evaluation.people import HumanSpread
 from clipconformity.evaluation.results import JUDGED, Outcome, Score
 from clipconformity.evaluation.run_tables import class_table, difference_table
 from clipconformity.evaluation.scoring import score
@@ -116,8 +117,13 @@ class Comparison:
         told = "".join(f"<li>{escape(one.text())}</li>" for one in self.judged)
         return f"{self.table('html')}<ul>{told}</ul>"
 
-    def plot(self, ax: Any = None) -> Any:
-        """Draw every run on the map of typicality and variety, with its intervals; give ``(figure, axes)``."""
+    def plot(self, ax: Any = None, *, people: HumanSpread | None = None) -> Any:
+        """Draw every run on the map of typicality and variety, with its intervals; give ``(figure, axes)``.
+
+        Args:
+            ax: Axes to draw on.
+            people: Of :func:`human_spread`: where one more person would lie, as the yardstick of captioners.
+        """
         from clipconformity import plots
 
         places = {
@@ -125,7 +131,8 @@ class Comparison:
         }
         first = next(iter(self.scores.values())).verdicts
         margins = first["typicality"].margin, first["variety"].margin
-        return plots.typicality_and_variety(places, margins=margins, ax=ax)
+        yardstick = None if people is None else (people.one_more("typicality_shift"), people.one_more("variety_ratio"))
+        return plots.typicality_and_variety(places, margins=margins, people=yardstick, ax=ax)
 
     def plot_differences(self, figure: str = "typicality_shift", ax: Any = None) -> Any:
         """Draw the difference of every pair in a figure with its interval; give ``(figure, axes)``."""

@@ -27,6 +27,8 @@ class HumanSpread(NamedTuple):
     """KL of the left-out captions' conformity from the others', nats."""
     typicality_shift: Tensor
     """Difference of the mean conformities over the others' standard deviation."""
+    variety_ratio: Tensor
+    """Mean cosine distance of two left-out captions over that of two others."""
     spread_ratio: Tensor
     """Ratio of the standard deviations of conformity."""
     self_conformity: Tensor
@@ -110,7 +112,7 @@ def human_spread(
             embeddings[others], groups=image[others], modality="text", allow_normalized=allow_normalized
         )
         values = _figures(embeddings[left], image[left], reference)
-        keys = ("conformity_kl", "typicality_shift", "spread_ratio", "self_conformity_mean")
+        keys = ("conformity_kl", "typicality_shift", "variety_ratio", "spread_ratio", "self_conformity_mean")
         found.append([float(values[key]) for key in keys])
     return HumanSpread(*torch.tensor(found, dtype=torch.float64).T)
 

@@ -20,7 +20,7 @@ from clipconformity.plots.geometry import (
     shift_panels,
     tilt_heat_map,
 )
-from clipconformity.plots.style import COLORS, POINTS, REFERENCE_COLOR, Look, drawing_in, run_look, save
+from clipconformity.plots.style import COLORS, POINTS, REFERENCE_COLOR, Look, drawing_in, for_paper, run_look, save
 
 __all__ = [
     "COLORS",
@@ -36,6 +36,7 @@ __all__ = [
     "distributions",
     "drawing_in",
     "figures",
+    "for_paper",
     "forest",
     "norm_histogram",
     "over_alpha",

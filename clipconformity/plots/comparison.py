@@ -38,6 +38,7 @@ def typicality_and_variety(
     places: Mapping[str, Place],
     *,
     margins: tuple[float, float] | None = None,
+    people: tuple[tuple[float, float], tuple[float, float]] | None = None,
     modality: str | None = None,
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
@@ -49,6 +50,7 @@ def typicality_and_variety(
     Args:
         places: Of each run, by name.
         margins: Differences in typicality and variety that do not matter, drawn as a box around the reference.
+        people: Range of the typicality shift and of the variety ratio of one more person, drawn as a hatched box.
         modality: ``"image"`` or ``"text"``, for the colour of a single run.
         ax: Axes to draw on.
 
@@ -59,6 +61,13 @@ def typicality_and_variety(
     if margins is not None:
         wide, high = margins
         ax.fill([-wide, wide, wide, -wide], [1 - high, 1 - high, 1 + high, 1 + high], color=REFERENCE_COLOR, alpha=0.2)
+    if people is not None:
+        (left, right), (low, high) = people
+        ax.fill(
+            [left, right, right, left], [low, low, high, high], facecolor="none", edgecolor=REFERENCE_COLOR,
+            hatch="///", linewidth=0.8, label="one more person",
+        )  # fmt: skip
+        ax.legend(frameon=False, fontsize="small")
     ax.axhline(1, color=REFERENCE_COLOR, linewidth=0.8, zorder=0)
     ax.axvline(0, color=REFERENCE_COLOR, linewidth=0.8, zorder=0)
     ax.plot(0, 1, marker="+", markersize=12, color=REFERENCE_COLOR)

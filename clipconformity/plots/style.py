@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,11 +58,48 @@ def drawing_in(color: str) -> Iterator[None]:
         yield
 
 
+COLUMN = 3.3
+"""Width of a column of a paper of two, inches; the page is twice that and a gap."""
+_WIDTH: ContextVar[float | None] = ContextVar("width", default=None)
+
+
+@contextmanager
+def for_paper(columns: int = 1) -> Iterator[None]:
+    """Draw at the size of print for as long as the context lasts: one or two columns wide, with text of 8 points.
+
+    Example:
+        >>> import torch
+        >>> from clipconformity import plots
+        >>> with plots.for_paper():
+        ...     figure, _ = plots.distributions({"mine": torch.rand(50)})
+        >>> tuple(figure.get_size_inches().round(2).tolist())
+        (3.3, 2.06)
+
+    Args:
+        columns: 1, or 2 for the width of the page.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    import matplotlib as mpl
+
+    if columns not in (1, 2):
+        raise ValueError(f"columns: expected 1 or 2, got {columns!r}.")
+    settings: dict[Any, Any] = {"font.size": 8, "lines.markersize": 4, "savefig.dpi": 300, "pdf.fonttype": 42}
+    token = _WIDTH.set(COLUMN * columns + 0.2 * (columns - 1))
+    try:
+        with mpl.rc_context(settings):
+            yield
+    finally:
+        _WIDTH.reset(token)
+
+
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG and close it."""
+    """Write a figure as PNG, or as PDF or SVG where the name ends so, and close it."""
     import matplotlib.pyplot as plt
 
-    figure.savefig(path, format="png", dpi=150)
+    kind = path.suffix[1:] if path.suffix in (".pdf", ".svg") else "png"
+    figure.savefig(path, format=kind, dpi=300 if _WIDTH.get() else 150)
     plt.close(figure)
 
 
@@ -70,7 +108,8 @@ def new_axes(ax: Axes | None, *, width: float = 6.4, height: float = 4.0) -> tup
     import matplotlib.pyplot as plt
 
     if ax is None:
-        figure, ax = plt.subplots(figsize=(width, height), layout="constrained")
+        scale = (_WIDTH.get() or width) / width
+        figure, ax = plt.subplots(figsize=(scale * width, scale * height), layout="constrained")
     else:
         figure = ax.figure  # type: ignore[assignment]
     ax.spines[["top", "right"]].set_visible(False)

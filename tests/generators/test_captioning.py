@@ -324,6 +324,8 @@ def test_every_fold_agrees_with_brute_force():
         apart = (bucket[left][:, None] != bucket[left][None]).double()
         alike = (cosine[left][:, left] * apart).sum() / apart.sum()
         assert float(spread.self_conformity[fold]) == pytest.approx(float(alike), rel=1e-4)
+        varied = (1 - float(alike)) / (1 - float(among.sum() / within.sum()))
+        assert float(spread.variety_ratio[fold]) == pytest.approx(varied, rel=1e-4)
 
 
 @pytest.mark.slow

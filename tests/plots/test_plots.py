@@ -363,3 +363,35 @@ def test_a_ridge_is_a_density_over_the_references(generator):
 def test_equal_values_still_make_a_ridge():
     _, ax = plots.ridgelines({"a": torch.full((5,), 0.5), "b": torch.full((5,), 0.5)}, torch.full((9,), 0.5))
     assert len(ax.get_yticklabels()) == 2
+
+
+# --- print and people ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("columns", "width"), [(1, 3.3), (2, 6.8)])
+def test_a_figure_for_a_paper_has_the_width_of_its_columns(columns, width, tmp_path):
+    values = {str(n): torch.linspace(0, 1, 50) + n for n in range(12)}
+    wide, _ = plots.ridgelines(values, values["0"])
+    with plots.for_paper(columns):
+        figure, ax = plots.ridgelines(values, values["0"])
+        plots.save(figure, tmp_path / "a.pdf")
+    assert (tmp_path / "a.pdf").read_bytes()[:5] == b"%PDF-"
+    assert figure.get_size_inches()[0] == pytest.approx(width)
+    shape = [float(one.get_size_inches()[1] / one.get_size_inches()[0]) for one in (wide, figure)]
+    assert shape[0] == pytest.approx(shape[1])
+    assert ax.xaxis.label.get_size() == 8
+    after, _ = plots.series([1.0, 2.0])
+    assert after.get_size_inches()[0] == pytest.approx(6.4)
+
+
+def test_no_other_number_of_columns_is_taken():
+    with pytest.raises(ValueError, match="columns: expected 1 or 2, got 3"), plots.for_paper(3):
+        pass
+
+
+def test_the_map_shows_where_one_more_person_would_lie():
+    places = {"a": plots.Place((0.5, 0.4, 0.6), (0.9, 0.8, 1.0))}
+    _, ax = plots.typicality_and_variety(places, people=((-0.1, 0.2), (0.95, 1.05)))
+    (box,) = [patch for patch in ax.patches if patch.get_label() == "one more person"]
+    assert box.get_xy().min(0) == pytest.approx([-0.1, 0.95])
+    assert box.get_xy().max(0) == pytest.approx([0.2, 1.05])

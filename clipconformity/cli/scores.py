@@ -258,7 +258,7 @@ def _check_classes(options: argparse.Namespace, source: Source, by: Mapping[str,
     """Refuse classes of none of the images, before these are encoded; ids of other samples are known when read."""
     if by is None or source.folder is None:
         return
-    names = [path.relative_to(source.folder.root).as_posix() for path in source.folder.paths]
+    names = source.folder.ids
     if by.keys().isdisjoint(names):
         raise ValueError(
             f"--by: {options.by} has none of the {len(names)} images of {source.name}; give their names as they are in "

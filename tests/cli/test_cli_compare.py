@@ -304,6 +304,17 @@ def test_classes_of_none_of_the_images_are_refused_before_any_work(material, cap
     assert "give their names as they are in the folder, such as 'mine-00.png'" in capsys.readouterr().err
 
 
+def test_classes_go_by_the_names_that_a_list_has(material, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.chdir(material)
+    names = [f"./mine//mine-{n:02d}.png" for n in range(30)]
+    (material / "list.txt").write_text("\n".join(names))
+    (material / "by.csv").write_text("id,class\n" + "".join(f"{name},x\n" for name in names))
+    command = ["score", "--images", "list.txt", "--reference", "r.safetensors", "--resamples", "20", "--by", "by.csv"]
+    assert main([*command, "--per-class", "classes.csv"]) == 0
+    assert (material / "classes.csv").read_text().splitlines()[1].startswith("x,30,")
+
+
 @pytest.mark.filterwarnings("default:--reference-images")
 def test_reference_samples_that_are_not_given_are_counted(material, capsys, monkeypatch):
     monkeypatch.undo()

@@ -241,7 +241,8 @@ def _write_parquet(path: Path, random: Random) -> None:
         random.choice(("a", "b\0", None, "c" * 20_000, "ü")) if random.random() < 0.02 else str(n)
         for n in range(len(column))
     ]
-    words = random.choice((ids, pa.array(ids).dictionary_encode(), list(range(len(column)))))
+    encoded = pa.array([one or "" for one in ids]).dictionary_encode()  # nulls in a dictionary cannot be written
+    words = random.choice((ids, encoded, list(range(len(column)))))
     names = random.choice(("embedding", "embeddings", "v")), random.choice(("id", "url", "other"))
     table = pa.table({names[0]: column, names[1]: words, "groups": list(range(len(column)))})
     pq.write_table(

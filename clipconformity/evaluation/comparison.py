@@ -22,7 +22,7 @@ from clipconformity.functional.resampling import Estimate, Interval, exponential
 from clipconformity.stream.pairs import LeftOut
 from clipconformity.stream.readouts import read_outs
 from clipconformity.stream.reference import ReferenceSet
-from clipconformity.stream.reference_file import reference_identity
+from clipconformity.stream.reference_file import same_reference
 
 LEVEL = 0.05
 """Chance at most that any outcome but ``undecided`` is wrong, of all pairs in a figure."""
@@ -191,7 +191,21 @@ def compare(runs: Mapping[str, Source | Score], reference: ReferenceSet, **optio
     if len(runs) < 2:
         raise ValueError(f"runs: expected at least two, got {len(runs)}.")
     scores = {name: one if isinstance(one, Score) else score(one, reference, **options) for name, one in runs.items()}
-    figures = {name: _figures(name, one, reference) for name, one in scores.items()}
+    return compare_scores(scores, reference)
+
+
+def compare_scores(
+    scores: Mapping[str, Score], reference: ReferenceSet, metrics: Sequence[str] | None = None
+) -> Comparison:
+    """Compare every two of several scores; ``metrics`` are those whose figures are compared, by default all.
+
+    Raises:
+        ValueError: If a score is of another reference.
+    """
+    figures = {
+        name: _figures(name, one, reference, one.metrics if metrics is None else metrics)
+        for name, one in scores.items()
+    }
     differences = [
         one
         for (first, mine), (second, theirs) in combinations(figures.items(), 2)
@@ -200,12 +214,12 @@ def compare(runs: Mapping[str, Source | Score], reference: ReferenceSet, **optio
     return Comparison(scores, corrected(differences))
 
 
-def _figures(name: str, one: Score, reference: ReferenceSet) -> dict[str, LeftOut]:
+def _figures(name: str, one: Score, reference: ReferenceSet, metrics: Sequence[str]) -> dict[str, LeftOut]:
     """Give what a run is compared by, those first that are judged."""
-    if one.stream is None or reference_identity(one.reference) != reference_identity(reference):
+    if one.stream is None or not same_reference(one.reference, reference):
         raise ValueError(f"runs: {name!r} was scored against another reference; score all against the same.")
     known, found = read_outs(), dict[str, LeftOut]()
-    for metric in one.metrics:
+    for metric in metrics:
         told = known[metric].left_out(one.stream)
         if unknown := set(told) - {field.name for field in known[metric].fields}:
             raise ValueError(f"metrics: {metric!r} gave {', '.join(sorted(unknown))}, which its fields do not name.")

@@ -12,6 +12,7 @@ from clipconformity.functional.conformity import (
 )
 from clipconformity.functional.contrastive import alignment, nt_xent, shift, uniformity
 from clipconformity.functional.divergence import LowerBoundWarning, conformity_kl
+from clipconformity.functional.frechet import frechet_distance
 from clipconformity.functional.geometry import (
     Ellipsoid,
     ModalityGapResult,
@@ -24,7 +25,7 @@ from clipconformity.functional.geometry import (
     tilt,
 )
 from clipconformity.functional.interpolation import slerp, vslerp
-from clipconformity.functional.likelihood import SingularWarning, frechet_distance, log_likelihood, whiten
+from clipconformity.functional.likelihood import SingularWarning, log_likelihood, whiten
 from clipconformity.functional.mmd import MMDHalves, cmmd, cosine_mmd, mmd_halves
 from clipconformity.functional.neighbours import Nearest, PRDCResult, authenticity, nearest, prdc
 from clipconformity.functional.ranks import RankCorrelation, rank_correlation

@@ -8,8 +8,10 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from clipconformity import plots
-from clipconformity.evaluation import Comparison, Score, Verdict, compare
+from clipconformity.evaluation import Comparison, Score, Verdict
+from clipconformity.evaluation.comparison import compare_scores
 from clipconformity.evaluation.results import rounded_up
+from clipconformity.evaluation.scoring import CORE
 from clipconformity.report.figures import draw_marker
 from clipconformity.report.page import between, number
 from clipconformity.report.score_plots import Panel
@@ -117,9 +119,9 @@ def margins(panel: Panel) -> str:
 def ranking(panel: Panel) -> list[str]:
     """Say which run is most varied and which most typical, and whether that is sure; nothing of a single run."""
     scores = panel.scores
-    if len(scores) < 2 or any(one.contrast is None for one in scores.values()):
+    if len(scores) < 2 or any(one.stream is None for one in scores.values()):
         return []
-    found = compare(scores, panel.reference)
+    found = compare_scores(scores, panel.reference, metrics=CORE[:1])
     return [_first(found, "variety_ratio", "varied"), _first(found, "typicality_shift", "typical")]
 
 

@@ -18,7 +18,8 @@ from clipconformity.report.neighbours import Part, neighbours
 from clipconformity.report.page import Section, write_page
 from clipconformity.report.score_plots import Panel, draw_plots
 from clipconformity.report.tables import called, class_tables, figure_tables
-from clipconformity.stream.reference_file import reference_identity
+from clipconformity.stream.reference import ReferenceSet
+from clipconformity.stream.reference_file import same_reference
 
 THUMBNAILS = 48
 """Most samples in the galleries of a report, all runs together."""
@@ -137,15 +138,17 @@ def write_report(
     if thumbnails < 0:
         raise ValueError(f"thumbnails: expected at least 0, got {thumbnails}.")
     theirs = reference_images, reference_captions
-    found, used = _neighbours(runs, thumbnails // 3, *theirs)
+    panels, (found, used) = _panels(runs), _neighbours(runs, thumbnails // 3, *theirs)
+    galleries = _galleries(runs, [panel.reference for panel in panels], thumbnails - used, *theirs)
+    known = {key for one in galleries for end in one.ends for card in end.cards for key in card.order}
     context = {
-        "panels": [_show(f"plot{number}", panel) for number, panel in enumerate(_panels(runs))],
-        "galleries": _galleries(runs, thumbnails - used, *theirs),
-        "orders": ORDERS,
+        "panels": [_show(f"plot{number}", panel) for number, panel in enumerate(panels)],
+        "galleries": galleries,
+        "orders": {order: words for order, words in ORDERS.items() if order.split()[0] in known},
         "neighbours": found,
-        "tables": figure_tables(_panels(runs)),
+        "tables": figure_tables(panels),
         "classes": class_tables({run.name: run.score for run in runs}),
-        "measured": _measured(runs),
+        "measured": _measured(panels),
     }
     sections = [
         Section("verdict", "Verdict", "score/verdict.html"),
@@ -162,14 +165,14 @@ def write_report(
 
 def _panels(runs: Sequence[Run]) -> list[Panel]:
     """Gather the runs by what they were scored against; two copies of a reference are one."""
-    identities = dict.fromkeys((id(run.score.reference) for run in runs), "")
-    found: dict[str, Panel] = {}
+    found: list[Panel] = []
     for run in runs:
-        reference = run.score.reference
-        identity = identities[id(reference)] = identities[id(reference)] or reference_identity(reference)
-        panel = found.setdefault(identity, Panel(reference, {}))
-        found[identity] = panel._replace(scores={**panel.scores, run.name: run.score})
-    return list(found.values())
+        known = next((one for one in found if same_reference(one.reference, run.score.reference)), None)
+        if known is None:
+            found.append(Panel(run.score.reference, {run.name: run.score}))
+        else:
+            found[found.index(known)] = known._replace(scores={**known.scores, run.name: run.score})
+    return found
 
 
 def _show(key: str, panel: Panel) -> _Shown:
@@ -189,13 +192,14 @@ def _show(key: str, panel: Panel) -> _Shown:
 
 def _galleries(
     runs: Sequence[Run],
+    references: Sequence[ReferenceSet],
     thumbnails: int,
     reference_images: Mapping[str, Path] | None,
     reference_captions: Mapping[str, str] | None,
 ) -> list[_Gallery]:
     theirs = reference_images, reference_captions
-    references = [panel.reference for panel in _panels(runs)] if theirs != (None, None) else []
-    each = max(1, min(MAX_EACH, thumbnails // (2 * (len(runs) + len(references)))))
+    shown = references if theirs != (None, None) else ()
+    each = max(1, min(MAX_EACH, thumbnails // (2 * (len(runs) + len(shown)))))
     left = thumbnails
 
     def choose(conformities: Tensor, lay_out: Callable[[Sequence[int]], list[Card]]) -> list[_End]:
@@ -213,7 +217,7 @@ def _galleries(
     found += [
         _Gallery(called(one), choose(one.conformities, partial(reference_cards, one, images=reference_images,
                                                                captions=reference_captions)))
-        for one in references
+        for one in shown
     ]  # fmt: skip
     return [one for one in found if one.ends]
 
@@ -235,9 +239,9 @@ def _neighbours(
     return found, used
 
 
-def _measured(runs: Sequence[Run]) -> list[dict[str, str]]:
+def _measured(panels: Sequence[Panel]) -> list[dict[str, str]]:
     parts = []
-    for reference, scores in _panels(runs):
+    for reference, scores in panels:
         about = reference.describe()
         told = {
             "Reference": called(reference),

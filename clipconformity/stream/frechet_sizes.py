@@ -11,7 +11,7 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor
 
-from clipconformity.functional.likelihood import factor_of, factored_distance, fitted
+from clipconformity.functional.frechet import factor_of, factored_distance, fitted
 from clipconformity.functional.resampling import student_quantile
 from clipconformity.stream.equal_n import subsamples
 from clipconformity.stream.pairs import Side

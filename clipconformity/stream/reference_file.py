@@ -63,6 +63,11 @@ def reference_identity(reference: ReferenceSet) -> str:
     return checksum(_tensors(reference), {})
 
 
+def same_reference(one: ReferenceSet, other: ReferenceSet) -> bool:
+    """Whether two references are one set, as two copies of a file are."""
+    return one is other or (one.count == other.count and reference_identity(one) == reference_identity(other))
+
+
 def _tensors(reference: ReferenceSet) -> dict[str, Tensor]:
     sample = dict(zip(SAMPLE, reference.sketch, strict=True))
     tensors = {name: reference.moments[name] for name in reference.moments.layout.shapes()} | sample

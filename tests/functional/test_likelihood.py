@@ -14,15 +14,8 @@ from torch.distributions import MultivariateNormal
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 import clipconformity as cc
-from clipconformity.functional.likelihood import (
-    SingularWarning,
-    _rounding,
-    factor_of,
-    fitted,
-    frechet_distance,
-    log_likelihood,
-    whiten,
-)
+from clipconformity.functional.frechet import factor_of, fitted, frechet_distance
+from clipconformity.functional.likelihood import SingularWarning, _rounding, log_likelihood, whiten
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from helpers import ellipsoid_rows
 from scipy import stats
 
 import clipconformity as cc
-from clipconformity.functional.likelihood import distance_influence, gaussian_distance, log_likelihood, oas_shrinkage
+from clipconformity.functional.frechet import distance_influence, gaussian_distance
+from clipconformity.functional.likelihood import log_likelihood, oas_shrinkage
 from clipconformity.functional.resampling import jackknife_error
 from clipconformity.stream.moments import BUCKETS, bucket_of
 from clipconformity.stream.readouts import read_outs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipconformity.functional.likelihood import distance_influence, gaussian_distance
+from clipconformity.functional.frechet import distance_influence, gaussian_distance
 from clipconformity.functional.resampling import ends_of, seeded
 from clipconformity.stream.frechet_sizes import at_equal_n, at_infinite_n, least_rows, noise_floor
 from clipconformity.stream.moments import Moments

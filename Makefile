@@ -55,13 +55,14 @@ test-transformers4: $(VENV)/.all
 lint: $(VENV)/.all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	git ls-files -z | xargs -0 $(BIN)/codespell
 
 types: $(VENV)/.all
 	$(BIN)/mypy
 
 docs: $(VENV)/.all
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
-	$(BIN)/python -m sphinx -W --keep-going -q -b doctest docs docs/_build/doctest
+	$(BIN)/python -m sphinx -W --keep-going -q -b doctest -D nb_execution_mode=off docs docs/_build/doctest
 
 # Speed of update and compute, and the peers beside one run with all metrics: a few minutes. The rest takes hours.
 bench: $(VENV)/.all

@@ -1,7 +1,14 @@
+import os
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 from clipconformity import __version__
+
+sys.path.insert(0, str(Path(__file__).parent))
+# The notebooks call the command line of the environment that builds the pages.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 project = "clipconformity"
 copyright = "The clipconformity contributors"
@@ -9,21 +16,28 @@ author = "The clipconformity contributors"
 release = version = __version__
 
 extensions = [
-    "myst_parser",
+    "mathml",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.doctest",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
 exclude_patterns = ["_build"]
-source_suffix = {".md": "markdown"}
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 
 html_theme = "furo"
 html_title = f"clipconformity {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
+EXECUTED = {"gallery", "tutorial"}
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -45,3 +59,5 @@ def escape_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: l
 
 def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", escape_bars, priority=400)
+    # What is executed shows the library as it is now, so it is never taken from an earlier build.
+    app.connect("env-get-outdated", lambda *_: sorted(EXECUTED))

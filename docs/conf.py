@@ -37,6 +37,7 @@ myst_heading_anchors = 3
 EXECUTED = {"gallery", "tutorial"}
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
+nb_execution_show_tb = True
 nb_execution_timeout = 120
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -1,7 +1,8 @@
 """A captioner of transformers (BLIP, GIT, ViT-GPT2, LLaVA) on images of MS-COCO, beside what people wrote.
 
-    clipconformity reference --coco coco/ --per-image all --encoder open_clip:ViT-B-32/openai -o coco.safetensors
-    python blip.py --images coco/val2017 --reference coco-text.safetensors -o blip/
+    clipconformity reference --coco coco/ --per-image all --encoder open_clip:ViT-B-32/openai \\
+        -o coco-reference.safetensors
+    python blip.py --images coco/val2017 --reference coco-reference-text.safetensors -o blip/
 
 Stopped in the middle, it goes on where it was. Under `torchrun --nproc-per-node N` each process captions its share; the
 same command without torchrun then finds the captions and scores them.

@@ -1,9 +1,9 @@
 r"""Published caption files beside what people wrote: where captioners are generic, and where super-human.
 
     clipconformity reference --coco coco/ --karpathy dataset_coco.json --split test --per-image all \
-        --encoder open_clip:ViT-B-32/openai -o coco.safetensors
-    python caption_reward.py cider=cider.json clip=clip_s.json --reference coco-text.safetensors \
-        --captions coco-captions.json -o rewards/
+        --encoder open_clip:ViT-B-32/openai -o coco-reference.safetensors
+    python caption_reward.py cider=cider.json clip=clip_s.json --reference coco-reference-text.safetensors \
+        --captions coco-reference-captions.json -o rewards/
 
 Each file holds COCO results, such as CLIP-Caption-Reward publishes for its rewards. The yardstick is what people give
 among themselves: one caption of every image against the others. A captioner above the range of one more person is

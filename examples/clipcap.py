@@ -1,7 +1,9 @@
 """ClipCap: CLIP's image embedding mapped to a prefix of GPT-2, which goes on with the caption; greedy, and with beams.
 
-    clipconformity reference --coco coco/ --per-image all --encoder open_clip:ViT-B-32/openai -o coco.safetensors
-    python clipcap.py --images coco/val2017 --reference coco-text.safetensors --mapper-weights coco_weights.pt -o out/
+    clipconformity reference --coco coco/ --per-image all --encoder open_clip:ViT-B-32/openai \\
+        -o coco-reference.safetensors
+    python clipcap.py --images coco/val2017 --reference coco-reference-text.safetensors \\
+        --mapper-weights coco_weights.pt -o out/
 
 Both mappers of the published code, an MLP and a transformer, under the names of its weights, so that its files load.
 They are read with `weights_only=True`, so a file can hold nothing but tensors.

@@ -1,7 +1,8 @@
 """Several generators against one reference, in Python: the table, the pictures and the report of a paper.
 
-    clipconformity reference --coco coco/ --encoder open_clip:ViT-B-32/openai -o coco.safetensors
-    python compare_models.py unclip=unclip/images glide=glide/images --reference coco-image.safetensors -o comparison/
+    clipconformity reference --coco coco/ --encoder open_clip:ViT-B-32/openai -o coco-reference.safetensors
+    python compare_models.py unclip=unclip/images glide=glide/images \\
+        --reference coco-reference-image.safetensors -o comparison/
 
 Give the images of one prompt the same name in every folder, and what the prompts differ by cancels. The command
 `clipconformity compare` does the same, and takes captions and embeddings too.

@@ -1,8 +1,8 @@
 """Glide on captions of MS-COCO: a function, rather than a pipeline of diffusers, generates images, and they are scored.
 
     pip install git+https://github.com/openai/glide-text2im
-    clipconformity reference --coco coco/ --encoder open_clip:ViT-B-32/openai -o coco.safetensors
-    python glide.py --reference coco-image.safetensors --captions coco-captions.json -o glide/
+    clipconformity reference --coco coco/ --encoder open_clip:ViT-B-32/openai -o coco-reference.safetensors
+    python glide.py --reference coco-reference-image.safetensors --captions coco-reference-captions.json -o glide/
 
 Stopped in the middle, it goes on where it was.
 Downloads (estimates): Glide's base model and upsampler from OpenAI, 3 GB; CLIP ViT-B/32 of OpenAI, 0.6 GB.

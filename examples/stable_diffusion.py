@@ -1,7 +1,8 @@
 """Stable Diffusion or SDXL at several guidance scales: how typical, and how alike, the images become.
 
-    clipconformity reference --coco coco/ --encoder open_clip:ViT-B-32/openai -o coco.safetensors
-    python stable_diffusion.py --reference coco-image.safetensors --captions coco-captions.json -o guidance/
+    clipconformity reference --coco coco/ --encoder open_clip:ViT-B-32/openai -o coco-reference.safetensors
+    python stable_diffusion.py --reference coco-reference-image.safetensors \\
+        --captions coco-reference-captions.json -o guidance/
 
 Guidance draws samples towards what a prompt says most often. The scales are compared on the same prompts and noise.
 Stopped in the middle, it goes on where it was. Under `torchrun --nproc-per-node N` each process makes its share; the

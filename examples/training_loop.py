@@ -1,7 +1,7 @@
 """A diffusion model in training: conformity KL with its interval, and the Frechet distance, logged every epoch.
 
-    clipconformity reference --images photos/ --encoder open_clip:ViT-B-32/openai -o photos.safetensors
-    python training_loop.py --images photos/ --reference photos.safetensors -o training/
+    clipconformity reference --images photos/ --encoder open_clip:ViT-B-32/openai -o photos-reference.safetensors
+    python training_loop.py --images photos/ --reference photos-reference.safetensors -o training/
 
 A DDPM goes on from its checkpoint with your images. Each batch of samples is encoded once, and the MetricCollection
 takes the embeddings. How to log the same in Lightning is told in the documentation, "In a training loop".

@@ -1,7 +1,7 @@
 """Karlo unCLIP on captions of MS-COCO: generate images, and score them against the real ones.
 
-    clipconformity reference --coco coco/ --encoder open_clip:ViT-B-32/openai -o coco.safetensors
-    python unclip.py --reference coco-image.safetensors --captions coco-captions.json -o unclip/
+    clipconformity reference --coco coco/ --encoder open_clip:ViT-B-32/openai -o coco-reference.safetensors
+    python unclip.py --reference coco-reference-image.safetensors --captions coco-reference-captions.json -o unclip/
 
 Stopped in the middle, it goes on where it was. Under `torchrun --nproc-per-node N` each process makes its share; the
 same command without torchrun then finds the images and scores them.

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 
 CONFORMITY = "conformity (mean cosine similarity)"
+"""Label of an axis of conformities."""
 RIDGE_CELLS = 120
 """Cells of a ridge."""
 RIDGE_HEIGHT = 1.15

@@ -20,6 +20,7 @@ COLORS = {"image": "#0072B2", "text": "#D55E00", None: "#009E73"}
 """A modality keeps its colour everywhere; what is of neither or both is green."""
 
 REFERENCE_COLOR = "#767676"
+"""Colour of what runs are compared with."""
 
 RUN_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8F8F2F")
 """Runs beside each other, none in the colour of a modality."""

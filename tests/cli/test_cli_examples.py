@@ -54,12 +54,15 @@ def test_the_examples_that_need_no_download_run_one_after_the_other(tmp_path, mo
     (tmp_path / "test.txt").write_text("\n".join(f"more/{number}.png" for number in range(24)))
     np.save(tmp_path / "words.npy", np.random.default_rng(0).normal(size=(24, 64)).astype("f4") + 1)
     for line in HERE:
-        words = [word.replace("words.safetensors", "words.npy") for word in words_of(line)]
+        words = [word.replace("words-embeddings.safetensors", "words.npy") for word in words_of(line)]
         if words[0] in ("demo", "encoders"):  # have tests of their own, and take long
             continue
         assert main([*words, "--quiet"]) == 0, line
         told = capsys.readouterr().err
         assert told == "" or words[0] == "geometry", line  # which has a table there
-    assert {"samples.safetensors", "real.safetensors", "report.html", "whole.safetensors"} <= {
-        path.name for path in tmp_path.iterdir()
-    }
+    assert {
+        "samples-embeddings.safetensors",
+        "real-reference.safetensors",
+        "report.html",
+        "whole-reference.safetensors",
+    } <= {path.name for path in tmp_path.iterdir()}

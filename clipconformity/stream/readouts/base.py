@@ -16,6 +16,7 @@ from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
 
 Direction = Literal["higher", "lower", "neither"]
+"""Which way a figure is better, if any."""
 
 
 class Field(NamedTuple):

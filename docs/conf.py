@@ -1,3 +1,4 @@
+import logging
 import os
 import re
 import sys
@@ -7,8 +8,13 @@ from typing import Any
 from clipconformity import __version__
 
 sys.path.insert(0, str(Path(__file__).parent))
-# The notebooks call the command line of the environment that builds the pages.
+# The notebooks call the command line of the environment that builds the pages, and see no settings of the user.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+profile = Path(__file__).parent / "_build" / "ipython" / "profile_default"
+profile.mkdir(parents=True, exist_ok=True)
+(profile / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 'ERROR'\n", encoding="utf-8")
+os.environ["IPYTHONDIR"] = str(profile.parent)
+logging.getLogger("traitlets").setLevel(logging.WARNING)
 
 project = "clipconformity"
 copyright = "The clipconformity contributors"

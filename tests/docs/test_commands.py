@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from itertools import pairwise
 
 import pytest
 from pages import blocks, commands, pages
@@ -51,7 +52,7 @@ def test_commands_stand_in_consoles(name):
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
 def test_names_of_files_say_what_they_hold(page, line):
     words = words_of(line)
-    given = {one: two for one, two in zip(words, words[1:], strict=False) if one.startswith("-")}
+    given = {one: two for one, two in pairwise(words) if one.startswith("-")}
     written = given.get("-o", "")
     if words[0] in ("reference", "merge"):
         assert "reference" in written, line

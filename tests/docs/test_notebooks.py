@@ -42,7 +42,10 @@ def test_the_tutorial_runs_and_says_what_its_text_says(tmp_path):
 
     notebook = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
     printed = "\n".join(
-        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()) if output.get("name") == "stdout"
+        output.get("text", "")
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if output.get("name") == "stdout"
     )
     assert "faithful: as typical as the reference; as varied as the reference" in printed
     assert "crowding: more typical than the reference; less varied than the reference" in printed

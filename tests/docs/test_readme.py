@@ -1,4 +1,4 @@
-"""The README fits one screen, and each of its links names a file of the repository at the one address of the project."""
+"""The README fits one screen, and each of its links names a file at the one address of the project."""
 
 from __future__ import annotations
 

@@ -59,10 +59,17 @@ doctest_test_doctest_blocks = ""
 
 
 def escape_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings write norms as |v|, which reStructuredText would take for a substitution."""
+    """Docstrings write norms as |v|, which reStructuredText would take for a substitution, except in formulas."""
+    formula = None  # indentation of the formula that a line belongs to
     for number, line in enumerate(lines):
-        parts = re.split(r"(`[^`]*`)", line)
-        lines[number] = "".join(part if part.startswith("`") else part.replace("|", r"\|") for part in parts)
+        depth = len(line) - len(line.lstrip())
+        if line.lstrip().startswith(".. math::"):
+            formula = depth
+        elif line.strip() and formula is not None and depth <= formula:
+            formula = None
+        if formula is None:
+            parts = re.split(r"(`[^`]*`)", line)
+            lines[number] = "".join(part if part.startswith("`") else part.replace("|", r"\|") for part in parts)
 
 
 def setup(app: Any) -> None:

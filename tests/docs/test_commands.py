@@ -66,6 +66,14 @@ def test_names_of_files_say_what_they_hold(page, line):
         assert given["--embeddings"].endswith("-embeddings.safetensors"), line
 
 
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_what_is_encoded_has_an_encoder(page, line):
+    words = words_of(line)
+    encoded = {"--images", "--captions", "--coco"} & set(words) or re.search(r"=\S+/( |$)", line)
+    if words[0] in ("embed", "reference", "score", "compare") and encoded:
+        assert "--encoder" in words, line
+
+
 @pytest.mark.slow
 def test_the_workflow_runs_from_start_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -9,7 +9,7 @@ from functools import lru_cache
 import pytest
 from pages import ROOT, blocks, pages
 
-MESSAGES = [content.strip() for language, content in blocks(pages()["troubleshooting.md"]) if language == "text"]
+MESSAGES = [content.strip() for language, content in blocks(pages()["troubleshooting.md"]) if language == "output"]
 LEAST = 24
 """Letters of a template that are its own; with fewer it fits too much."""
 
@@ -24,19 +24,20 @@ def template(node: ast.AST) -> str | None:
 
 
 @lru_cache
-def templates() -> list[str]:
+def templates() -> list[re.Pattern[str]]:
+    """Every text of the code that is long enough, alone or behind the name of an argument or a file."""
     found = set()
     for path in (ROOT / "clipconformity").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             pattern = template(node)
             if pattern and len(re.sub(r"\.[*+]\?|\\", "", pattern)) >= LEAST:
                 found.add(pattern)
-    return sorted(found)
+    return [re.compile(rf"(.+: )?{pattern}", re.DOTALL) for pattern in sorted(found)]
 
 
 def is_given(message: str) -> bool:
     """Whether a whole template of the code is the message, or ends it."""
-    return any(re.fullmatch(rf"(.+: )?{pattern}", message, re.DOTALL) for pattern in templates())
+    return any(pattern.fullmatch(message) for pattern in templates())
 
 
 def test_the_page_quotes_messages():

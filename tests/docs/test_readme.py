@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from pages import ROOT, pages
+from pages import ROOT, blocks, pages
 
 TEXT = pages()["README.md"]
 LINKS = re.findall(r"\]\(([^)]+)\)", TEXT)
@@ -39,3 +39,16 @@ def test_the_table_is_that_of_the_page():
     assert len(rows) == 5
     for shift, ratio in rows:
         assert re.search(rf"\| {re.escape(shift)} \| {re.escape(ratio)} \|", page)
+
+
+def test_its_code_runs(tmp_path, monkeypatch):
+    from clipconformity.demo import draw_scene, sample_scenes
+
+    monkeypatch.chdir(tmp_path)
+    drawn = [draw_scene(scene, seed=number) for number, scene in enumerate(sample_scenes(80, seed=0))]
+    code = next(content for language, content in blocks(TEXT) if language == "python")
+    names = {"real_images": [drawn[:30], drawn[30:50]], "generated": [drawn[50:65], drawn[65:]]}
+    exec(f"{code}\nfigures = metrics.compute()".replace("open_clip:ViT-B-32/openai", "tiny"), names)
+    promised = {"typicality_shift", "variety_ratio", "conformity_kl", "kl_low", "kl_high"}
+    assert promised | {"typicality_shift_low", "variety_ratio_high"} <= set(names["figures"])
+    assert (tmp_path / "real-reference.safetensors").is_file()

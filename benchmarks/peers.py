@@ -45,12 +45,12 @@ class Found(NamedTuple):
 
 def one_run(rows: Tensor, reference: Tensor, part: int) -> Found:
     from clipconformity import ReferenceSet
-    from clipconformity.evaluation.scoring import choose, read_figures
+    from clipconformity.evaluation.scoring import choose_read_outs, read_figures
     from clipconformity.stream.stream import Needs, Stream
 
     start = time.process_time()
     built = ReferenceSet.fit(reference.split(BATCH))
-    chosen = choose(METRICS)
+    chosen = choose_read_outs(METRICS)
     needs = Needs()
     for one in chosen:
         needs = needs.union(one.needs)

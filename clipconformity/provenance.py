@@ -14,7 +14,7 @@ DECISIVE = ("weights", "preprocessing")
 """Parts of an encoder's identity without which two sets do not compare; the others move the last digits."""
 
 
-_LEADING_AWAY = re.compile(r"(?:^|(?<=[=:/]))(?:/|~[^/]*/|(?:[^/]+/)*?\.\.(?:/|$))")
+OUTSIDE_PATH = re.compile(r"(?:^|(?<=[=:/]))(?:/|~[^/]*/|(?:[^/]+/)*?\.\.(?:/|$))")
 """Where a path begins that leads out of the working directory: at the start, or behind ``--option=`` or ``hf:``."""
 
 
@@ -52,7 +52,7 @@ class Provenance:
         if self.modality not in (None, *MODALITIES):
             raise ValueError(f"modality: expected 'image', 'text' or None, got {self.modality!r}.")
         if self.spec is not None:
-            object.__setattr__(self, "spec", without_folders(self.spec))
+            object.__setattr__(self, "spec", shorten_paths(self.spec))
 
     @classmethod
     def of(cls, encoder: str | Identified | None, modality: str | None = None) -> Provenance:
@@ -95,7 +95,7 @@ class Provenance:
         if None not in (self.modality, other.modality) and self.modality != other.modality:
             raise ValueError(
                 f"the samples are {other.modality} and the reference is {self.modality}: they lie in different "
-                f"places, so conformity between them says nothing; give {_article(other.modality)} reference."
+                f"places, so conformity between them says nothing; give {_choose_article(other.modality)} reference."
             )
         if self.encoder_id is None or other.encoder_id is None:
             if None not in (self.spec, other.spec) and self.spec != other.spec:
@@ -132,7 +132,7 @@ class Provenance:
         return {"spec": self.spec, "encoder_id": encoder_id, "modality": self.modality}
 
 
-def without_folders(word: str, inside: Path | None = None) -> str:
+def shorten_paths(word: str, inside: Path | None = None) -> str:
     """Shorten the path that a word is, or ends in, where it tells of the machine: absolute, of a home, or with ``..``.
 
     Args:
@@ -145,7 +145,7 @@ def without_folders(word: str, inside: Path | None = None) -> str:
         >>> without_folders("hf:openai/clip-vit-base-patch32")
         'hf:openai/clip-vit-base-patch32'
     """
-    start = _LEADING_AWAY.search(word)
+    start = OUTSIDE_PATH.search(word)
     if start is None:
         return word
     path = Path(word[start.start() :])
@@ -157,7 +157,7 @@ def without_folders(word: str, inside: Path | None = None) -> str:
     return word[: start.start()] + (path.name if path.name not in ("", "..") else "...")
 
 
-def _article(modality: str | None) -> str:
+def _choose_article(modality: str | None) -> str:
     return f"an {modality}" if modality == "image" else f"a {modality}"
 
 

@@ -14,39 +14,39 @@ if TYPE_CHECKING:
     from clipconformity.evaluation import Source
 
 
-def tell(kind: str, message: object) -> None:
+def print_message(kind: str, message: object) -> None:
     """Tell something in one line."""
     with suppress(OSError):  # of a standard error that is full there is nobody to tell
         print(f"clipconformity: {kind}: {' '.join(str(message).split())}", file=sys.stderr)  # noqa: T201
 
 
-def tell_summary(options: argparse.Namespace, source: Source) -> None:
+def print_summary(options: argparse.Namespace, source: Source) -> None:
     """Tell what was found, used and ignored of a source that was read, unless the command is to be quiet."""
     if not options.quiet:
         for one in (source, *source.beside):
-            tell("summary", one.summary)
+            print_message("summary", one.summary)
     if options.verbose and source.seconds:
         rate = source.used / source.seconds
-        tell_more(options, f"reading and encoding: {source.seconds:.2f} s, {rate:.1f} {source.kind}/s")
+        print_details(options, f"reading and encoding: {source.seconds:.2f} s, {rate:.1f} {source.kind}/s")
 
 
-def tell_more(options: argparse.Namespace, message: str) -> None:
+def print_details(options: argparse.Namespace, message: str) -> None:
     """Tell what only ``--verbose`` asks for."""
     if options.verbose:
-        tell("verbose", message)
+        print_message("verbose", message)
 
 
-def tell_encoder(options: argparse.Namespace, encoder: Encoder) -> None:
+def print_encoder(options: argparse.Namespace, encoder: Encoder) -> None:
     """Tell which encoder is at work, and how, where ``--verbose`` asks for it."""
     if not options.verbose:
         return
     told = [f"dimension {encoder.embed_dim}", *(f"{name} {value}" for name, value in encoder.id.items())]
     told += [f"{name} {getattr(encoder, name)}" for name in ("device", "context_length") if hasattr(encoder, name)]
-    tell("verbose", f"encoder {encoder.spec}: {', '.join(told)}; batches of {options.batch_size}")
+    print_message("verbose", f"encoder {encoder.spec}: {', '.join(told)}; batches of {options.batch_size}")
 
 
 @contextmanager
-def stage(options: argparse.Namespace, name: str, *sources: Source) -> Iterator[None]:
+def report_time(options: argparse.Namespace, name: str, *sources: Source) -> Iterator[None]:
     """Tell how long something took, where ``--verbose`` asks for it.
 
     Args:
@@ -57,4 +57,4 @@ def stage(options: argparse.Namespace, name: str, *sources: Source) -> Iterator[
     since, before = time.monotonic(), sum(source.seconds for source in sources)
     yield
     took = time.monotonic() - since - (sum(source.seconds for source in sources) - before)
-    tell_more(options, f"{name}: {took:.2f} s")
+    print_details(options, f"{name}: {took:.2f} s")

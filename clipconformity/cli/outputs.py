@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipconformity.cli.sources import inputs
+from clipconformity.cli.sources import list_inputs
 
 KINDS = {
     "--output": (".safetensors",),
@@ -33,7 +33,7 @@ def check(options: argparse.Namespace, outputs: Sequence[tuple[str, Path | None]
     from clipconformity.data.files import check_outputs
 
     given = [(name, path) for name, path in outputs if path is not None]
-    check_outputs(given, inputs(options))
+    check_outputs(given, list_inputs(options))
     for name, path in given:
         kinds = KINDS.get(name)
         if kinds is not None and path.suffix not in kinds:

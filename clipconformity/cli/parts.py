@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipconformity.data.locks import LEFT, LOCK, Lock, Workplace, try_lock
+from clipconformity.data.locks import FOLDER_SUFFIX, LOCK_NAME, Lock, Workplace, try_lock
 from clipconformity.data.strict_json import to_json
 
 if TYPE_CHECKING:
@@ -67,14 +67,14 @@ class Parts:
         """
         if not self._enter():
             return rest(0)
-        about = _about(encoder, settings)
+        about = _describe_settings(encoder, settings)
         stored = list(self._stored(about, samples))
         done = stored[-1][0]["end"] if stored else 0
         source = rest(done)
         if done:
             warnings.warn(f"{done} of {len(samples)} samples are taken up from {self.folder}.", stacklevel=2)
             source.skipped[:0] = [one for told, _ in stored for one in told["skipped"]]
-            _count(source, sum(told["truncated"] for told, _ in stored))
+            _add_truncated(source, sum(told["truncated"] for told, _ in stored))
             source.count = len(samples)
         old = (batch for _, batches in stored for batch in batches)
         source.batches = chain(old, self._kept(source, source.batches, about, samples, done))
@@ -87,10 +87,10 @@ class Parts:
         if not self.folder.is_dir():
             return False
         for path in self.folder.iterdir():
-            if not (_NAME.fullmatch(path.name) or path.name == LOCK or path.name.endswith(LEFT)):
+            if not (_NAME.fullmatch(path.name) or path.name == LOCK_NAME or path.name.endswith(FOLDER_SUFFIX)):
                 return False
         with suppress(OSError):
-            self._lock = try_lock(self.folder / LOCK)
+            self._lock = try_lock(self.folder / LOCK_NAME)
         return self._lock is not None
 
     def _stored(
@@ -122,7 +122,7 @@ class Parts:
             if time.monotonic() - since >= INTERVAL:
                 new, now = source.skipped[skipped:], source.encoder.truncated if source.encoder else 0
                 end = done + sum(len(one.ids) for one in waiting) + len(new)
-                told = {"start": done, "end": end, "samples": _told(samples[done:end])}
+                told = {"start": done, "end": end, "samples": _hash_samples(samples[done:end])}
                 _write(self._path(done), waiting, about | told | {"skipped": new, "truncated": now - cut})
                 done, skipped, cut, waiting = end, skipped + len(new), now, []
                 since = time.monotonic()
@@ -142,15 +142,15 @@ class Cache:
         self, encoder: Encoder, samples: Sequence[str], settings: Sequence[object], rest: Callable[[int], Source]
     ) -> Source:
         """Give the source of all samples: what lies here, else what is encoded and then kept; see :class:`Parts`."""
-        about, source = _about(encoder, settings), rest(0)
-        path = self.folder / f"{_told([to_json(about), *samples])}.safetensors"
+        about, source = _describe_settings(encoder, settings), rest(0)
+        path = self.folder / f"{_hash_samples([to_json(about), *samples])}.safetensors"
         found = _read(path, about, samples)
         if found is None:
             source.batches = self._kept(path, source, source.batches, about, samples)
             return source
         told, batches = found
         source.skipped[:] = told["skipped"]
-        _count(source, told["truncated"])
+        _add_truncated(source, told["truncated"])
         source.batches = iter(batches)
         return source
 
@@ -165,22 +165,22 @@ class Cache:
         if kept:
             self.folder.mkdir(parents=True, exist_ok=True)
             now = source.encoder.truncated if source.encoder else 0
-            told = {"start": 0, "end": len(samples), "samples": _told(samples)}
+            told = {"start": 0, "end": len(samples), "samples": _hash_samples(samples)}
             _write(path, kept, about | told | {"skipped": source.skipped, "truncated": now - cut})
 
 
-def _count(source: Source, truncated: int) -> None:
+def _add_truncated(source: Source, truncated: int) -> None:
     """Count texts that were cut when they were encoded."""
     if source.encoder is not None:
         source.encoder.truncated += truncated
 
 
-def _about(encoder: Encoder, settings: Sequence[object]) -> dict[str, Any]:
+def _describe_settings(encoder: Encoder, settings: Sequence[object]) -> dict[str, Any]:
     """What embeddings depend on beside the samples."""
     return {"format": FORMAT, "encoder": encoder.id, "settings": [str(one) for one in settings]}
 
 
-def _told(samples: Sequence[str]) -> str:
+def _hash_samples(samples: Sequence[str]) -> str:
     return hashlib.blake2b("\0".join(samples).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -211,7 +211,7 @@ def _read(
             embeddings = file.get_tensor("embeddings")
         start, end = told["start"], told["end"]
         same = all(told.get(name) == value for name, value in about.items()) and start == first < end
-        if not same or told["samples"] != _told(samples[start:end]):
+        if not same or told["samples"] != _hash_samples(samples[start:end]):
             return None
         sizes = [len(names) for names in told["ids"]]
         parts = zip(embeddings.split(sizes), told["ids"], told["groups"], strict=True)

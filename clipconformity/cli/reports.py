@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from clipconformity.cli.sources import image_folder
+from clipconformity.cli.sources import find_image_folder
 
 if TYPE_CHECKING:
     from clipconformity.evaluation import Score
@@ -66,9 +66,7 @@ def _check_known(option: str, reference: ReferenceSet, given: Mapping[str, objec
         )
 
 
-def scored_run(
-    options: argparse.Namespace, result: Score, partner_of: Mapping[str, str], name: str | None = None
-) -> Run:
+def make_run(options: argparse.Namespace, result: Score, partner_of: Mapping[str, str], name: str | None = None) -> Run:
     """Give a scored run its images and captions for the report, unless they are to be left out."""
     from clipconformity.data import read_captions
     from clipconformity.report import Run
@@ -80,7 +78,7 @@ def scored_run(
     captions: Mapping[str, str] | Sequence[str] | None = None
     if not options.no_images:
         listed = read_captions(options.captions, options.column) if options.captions else None
-        folder = image_folder(options, options.images or Path())
+        folder = find_image_folder(options, options.images or Path())
         if options.images and listed is not None:  # joined: the scored ones have their partners' ids
             texts = dict(zip(listed.ids, listed.texts, strict=True))
             of_images = result.measured["modality"] == "image"
@@ -88,13 +86,13 @@ def scored_run(
             captions = {name: texts[partner_of[name] if of_images else name] for name in result.ids}
         elif options.images:
             images = {name: folder / name for name in result.ids}
-            captions = _prompts(folder)
+            captions = _read_prompts(folder)
         elif listed is not None:
             captions = listed.texts
     return Run(name, result, images, captions)
 
 
-def _prompts(folder: Path) -> dict[str, str] | None:
+def _read_prompts(folder: Path) -> dict[str, str] | None:
     """Read the prompts of a folder of ``generate_images``; None of any other folder."""
     from clipconformity.generators import read_manifest
 

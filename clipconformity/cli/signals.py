@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 """Ctrl-C; what a scheduler sends; the end of the terminal's connection, which Windows has not."""
 
 
@@ -27,14 +27,14 @@ class Signals:
 
 
 @contextmanager
-def ending() -> Iterator[Signals]:
-    """Raise ``KeyboardInterrupt`` for each of :data:`ENDING`, but for those that are ignored or handled already.
+def catch_stop_signals() -> Iterator[Signals]:
+    """Raise ``KeyboardInterrupt`` for each of :data:`STOP_SIGNALS`, but for those that are ignored or handled already.
 
     Signals reach the main thread alone; in another nothing changes.
     """
     signals, before = Signals(), {}
     if threading.current_thread() is threading.main_thread():
-        for name in ENDING:
+        for name in STOP_SIGNALS:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 before[number] = signal.signal(number, signals._raise)

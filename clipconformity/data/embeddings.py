@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from clipconformity.data.files import write_tensors
-from clipconformity.data.formats import FORMAT, KEY, READERS, check_expansion, suffixes
-from clipconformity.data.layout import metadata_beside, modality_of_name
+from clipconformity.data.formats import FORMAT, KEY, READERS, check_expansion, list_suffixes
+from clipconformity.data.layout import find_metadata, parse_modality
 from clipconformity.data.limits import RefusedError, check_limit
 from clipconformity.data.names import Places
-from clipconformity.data.stored import Array, Stored, StoredWords, blocks_of, length, whole
+from clipconformity.data.stored import Array, Stored, StoredWords, count_rows, read_blocks, read_whole
 from clipconformity.data.strict_json import to_json
-from clipconformity.data.untrusted import check_input, shown
+from clipconformity.data.untrusted import check_input, format_value
 from clipconformity.functional.validation import check_matrix
 from clipconformity.provenance import UNKNOWN, Provenance
 
@@ -108,13 +108,13 @@ class EmbeddingShard:
         if opened.shape != (self.count, self.dim):
             raise ValueError(f"{self.path}: was replaced by another file while it was read.")
         ids, groups = (
-            None if part is None else _guarded(self.path, part, rows, first) for part in (opened.ids, opened.groups)
+            None if part is None else _read_blocks(self.path, part, rows, first) for part in (opened.ids, opened.groups)
         )
         start = 0
-        for values in _guarded(self.path, opened.values, rows, first):
+        for values in _read_blocks(self.path, opened.values, rows, first):
             assert isinstance(values, Tensor)
             stop = start + len(values)
-            names = Places(name or self.path.stem, start, stop) if ids is None else _words(next(ids))
+            names = Places(name or self.path.stem, start, stop) if ids is None else _to_words(next(ids))
             group = None if groups is None else next(groups)
             labels = group.reshape(len(values)).long() if isinstance(group, Tensor) else group
             yield EmbeddingBlock(values.reshape(len(values), self.dim), names, labels)
@@ -165,16 +165,16 @@ def read_embeddings(path: Path | str, *, column: str | None = None) -> Embedding
     if isinstance(found.groups, StoredWords):
         raise TypeError(f"{path}: groups: expected whole numbers, got texts.")
     rows = max(found.shape[0], 1)
-    values = _guard(path, lambda: whole(found.values)).reshape(found.shape)
+    values = _call_reader(path, lambda: read_whole(found.values)).reshape(found.shape)
     groups = found.groups
-    labels = None if groups is None else _guard(path, lambda: whole(groups)).reshape(len(values)).long()
+    labels = None if groups is None else _call_reader(path, lambda: read_whole(groups)).reshape(len(values)).long()
     if found.ids is None:
         return EmbeddingFile(path, values, list(Places(path.stem, 0, rows)), False, labels, found.provenance)
-    ids = [name for part in _guarded(path, found.ids, rows) for name in _words(part)]
+    ids = [name for part in _read_blocks(path, found.ids, rows) for name in _to_words(part)]
     return EmbeddingFile(path, values, ids, True, labels, found.provenance)
 
 
-class _Opened(NamedTuple):
+class _OpenFile(NamedTuple):
     """What is to be read of a file."""
 
     values: Tensor | Stored
@@ -184,29 +184,29 @@ class _Opened(NamedTuple):
     provenance: Provenance
 
 
-def _open(path: Path, columns: Columns) -> _Opened:
+def _open(path: Path, columns: Columns) -> _OpenFile:
     """Read the header of a file, and find and check what is read of it."""
     check_input(path, "file")
     if path.suffix not in READERS:
-        raise ValueError(f"{path}: expected a file ending in {suffixes()}.")
-    arrays, about = _guard(path, lambda: READERS[path.suffix](path))
-    beside = metadata_beside(path, needed=columns.ids is not None or columns.groups is not None)
+        raise ValueError(f"{path}: expected a file ending in {list_suffixes()}.")
+    arrays, about = _call_reader(path, lambda: READERS[path.suffix](path))
+    beside = find_metadata(path, needed=columns.ids is not None or columns.groups is not None)
     if beside is not None:
-        arrays = _guard(beside, lambda: READERS[beside.suffix](beside))[0] | arrays
-    value = _choose(path, arrays, columns.embeddings)
-    shape = _checked_shape(path, value)
+        arrays = _call_reader(beside, lambda: READERS[beside.suffix](beside))[0] | arrays
+    value = _choose_array(path, arrays, columns.embeddings)
+    shape = _check_shape(path, value)
     check_limit(path, "rows", shape[0])
     check_limit(path, "dimension", shape[1])
-    groups = _named(path, arrays, columns.groups) if columns.groups else arrays.get(GROUPS)
+    groups = _get_array(path, arrays, columns.groups) if columns.groups else arrays.get(GROUPS)
     if groups is not None:
-        groups = _checked_groups(path, groups, shape[0])
-    ids = _ids(path, arrays, about, columns.ids, value)
-    if ids is not None and length(ids) != shape[0]:
-        raise ValueError(f"{path}: damaged: {length(ids)} ids do not match its {shape[0]} embeddings.")
-    return _Opened(value, shape, ids, groups, _provenance(path, about))
+        groups = _check_groups(path, groups, shape[0])
+    ids = _find_ids(path, arrays, about, columns.ids, value)
+    if ids is not None and count_rows(ids) != shape[0]:
+        raise ValueError(f"{path}: damaged: {count_rows(ids)} ids do not match its {shape[0]} embeddings.")
+    return _OpenFile(value, shape, ids, groups, _read_provenance(path, about))
 
 
-def _guard(path: Path, read: Callable[[], T]) -> T:
+def _call_reader(path: Path, read: Callable[[], T]) -> T:
     """Read from a file; a damaged one makes its reader fail in any way, and is named."""
     try:
         return read()
@@ -220,52 +220,57 @@ def _guard(path: Path, read: Callable[[], T]) -> T:
         ) from None
 
 
-def _guarded(path: Path, array: Array | list[str], rows: int, first: int | None = None) -> Iterator[Tensor | list[str]]:
-    """Read an array in blocks, as :func:`_guard` does."""
+def _read_blocks(
+    path: Path, array: Array | list[str], rows: int, first: int | None = None
+) -> Iterator[Tensor | list[str]]:
+    """Read an array in blocks, as :func:`_call_reader` does."""
     own = getattr(array, "path", path)  # of a column that lies in another file
-    blocks = blocks_of(array, rows, first)
-    while (block := _guard(own, lambda: next(blocks, None))) is not None:
+    blocks = read_blocks(array, rows, first)
+    while (block := _call_reader(own, lambda: next(blocks, None))) is not None:
         yield block
 
 
-def _choose(path: Path, arrays: Mapping[str, Array], told: str | None) -> Tensor | Stored:
+def _choose_array(path: Path, arrays: Mapping[str, Array], told: str | None) -> Tensor | Stored:
     """Find the embeddings."""
     if told is not None:
-        found = _named(path, arrays, told)
+        found = _get_array(path, arrays, told)
     elif key := next((key for key in KEYS if key in arrays), None):
         found = arrays[key]
     elif len(arrays) == 1:
         found = next(iter(arrays.values()))
     else:
         raise ValueError(
-            f"{path}: expected one array or column, or one named {KEY!r}, got {_listed(arrays)}; name one (--column)."
+            f"{path}: expected one array or column, or one named {KEY!r}, got {_list_arrays(arrays)}; "
+            "name one (--column)."
         )
     if isinstance(found, StoredWords):
         raise TypeError(f"{path}: expected floating-point raw embeddings, got a column of texts.")
     return found
 
 
-def _named(path: Path, arrays: Mapping[str, Array], name: str) -> Array:
+def _get_array(path: Path, arrays: Mapping[str, Array], name: str) -> Array:
     if name not in arrays:
-        raise ValueError(f"{path}: there is no array or column {name!r} of numbers or texts, but {_listed(arrays)}.")
+        raise ValueError(
+            f"{path}: there is no array or column {name!r} of numbers or texts, but {_list_arrays(arrays)}."
+        )
     return arrays[name]
 
 
-def _listed(arrays: Mapping[str, Array]) -> str:
-    return f"{[shown(name)[1:-1] for name in sorted(arrays)][:8]}"
+def _list_arrays(arrays: Mapping[str, Array]) -> str:
+    return f"{[format_value(name)[1:-1] for name in sorted(arrays)][:8]}"
 
 
-def _checked_shape(path: Path, value: Tensor | Stored) -> tuple[int, int]:
+def _check_shape(path: Path, value: Tensor | Stored) -> tuple[int, int]:
     """Refuse what are no embeddings; the shape without axes of length 1 beyond the first."""
-    shape, dtype = _dense(path, value)
+    shape, dtype = _check_dense(path, value)
     if len(shape) > 2:
         shape = (shape[0], *(n for n in shape[1:] if n != 1))
-    probe = _guard(path, lambda: torch.empty((1,) * len(shape), dtype=dtype).expand(shape))  # of no size
+    probe = _call_reader(path, lambda: torch.empty((1,) * len(shape), dtype=dtype).expand(shape))  # of no size
     check_matrix(probe, str(path))
     return shape[0], shape[1]
 
 
-def _dense(path: Path, value: Tensor | Stored, what: str = "array") -> tuple[tuple[int, ...], torch.dtype]:
+def _check_dense(path: Path, value: Tensor | Stored, what: str = "array") -> tuple[tuple[int, ...], torch.dtype]:
     """Refuse what has no plain values of its own, or repeats them beyond the limit; shape and type."""
     if isinstance(value, Tensor):
         if value.is_nested or value.layout != torch.strided:
@@ -275,16 +280,16 @@ def _dense(path: Path, value: Tensor | Stored, what: str = "array") -> tuple[tup
             raise ValueError(f"{path}: expected a dense {what}, got a tensor of the meta device, which has no values.")
         if value.is_quantized:
             raise ValueError(f"{path}: expected a dense {what}, got quantised values; save it with dequantize().")
-    shape, dtype = _guard(path, lambda: (tuple(value.shape), value.dtype))
+    shape, dtype = _call_reader(path, lambda: (tuple(value.shape), value.dtype))
     check_expansion(path, math.prod(shape) * dtype.itemsize)
     return shape, dtype
 
 
-def _checked_groups(path: Path, groups: Array, rows: int) -> Array:
+def _check_groups(path: Path, groups: Array, rows: int) -> Array:
     if isinstance(groups, StoredWords):
         shape: tuple[int, ...] = (groups.count,)
     else:
-        shape, dtype = _dense(path, groups, "array of groups")
+        shape, dtype = _check_dense(path, groups, "array of groups")
         if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
             raise TypeError(f"{path}: groups: expected whole numbers, got {dtype}.")
     if not shape or shape[0] != rows or math.prod(shape) != rows:
@@ -292,40 +297,40 @@ def _checked_groups(path: Path, groups: Array, rows: int) -> Array:
     return groups
 
 
-def _ids(
+def _find_ids(
     path: Path, arrays: Mapping[str, Array], about: Mapping[str, Any], told: str | None, embeddings: Tensor | Stored
 ) -> Array | list[str] | None:
     """Find the names of the rows: those of the column that is told, of the file's own list, or of a usual column."""
     if told is not None:
-        found = _named(path, arrays, told)
-        if not _names_rows(found):
+        found = _get_array(path, arrays, told)
+        if not _is_id_array(found):
             raise TypeError(f"{path}: ids: expected a column of texts or whole numbers, got another in {told!r}.")
         return found
     if own := about.get("ids"):
         wrong = next((row for row, one in enumerate(own) if not isinstance(one, str)), None)
         if wrong is not None:
-            raise ValueError(f"{path}: damaged: the id of row {wrong} is {shown(own[wrong])}; expected strings.")
+            raise ValueError(f"{path}: damaged: the id of row {wrong} is {format_value(own[wrong])}; expected strings.")
         return list(own)
     usual = (arrays[name] for name in IDS if name in arrays and arrays[name] is not embeddings)
-    return next((one for one in usual if _names_rows(one)), None)
+    return next((one for one in usual if _is_id_array(one)), None)
 
 
-def _names_rows(array: Array) -> bool:
+def _is_id_array(array: Array) -> bool:
     if isinstance(array, StoredWords):
         return True
     return len(array.shape) == 1 and not (array.dtype.is_floating_point or array.dtype.is_complex)
 
 
-def _words(part: Tensor | list[str]) -> list[str]:
+def _to_words(part: Tensor | list[str]) -> list[str]:
     return [str(one) for one in part.tolist()] if isinstance(part, Tensor) else part
 
 
-def _provenance(path: Path, about: Mapping[str, Any]) -> Provenance:
+def _read_provenance(path: Path, about: Mapping[str, Any]) -> Provenance:
     encoder_id = about.get("encoder_id")
     if encoder_id is not None and not all(isinstance(part, str) for part in encoder_id.values()):
-        raise ValueError(f"{path}: damaged: encoder_id is {shown(encoder_id)}; expected strings.")
+        raise ValueError(f"{path}: damaged: encoder_id is {format_value(encoder_id)}; expected strings.")
     try:
-        return Provenance(about.get("spec"), encoder_id, about.get("modality") or modality_of_name(path))
+        return Provenance(about.get("spec"), encoder_id, about.get("modality") or parse_modality(path))
     except ValueError as error:
         raise ValueError(f"{path}: damaged: {error}") from None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipconformity.data.limits import check_limit
-from clipconformity.data.untrusted import read_json_lines, read_text, shown
+from clipconformity.data.untrusted import format_value, read_json_lines, read_text
 
 LINES = {".txt": "one a line", ".jsonl": "one a line", ".csv": "with a header", ".tsv": "with a header"}
 """How the names of such files end, and what they look like, as errors say it."""
@@ -46,18 +46,18 @@ def read_entries(path: Path, what: str, column: str | None = None) -> list[Entry
     elif suffix == ".jsonl":
         entries = [Entry(f"line {n}", n, value) for n, value in read_json_lines(path, what)]
     else:
-        entries = list(_rows(path, read_text(path, what), "," if suffix == ".csv" else "\t"))
+        entries = list(_read_table(path, read_text(path, what), "," if suffix == ".csv" else "\t"))
     check_limit(path, "rows", len(entries))
     return entries
 
 
-def _rows(path: Path, text: str, delimiter: str) -> Iterator[Entry]:
+def _read_table(path: Path, text: str, delimiter: str) -> Iterator[Entry]:
     """Find the rows of a table, under the names in its header."""
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="", strict=True)
     try:
         names = reader.fieldnames or []
         if len(set(names)) < len(names):
-            raise ValueError(f"{path}: line 1: two columns have one name: {', '.join(map(shown, names[:8]))}.")
+            raise ValueError(f"{path}: line 1: two columns have one name: {', '.join(map(format_value, names[:8]))}.")
         for number, row in enumerate(reader, start=1):
             if None in row.values() or "" in row:
                 raise ValueError(f"{path}: line {reader.line_num}: expected {len(names)} columns, as in the header.")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipconformity.data.locks import Workplace, claim
+from clipconformity.data.locks import Workplace, claim_workplace
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,9 @@ NamedPath = tuple[str, Path]
 
 SAFETENSORS = ".safetensors"
 """How the names of what is written in that format end."""
-FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+DEVICE_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+)
 """What fails under way though nothing was given wrong: no space is left, or the device does not work."""
 
 
@@ -74,7 +76,7 @@ def refuse_same(paths: Sequence[NamedPath], others: Iterable[NamedPath] = ()) ->
     """
     seen: dict[object, NamedPath] = {}
     for number, (name, path) in enumerate([*paths, *others]):
-        key = _identity(path)
+        key = _identify(path)
         if key in seen:
             first = " ".join(map(str, seen[key]))
             raise ValueError(f"{first} and {name} {path} are the same file; name each file once.")
@@ -82,7 +84,7 @@ def refuse_same(paths: Sequence[NamedPath], others: Iterable[NamedPath] = ()) ->
             seen[key] = (name, path)
 
 
-def _identity(path: Path) -> object:
+def _identify(path: Path) -> object:
     """Tell files apart: by device and number, which hard links share, and by place where there is no file yet."""
     try:
         found = path.stat()
@@ -166,9 +168,9 @@ class Publication:
         path = Path(path)
         target = check_output(path)
         try:
-            part = _Part(path, target, claim(target))
+            part = _Part(path, target, claim_workplace(target))
         except OSError as error:
-            raise _told_of(path, error) from error
+            raise _replace_path(path, error) from error
         self._parts.append(part)
         return part.written
 
@@ -203,20 +205,20 @@ class Publication:
         """Say it of the file that was asked for, where the error is of one of these."""
         name = error.filename
         if name is None and self._parts:
-            return _told_of(self._parts[-1].path, error)
+            return _replace_path(self._parts[-1].path, error)
         place = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else Path()
         part = next((part for part in self._parts if part.place.folder in place.parents), None)
-        return error if part is None else _told_of(part.path, error)
+        return error if part is None else _replace_path(part.path, error)
 
 
-def _told_of(path: Path, error: OSError) -> OSError:
-    if error.errno not in FULL:
+def _replace_path(path: Path, error: OSError) -> OSError:
+    if error.errno not in DEVICE_ERRORS:
         return error
     return OSError(error.errno, f"cannot be written ({os.strerror(error.errno)})", str(path))
 
 
 @contextmanager
-def replacing(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
+def replace_file(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
     """Give a temporary file to write to, which becomes ``path`` when all went well.
 
     Through a symbolic link the file behind it is replaced.
@@ -229,13 +231,13 @@ def replacing(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def scratch(beside: Path) -> Iterator[Path]:
+def make_scratch_folder(beside: Path) -> Iterator[Path]:
     """Give a folder of temporary files beside a place; that of a killed run is removed by the next.
 
     Raises:
         OSError: If it cannot be made.
     """
-    place = claim(beside)
+    place = claim_workplace(beside)
     try:
         yield place.folder
     finally:
@@ -256,7 +258,7 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         try:
             save_file(contiguous, temporary, dict(metadata))
         except SafetensorError as error:  # keeps the number of the system's error in its words alone

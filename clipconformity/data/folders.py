@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipconformity.data.untrusted import shown, shown_path
+from clipconformity.data.untrusted import format_path, format_value
 
 IMAGE_FORMATS = {
     ".avif": "AVIF",
@@ -34,19 +34,19 @@ IGNORED = {
     "special": "no regular files",
 }
 """What is ignored, by the name of its list, in words."""
-BESIDES = {
+OTHER_KINDS = {
     "unreadable": "folders cannot be read",
     "repeated": "repeat the content of others",
     "missing": "are listed and missing",
 }
 """What else is told, likewise."""
-OF_GENERATION = re.compile(r"manifest(-\d+-of-\d+)?\.jsonl")
+MANIFEST = re.compile(r"manifest(-\d+-of-\d+)?\.jsonl")
 """What ``generate_images`` keeps beside its images, which is no stranger."""
-TAIL = 4096
+TAIL_BYTES = 4096
 """Bytes at the end of a file by which most files of one size are told apart."""
-MISSING = 3
+MAX_MISSING_NAMED = 3
 """Missing files that an error names."""
-NAMED = 5
+MAX_NAMED = 5
 """Files of a kind that are named where all are counted."""
 
 
@@ -92,7 +92,7 @@ class ImageFolder:
 
     def describe(self) -> dict[str, Any]:
         """Count what was found, ignored, unreadable and repeated, and name the first of each, as plain values."""
-        lists = {name: getattr(self, name) for name in (*IGNORED, *BESIDES)}
+        lists = {name: getattr(self, name) for name in (*IGNORED, *OTHER_KINDS)}
         about: dict[str, Any] = {
             "found": len(self.paths),
             "ignored": self.ignored,
@@ -101,23 +101,25 @@ class ImageFolder:
         }
         if self.file is not None:
             about["missing"] = len(self.missing)
-        examples = {name: [*names[:NAMED], *["..."][: len(names) > NAMED]] for name, names in lists.items() if names}
+        examples = {
+            name: [*names[:MAX_NAMED], *["..."][: len(names) > MAX_NAMED]] for name, names in lists.items() if names
+        }
         return about | ({"examples": examples} if examples else {})
 
     @property
     def remark(self) -> str:
         """Say in a line what is not among the images, or counts twice; empty where there is nothing of the kind."""
         told = []
-        for name, word in (IGNORED | BESIDES).items():
+        for name, word in (IGNORED | OTHER_KINDS).items():
             names = getattr(self, name)
             if names:
-                first = ", ".join(map(shown, names[:2])) + (", ..." if len(names) > 2 else "")
+                first = ", ".join(map(format_value, names[:2])) + (", ..." if len(names) > 2 else "")
                 told.append(f"{len(names)} {word} ({first})")
         return f"{self.file or self.root}: {len(self.paths)} images found; {'; '.join(told)}." if told else ""
 
     def survey(self) -> ImageFolder:
         """Look for images that repeat the content of others."""
-        self.repeated = sorted(os.path.relpath(path, self.root) for path in _repeats(self.paths))
+        self.repeated = sorted(os.path.relpath(path, self.root) for path in _find_repeats(self.paths))
         return self
 
 
@@ -140,7 +142,7 @@ def walk_images(root: Path) -> ImageFolder:
             if name.startswith("."):
                 _add(found.hidden, found, place, name)
             elif path.suffix.lower() not in IMAGE_FORMATS:
-                if not OF_GENERATION.fullmatch(name):
+                if not MANIFEST.fullmatch(name):
                     _add(found.skipped, found, place, name)
             elif not path.is_file():
                 _add(found.special, found, place, name)
@@ -155,7 +157,7 @@ def _add(names: list[str], found: ImageFolder, place: str, name: str) -> None:
     names.append(os.path.relpath(Path(place, name), found.root))
 
 
-def image_files(root: Path) -> Iterator[Path]:
+def find_image_files(root: Path) -> Iterator[Path]:
     """Find the image files in a folder and its subfolders."""
     return iter(walk_images(root).paths)
 
@@ -169,7 +171,7 @@ def list_images(root: Path | str) -> list[Path]:
         NotADirectoryError: If it is no folder.
         ValueError: If there is no image in it.
     """
-    return _listed(root).paths
+    return _list_images(root).paths
 
 
 def survey_images(root: Path | str) -> ImageFolder:
@@ -179,10 +181,10 @@ def survey_images(root: Path | str) -> ImageFolder:
         NotADirectoryError: If it is no folder.
         ValueError: If there is no image in it.
     """
-    return _listed(root).survey()
+    return _list_images(root).survey()
 
 
-def missing_images(where: Path, of: str, missing: Sequence[Path]) -> FileNotFoundError:
+def make_missing_error(where: Path, of: str, missing: Sequence[Path]) -> FileNotFoundError:
     """Make the error for images that a file names and that are not there.
 
     Args:
@@ -190,14 +192,16 @@ def missing_images(where: Path, of: str, missing: Sequence[Path]) -> FileNotFoun
         of: Of how many, and what these are.
         missing: Those that are not there.
     """
-    first = ", ".join(map(shown_path, missing[:MISSING])) + (", ..." if len(missing) > MISSING else "")
+    first = ", ".join(map(format_path, missing[:MAX_MISSING_NAMED])) + (
+        ", ..." if len(missing) > MAX_MISSING_NAMED else ""
+    )
     return FileNotFoundError(
         f"{where}: {len(missing)} of {of} are missing: {first}. "
         "Complete the download, or leave them out: on_missing='skip', or --on-error skip on the command line."
     )
 
 
-def _listed(root: Path | str) -> ImageFolder:
+def _list_images(root: Path | str) -> ImageFolder:
     root = Path(root)
     if not root.is_dir():
         raise NotADirectoryError(f"{root}: expected a folder of images.")
@@ -208,16 +212,16 @@ def _listed(root: Path | str) -> ImageFolder:
     return found
 
 
-def _repeats(paths: Sequence[Path]) -> Iterator[Path]:
+def _find_repeats(paths: Sequence[Path]) -> Iterator[Path]:
     """Find the files with the content of an earlier one; only those of one size and one ending are read whole."""
     same = [list(paths)]
-    for key in (_size, _tail, _digest):
-        same = [part for group in same for part in _alike(group, key)]
+    for key in (_read_size, _read_tail, _hash_file):
+        same = [part for group in same for part in _group_by(group, key)]
     for group in same:
         yield from group[1:]
 
 
-def _alike(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
+def _group_by(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
     parts = defaultdict(list)
     for path in paths:
         try:
@@ -227,17 +231,17 @@ def _alike(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[list[
     return [part for part in parts.values() if len(part) > 1]
 
 
-def _size(path: Path) -> int:
+def _read_size(path: Path) -> int:
     return path.stat().st_size
 
 
-def _tail(path: Path) -> bytes:
+def _read_tail(path: Path) -> bytes:
     with path.open("rb") as file:
-        file.seek(max(_size(path) - TAIL, 0))
-        return file.read(TAIL)
+        file.seek(max(_read_size(path) - TAIL_BYTES, 0))
+        return file.read(TAIL_BYTES)
 
 
-def _digest(path: Path) -> bytes:
+def _hash_file(path: Path) -> bytes:
     digest = hashlib.blake2b()
     with path.open("rb") as file:
         while part := file.read(2**20):

@@ -29,20 +29,20 @@ KINDS = {
     SCORE: ("a saved score", "give it to `clipconformity compare` as `NAME=FILE`"),
 }
 """Kinds of safetensors files of this library, as their metadata tell them: what each is, and where it goes."""
-UNHINDERED = 2**26
+MIN_EXPANSION = 2**26
 """Bytes that any file may grow to as it is read."""
 KEY = "embeddings"
 Arrays: TypeAlias = "tuple[dict[str, Array], dict[str, Any]]"
 """The arrays of a file by name, and what it says of them: ``ids``, ``spec``, ``encoder_id``, ``modality``, if known."""
 
 
-def _from_safetensors(path: Path) -> Arrays:
+def _read_safetensors(path: Path) -> Arrays:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:  # checks that places and shapes fit the file
             metadata = file.metadata() or {}
-            types = {name: _type_of(file, name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            types = {name: _parse_type(file, name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except SafetensorError as error:
         raise ValueError(str(error)) from None
     if metadata.get("format") in (REFERENCE, SCORE):
@@ -52,15 +52,15 @@ def _from_safetensors(path: Path) -> Arrays:
     kinds = {"ids": list, "spec": str, "encoder_id": dict, "modality": str}
     if not isinstance(about, dict) or any(not isinstance(about.get(k), (t, type(None))) for k, t in kinds.items()):
         raise ValueError("its metadata is damaged")
-    return _stored_tensors(path, types), about
+    return _locate_tensors(path, types), about
 
 
-def _type_of(file: Any, name: str) -> torch.dtype:
+def _parse_type(file: Any, name: str) -> torch.dtype:
     part = file.get_slice(name)
     return part[:0].dtype if part.get_shape() else file.get_tensor(name).dtype
 
 
-def _stored_tensors(path: Path, types: dict[str, torch.dtype]) -> dict[str, Array]:
+def _locate_tensors(path: Path, types: dict[str, torch.dtype]) -> dict[str, Array]:
     """Say where the tensors of a safetensors file are, whose library would map all of the file into memory."""
     from clipconformity.data.stored import StoredRows
 
@@ -69,13 +69,13 @@ def _stored_tensors(path: Path, types: dict[str, torch.dtype]) -> dict[str, Arra
         places = json.loads(file.read(size))
     return {
         name: StoredRows(
-            partial(_opened_at, path, 8 + size + places[name]["data_offsets"][0]), tuple(places[name]["shape"]), dtype
+            partial(_open_at, path, 8 + size + places[name]["data_offsets"][0]), tuple(places[name]["shape"]), dtype
         )
         for name, dtype in types.items()
     }
 
 
-def _opened_at(path: Path, place: int) -> IO[bytes]:
+def _open_at(path: Path, place: int) -> IO[bytes]:
     file = path.open("rb", buffering=0)
     file.seek(place)
     return file
@@ -100,36 +100,36 @@ class _Header(NamedTuple):
         return torch.from_numpy(np.empty(0, native)).dtype, None if self.dtype == native else self.dtype
 
 
-def _from_npy(path: Path) -> Arrays:
+def _read_npy(path: Path) -> Arrays:
     from clipconformity.data.stored import StoredColumns, StoredRows
 
     with path.open("rb") as file:
         header = _read_header(file, path.stat().st_size)
     kind = StoredColumns if header.by_columns else StoredRows
-    return {KEY: kind(partial(_opened_at, path, header.size), header.shape, *header.types)}, {}
+    return {KEY: kind(partial(_open_at, path, header.size), header.shape, *header.types)}, {}
 
 
-def _from_npz(path: Path) -> Arrays:
+def _read_npz(path: Path) -> Arrays:
     _check_members(path)
     found: dict[str, Array] = {}
     with zipfile.ZipFile(path) as members:
         for member in members.infolist():
             with members.open(member) as file:
                 header = _read_header(file, member.file_size)
-                found[member.filename.removesuffix(".npy")] = _member(path, member.filename, header)
+                found[member.filename.removesuffix(".npy")] = _read_member(path, member.filename, header)
     return found, {}
 
 
-def _member(path: Path, name: str, header: _Header) -> Array:
+def _read_member(path: Path, name: str, header: _Header) -> Array:
     """Give an array of a zip file; by rows it is read as a stream, by columns at once."""
-    from clipconformity.data.stored import StoredRows, whole
+    from clipconformity.data.stored import StoredRows, read_whole
 
     shape = header.shape[::-1] if header.by_columns else header.shape
-    stored = StoredRows(partial(_opened_member, path, name, header.size), shape, *header.types)
-    return whole(stored).permute(*range(len(shape))[::-1]).contiguous() if header.by_columns else stored
+    stored = StoredRows(partial(_open_member, path, name, header.size), shape, *header.types)
+    return read_whole(stored).permute(*range(len(shape))[::-1]).contiguous() if header.by_columns else stored
 
 
-def _opened_member(path: Path, name: str, place: int) -> IO[bytes]:
+def _open_member(path: Path, name: str, place: int) -> IO[bytes]:
     with zipfile.ZipFile(path) as members:  # its members stay open
         file = members.open(name)
     file.read(place)
@@ -176,17 +176,17 @@ def check_expansion(path: Path, size: int) -> None:
     Raises:
         ValueError: If they are.
     """
-    if size > UNHINDERED:
+    if size > MIN_EXPANSION:
         check_limit(path, "expansion", size // max(path.stat().st_size, 1))
 
 
-def _from_parquet(path: Path) -> Arrays:
-    from clipconformity.data.parquet import parquet_columns
+def _read_parquet(path: Path) -> Arrays:
+    from clipconformity.data.parquet import open_columns
 
-    return parquet_columns(path), {}
+    return open_columns(path), {}
 
 
-def _from_pt(path: Path) -> Arrays:
+def _read_pt(path: Path) -> Arrays:
     import torch
     from torch import Tensor
 
@@ -204,16 +204,16 @@ def _from_pt(path: Path) -> Arrays:
 
 
 READERS: dict[str, Callable[[Path], Arrays]] = {
-    ".safetensors": _from_safetensors,
-    ".npy": _from_npy,
-    ".npz": _from_npz,
-    ".pt": _from_pt,
-    ".parquet": _from_parquet,
+    ".safetensors": _read_safetensors,
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".pt": _read_pt,
+    ".parquet": _read_parquet,
 }
 """What reads a file, by the end of its name. A row is all that a new format needs: errors and help follow."""
 
 
-def stated_kind(path: Path) -> str | None:
+def read_kind(path: Path) -> str | None:
     """Give which of ``KINDS`` a safetensors file says that it is; None of other files, and where it says nothing."""
     from safetensors import SafetensorError, safe_open
 
@@ -227,6 +227,6 @@ def stated_kind(path: Path) -> str | None:
     return found if found in KINDS else None
 
 
-def suffixes() -> str:
+def list_suffixes() -> str:
     """The ends of the names that can be read, as help and errors show them."""
     return ", ".join(READERS)

@@ -14,8 +14,8 @@ from urllib.parse import unquote
 
 SCHEME = "hf://"
 """How the address of a shared file begins."""
-ABSENT = "it is not in the cache, and the model hub does not answer or is switched off"
-PATIENCE = 3.0
+NOT_REACHED = "it is not in the cache, and the model hub does not answer or is switched off"
+TIMEOUT = 3.0
 """Seconds in which the hub answers, or is taken for absent."""
 _ADDRESS = re.compile(r"hf://(datasets/)?([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+))?")
 
@@ -76,8 +76,8 @@ def fetch_file(text: str) -> Path:
     address = Address.parse(text)
     if address.file is None:
         raise ValueError(f"{text}: names no file; expected {text.rstrip('/')}/FILE.safetensors.")
-    client = imported_client(text)
-    usable = hub_answers()
+    client = import_client(text)
+    usable = is_hub_reachable()
     told = logging.getLogger("huggingface_hub")
     before = told.level
     told.setLevel(logging.CRITICAL + 1)  # it would tell of each new try; what came of them is told here
@@ -92,12 +92,12 @@ def fetch_file(text: str) -> Path:
             )
         )
     except Exception as error:  # of the client, the connection or the disk, of many kinds
-        raise _absent(address, error, usable) from error
+        raise _explain_absence(address, error, usable) from error
     finally:
         told.setLevel(before)
 
 
-def imported_client(what: str) -> Any:
+def import_client(what: str) -> Any:
     """Give the module huggingface_hub.
 
     Raises:
@@ -112,7 +112,7 @@ def imported_client(what: str) -> Any:
     return huggingface_hub
 
 
-def _absent(address: Address, error: Exception, usable: bool) -> Exception:
+def _explain_absence(address: Address, error: Exception, usable: bool) -> Exception:
     """Tell in one line why a file could not be had."""
     from huggingface_hub import errors
 
@@ -126,16 +126,16 @@ def _absent(address: Address, error: Exception, usable: bool) -> Exception:
     ]
     reason = next((words for kind, words in reasons if isinstance(error, kind)), "")
     if not reason and not usable:
-        reason = ABSENT
+        reason = NOT_REACHED
     if not reason:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = (lines[0][:200] if lines else type(error).__name__).rstrip(".")
-    if left := _interrupted(address):
+    if left := _count_partial_bytes(address):
         reason += f"; an interrupted download of {left:,} bytes lies in the cache, so load it again with a connection"
     return FileNotFoundError(f"{address}: cannot be had ({reason}).")
 
 
-def _interrupted(address: Address) -> int:
+def _count_partial_bytes(address: Address) -> int:
     """Bytes of the downloads of a repository that were not finished."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
@@ -144,19 +144,19 @@ def _interrupted(address: Address) -> int:
     return sum(path.stat().st_size for path in (folder / "blobs").glob("*.incomplete"))
 
 
-def hub_answers() -> bool:
+def is_hub_reachable() -> bool:
     """Whether the model hub can be asked: it is not switched off, and answers, in whatever words, within seconds."""
     from huggingface_hub import constants
 
-    return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
+    return not constants.HF_HUB_OFFLINE and _ask_hub(constants.ENDPOINT)
 
 
-def _answers(address: str) -> bool:
+def _ask_hub(address: str) -> bool:
     found = []
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE).close()
+            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=TIMEOUT).close()
         except urllib.error.HTTPError:
             pass
         except urllib.error.URLError as error:
@@ -169,5 +169,5 @@ def _answers(address: str) -> bool:
     # In a thread, since looking a name up has no timeout.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT)
     return bool(found)

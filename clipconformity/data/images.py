@@ -37,7 +37,7 @@ def open_image(path: Path | str) -> Image.Image:
     """
     check_input(Path(path), "image file")
     try:
-        with _opened(path) as image:
+        with _open_limited(path) as image:
             check_limit(path, "pixels", image.width * image.height)  # before any is decoded
             # Resized by its short side, a line of pixels would grow to gigabytes.
             check_limit(path, "aspect", max(image.size) // max(min(image.size), 1))
@@ -50,7 +50,7 @@ def open_image(path: Path | str) -> Image.Image:
         raise ValueError(f"{path}: cannot be read as an image ({reason or type(error).__name__}).") from None
 
 
-def _opened(path: Path | str) -> Image.Image:
+def _open_limited(path: Path | str) -> Image.Image:
     """Open an image, with the limit in place of Pillow's warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -69,13 +69,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _scaled(np.asarray(image), image.mode == "F").convert("RGB")
+        return _scale(np.asarray(image), image.mode == "F").convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
-def _scaled(values: np.ndarray, floats: bool) -> Image.Image:
+def _scale(values: np.ndarray, floats: bool) -> Image.Image:
     """Scale values to 8 bits, some rows at once: they are as float64 only for as long as it takes."""
     largest = values.max(initial=0)
     top = 1.0 if floats and largest <= 1 else 65535.0 if largest > 255 else 255.0
@@ -87,7 +87,7 @@ def _scaled(values: np.ndarray, floats: bool) -> Image.Image:
     return Image.fromarray(scaled)
 
 
-def as_images(batch: Any) -> list[Image.Image]:
+def to_images(batch: Any) -> list[Image.Image]:
     """Turn a batch into RGB images.
 
     Args:
@@ -98,32 +98,32 @@ def as_images(batch: Any) -> list[Image.Image]:
         TypeError: If it is nothing of the kind.
         ValueError: If a shape or range does not fit.
     """
-    return list(each_image(batch))
+    return list(iterate_images(batch))
 
 
-def each_image(batch: Any) -> Iterator[Image.Image]:
-    """Turn a batch into RGB images one after another, as of :func:`as_images`; files are opened as they come up."""
+def iterate_images(batch: Any) -> Iterator[Image.Image]:
+    """Turn a batch into RGB images one after another, as of :func:`to_images`; files are opened as they come up."""
     if isinstance(batch, (Tensor, np.ndarray)) and batch.ndim == 4:
-        yield from map(_from_array, batch)
+        yield from map(_convert_array, batch)
     elif isinstance(batch, Sequence) and not isinstance(batch, str):
-        yield from map(_as_image, batch)
+        yield from map(_to_image, batch)
     else:
-        yield _as_image(batch)
+        yield _to_image(batch)
 
 
-def _as_image(item: Any) -> Image.Image:
+def _to_image(item: Any) -> Image.Image:
     if isinstance(item, Image.Image):
         return to_rgb(item)
     if isinstance(item, Path):
         return open_image(item)
     if isinstance(item, (Tensor, np.ndarray)):
-        return _from_array(item)
+        return _convert_array(item)
     raise TypeError(
         f"images: expected PIL images, tensors (3, H, W), arrays (H, W, 3) or pathlib.Path, got {type(item).__name__}."
     )
 
 
-def _from_array(item: Tensor | np.ndarray) -> Image.Image:
+def _convert_array(item: Tensor | np.ndarray) -> Image.Image:
     if isinstance(item, np.ndarray):
         if item.ndim != 3 or item.shape[2] != 3 or item.dtype != np.uint8:
             raise ValueError(f"images: expected uint8 arrays (H, W, 3), got {item.dtype} of shape {item.shape}.")

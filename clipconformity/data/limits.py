@@ -47,13 +47,13 @@ LIMITS = {
 """Every limit by the name that raises it. Pillow warns from the same number of pixels on."""
 
 
-def allowed(name: str) -> int:
+def get_limit(name: str) -> int:
     """What a limit is now.
 
     Raises:
         ValueError: If :data:`ENVIRONMENT` is wrong.
     """
-    return _told(os.environ.get(ENVIRONMENT, "")).get(name, LIMITS[name].value)
+    return _parse_limits(os.environ.get(ENVIRONMENT, "")).get(name, LIMITS[name].value)
 
 
 def check_limit(where: object, name: str, found: int) -> None:
@@ -62,7 +62,7 @@ def check_limit(where: object, name: str, found: int) -> None:
     Raises:
         LimitError: If it is; names the limit, and how to raise it.
     """
-    most = allowed(name)
+    most = get_limit(name)
     if found > most:
         raise LimitError(
             f"{where}: {found:,} {LIMITS[name].what} are over the limit of {most:,}; where the file can be trusted, "
@@ -71,7 +71,7 @@ def check_limit(where: object, name: str, found: int) -> None:
 
 
 @contextmanager
-def raised_limits(told: Sequence[str]) -> Iterator[None]:
+def raise_limits(told: Sequence[str]) -> Iterator[None]:
     """Raise limits for a while, in this process and in those that it starts.
 
     Args:
@@ -82,7 +82,7 @@ def raised_limits(told: Sequence[str]) -> Iterator[None]:
     """
     before = os.environ.get(ENVIRONMENT)
     words = ",".join([*([before] if before else []), *told])
-    _told(words)
+    _parse_limits(words)
     if told:
         os.environ[ENVIRONMENT] = words
     try:
@@ -95,7 +95,7 @@ def raised_limits(told: Sequence[str]) -> Iterator[None]:
 
 
 @lru_cache(maxsize=8)
-def _told(words: str) -> dict[str, int]:
+def _parse_limits(words: str) -> dict[str, int]:
     found = {}
     for word in filter(None, words.split(",")):
         name, _, number = word.strip().partition("=")

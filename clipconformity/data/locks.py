@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipconformity.data.interrupts import uninterrupted
+from clipconformity.data.interrupts import defer_signals
 
 fcntl: Any
 try:
@@ -21,11 +21,11 @@ try:
 except ImportError:  # of Windows
     fcntl = None
 
-LOCK = ".lock"
+LOCK_NAME = ".lock"
 """Name of the lock in a folder of temporary files."""
-LEFT = ".tmp"
+FOLDER_SUFFIX = ".tmp"
 """How the names of such folders end."""
-PAUSE = 0.1
+POLL_SECONDS = 0.1
 """Seconds between two looks at a lock that another process has."""
 
 
@@ -66,7 +66,7 @@ def try_lock(path: Path) -> Lock | None:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            taken = _flock(handle)
+            taken = _lock_handle(handle)
             if taken is not False and _is_at(handle, path):
                 return Lock(path, handle, taken is True)
         except BaseException:
@@ -77,7 +77,7 @@ def try_lock(path: Path) -> Lock | None:
             return None  # else its holder let go, and removed it, in between
 
 
-def _flock(handle: int) -> bool | None:
+def _lock_handle(handle: int) -> bool | None:
     """Lock an open file; False where another has it, None where nothing locks."""
     if fcntl is None:
         return None
@@ -98,7 +98,7 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 @contextmanager
-def one_at_a_time(path: Path, place: object) -> Iterator[None]:
+def hold_lock(path: Path, place: object) -> Iterator[None]:
     """Hold a lock; where another process has it, warn and wait for that one to end.
 
     Where the system locks nothing there is no waiting.
@@ -110,16 +110,16 @@ def one_at_a_time(path: Path, place: object) -> Iterator[None]:
     told = False
     try:
         while lock is None:
-            with uninterrupted():
+            with defer_signals():
                 lock = try_lock(path)
             if lock is None:
                 if not told:
                     warnings.warn(f"{place}: another run is at work there; this one waits for it to end.", stacklevel=4)
                 told = True
-                time.sleep(PAUSE)
+                time.sleep(POLL_SECONDS)
         yield
     finally:
-        with uninterrupted():
+        with defer_signals():
             if lock is not None:
                 lock.release()
 
@@ -133,7 +133,7 @@ class Workplace:
 
     def remove(self) -> None:
         """Remove the folder with all that is in it."""
-        with uninterrupted():
+        with defer_signals():
             with suppress(OSError):
                 self.clear()
             self.lock.release()  # the last of its files: from here on the folder may be another's
@@ -149,7 +149,7 @@ class Workplace:
                 path.unlink()
 
 
-def claim(target: Path) -> Workplace:
+def claim_workplace(target: Path) -> Workplace:
     """Make a folder of temporary files beside ``target``, and remove those that killed processes left there.
 
     Its name is made of the target's and a number, the first that no living process has: so what was left is found
@@ -160,12 +160,12 @@ def claim(target: Path) -> Workplace:
     """
     place = None
     try:
-        with uninterrupted():
+        with defer_signals():
             numbers = itertools.count(1)
-            while (place := _enter(_place(target, next(numbers)))) is None:
+            while (place := _enter_folder(_make_place(target, next(numbers)))) is None:
                 pass
-            while (later := _place(target, next(numbers))).is_dir():
-                left = _enter(later)
+            while (later := _make_place(target, next(numbers))).is_dir():
+                left = _enter_folder(later)
                 if left is not None:
                     left.remove()
     except BaseException:  # an interrupt, which came in between
@@ -175,11 +175,11 @@ def claim(target: Path) -> Workplace:
     return place
 
 
-def _place(target: Path, number: int) -> Path:
-    return target.with_name(f".{target.name}.{number}{LEFT}")
+def _make_place(target: Path, number: int) -> Path:
+    return target.with_name(f".{target.name}.{number}{FOLDER_SUFFIX}")
 
 
-def _enter(folder: Path) -> Workplace | None:
+def _enter_folder(folder: Path) -> Workplace | None:
     """Take a folder, new or left by a killed process; None where it is, or may be, another's."""
     while True:
         try:
@@ -188,7 +188,7 @@ def _enter(folder: Path) -> Workplace | None:
         except FileExistsError:
             new = False
         try:
-            lock = try_lock(folder / LOCK)
+            lock = try_lock(folder / LOCK_NAME)
         except FileNotFoundError:  # its owner removed it in between
             continue
         except OSError:

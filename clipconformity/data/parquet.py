@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from clipconformity.data.limits import RefusedError
-from clipconformity.data.stored import Array, steps
+from clipconformity.data.stored import Array, split_rows
 from clipconformity.data.untrusted import check_all_words
 
-SOUND_PYARROW = (14, 0, 1)
+MIN_PYARROW = (14, 0, 1)
 """From this version on pyarrow unpickles nothing that a file holds: CVE-2023-47248 is mended."""
-BUFFER = 2**20
+BUFFER_BYTES = 2**20
 """Bytes of a file that are read ahead; pyarrow would hold whole groups of rows."""
 
 
@@ -42,15 +42,15 @@ def import_pyarrow(path: Path) -> tuple[Any, Any]:
             f"{path}: Parquet files are read with pyarrow; install it: pip install 'clipconformity[parquet]'."
         ) from None
     found = tuple(int(part) for part in re.findall(r"\d+", pyarrow.__version__)[:3])
-    if found < SOUND_PYARROW:
+    if found < MIN_PYARROW:
         raise RefusedError(
             f"{path}: pyarrow {pyarrow.__version__} may run code that a file holds (CVE-2023-47248); use "
-            f"{'.'.join(map(str, SOUND_PYARROW))} or newer."
+            f"{'.'.join(map(str, MIN_PYARROW))} or newer."
         )
     return pyarrow, pyarrow.parquet
 
 
-def parquet_columns(path: Path) -> dict[str, Array]:
+def open_columns(path: Path) -> dict[str, Array]:
     """Give the columns of vectors, numbers and texts of a file, of which nothing but the header is read.
 
     Raises:
@@ -104,10 +104,10 @@ class _Column:
             ValueError: If a row is null, or there are fewer than the header says.
         """
         _, parquet = import_pyarrow(self.path)
-        with parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=BUFFER) as file:
+        with parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
             batches = (batch.column(0) for batch in file.iter_batches(batch_size=rows, columns=[self.name]))
             rest = next(batches, None)
-            for part in steps(self.count, rows, first):
+            for part in split_rows(self.count, rows, first):
                 wanted, taken = part.stop - part.start, []
                 while wanted:
                     if rest is None:
@@ -140,7 +140,7 @@ class NumberColumn(_Column):
     def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
         """Read it in order, as of ``Stored.blocks``."""
         for values in self.arrays(rows, first):
-            yield _tensor(values, (len(values),), self.dtype)
+            yield _copy_tensor(values, (len(values),), self.dtype)
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class VectorColumn(_Column):
                 raise ValueError(f"the lists of the column {self.name[:60]!r} are not all of {shape[1]} numbers")
             if numbers.null_count:
                 raise ValueError(f"{numbers.null_count} numbers of the column {self.name[:60]!r} are null")
-            yield _tensor(numbers, shape, self.dtype)
+            yield _copy_tensor(numbers, shape, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class WordColumn(_Column):
             yield found
 
 
-def _tensor(values: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _copy_tensor(values: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Copy numbers out of pyarrow's memory, which is not to be written to."""
     found = torch.empty(shape, dtype=dtype)
     found.view(-1).numpy()[:] = values.to_numpy(zero_copy_only=False)

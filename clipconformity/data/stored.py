@@ -42,7 +42,7 @@ Array: TypeAlias = "Tensor | Stored | StoredWords"
 """An array of a file: held, or read when it is wanted."""
 
 
-def steps(count: int, rows: int, first: int | None = None) -> Iterator[slice]:
+def split_rows(count: int, rows: int, first: int | None = None) -> Iterator[slice]:
     """Cut so many rows into blocks: ``first`` rows, then ``rows`` at a time, then what is left."""
     start, size = 0, first or rows
     while start < count:
@@ -74,14 +74,14 @@ class StoredRows:
             ValueError: If the file ends too early.
         """
         with self.opened() as file:
-            for part in steps(self.shape[0], rows, first):
+            for part in split_rows(self.shape[0], rows, first):
                 yield self._read(file, part.stop - part.start)
             file.read(1)  # of a member of a zip file, whose checksum is compared at its end
 
     def _read(self, file: IO[bytes], rows: int) -> Tensor:
         shape = (rows, *self.shape[1:])
         size = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
-        return decoded(read_bytes(file, size), self.dtype, self.foreign).reshape(shape)
+        return decode_numbers(read_bytes(file, size), self.dtype, self.foreign).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,12 @@ class StoredColumns:
         count, columns = self.shape[0], int(np.prod(self.shape[1:], dtype=np.int64))
         with self.opened() as file:
             begin, size = file.tell(), self.dtype.itemsize
-            for part in steps(count, rows, first):
+            for part in split_rows(count, rows, first):
                 length = part.stop - part.start
                 block = torch.empty(length, columns, dtype=self.dtype)
                 for column in range(columns):
                     file.seek(begin + (column * count + part.start) * size)
-                    block[:, column] = decoded(read_bytes(file, length * size), self.dtype, self.foreign)
+                    block[:, column] = decode_numbers(read_bytes(file, length * size), self.dtype, self.foreign)
                 yield block
 
 
@@ -130,24 +130,24 @@ def read_bytes(file: IO[bytes], size: int) -> Tensor:
     return found
 
 
-def decoded(content: Tensor, dtype: torch.dtype, foreign: np.dtype | None) -> Tensor:
+def decode_numbers(content: Tensor, dtype: torch.dtype, foreign: np.dtype | None) -> Tensor:
     """Take bytes for numbers ``(n,)``."""
     if foreign is None:
         return content.view(dtype)
     return torch.from_numpy(content.numpy().view(foreign).astype(foreign.newbyteorder("=")))
 
 
-def blocks_of(array: Array | list[str], rows: int, first: int | None = None) -> Iterator[Tensor | list[str]]:
+def read_blocks(array: Array | list[str], rows: int, first: int | None = None) -> Iterator[Tensor | list[str]]:
     """Read an array or a list in blocks, whether it is held or not."""
     if isinstance(array, (Tensor, list)):
-        yield from (array[part] for part in steps(len(array), rows, first))
+        yield from (array[part] for part in split_rows(len(array), rows, first))
     elif isinstance(array, StoredWords):
         yield from array.words(rows, first)
     else:
         yield from array.blocks(rows, first)
 
 
-def whole(array: Tensor | Stored) -> Tensor:
+def read_whole(array: Tensor | Stored) -> Tensor:
     """Read an array at once."""
     if isinstance(array, Tensor):
         return array
@@ -155,7 +155,7 @@ def whole(array: Tensor | Stored) -> Tensor:
     return blocks[0] if blocks else torch.empty(array.shape, dtype=array.dtype)
 
 
-def length(array: Array | list[str]) -> int:
+def count_rows(array: Array | list[str]) -> int:
     """Number of rows of an array or a list; 0 of a single number."""
     if isinstance(array, list):
         return len(array)

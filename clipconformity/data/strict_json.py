@@ -18,15 +18,15 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
         >>> to_json({"kl": float("inf"), "count": 3})
         '{"kl": null, "count": 3}'
     """
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    return json.dumps(_replace_nonfinite(value), indent=indent, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def _replace_nonfinite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         # A key that is no finite number is written as a word, as json writes other numbers.
-        return {str(k) if isinstance(k, float) else k: _finite(one) for k, one in value.items()}
+        return {str(k) if isinstance(k, float) else k: _replace_nonfinite(one) for k, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [_replace_nonfinite(one) for one in value]
     return value

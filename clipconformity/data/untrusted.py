@@ -11,17 +11,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NoReturn
 
-from clipconformity.data.limits import RefusedError, allowed, check_limit
+from clipconformity.data.limits import RefusedError, check_limit, get_limit
 
-SOUND_TORCH = (2, 10)
+MIN_TORCH = (2, 10)
 """From this version on ``torch.load(weights_only=True)`` runs nothing and corrupts nothing that is known.
 
 CVE-2025-32434, code that is run in spite of it, is mended in 2.6.0, and CVE-2026-24747, memory that it overwrites, in
 2.10.0.
 """
-LONGEST_NAME = 255
+MAX_NAME_BYTES = 255
 """Bytes of a file's name, or of a folder's, on every usual system."""
-WHOLE = 2**63
+MAX_ID = 2**63
 """Whole numbers that ids may be are below this, and not below its negative."""
 
 _NONE = re.compile("[\0\ud800-\udfff]")
@@ -30,7 +30,7 @@ _brief = reprlib.Repr()
 _brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlong = 2, 60, 60, 40
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Show a value of a file in an error: short and in one line, however large or deep it is."""
     return _brief.repr(value)[:80]
 
@@ -48,7 +48,7 @@ def check_input(path: Path, what: str) -> Path:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
-        raise FileNotFoundError(f"{shown_path(path)}: no such {what}.") from None
+        raise FileNotFoundError(f"{format_path(path)}: no such {what}.") from None
     if stat.S_ISDIR(mode):
         raise FileNotFoundError(f"{path}: no such {what}; it is a folder.")
     if not stat.S_ISREG(mode):
@@ -56,7 +56,7 @@ def check_input(path: Path, what: str) -> Path:
     return path
 
 
-def shown_path(path: Path) -> str:
+def format_path(path: Path) -> str:
     """Show a path in one line, also one with characters that cannot be printed."""
     return str(path) if str(path).isprintable() else repr(str(path))
 
@@ -85,7 +85,7 @@ def read_json(path: Path, what: str) -> Any:
         OSError: If it is not there or is no regular file.
         ValueError: If it is broken or over a limit.
     """
-    return _parsed(_bounded(path, what), path, what)
+    return _parse_json(_read_bounded(path, what), path, what)
 
 
 def read_json_lines(path: Path, what: str) -> list[tuple[int, Any]]:
@@ -98,17 +98,17 @@ def read_json_lines(path: Path, what: str) -> list[tuple[int, Any]]:
         OSError: If it is not there or is no regular file.
         ValueError: If it is broken or over a limit; names the line.
     """
-    lines = enumerate(_bounded(path, what).split("\n"), start=1)
-    return [(number, _parsed(line, path, what, number)) for number, line in lines if line.strip()]
+    lines = enumerate(_read_bounded(path, what).split("\n"), start=1)
+    return [(number, _parse_json(line, path, what, number)) for number, line in lines if line.strip()]
 
 
-def _bounded(path: Path, what: str) -> str:
+def _read_bounded(path: Path, what: str) -> str:
     text = read_text(path, what)
     check_limit(path, "json_values", sum(map(text.count, "[{,")))
     return text
 
 
-def _parsed(text: str, path: Path, what: str, first: int = 1) -> Any:
+def _parse_json(text: str, path: Path, what: str, first: int = 1) -> Any:
     """Parse JSON that begins in a line of a file."""
     try:
         return json.loads(text, parse_constant=_refuse)
@@ -133,7 +133,7 @@ def check_words(where: object, text: str) -> str:
     check_limit(where, "caption_characters", len(text))
     if found := _NONE.search(text):
         what = "a null character" if found[0] == "\0" else "half of a surrogate pair, which is no character"
-        raise ValueError(f"{where}: {shown(text)} holds {what}.")
+        raise ValueError(f"{where}: {format_value(text)} holds {what}.")
     return text
 
 
@@ -147,7 +147,7 @@ def check_all_words(texts: Sequence[str], where: Callable[[int], object]) -> Non
     Raises:
         ValueError: If one is refused.
     """
-    if max(map(len, texts), default=0) > allowed("caption_characters") or _NONE.search("\n".join(texts)):
+    if max(map(len, texts), default=0) > get_limit("caption_characters") or _NONE.search("\n".join(texts)):
         for number, text in enumerate(texts):
             check_words(where(number), text)
 
@@ -165,9 +165,11 @@ def check_inside(path: Path, name: str) -> str:
     check_words(f"{path}: the name of a file or folder", name)
     for kind in (PurePosixPath, PureWindowsPath):
         if kind(name).is_absolute() or ".." in kind(name).parts or kind(name).drive:
-            raise ValueError(f"{path}: the file name {shown(name)} leads out of the folder of images.")
-    if any(len(os.fsencode(part)) > LONGEST_NAME for part in PurePosixPath(name).parts):
-        raise ValueError(f"{path}: the file name {shown(name)} has over {LONGEST_NAME} bytes, which no file's has.")
+            raise ValueError(f"{path}: the file name {format_value(name)} leads out of the folder of images.")
+    if any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in PurePosixPath(name).parts):
+        raise ValueError(
+            f"{path}: the file name {format_value(name)} has over {MAX_NAME_BYTES} bytes, which no file's has."
+        )
     return name
 
 
@@ -183,8 +185,10 @@ def check_id(where: object, name: object) -> int | str:
     """
     if isinstance(name, str):
         return name if len(name) < 100 and name.isascii() and name.isprintable() else check_words(where, name)
-    if not isinstance(name, int) or isinstance(name, bool) or not -WHOLE <= name < WHOLE:
-        raise ValueError(f"{where}: expected a whole number of at most 64 bits or a string as id, got {shown(name)}.")
+    if not isinstance(name, int) or isinstance(name, bool) or not -MAX_ID <= name < MAX_ID:
+        raise ValueError(
+            f"{where}: expected a whole number of at most 64 bits or a string as id, got {format_value(name)}."
+        )
     return name
 
 
@@ -202,8 +206,8 @@ def check_unpickling(path: Path, version: str | None = None) -> None:
 
     version = torch.__version__ if version is None else version
     found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if found < SOUND_TORCH:
+    if found < MIN_TORCH:
         raise RefusedError(
             f"{path}: holds a pickle, which torch {version} reads unsafely even with weights_only (CVE-2025-32434, "
-            f"CVE-2026-24747); use torch {'.'.join(map(str, SOUND_TORCH))} or newer, or save it as .safetensors."
+            f"CVE-2026-24747); use torch {'.'.join(map(str, MIN_TORCH))} or newer, or save it as .safetensors."
         )

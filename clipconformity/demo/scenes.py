@@ -20,18 +20,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipconformity.data.files import replacing
+from clipconformity.data.files import replace_file
 from clipconformity.data.strict_json import to_json
 
 __all__ = [
     "ATTRIBUTES",
     "ZIPF_EXPONENT",
     "Scene",
-    "all_scenes",
     "attribute_probabilities",
     "caption_is_true",
     "draw_scene",
     "generic_caption",
+    "list_scenes",
     "sample_scenes",
     "scene_captions",
     "scene_log_frequency",
@@ -113,7 +113,7 @@ def attribute_probabilities(name: str, *, concentration: float = 1.0) -> Array:
     return np.asarray(weights / weights.sum(), dtype=np.float64)
 
 
-def all_scenes() -> Iterator[Scene]:
+def list_scenes() -> Iterator[Scene]:
     """Every scene of the world once.
 
     Example:
@@ -176,7 +176,7 @@ _SHAPES: Final[dict[str, Callable[[Array, Array], Mask]]] = {
 }
 
 
-def _background(name: str, x: Array, y: Array) -> Array:
+def _paint_background(name: str, x: Array, y: Array) -> Array:
     """Colours in 0..255, shape (H, W, 3), for coordinates in 0..1."""
     mortar = (np.mod(y, 0.25) < 0.05) | (np.mod(x + 0.2 * (np.mod(y, 0.5) < 0.25), 0.4) < 0.05)
     textures = {
@@ -212,14 +212,14 @@ def draw_scene(scene: Scene, *, size: int = 32, seed: int) -> Image.Image:
     right, down = (x - centre[0]) / radius, (y - centre[1]) / radius
     u, v = right * math.cos(angle) + down * math.sin(angle), down * math.cos(angle) - right * math.sin(angle)
     inside = _SHAPES[scene.shape]
-    canvas = _background(scene.background, x + generator.uniform(0, 0.1), y)
+    canvas = _paint_background(scene.background, x + generator.uniform(0, 0.1), y)
     canvas[inside(u / 1.2, v / 1.2)] = 12  # a dark rim, which keeps green visible on grass
     canvas[inside(u, v)] = np.array(_COLOURS[scene.colour]) + generator.normal(0, 8, 3)
     pixels = canvas.reshape(size, 3, size, 3, 3).mean(axis=(1, 3)) + generator.normal(0, 5, (size, size, 3))
     return Image.fromarray(np.clip(pixels.round(), 0, 255).astype(np.uint8))
 
 
-def _phrase(scene: Scene, stated: set[str], opening: str = "", words: dict[str, str] | None = None) -> str:
+def _write_caption(scene: Scene, stated: set[str], opening: str = "", words: dict[str, str] | None = None) -> str:
     """One English caption that states the shape and the named attributes."""
     said = {name: (words or {}).get(value, value) for name, value in vars(scene).items()}
     noun = [said[name] for name in ("size", "colour") if name in stated] + [said["shape"]]
@@ -239,7 +239,7 @@ def generic_caption(scene: Scene) -> str:
         >>> generic_caption(Scene("star", "orange", "tiny", "top", "asphalt"))
         'a star'
     """
-    return _phrase(scene, set())
+    return _write_caption(scene, set())
 
 
 def specific_caption(scene: Scene) -> str:
@@ -249,7 +249,7 @@ def specific_caption(scene: Scene) -> str:
         >>> specific_caption(Scene("star", "orange", "tiny", "top", "asphalt"))
         'a tiny orange star at the top on asphalt'
     """
-    return _phrase(scene, set(ATTRIBUTES))
+    return _write_caption(scene, set(ATTRIBUTES))
 
 
 def scene_captions(scene: Scene, *, count: int = 5, seed: int) -> list[str]:
@@ -270,7 +270,7 @@ def scene_captions(scene: Scene, *, count: int = 5, seed: int) -> list[str]:
     for _ in range(count):
         stated = {name for name, chance in _KEEP.items() if generator.random() < chance}
         words = {value: str(generator.choice(choices)) for value, choices in _SYNONYMS.items()}
-        captions.append(_phrase(scene, stated, str(generator.choice(_OPENINGS)), words))
+        captions.append(_write_caption(scene, stated, str(generator.choice(_OPENINGS)), words))
     return captions
 
 
@@ -321,7 +321,7 @@ def write_coco_scenes(
     for number, scene in enumerate(scenes, start=1):
         draw_seed, caption_seed = np.random.SeedSequence([seed, number]).generate_state(2).tolist()
         image, name = draw_scene(scene, seed=draw_seed), f"{number:012d}.png"
-        with replacing(root / split / name) as temporary:
+        with replace_file(root / split / name) as temporary:
             image.save(temporary)
         entry = {"id": number, "file_name": name, "height": image.height, "width": image.width}
         images.append({**entry, "log_frequency": scene_log_frequency(scene)})
@@ -330,5 +330,5 @@ def write_coco_scenes(
     info = {"description": "Procedural scenes of known frequency", "version": "1.0"}
     content = {"info": info, "images": images, "annotations": annotations}
     (root / "annotations").mkdir(exist_ok=True)
-    with replacing(root / "annotations" / f"captions_{split}.json") as temporary:
+    with replace_file(root / "annotations" / f"captions_{split}.json") as temporary:
         temporary.write_text(to_json(content), encoding="utf-8")

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.data.images import each_image
-from clipconformity.encoders.inputs import NO_IMAGE, is_text, joined, listed_texts
-from clipconformity.encoders.words import is_known, mostly_unknown, words_of
+from clipconformity.data.images import iterate_images
+from clipconformity.encoders.inputs import NO_IMAGE, is_text, join_inputs, list_texts
+from clipconformity.encoders.words import is_known, is_mostly_unknown, split_words
 from clipconformity.functional.validation import check_matrix
 from clipconformity.provenance import MODALITIES
 
@@ -68,7 +68,7 @@ class BaseEncoder(ABC):
     def id(self) -> dict[str, str]:
         """Hash of the weights, preprocessing, precision and backend; the same wherever the model was loaded from."""
         precision = str(self.dtype).removeprefix("torch.")
-        return {"weights": _weights_hash(self.model), "precision": precision} | self._preprocessing()
+        return {"weights": _hash_weights(self.model), "precision": precision} | self._preprocessing()
 
     def encode_image(self, images: Any) -> Tensor:
         """Encode images.
@@ -88,10 +88,10 @@ class BaseEncoder(ABC):
         if "image" not in self.modalities:
             raise self._not_of("image")
         # One at a time: decoded images are large, and what the tower takes in is small.
-        inputs = [self.preprocess_images([image]) for image in each_image(images)]
+        inputs = [self.preprocess_images([image]) for image in iterate_images(images)]
         if not inputs:
             raise ValueError(NO_IMAGE)
-        return self.project_image(joined(inputs))
+        return self.project_image(join_inputs(inputs))
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Encode texts; those beyond the context length are cut, with their end token kept, and counted.
@@ -106,7 +106,7 @@ class BaseEncoder(ABC):
             TypeError: If they are no strings.
             ValueError: If the list is empty, or a text is empty.
         """
-        return self._run(self._project_text, listed_texts(texts))
+        return self._run(self._project_text, list_texts(texts))
 
     def unknown_texts(self, texts: Sequence[str]) -> list[int]:
         """Find the texts that the tokenizer does not know, such as those in another script than it was made for.
@@ -117,14 +117,14 @@ class BaseEncoder(ABC):
         Returns:
             Their numbers; none where the encoder does not tell its tokens.
         """
-        words = [words_of(text) for text in texts]
+        words = [split_words(text) for text in texts]
         new = sorted({word for of_one in words for word in of_one} - self._known_words.keys())
         made = self._word_tokens(new) if new else []
         if made is None:
             return []
         unknown = self._unknown_token
         self._known_words |= {word: is_known(word, one, unknown) for word, one in zip(new, made, strict=True)}
-        return [number for number, of_one in enumerate(words) if mostly_unknown(of_one, self._known_words)]
+        return [number for number, of_one in enumerate(words) if is_mostly_unknown(of_one, self._known_words)]
 
     @property
     def _unknown_token(self) -> int | None:
@@ -161,7 +161,7 @@ class BaseEncoder(ABC):
         except BaseException as error:  # of a library, given wrong settings
             if not is_failure(error):
                 raise
-            raise ValueError(f"{str(explained(self.spec, error)).rstrip('.')} (as it was tried).") from error
+            raise ValueError(f"{str(explain_error(self.spec, error)).rstrip('.')} (as it was tried).") from error
         if len(set(dims.values())) > 1:
             raise ValueError(
                 f"{self.spec}: its image embeddings have dimension {dims['image']} and its text embeddings "
@@ -224,7 +224,7 @@ class BaseEncoder(ABC):
         """Describe preprocessing and backend for the identity."""
 
 
-def unreachable(spec: str, reason: str) -> FileNotFoundError:
+def make_unreachable_error(spec: str, reason: str) -> FileNotFoundError:
     """Make the error for a model that is neither here nor could be downloaded."""
     return FileNotFoundError(
         f"{spec}: could not be loaded ({reason}). Check the name and the connection, or download the model "
@@ -232,7 +232,7 @@ def unreachable(spec: str, reason: str) -> FileNotFoundError:
     )
 
 
-def brings_code(spec: str) -> ValueError:
+def make_code_error(spec: str) -> ValueError:
     """Make the error for a checkpoint that cannot be loaded without running what it brings."""
     return ValueError(
         f"{spec}: the checkpoint needs Python code of its own, and code that comes with a checkpoint is not run here; "
@@ -245,19 +245,19 @@ def is_failure(error: BaseException) -> bool:
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
-def explained(spec: str, error: BaseException) -> Exception:
+def explain_error(spec: str, error: BaseException) -> Exception:
     """Tell in one line what a library raised as it opened or ran a model."""
     if "trust_remote_code" in str(error):
-        return brings_code(spec)
+        return make_code_error(spec)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = (lines[0][:300] if lines else type(error).__name__).rstrip(".")
     if isinstance(error, KeyError | IndexError | AttributeError | ZeroDivisionError):  # whose words alone say little
         first = f"{type(error).__name__} {first}; its configuration or its tokenizer may be wrong"
     absent = isinstance(error, OSError) or type(error).__name__ == "HFValidationError"  # no name of a model
-    return unreachable(spec, first) if absent else ValueError(f"{spec}: {first}.")
+    return make_unreachable_error(spec, first) if absent else ValueError(f"{spec}: {first}.")
 
 
-def _weights_hash(model: torch.nn.Module) -> str:
+def _hash_weights(model: torch.nn.Module) -> str:
     """Hash weights and activation; without names, which differ between versions of the libraries."""
     parts = []
     for value in model.state_dict().values():

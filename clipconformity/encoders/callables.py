@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.encoders.inputs import is_text, listed_images, listed_texts
+from clipconformity.encoders.inputs import is_text, list_images, list_texts
 from clipconformity.encoders.protocol import Encoder
 from clipconformity.encoders.registry import FAMILIES
 from clipconformity.functional.validation import check_matrix
@@ -59,11 +59,11 @@ class CallableEncoder:
 
     def encode_image(self, images: Any) -> Tensor:
         """Encode images, given as of :meth:`BaseEncoder.encode_image`."""
-        return self._checked(self._encode_image, listed_images(images))
+        return self._checked(self._encode_image, list_images(images))
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Encode a text or a list of texts."""
-        return self._checked(self._encode_text, listed_texts(texts))
+        return self._checked(self._encode_text, list_texts(texts))
 
     def __call__(self, batch: Any) -> Tensor:
         """Encode a batch of images, or of texts where it is a string or a list of strings."""

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from clipconformity.data.hub import hub_answers
+from clipconformity.data.hub import is_hub_reachable
 from clipconformity.data.limits import check_limit
-from clipconformity.data.untrusted import check_input, check_unpickling, read_json, shown
+from clipconformity.data.untrusted import check_input, check_unpickling, format_value, read_json
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".npz", ".onnx")
 """How files of weights end; what ends otherwise is small."""
@@ -24,9 +24,9 @@ SETTINGS = (
     "tokenizer_config.json",
 )
 """Files that hold a JSON object, as far as they are there."""
-SIDES = ("size", "image_size", "crop_size", "height", "width", "shortest_edge", "longest_edge")
+IMAGE_SIZE_SETTINGS = ("size", "image_size", "crop_size", "height", "width", "shortest_edge", "longest_edge")
 """Names of settings that say how large an image is made, where they are of an image."""
-SPARE = 2**20
+MAX_BUFFER_VALUES = 2**20
 """Values that a model may have beyond those that its files could hold: buffers that are not stored."""
 
 
@@ -49,7 +49,7 @@ def check_checkpoint(folder: Path) -> None:
         if path.name in SETTINGS:
             content = read_json(path, "file")
             if not isinstance(content, dict):
-                raise ValueError(f"{path}: expected settings by name, got {shown(content)}.")
+                raise ValueError(f"{path}: expected settings by name, got {format_value(content)}.")
             _check_settings(path, content)
 
 
@@ -68,7 +68,7 @@ def _check_settings(path: Path, content: dict[str, Any]) -> None:
                 found = int(min(number, 2**60))
                 if "layers" in name or name == "depth":
                     check_limit(f"{path}: {name}", "layers", found)
-                elif name in SIDES and (of_images or "image" in name) and (processes or name != "width"):
+                elif name in IMAGE_SIZE_SETTINGS and (of_images or "image" in name) and (processes or name != "width"):
                     check_limit(f"{path}: {name}", "resolution", found)
 
 
@@ -96,35 +96,35 @@ def check_widths(folder: Path, settings: Mapping[str, Any]) -> None:
         isinstance(model.get(f"{name}_cfg"), dict) for name in ("vision", "text")
     ):
         raise ValueError("its open_clip_config.json has no model_cfg with vision_cfg and text_cfg")
-    asked = _whole(model, "embed_dim", 1)
+    asked = _read_size(model, "embed_dim", 1)
     for tower in (part for name, part in model.items() if name.endswith("_cfg") and isinstance(part, dict)):
-        width, words, context = (_whole(tower, name, 0) for name in ("width", "vocab_size", "context_length"))
+        width, words, context = (_read_size(tower, name, 0) for name in ("width", "vocab_size", "context_length"))
         layers = tower.get("layers")
-        count = sum(layers) if isinstance(layers, list) else _whole(tower, "layers", 0)
+        count = sum(layers) if isinstance(layers, list) else _read_size(tower, "layers", 0)
         wide = max(float(tower.get("mlp_ratio") or 4), 1)
-        patches = (_whole(tower, "image_size", 0) // max(_whole(tower, "patch_size", 16), 1)) ** 2
+        patches = (_read_size(tower, "image_size", 0) // max(_read_size(tower, "patch_size", 16), 1)) ** 2
         asked += int(count * width**2 * (4 + 2 * wide)) + (words + context + patches) * width + context**2
     _check_held(folder, asked)
 
 
-def _whole(settings: Mapping[str, Any], name: str, default: int) -> int:
+def _read_size(settings: Mapping[str, Any], name: str, default: int) -> int:
     value = settings.get(name)
     value = default if value is None else max(value) if isinstance(value, list) and value else value
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**40:
-        raise ValueError(f"its {name} is {shown(value)}; expected a whole number")
+        raise ValueError(f"its {name} is {format_value(value)}; expected a whole number")
     return value
 
 
 def _check_held(folder: Path, asked: int) -> None:
     held = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHTS)
-    if asked > 2 * held + SPARE:  # of half a byte each
+    if asked > 2 * held + MAX_BUFFER_VALUES:  # of half a byte each
         raise ValueError(
             f"its configuration asks for {asked:,} values, and its files of {held:,} bytes of weights cannot hold them"
         )
 
 
 @contextmanager
-def hub(asked: bool) -> Iterator[bool]:
+def use_hub(asked: bool) -> Iterator[bool]:
     """Have the hub's client work from its cache alone where nobody asked for the hub, or where it does not answer.
 
     Left to itself the client asks again and again for a minute. open_clip hands no option of it on.
@@ -138,7 +138,7 @@ def hub(asked: bool) -> Iterator[bool]:
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    usable = asked and hub_answers()
+    usable = asked and is_hub_reachable()
     constants.HF_HUB_OFFLINE = not usable
     try:
         yield usable

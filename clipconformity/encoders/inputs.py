@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.data.images import each_image
+from clipconformity.data.images import iterate_images
 from clipconformity.data.limits import check_limit
 from clipconformity.data.untrusted import check_words
 
@@ -35,12 +35,12 @@ def is_text(batch: Any) -> bool:
     return True
 
 
-def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def join_inputs(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Join the inputs of single images into those of a batch."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def listed_texts(texts: str | Sequence[str]) -> list[str]:
+def list_texts(texts: str | Sequence[str]) -> list[str]:
     """Turn a text or a sequence of texts into a list.
 
     Raises:
@@ -59,7 +59,7 @@ def listed_texts(texts: str | Sequence[str]) -> list[str]:
     return listed
 
 
-def listed_images(images: Any) -> list[Image.Image]:
+def list_images(images: Any) -> list[Image.Image]:
     """Turn a batch into a list of RGB images, as :func:`as_images` does.
 
     Raises:
@@ -67,7 +67,7 @@ def listed_images(images: Any) -> list[Image.Image]:
         ValueError: If there is none, or a shape or range does not fit.
     """
     listed, pixels = [], 0
-    for image in each_image(images):
+    for image in iterate_images(images):
         pixels += image.width * image.height
         check_limit("images", "batch_pixels", pixels)
         listed.append(image)

@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.data.hub import ABSENT
+from clipconformity.data.hub import NOT_REACHED
 from clipconformity.data.limits import check_limit
 from clipconformity.data.untrusted import check_input, check_unpickling
-from clipconformity.encoders.base import BaseEncoder, Preprocess, brings_code, is_failure, unreachable
-from clipconformity.encoders.checkpoints import check_checkpoint, check_widths, hub
+from clipconformity.encoders.base import BaseEncoder, Preprocess, is_failure, make_code_error, make_unreachable_error
+from clipconformity.encoders.checkpoints import check_checkpoint, check_widths, use_hub
 
 LOCAL = "local-dir:"
 SELF_CONTAINED = ("hf-hub:", LOCAL)
@@ -51,16 +51,16 @@ class OpenCLIPEncoder(BaseEncoder):
     def __init__(
         self, name: str, pretrained: str | None, *, spec: str, device: torch.device, dtype: torch.dtype
     ) -> None:
-        open_clip = _imported(spec)
+        open_clip = _import_open_clip(spec)
         options: dict[str, Any] = {}
         if not name.startswith(SELF_CONTAINED):
-            options = _weights_of(open_clip, name, pretrained, spec)
+            options = _find_weights(open_clip, name, pretrained, spec)
         folder = Path(name.partition(":")[2]) if name.startswith(LOCAL) else None
         if folder is not None and folder.is_dir():
             check_checkpoint(folder)
         # What a local file names is not downloaded.
         asked = folder is None and not Path(str(options.get("pretrained"))).is_file()
-        with hub(asked) as usable:
+        with use_hub(asked) as usable:
             model, self.tokenizer = self._loaded(open_clip, name, folder, options, spec, absent=asked and not usable)
         super().__init__(
             model,
@@ -75,10 +75,10 @@ class OpenCLIPEncoder(BaseEncoder):
     def _loaded(
         self, open_clip: Any, name: str, folder: Path | None, options: dict[str, Any], spec: str, *, absent: bool
     ) -> tuple[Any, Any]:
-        if name.startswith(SELF_CONTAINED) and _trusts_itself(name):
-            raise brings_code(spec)
+        if name.startswith(SELF_CONTAINED) and _allows_own_code(name):
+            raise make_code_error(spec)
         try:
-            with _errors_raised_only(), _no_question_answered():
+            with _silence_logged_errors(), _refuse_questions():
                 if folder is not None and (folder / SETTINGS).is_file():
                     check_widths(folder, json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
                 model, self.preprocess = open_clip.create_model_from_pretrained(name, **options)
@@ -87,13 +87,13 @@ class OpenCLIPEncoder(BaseEncoder):
             if not is_failure(error):
                 raise
             if absent and re.search("download|locate|HF Hub|offline", str(error)):
-                raise unreachable(spec, ABSENT) from error
-            raise _explained(spec, error) from error
+                raise make_unreachable_error(spec, NOT_REACHED) from error
+            raise _explain_error(spec, error) from error
 
     @property
     def preprocess_images(self) -> Preprocess:
         """Turns RGB images into the image tower's inputs."""
-        return partial(_stacked, self.preprocess)
+        return partial(_stack, self.preprocess)
 
     def _project_image(self, inputs: dict[str, Tensor]) -> Tensor:
         return self.model.encode_image(inputs["pixels"], normalize=False)  # type: ignore[operator]
@@ -138,7 +138,7 @@ class OpenCLIPEncoder(BaseEncoder):
 
 
 @contextmanager
-def _errors_raised_only() -> Iterator[None]:
+def _silence_logged_errors() -> Iterator[None]:
     """Keep open_clip from logging, on the root logger, the errors that it raises as well."""
 
     def below(record: logging.LogRecord) -> bool:
@@ -153,7 +153,7 @@ def _errors_raised_only() -> Iterator[None]:
 
 
 @contextmanager
-def _no_question_answered() -> Iterator[None]:
+def _refuse_questions() -> Iterator[None]:
     """Keep a yes on standard input from running a checkpoint's own Python.
 
     open_clip loads some text towers and tokenizers by transformers without saying that their code is not trusted, and
@@ -168,7 +168,7 @@ def _no_question_answered() -> Iterator[None]:
         sys.stdin = given
 
 
-def _trusts_itself(name: str) -> bool:
+def _allows_own_code(name: str) -> bool:
     """Whether a model's own settings have its tokenizer run code, which open_clip hands on to transformers unasked."""
     from huggingface_hub import hf_hub_download
 
@@ -181,11 +181,11 @@ def _trusts_itself(name: str) -> bool:
         return False
 
 
-def _stacked(preprocess: Callable[[Image.Image], Tensor], images: list[Image.Image]) -> dict[str, Tensor]:
+def _stack(preprocess: Callable[[Image.Image], Tensor], images: list[Image.Image]) -> dict[str, Tensor]:
     return {"pixels": torch.stack([preprocess(image) for image in images])}
 
 
-def _imported(spec: str) -> Any:
+def _import_open_clip(spec: str) -> Any:
     try:
         import open_clip
     except ImportError as error:
@@ -196,7 +196,7 @@ def _imported(spec: str) -> Any:
     return open_clip
 
 
-def _weights_of(open_clip: Any, name: str, pretrained: str | None, spec: str) -> dict[str, Any]:
+def _find_weights(open_clip: Any, name: str, pretrained: str | None, spec: str) -> dict[str, Any]:
     """Settle where a built-in architecture gets its weights from; without any, open_clip would draw random ones.
 
     Raises:
@@ -204,7 +204,7 @@ def _weights_of(open_clip: Any, name: str, pretrained: str | None, spec: str) ->
         ValueError: If the architecture or the tag is unknown, or none is told.
     """
     if open_clip.get_model_config(name) is None:
-        raise ValueError(f"{spec}: open_clip knows no model {name!r}; {_near(name, open_clip.list_models())}")
+        raise ValueError(f"{spec}: open_clip knows no model {name!r}; {_find_similar(name, open_clip.list_models())}")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:
         raise ValueError(
@@ -221,21 +221,23 @@ def _weights_of(open_clip: Any, name: str, pretrained: str | None, spec: str) ->
     if pretrained not in tags:
         if path.suffix or path.is_absolute():
             raise FileNotFoundError(f"{spec}: {path}: no such checkpoint file.")
-        raise ValueError(f"{spec}: open_clip has no weights {pretrained!r} for {name}; {_near(pretrained, tags)}")
+        raise ValueError(
+            f"{spec}: open_clip has no weights {pretrained!r} for {name}; {_find_similar(pretrained, tags)}"
+        )
     # From version 3 on open_clip warns of weights that were trained with QuickGELU and runs them with GELU.
     quick = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
     return {"pretrained": pretrained, "force_quick_gelu": quick}
 
 
-def _near(name: str, known: list[str]) -> str:
+def _find_similar(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(repr(one) for one in near)}?" if near else f"there are {', '.join(known)}."
 
 
-def _explained(spec: str, error: BaseException) -> Exception:
+def _explain_error(spec: str, error: BaseException) -> Exception:
     if "trust_remote_code" in str(error):
-        return brings_code(spec)
+        return make_code_error(spec)
     reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
     if isinstance(error, OSError) or "download" in reason:
-        return unreachable(spec, reason)
+        return make_unreachable_error(spec, reason)
     return ValueError(f"{spec}: open_clip could not load it ({reason}).")

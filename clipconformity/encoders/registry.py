@@ -75,16 +75,16 @@ def hide_progress_bars() -> None:
     disable_progress_bar()
 
 
-def encoder_files(spec: str) -> Iterator[Path]:
+def find_encoder_files(spec: str) -> Iterator[Path]:
     """Find the local files that a spec names: a checkpoint, or all that lies in the folder of one."""
-    family, model = _of(spec)
+    family, model = _find_family(spec)
     if family is not None and family.files is not None:
         yield from family.files(str(model))
     else:
         yield from Path(model).rglob("*")
 
 
-def encoder_forms() -> str:
+def list_encoder_forms() -> str:
     """How specs look, as help and errors show it."""
     return f"{', '.join(repr(family.start + family.form) for family in FAMILIES)} or a local directory"
 
@@ -119,20 +119,20 @@ def load_encoder(
     dtype = torch.float32 if dtype is None else dtype
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype: expected torch.float32, torch.bfloat16 or torch.float16, got {dtype}.")
-    where = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = _check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name = str(spec)
-    family, model = _of(name)
+    family, model = _find_family(name)
     if family is not None:
         loader = family.loader
     elif name and Path(name).is_dir():
         loader, model = (SENTENCES if (Path(name) / "modules.json").is_file() else FOLDER), Path(name)
     else:
-        raise ValueError(_unknown(name))
+        raise ValueError(_make_unknown_error(name))
     encoder: BaseEncoder = resolve_name(loader)(model, spec=name, device=where, dtype=dtype)
     return encoder
 
 
-def _of(spec: str) -> tuple[Family | None, str | Path]:
+def _find_family(spec: str) -> tuple[Family | None, str | Path]:
     """Give the family of a spec, and the model that the spec says; None and the spec where no family has it."""
     for family in FAMILIES:
         model = family.model(spec)
@@ -141,7 +141,7 @@ def _of(spec: str) -> tuple[Family | None, str | Path]:
     return None, spec
 
 
-def _usable(device: str | torch.device) -> torch.device:
+def _check_device(device: str | torch.device) -> torch.device:
     """Give a device after a first allocation on it.
 
     Raises:
@@ -156,8 +156,8 @@ def _usable(device: str | torch.device) -> torch.device:
         raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); try 'cpu'.") from None
 
 
-def _unknown(name: str) -> str:
-    message = f"encoder {name!r} is unknown: expected {encoder_forms()}"
+def _make_unknown_error(name: str) -> str:
+    message = f"encoder {name!r} is unknown: expected {list_encoder_forms()}"
     kind, colon, rest = name.partition(":")
     near = difflib.get_close_matches(kind + colon, [family.start for family in FAMILIES], n=1, cutoff=0.5)
     if near:
@@ -176,7 +176,7 @@ def available_encoders() -> dict[str, Any]:
     found = {}
     for family in FAMILIES:
         about = {"spec": family.start + family.form} if family.about is None else family.about()
-        found[family.name] = ({} if family.package is None else _installed(family.package)) | about
+        found[family.name] = ({} if family.package is None else _is_installed(family.package)) | about
     return found
 
 
@@ -195,7 +195,7 @@ def encoder_specs() -> list[dict[str, Any]]:
     return found
 
 
-def _installed(package: Package) -> dict[str, Any]:
+def _is_installed(package: Package) -> dict[str, Any]:
     try:
         if find_spec(package.module) is not None:
             return {"installed": version(package.name)}
@@ -205,26 +205,26 @@ def _installed(package: Package) -> dict[str, Any]:
     return {"installed": None, "install": f"pip install '{name}'"}
 
 
-def _tiny() -> dict[str, Any]:
+def _load_tiny() -> dict[str, Any]:
     config = json.loads((TINY / "config.json").read_text(encoding="utf-8"))
     side = config["vision_config"]["image_size"]
     return {"spec": "tiny", "embed_dim": config["projection_dim"], "resolution": side, "licence": "Apache-2.0"}
 
 
-def _open_clip_files(model: str) -> Iterator[Path]:
+def _find_open_clip_files(model: str) -> Iterator[Path]:
     if model.startswith("local-dir:"):
         yield from Path(model.removeprefix("local-dir:")).rglob("*")
     else:
         yield Path(model.partition("/")[2]).expanduser()
 
 
-def _licence(settings: dict[str, Any]) -> str:
+def _read_licence(settings: dict[str, Any]) -> str:
     """What the card of the repository that open_clip takes weights from says; of others, that it is to be read."""
     repository = str(settings.get("hf_hub") or "").lower()
     return next((licence for name, licence in LICENCES.items() if re.match(name, repository)), SEE_CARD)
 
 
-def _open_clip_models() -> dict[str, Any]:
+def _list_open_clip_models() -> dict[str, Any]:
     if find_spec("open_clip") is None:
         return {}
     import open_clip
@@ -240,7 +240,7 @@ def _open_clip_models() -> dict[str, Any]:
                 "embed_dim": config.get("embed_dim"),
                 "resolution": vision.get("image_size", 224),
                 "pretrained": tags,
-                "licences": [_licence(open_clip.get_pretrained_cfg(name, tag)) for tag in tags],
+                "licences": [_read_licence(open_clip.get_pretrained_cfg(name, tag)) for tag in tags],
             }
         )
     return {"models": models}
@@ -251,9 +251,10 @@ FOLDER = "clipconformity.encoders.transformers:TransformersEncoder"
 SENTENCES = "clipconformity.encoders.sentence_transformers:SentenceEncoder"
 """What loads one of sentence-transformers, which has a list of modules."""
 FAMILIES: tuple[Family, ...] = (
-    Family("tiny", "", FOLDER, place=TINY, about=_tiny),
+    Family("tiny", "", FOLDER, place=TINY, about=_load_tiny),
     Family("open_clip:", "MODEL/PRETRAINED", "clipconformity.encoders.open_clip:load",
-           Package("open_clip", "open_clip_torch", "open_clip"), about=_open_clip_models, files=_open_clip_files),
+           Package("open_clip", "open_clip_torch", "open_clip"), about=_list_open_clip_models,
+           files=_find_open_clip_files),
     Family("hf:", "ORGANISATION/MODEL", FOLDER, Package("transformers", "transformers"),
            about=lambda: {"spec": "hf:ORGANISATION/MODEL or a local directory", "licence": SEE_CARD}),
     Family("st:", "MODEL", SENTENCES,

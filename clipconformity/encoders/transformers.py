@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.data.hub import ABSENT, hub_answers
-from clipconformity.encoders.base import BaseEncoder, Preprocess, explained, is_failure, unreachable
+from clipconformity.data.hub import NOT_REACHED, is_hub_reachable
+from clipconformity.encoders.base import BaseEncoder, Preprocess, explain_error, is_failure, make_unreachable_error
 from clipconformity.encoders.checkpoints import check_checkpoint, check_size
 
-LONGEST = 100_000
+MAX_CONTEXT_LENGTH = 100_000
 """Tokenizers without a limit of their own report a huge one."""
 STEPS = ("do_", "image_mean", "image_std", "size", "crop", "res", "include_top", "patch_size", "max_num_patches")
 """Beginnings of the image processor's settings that decide on pixels."""
@@ -35,13 +35,13 @@ class TransformersEncoder(BaseEncoder):
         if here:
             check_checkpoint(Path(location))
         # What a checkpoint names is not downloaded; and a hub that does not answer is not asked again for a minute.
-        silent = here or not hub_answers()
+        silent = here or not is_hub_reachable()
         try:
             model = _load_towers(transformers, location, silent, here)
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(
                 location, trust_remote_code=False, local_files_only=silent
             )
-            backend = _pil_backend(transformers.__version__)
+            backend = _choose_pil_backend(transformers.__version__)
             self.processor = transformers.AutoImageProcessor.from_pretrained(
                 location, trust_remote_code=False, local_files_only=silent, **backend
             )
@@ -49,15 +49,15 @@ class TransformersEncoder(BaseEncoder):
             if not is_failure(error):
                 raise
             if silent and not here and isinstance(error, OSError):
-                raise unreachable(spec, ABSENT) from error
-            raise explained(spec, error) from error
+                raise make_unreachable_error(spec, NOT_REACHED) from error
+            raise explain_error(spec, error) from error
         super().__init__(
             model,
             spec=spec,
             device=device,
             dtype=dtype,
-            context_length=_context_length(model.config, self.tokenizer),
-            logit_scale=_logit_scale(model),
+            context_length=_read_context_length(model.config, self.tokenizer),
+            logit_scale=_read_logit_scale(model),
         )
         self._family: str = model.config.model_type
         self._words: object = getattr(model.config.text_config, "vocab_size", None)
@@ -68,10 +68,10 @@ class TransformersEncoder(BaseEncoder):
     @property
     def preprocess_images(self) -> Preprocess:
         """Turns RGB images into the image tower's inputs."""
-        return partial(_processed, self.processor)
+        return partial(_preprocess, self.processor)
 
     def _project_image(self, inputs: dict[str, Tensor]) -> Tensor:
-        return _projection(self.model.get_image_features(**inputs))  # type: ignore[operator]
+        return _get_projection(self.model.get_image_features(**inputs))  # type: ignore[operator]
 
     def _project_text(self, texts: list[str]) -> Tensor:
         inputs = self.tokenizer(
@@ -92,7 +92,7 @@ class TransformersEncoder(BaseEncoder):
         inputs = inputs.to(self.device)
         if self._family == "chinese_clip":  # whose get_text_features fails in transformers 4.57
             return self.model.text_projection(self.model.text_model(**inputs).last_hidden_state[:, 0])  # type: ignore[operator]
-        return _projection(self.model.get_text_features(**inputs))  # type: ignore[operator]
+        return _get_projection(self.model.get_text_features(**inputs))  # type: ignore[operator]
 
     @property
     def _unknown_token(self) -> int | None:
@@ -109,7 +109,10 @@ class TransformersEncoder(BaseEncoder):
         done = {name: value for name, value in settings.items() if value is not None and value is not False}
         kept = {name: value for name, value in done.items() if name.startswith(STEPS)}
         kept.pop("do_convert_rgb", None)
-        return {"preprocessing": json.dumps(kept, sort_keys=True, default=str), "backend": _backend(self.processor)}
+        return {
+            "preprocessing": json.dumps(kept, sort_keys=True, default=str),
+            "backend": _describe_backend(self.processor),
+        }
 
 
 def _load_towers(transformers: Any, location: str | Path, silent: bool, here: bool) -> Any:
@@ -134,23 +137,23 @@ def _load_towers(transformers: Any, location: str | Path, silent: bool, here: bo
     return model.float()
 
 
-def _processed(processor: Any, images: list[Image.Image]) -> dict[str, Tensor]:
+def _preprocess(processor: Any, images: list[Image.Image]) -> dict[str, Tensor]:
     # Told, since transformers 4 guesses from the shape where the channels are, and errs on an image one pixel high.
     return dict(processor(images=images, return_tensors="pt", input_data_format="channels_last"))
 
 
-def _projection(output: Any) -> Tensor:
+def _get_projection(output: Any) -> Tensor:
     """Transformers 4 gives the projection itself, transformers 5 an object that holds it."""
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def _pil_backend(version: str) -> dict[str, Any]:
+def _choose_pil_backend(version: str) -> dict[str, Any]:
     """Ask for CLIP's own preprocessing, with PIL: with and without torchvision the same pixels come out."""
     major, minor = (int(part) for part in re.findall(r"\d+", version)[:2])
     return {"backend": "pil"} if (major, minor) >= (5, 4) else {"use_fast": False}
 
 
-def _backend(processor: Any) -> str:
+def _describe_backend(processor: Any) -> str:
     """Say what the image processor runs on, which may be another than asked for where a model has but one."""
     told = getattr(processor, "backend", None)
     if isinstance(told, str):
@@ -158,18 +161,22 @@ def _backend(processor: Any) -> str:
     return "torchvision" if type(processor).__name__.endswith("Fast") else "pil"
 
 
-def _context_length(config: Any, tokenizer: Any) -> int:
+def _read_context_length(config: Any, tokenizer: Any) -> int:
     text = config.text_config
     positions = getattr(text, "max_position_embeddings", None)
     if positions is not None and "altclip" in config.model_type:
         positions -= text.pad_token_id + 1  # as in RoBERTa, positions are counted from behind the padding token
-    known = [int(limit) for limit in (positions, tokenizer.model_max_length) if limit is not None and limit < LONGEST]
+    known = [
+        int(limit)
+        for limit in (positions, tokenizer.model_max_length)
+        if limit is not None and limit < MAX_CONTEXT_LENGTH
+    ]
     if not known:
         raise ValueError("the model's context length is not told by its config nor its tokenizer.")
     return min(known)
 
 
-def _logit_scale(model: Any) -> float:
+def _read_logit_scale(model: Any) -> float:
     if hasattr(model, "logit_scale"):
         return float(model.logit_scale.detach().exp())
     return 1 / float(model.temperature.detach())

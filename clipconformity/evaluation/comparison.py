@@ -13,12 +13,18 @@ from clipconformity.evaluation.classes import ByClass
 from clipconformity.evaluation.difference import MAX_RATIO, Difference
 from clipconformity.evaluation.people import HumanSpread
 from clipconformity.evaluation.results import JUDGED, Outcome, Score
-from clipconformity.evaluation.run_tables import class_table, difference_table
+from clipconformity.evaluation.run_tables import format_classes, format_differences
 from clipconformity.evaluation.scoring import score
 from clipconformity.evaluation.sources import Source
-from clipconformity.evaluation.tables import Format, table
-from clipconformity.functional.multiplicity import adjusted_stepwise
-from clipconformity.functional.resampling import Estimate, Interval, exponential, joint_jackknife, student_tail
+from clipconformity.evaluation.tables import Format, format_table
+from clipconformity.functional.multiplicity import adjust_p_values_stepwise
+from clipconformity.functional.resampling import (
+    Estimate,
+    Interval,
+    exponentiate_interval,
+    joint_jackknife,
+    student_tail,
+)
 from clipconformity.stream.pairs import LeftOut
 from clipconformity.stream.readouts import read_outs
 from clipconformity.stream.reference import ReferenceSet
@@ -91,12 +97,12 @@ class Comparison:
             ValueError: If the format is none of them, a figure is not in every score, or there are no classes.
         """
         if of == "differences":
-            return difference_table(self.differences, format, figures)
+            return format_differences(self.differences, format, figures)
         if of == "classes":
-            return class_table(self.classes, format)
+            return format_classes(self.classes, format)
         if of != "runs":
             raise ValueError(f"of: expected 'runs', 'differences' or 'classes', got {of!r}.")
-        found = table(self.scores, format, figures)
+        found = format_table(self.scores, format, figures)
         told = [one.text() for one in self.judged]
         return found if format != "text" else "\n".join([found, *told]) + "\n"
 
@@ -203,18 +209,18 @@ def compare_scores(
         ValueError: If a score is of another reference.
     """
     figures = {
-        name: _figures(name, one, reference, one.metrics if metrics is None else metrics)
+        name: _collect_figures(name, one, reference, one.metrics if metrics is None else metrics)
         for name, one in scores.items()
     }
     differences = [
         one
         for (first, mine), (second, theirs) in combinations(figures.items(), 2)
-        for one in pair_differences(first, mine, second, theirs)
+        for one in compare_pair(first, mine, second, theirs)
     ]
-    return Comparison(scores, corrected(differences))
+    return Comparison(scores, correct_outcomes(differences))
 
 
-def _figures(name: str, one: Score, reference: ReferenceSet, metrics: Sequence[str]) -> dict[str, LeftOut]:
+def _collect_figures(name: str, one: Score, reference: ReferenceSet, metrics: Sequence[str]) -> dict[str, LeftOut]:
     """Give what a run is compared by, those first that are judged."""
     if one.stream is None or not same_reference(one.reference, reference):
         raise ValueError(f"runs: {name!r} was scored against another reference; score all against the same.")
@@ -227,7 +233,7 @@ def _figures(name: str, one: Score, reference: ReferenceSet, metrics: Sequence[s
     return {figure: found[figure] for figure in dict.fromkeys([*JUDGED, *found])}
 
 
-def pair_differences(
+def compare_pair(
     first: str, mine: Mapping[str, LeftOut], second: str, theirs: Mapping[str, LeftOut]
 ) -> list[Difference]:
     """Give the differences of a pair in what both have; their outcomes wait for the other pairs."""
@@ -235,37 +241,41 @@ def pair_differences(
     for figure in mine:
         if figure not in theirs:
             continue
-        estimate, ratio = _apart(mine[figure], theirs[figure]), mine[figure].logarithm
+        estimate, ratio = _compare_figure(mine[figure], theirs[figure]), mine[figure].logarithm
         value, interval = float(estimate.value), estimate.interval()
         known = math.isfinite(interval.low)
-        p_value = _p_value(estimate) if known else None
+        p_value = _compute_p_value(estimate) if known else None
         if ratio:
             most = math.log(MAX_RATIO)
             value = math.exp(min(max(value, -most), most))
-            interval = exponential(Interval(*(min(max(end, -most), most) for end in interval))) if known else interval
+            interval = (
+                exponentiate_interval(Interval(*(min(max(end, -most), most) for end in interval)))
+                if known
+                else interval
+            )
         ends = interval if known else None
         found.append(Difference(first, second, figure, value, ends, "undecided", p_value, ratio=ratio))
     return found
 
 
-def _p_value(estimate: Estimate) -> float:
+def _compute_p_value(estimate: Estimate) -> float:
     error = float(estimate.error)
     return student_tail(float(estimate.value) / error, estimate.degrees) if error > 0 else float(estimate.value == 0)
 
 
-def corrected(differences: Sequence[Difference]) -> list[Difference]:
+def correct_outcomes(differences: Sequence[Difference]) -> list[Difference]:
     """Decide outcomes of all pairs in each figure together."""
     decided: dict[Difference, Difference] = {}
     for figure in dict.fromkeys(one.figure for one in differences):
         told = [one for one in differences if one.figure == figure and one.p_value is not None]
-        for one, p_adjusted in zip(told, adjusted_stepwise([one.p_value or 0.0 for one in told]), strict=True):
+        for one, p_adjusted in zip(told, adjust_p_values_stepwise([one.p_value or 0.0 for one in told]), strict=True):
             more = one.value > one.no_difference
             outcome: Outcome = "undecided" if p_adjusted > LEVEL else "more" if more else "less"
             decided[one] = one._replace(outcome=outcome, p_adjusted=p_adjusted)
     return [decided.get(one, one) for one in differences]
 
 
-def _apart(mine: LeftOut, theirs: LeftOut) -> Estimate:
+def _compare_figure(mine: LeftOut, theirs: LeftOut) -> Estimate:
     """Difference of two runs' figures: each bucket is left out of both runs and of the reference at once."""
     one, other = mine.figure, theirs.figure
     sides = (

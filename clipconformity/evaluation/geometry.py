@@ -31,13 +31,13 @@ from clipconformity.functional.population import (
     tilt_influence,
     unbiased_traces,
 )
-from clipconformity.functional.resampling import Interval, exponential, seeded, share_interval
+from clipconformity.functional.resampling import Interval, exponentiate_interval, make_generator, share_interval
 from clipconformity.functional.validation import check_rows
 
 PARTS = 64
 """Parts of the data that are left out in turn for the interval of the shell."""
 ALPHAS = (-1.0, -0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5, 1.0)
-FEWEST = 20
+MIN_SAMPLES = 20
 """Fewest samples for a verdict."""
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell at this N"
@@ -96,7 +96,7 @@ def six_properties(
         paired: Whether row i of one belongs to row i of the other; by default, whether lengths agree. The loss needs
             pairs.
         logit_scale: The model's factor on cosines, for the loss.
-        sweep: What :func:`loss_sweep` found, where that is there already.
+        sweep: What :func:`sweep_loss` found, where that is there already.
         image_groups: An id for each row ``(N,)``; rows of one group, such as the views of one scene, are dependent, and
             intervals leave them out together. The loss takes its pairs as independent all the same.
         text_groups: The same for the texts ``(M,)``, such as the captions of one image.
@@ -114,23 +114,23 @@ def six_properties(
     if not given:
         raise ValueError("expected image embeddings, text embeddings or both, got neither.")
     groups = {"image": image_groups, "text": text_groups}
-    properties = [found for name, rows in given.items() for found in _of_one(rows, name, groups[name])]
+    properties = [found for name, rows in given.items() for found in _measure_modality(rows, name, groups[name])]
     if image is not None and text is not None:
-        counts = [len(_groups_of(len(rows), groups[name]).unique()) for name, rows in given.items()]
-        properties.append(_separability(image, text, counts))
+        counts = [len(_number_groups(len(rows), groups[name]).unique()) for name, rows in given.items()]
+        properties.append(_measure_separability(image, text, counts))
         if len(image) == len(text) if paired is None else paired:
-            properties.append(_lowest_loss(sweep or loss_sweep(image, text, logit_scale), logit_scale, len(image)))
+            properties.append(_find_lowest_loss(sweep or sweep_loss(image, text, logit_scale), logit_scale, len(image)))
     return properties
 
 
-def loss_sweep(image: Tensor, text: Tensor, logit_scale: float = 100.0) -> ShiftSweep:
+def sweep_loss(image: Tensor, text: Tensor, logit_scale: float = 100.0) -> ShiftSweep:
     """Sweep the loss over the shifts that the last property looks at; where the divergence is a bound, it says so."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LowerBoundWarning)
         return shift_sweep(image, text, ALPHAS, logit_scale)
 
 
-def gap_figures(
+def compute_gap_figures(
     image: Tensor,
     text: Tensor,
     *,
@@ -149,53 +149,53 @@ def gap_figures(
     return {name: float(value) for name, value in found._asdict().items() if value is not None}
 
 
-def _groups_of(count: int, groups: Tensor | None) -> Tensor:
+def _number_groups(count: int, groups: Tensor | None) -> Tensor:
     """Number of each row's group, from 0, ``(count,)``; without groups every row is one."""
     if groups is None:
         return torch.arange(count)
     return groups.cpu().unique(return_inverse=True)[1]
 
 
-def _of_one(rows: Tensor, modality: str, groups: Tensor | None) -> list[Property]:
-    values = check_rows(rows, modality, min_rows=FEWEST).double()
+def _measure_modality(rows: Tensor, modality: str, groups: Tensor | None) -> list[Property]:
+    values = check_rows(rows, modality, min_rows=MIN_SAMPLES).double()
     if groups is not None and groups.shape != (len(values),):
         raise ValueError(
             f"{modality}_groups: expected one id for each of {len(values)} rows, got {tuple(groups.shape)}."
         )
-    group = _groups_of(len(values), groups)
+    group = _number_groups(len(values), groups)
     count, dim = int(group.max()) + 1, values.shape[1]  # what is independent are the groups
-    if count < FEWEST:
-        raise ValueError(f"{modality}_groups: expected at least {FEWEST} groups, got {count}.")
+    if count < MIN_SAMPLES:
+        raise ValueError(f"{modality}_groups: expected at least {MIN_SAMPLES} groups, got {count}.")
     if dim < 2:
         raise ValueError(f"{modality}: expected at least 2 dimensions, got {dim}.")
     shell, shape, slant, away = thin_shell(rows), ellipsoid(rows), tilt(rows), offset(rows)
     given = Rows.of(values, group)
     second = given.centered.T @ given.centered
     known = unbiased_traces(given, second)
-    mixed = Rows.of(permuted_columns(values, seeded(None)))
+    mixed = Rows.of(permuted_columns(values, make_generator(None)))
     mixed_ratio = unbiased_traces(mixed, mixed.centered.T @ mixed.centered).participation_ratio
     axes = estimate(known.participation_ratio.log(), participation_influence(given, second, known), given)
     covariance = second / (len(values) - 1)
     permuted = float(slant.permuted_off_diagonal_ratio)
     return [
-        _judged(
+        _judge(
             "thin shell", modality, "mu^2 / variance of centred norms", float(shell.ratio),
-            exponential(shell_estimate(given, _parts(group)).interval()), in_sample=float(shell.ratio), at_least=100.0,
-            threshold=">= 100, a thickness of at most a tenth",
+            exponentiate_interval(shell_estimate(given, _assign_parts(group)).interval()),
+            in_sample=float(shell.ratio), at_least=100.0, threshold=">= 100, a thickness of at most a tenth",
             paper=57.57 / 0.19 if modality == "image" else None, count=len(values),
         ),
-        _judged(
+        _judge(
             "ellipsoid", modality, "participation ratio of the spectrum", float(known.participation_ratio),
             known.participation_interval(axes), in_sample=float(shape.participation_ratio), at_most=dim / 2,
             threshold=f"<= {dim / 2:.4g}, half of a sphere's", null=float(mixed_ratio), count=len(values),
         ),
-        _judged(
+        _judge(
             "tilt", modality, "sum of |off-diagonal| over trace", float(slant.off_diagonal_ratio),
             estimate(slant.off_diagonal_ratio.double(), tilt_influence(given, covariance), given).interval(),
             in_sample=float(slant.off_diagonal_ratio), covers=AT_THIS_N, at_least=2 * permuted,
             threshold=f">= {2 * permuted:.4g}, twice that with permuted columns", null=permuted, count=len(values),
         ),
-        _judged(
+        _judge(
             "offset", modality, "|m| / sqrt(trace)", float(known.offset_square.clamp_min(0).sqrt()),
             known.offset_interval(estimate(known.offset_square, offset_influence(given, known), given)),
             in_sample=float(away), at_least=0.5, threshold=">= 0.5", null=0.0,
@@ -204,7 +204,7 @@ def _of_one(rows: Tensor, modality: str, groups: Tensor | None) -> list[Property
     ]  # fmt: skip
 
 
-def _judged(
+def _judge(
     name: str,
     modality: str,
     quantity: str,
@@ -228,17 +228,17 @@ def _judged(
     )
 
 
-def _parts(group: Tensor) -> Tensor:
+def _assign_parts(group: Tensor) -> Tensor:
     """Part of each row, that of its group: at random, but the same for the same groups."""
     order = torch.randperm(int(group.max()) + 1, generator=torch.Generator().manual_seed(0))
     return (order % min(PARTS, len(order)))[group]
 
 
-def _separability(image: Tensor, text: Tensor, counts: Sequence[int]) -> Property:
+def _measure_separability(image: Tensor, text: Tensor, counts: Sequence[int]) -> Property:
     """Accuracy with its interval for the number of independent samples of each modality."""
     found = linear_separability(image, text, k=2)
     value = float(found.held_out_accuracy)
-    low, high = balanced_interval(found.held_out_recalls.tolist(), counts)
+    low, high = compute_balanced_interval(found.held_out_recalls.tolist(), counts)
     dims = " and ".join(str(int(d)) for d in found.dimensions)
     return Property(
         name="linear separability",
@@ -257,7 +257,7 @@ def _separability(image: Tensor, text: Tensor, counts: Sequence[int]) -> Propert
     )
 
 
-def balanced_interval(recalls: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
+def compute_balanced_interval(recalls: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
     """95% interval of a balanced accuracy, the mean of two recalls that rest on samples of their own.
 
     The distances to the ends of each recall's interval are added up in quadrature (Newcombe 1998 for a difference;
@@ -270,7 +270,7 @@ def balanced_interval(recalls: Sequence[float], counts: Sequence[int]) -> tuple[
     return max(0.0, value - below), min(1.0, value + above)
 
 
-def _lowest_loss(sweep: ShiftSweep, logit_scale: float, count: int) -> Property:
+def _find_lowest_loss(sweep: ShiftSweep, logit_scale: float, count: int) -> Property:
     """Where the loss is lowest: alpha 0 unless the paired intervals of the difference from it say otherwise."""
     alphas, low, high = sweep.alphas, sweep.loss_difference_low, sweep.loss_difference_high
     apart = alphas.abs() >= 0.25 - 1e-9
@@ -299,7 +299,7 @@ def _lowest_loss(sweep: ShiftSweep, logit_scale: float, count: int) -> Property:
     )
 
 
-def table(properties: list[Property]) -> str:
+def format_table(properties: list[Property]) -> str:
     """Lay properties out as text."""
     lines = [f"{'property':20} {'of':6} {'value':>9} {'95% interval':>21} {'null':>8} {'paper':>7} {'N':>7}  verdict"]
     for p in properties:

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from clipconformity.data.folders import ImageFolder
 from clipconformity.data.images import open_image
 from clipconformity.encoders import BaseEncoder, Encoder
-from clipconformity.encoders.inputs import joined
-from clipconformity.evaluation.sources import Source, SourceBatch, listed_paths
+from clipconformity.encoders.inputs import join_inputs
+from clipconformity.evaluation.sources import Source, SourceBatch, list_paths
 from clipconformity.provenance import Provenance
 
 T = TypeVar("T")
@@ -84,29 +84,29 @@ def image_sources(
         A source for each encoder.
     """
     folder = paths if isinstance(paths, ImageFolder) else None
-    files = list(_named(paths, root))[start:]
+    files = list(_name_files(paths, root))[start:]
     wanted = [one for one in encoders if isinstance(one, BaseEncoder)]
     if len(wanted) == len(encoders):
-        encoded = _preprocessed(files, wanted, batch_size, workers)
+        encoded = _encode_preprocessed(files, wanted, batch_size, workers)
     else:
-        encoded = _one_by_one(files, encoders, batch_size)
+        encoded = _encode_decoded(files, encoders, batch_size)
     return [
-        _source(stream, number, encoder, len(files), folder, skip_errors)
+        _make_source(stream, number, encoder, len(files), folder, skip_errors)
         for number, (encoder, stream) in enumerate(zip(encoders, tee(encoded, len(encoders)), strict=True))
     ]
 
 
-def _named(paths: Sequence[Path] | ImageFolder, root: Path | None) -> Iterator[tuple[Path, str]]:
+def _name_files(paths: Sequence[Path] | ImageFolder, root: Path | None) -> Iterator[tuple[Path, str]]:
     """Give each file its name."""
     if isinstance(paths, ImageFolder):
         yield from zip(paths.paths, paths.ids, strict=True)
         return
-    listed = listed_paths(paths)
-    root = _common_folder(listed) if root is None else root
+    listed = list_paths(paths)
+    root = _find_common_folder(listed) if root is None else root
     yield from ((path, str(path.relative_to(root))) for path in listed)
 
 
-def _source(
+def _make_source(
     encoded: Iterator[_Encoded],
     number: int,
     encoder: Encoder,
@@ -130,7 +130,7 @@ def _source(
     return Source(batches(), count, provenance, skipped=skipped, folder=folder, kind="images", missing=missing)
 
 
-def _opened(files: Files, take: Callable[[Image.Image], T]) -> tuple[list[T], list[str], Failed]:
+def _open_images(files: Files, take: Callable[[Image.Image], T]) -> tuple[list[T], list[str], Failed]:
     """Open images and take what is wanted of each; names, and the files that could not be read, with the reason."""
     taken, ids, failed = [], [], []
     for path, name in files:
@@ -155,11 +155,13 @@ class _ImageBatches(Dataset[tuple[list[dict[str, Tensor]], list[str], Failed]]):
     def __getitem__(self, number: int) -> tuple[list[dict[str, Tensor]], list[str], Failed]:
         part = self.files[number * self.batch_size : (number + 1) * self.batch_size]
         # One at a time: decoded images are large.
-        inputs, ids, failed = _opened(part, lambda image: [preprocess([image]) for preprocess in self.preprocess])
-        return [joined(of_one) for of_one in zip(*inputs, strict=True)], ids, failed
+        inputs, ids, failed = _open_images(part, lambda image: [preprocess([image]) for preprocess in self.preprocess])
+        return [join_inputs(of_one) for of_one in zip(*inputs, strict=True)], ids, failed
 
 
-def _preprocessed(files: Files, encoders: Sequence[BaseEncoder], batch_size: int, workers: int) -> Iterator[_Encoded]:
+def _encode_preprocessed(
+    files: Files, encoders: Sequence[BaseEncoder], batch_size: int, workers: int
+) -> Iterator[_Encoded]:
     """Encode images that other processes may decode ahead."""
     pin = any(encoder.device.type == "cuda" for encoder in encoders)
     batches = _ImageBatches(files, encoders, batch_size)
@@ -168,13 +170,13 @@ def _preprocessed(files: Files, encoders: Sequence[BaseEncoder], batch_size: int
         yield _Encoded([one.project_image(own) for one, own in zip(encoders, inputs, strict=bool(ids))], ids, failed)
 
 
-def _one_by_one(files: Files, encoders: Sequence[Encoder], batch_size: int) -> Iterator[_Encoded]:
+def _encode_decoded(files: Files, encoders: Sequence[Encoder], batch_size: int) -> Iterator[_Encoded]:
     """Encode images with encoders that take them as they are."""
     for start in range(0, len(files), batch_size):
-        images, ids, failed = _opened(files[start : start + batch_size], lambda image: image)
+        images, ids, failed = _open_images(files[start : start + batch_size], lambda image: image)
         yield _Encoded([encoder(images) for encoder in encoders] if ids else [], ids, failed)
 
 
-def _common_folder(paths: Sequence[Path]) -> Path:
+def _find_common_folder(paths: Sequence[Path]) -> Path:
     """Give the folder that all files are in."""
     return Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()

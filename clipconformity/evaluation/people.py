@@ -111,13 +111,13 @@ def human_spread(
         reference = ReferenceSet.fit(
             embeddings[others], groups=image[others], modality="text", allow_normalized=allow_normalized
         )
-        values = _figures(embeddings[left], image[left], reference)
+        values = _compute_figures(embeddings[left], image[left], reference)
         keys = ("conformity_kl", "typicality_shift", "variety_ratio", "spread_ratio", "self_conformity_mean")
         found.append([float(values[key]) for key in keys])
     return HumanSpread(*torch.tensor(found, dtype=torch.float64).T)
 
 
-def _figures(embeddings: Tensor, groups: Tensor, reference: ReferenceSet) -> dict[str, Tensor]:
+def _compute_figures(embeddings: Tensor, groups: Tensor, reference: ReferenceSet) -> dict[str, Tensor]:
     """Figures of one set against a reference: no caption is compared with others of its image."""
     parts = (ConformityReadOut(), ConformityKLReadOut())
     stream = Stream.against(reference, parts[0].needs, max_samples=reference.max_samples)

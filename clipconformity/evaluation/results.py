@@ -222,7 +222,10 @@ class Score:
     @property
     def sentences(self) -> dict[str, str]:
         """The verdicts in words: ``"typical"`` and ``"varied"``."""
-        return {"typical": typical(self.verdicts["typicality"]), "varied": varied(self.verdicts["variety"])}
+        return {
+            "typical": describe_typicality(self.verdicts["typicality"]),
+            "varied": describe_variety(self.verdicts["variety"]),
+        }
 
     def _repr_html_(self) -> str:
         """Show it in a notebook: both verdicts in words, then every figure with its interval."""
@@ -307,7 +310,7 @@ def judge(contrast: Contrast, margins: Mapping[str, float] | None = None) -> dic
     Raises:
         ValueError: If a margin is unknown, or not between 0 and 1 for variety, or not above 0.
     """
-    allowed = MARGINS | checked_margins(margins or {})
+    allowed = MARGINS | check_margins(margins or {})
     shift, variety = contrast.typicality_shift, contrast.log_variety_ratio
     ratio = math.exp(float(variety.value))
     found = {
@@ -315,12 +318,12 @@ def judge(contrast: Contrast, margins: Mapping[str, float] | None = None) -> dic
         "variety": (variety, ratio, contrast.variety_interval, 1.0),
     }
     return {
-        name: _verdict(estimate, effect, interval, no_effect, allowed[name], contrast)
+        name: _make_verdict(estimate, effect, interval, no_effect, allowed[name], contrast)
         for name, (estimate, effect, interval, no_effect) in found.items()
     }
 
 
-def checked_margins(margins: Mapping[str, float]) -> dict[str, float]:
+def check_margins(margins: Mapping[str, float]) -> dict[str, float]:
     """Refuse margins that nothing is judged by."""
     for name, value in margins.items():
         if name not in MARGINS:
@@ -331,7 +334,7 @@ def checked_margins(margins: Mapping[str, float]) -> dict[str, float]:
     return dict(margins)
 
 
-def _verdict(
+def _make_verdict(
     estimate: Estimate, effect: float, interval: Interval, no_effect: float, margin: float, contrast: Contrast
 ) -> Verdict:
     if not math.isfinite(interval.low) or not math.isfinite(interval.high):
@@ -344,11 +347,11 @@ def _verdict(
     if interval.high < no_effect:
         return Verdict("less", effect, interval, margin, None, few)
     logarithm = effect - no_effect if no_effect == 0 else float(estimate.value)
-    needed = _needed(estimate, abs(logarithm), margin, contrast.count)
+    needed = _estimate_needed(estimate, abs(logarithm), margin, contrast.count)
     return Verdict("undecided", effect, interval, margin, needed, few if needed is not None else SMALL_REFERENCE)
 
 
-def _needed(estimate: Estimate, effect: float, margin: float, count: int) -> int | None:
+def _estimate_needed(estimate: Estimate, effect: float, margin: float, count: int) -> int | None:
     """Samples at which a true zero would be ``same`` in 80% of cases; None where the reference is too small for any.
 
     The chance is 2 Phi(margin/se - 1.96) - 1, and the square of the error is a part over n and the reference's. Where
@@ -367,28 +370,28 @@ def _needed(estimate: Estimate, effect: float, margin: float, count: int) -> int
     return None
 
 
-def typical(verdict: Verdict) -> str:
+def describe_typicality(verdict: Verdict) -> str:
     """Say a verdict on typicality in words."""
-    return _words(verdict, "typicality", "typical")
+    return _choose_words(verdict, "typicality", "typical")
 
 
-def varied(verdict: Verdict) -> str:
+def describe_variety(verdict: Verdict) -> str:
     """Say a verdict on variety in words."""
-    return _words(verdict, "variety", "varied")
+    return _choose_words(verdict, "variety", "varied")
 
 
-def _words(verdict: Verdict, noun: str, adjective: str) -> str:
+def _choose_words(verdict: Verdict, noun: str, adjective: str) -> str:
     if verdict.outcome != "undecided":
         few = f" ({verdict.reason})" if verdict.reason else ""
         than = f"as {adjective} as" if verdict.outcome == "same" else f"{verdict.outcome} {adjective} than"
         return f"{than} the reference{few}"
     start = f"{noun}: cannot tell from the reference's"
     if verdict.needed is not None:
-        return f"{start} at this N; about {rounded_up(verdict.needed):,} samples would tell"
+        return f"{start} at this N; about {round_up(verdict.needed):,} samples would tell"
     return f"{start} since {verdict.reason}"
 
 
-def rounded_up(count: int) -> int:
+def round_up(count: int) -> int:
     """Two digits of a number of samples, upwards."""
     unit = 10 ** max(0, len(str(count)) - 2)
     return -(-count // unit) * unit

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
-from clipconformity.evaluation.classes import ByClass, ClassScore, interval
+from clipconformity.evaluation.classes import ByClass, ClassScore, get_interval
 from clipconformity.evaluation.difference import Difference
 from clipconformity.evaluation.results import Figure
-from clipconformity.evaluation.tables import SIGNS, Format, arranged, check_format, csv_table, plus_minus
+from clipconformity.evaluation.tables import SIGNS, Format, arrange_cells, check_format, format_csv, format_plus_minus
 
 DIFFERENCE_HEAD = ("first", "second", "figure", "compared by", "value", "95% interval", "p adjusted", "outcome")
 DIFFERENCE_CSV = (
@@ -38,7 +38,7 @@ JUDGED_OF_CLASS = ("typicality_shift", "variety_ratio")
 """What the order of the classes goes by."""
 
 
-def difference_table(
+def format_differences(
     differences: Sequence[Difference], format: Format = "text", figures: Sequence[str] | None = None
 ) -> str:
     """Give differences as a table, a row each.
@@ -57,28 +57,28 @@ def difference_table(
         raise ValueError(f"figures: {', '.join(lacking)} is not compared; expected some of {', '.join(known)}.")
     told = [one for one in differences if figures is None or one.figure in figures]
     if format == "csv":
-        return csv_table(DIFFERENCE_CSV, map(_difference_numbers, told))
-    return arranged(DIFFERENCE_HEAD, [_difference_cells(one) for one in told], format, DIFFERENCE_LEGEND, words=4)
+        return format_csv(DIFFERENCE_CSV, map(_list_difference, told))
+    return arrange_cells(DIFFERENCE_HEAD, [_format_difference(one) for one in told], format, DIFFERENCE_LEGEND, words=4)
 
 
-def _compared_by(one: Difference) -> str:
+def _choose_order(one: Difference) -> str:
     return "ratio" if one.ratio else "difference"
 
 
-def _difference_numbers(one: Difference) -> list[object]:
+def _list_difference(one: Difference) -> list[object]:
     ends = one.interval or (None, None)
-    names = [one.first, one.second, one.figure, _compared_by(one)]
+    names = [one.first, one.second, one.figure, _choose_order(one)]
     return [*names, one.value, *ends, one.p_value, one.p_adjusted, one.outcome]
 
 
-def _difference_cells(one: Difference) -> list[str]:
-    names = [one.first, one.second, one.figure.replace("_", " "), _compared_by(one)]
+def _format_difference(one: Difference) -> list[str]:
+    names = [one.first, one.second, one.figure.replace("_", " "), _choose_order(one)]
     ends = "" if one.interval is None else f"[{one.interval.low:.3g}, {one.interval.high:.3g}]"
     p_adjusted = "" if one.p_adjusted is None else f"{one.p_adjusted:.2g}"
     return [*names, f"{one.value:.3g}", ends, p_adjusted, one.outcome]
 
 
-def class_table(runs: Mapping[str, ByClass], format: Format = "text") -> str:
+def format_classes(runs: Mapping[str, ByClass], format: Format = "text") -> str:
     """Give how runs do in each class as a table, a row for each class and run.
 
     Those classes stand first in which two runs differ most, in typicality or in variety, in standard errors of that
@@ -92,54 +92,60 @@ def class_table(runs: Mapping[str, ByClass], format: Format = "text") -> str:
         ValueError: If the format is none of them.
     """
     check_format(format)
-    rows = list(_by_difference(runs))
+    rows = list(_sort_classes(runs))
     if format == "csv":
         ends = [f"{name}{end}" for name in CLASS_FIGURES for end in ("", "_low", "_high")]
         head = ["class", "run", "count", "against", "reference_count", *ends, "reason"]
-        return csv_table(head, (_class_numbers(name, one) for name, one in rows))
+        return format_csv(head, (_list_class(name, one) for name, one in rows))
     head = ["class", "run", "N", "against", *(name.replace("_", " ") for name in CLASS_FIGURES)]
     cells = [
-        [one.name, name, str(one.count), one.against, *(_class_cell(one, key, SIGNS[format]) for key in CLASS_FIGURES)]
+        [
+            one.name,
+            name,
+            str(one.count),
+            one.against,
+            *(_format_class(one, key, SIGNS[format]) for key in CLASS_FIGURES),
+        ]
         for name, one in rows
     ]
-    return arranged(head, cells, format, CLASS_LEGEND.get(format, ""), words=2)
+    return arrange_cells(head, cells, format, CLASS_LEGEND.get(format, ""), words=2)
 
 
-def _by_difference(runs: Mapping[str, ByClass]) -> Iterator[tuple[str, ClassScore]]:
+def _sort_classes(runs: Mapping[str, ByClass]) -> Iterator[tuple[str, ClassScore]]:
     """Give every class of every run, in the order of the classes."""
     classes: dict[str, dict[str, ClassScore]] = {}
     for name, by in runs.items():
         for one in by.classes:
             classes.setdefault(one.name, {})[name] = one
-    for its in sorted(classes.values(), key=lambda its: -_largest(list(its.values()))):
+    for its in sorted(classes.values(), key=lambda its: -_find_largest(list(its.values()))):
         yield from its.items()
 
 
-def _largest(scores: Sequence[ClassScore]) -> float:
+def _find_largest(scores: Sequence[ClassScore]) -> float:
     """Largest difference of two runs in a class, in half intervals of it; below 0 where nothing can be compared."""
     found = [-1.0]
     for first, second in combinations(scores, 2):
         for figure in JUDGED_OF_CLASS:
-            sides = [_on_its_scale(one, figure) for one in (first, second) if interval(one, figure) is not None]
+            sides = [_scale_figure(one, figure) for one in (first, second) if get_interval(one, figure) is not None]
             if len(sides) == 2 and first.against == second.against:
                 error = math.hypot(*(half for _, half in sides))
                 found.append(abs(sides[0][0] - sides[1][0]) / error if error > 0 else 0.0)
     return max(found)
 
 
-def _on_its_scale(one: ClassScore, figure: str) -> tuple[float, float]:
+def _scale_figure(one: ClassScore, figure: str) -> tuple[float, float]:
     """Value and half of the interval; of a ratio, on the log scale, up to its lower end, which nothing raises."""
-    value, ends = getattr(one, figure), interval(one, figure)
+    value, ends = getattr(one, figure), get_interval(one, figure)
     assert ends is not None
     if figure == "variety_ratio":
         return math.log(value), math.log(value / ends.low)
     return value, (ends.high - ends.low) / 2
 
 
-def _class_numbers(run: str, one: ClassScore) -> list[object]:
-    numbers = [x for name in CLASS_FIGURES for x in (getattr(one, name), *(interval(one, name) or (None, None)))]
+def _list_class(run: str, one: ClassScore) -> list[object]:
+    numbers = [x for name in CLASS_FIGURES for x in (getattr(one, name), *(get_interval(one, name) or (None, None)))]
     return [one.name, run, one.count, one.against, one.reference_count, *numbers, one.reason]
 
 
-def _class_cell(one: ClassScore, name: str, sign: str) -> str:
-    return plus_minus(Figure(getattr(one, name), "", "", "neither", interval=interval(one, name)), sign)
+def _format_class(one: ClassScore, name: str, sign: str) -> str:
+    return format_plus_minus(Figure(getattr(one, name), "", "", "neither", interval=get_interval(one, name)), sign)

@@ -15,7 +15,7 @@ from clipconformity.stream.readouts import ReadOut, read_outs
 from clipconformity.stream.row_sample import Sample
 from clipconformity.stream.stream import EVALUATED, Stream
 
-LEAST = 20
+MIN_SIZE = 20
 """Fewest samples of a point."""
 STEPS = (1, 2, 5)
 """Sizes by default: 20, 50, 100, 200, 500, and so on."""
@@ -50,12 +50,12 @@ def sample_size_curve(result: Score, sizes: Sequence[int] | None = None, *, resa
     """
     if result.contrast is None:
         raise ValueError("result: expected a Score that score() gave, which keeps its samples.")
-    if sizes is not None and min(sizes, default=LEAST) < LEAST:
-        raise ValueError(f"sizes: expected at least {LEAST} samples, got {min(sizes)}.")
+    if sizes is not None and min(sizes, default=MIN_SIZE) < MIN_SIZE:
+        raise ValueError(f"sizes: expected at least {MIN_SIZE} samples, got {min(sizes)}.")
     evaluated, kept = result.contrast.evaluated, result.contrast.sample
     margins = {name: verdict.margin for name, verdict in result.verdicts.items()}
-    chosen, points = _chosen(result), []
-    for size in sorted(set(_sizes(result.count) if sizes is None else sizes)):
+    chosen, points = _choose_read_outs(result), []
+    for size in sorted(set(_choose_sizes(result.count) if sizes is None else sizes)):
         if size >= min(result.count, len(kept.keys) + 1):
             break
         moments = evaluated.of_rows(Sample(*(part[:size] for part in kept)))
@@ -99,21 +99,21 @@ def write_curve(path: Path | str, curve: Sequence[SizePoint]) -> None:
     Raises:
         OSError: If the file cannot be written.
     """
-    write_table(path, FIELDS, (row for point in curve for row in _rows(point)))
+    write_table(path, FIELDS, (row for point in curve for row in _list_rows(point)))
 
 
-def _rows(point: SizePoint) -> Iterator[list[object]]:
+def _list_rows(point: SizePoint) -> Iterator[list[object]]:
     for name, figure in point.figures.items():
         numbers = (figure.value, *(figure.interval or (None, None)))
         verdict = point.verdicts[JUDGED[name]].outcome if name in JUDGED else ""
         yield [point.size, name, *numbers, verdict]
 
 
-def _chosen(result: Score) -> list[ReadOut]:
+def _choose_read_outs(result: Score) -> list[ReadOut]:
     """The read-outs that a score was read out by, but for those of pairs, which no row sample holds."""
     return [one for name, one in read_outs().items() if name in result.metrics and not one.needs.partners]
 
 
-def _sizes(count: int) -> list[int]:
+def _choose_sizes(count: int) -> list[int]:
     top = math.ceil(math.log10(count + 1))
-    return [step * 10**power for power in range(1, top) for step in STEPS if step * 10**power >= LEAST]
+    return [step * 10**power for power in range(1, top) for step in STEPS if step * 10**power >= MIN_SIZE]

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from clipconformity.data.formats import SCORE
 from clipconformity.data.strict_json import to_json
-from clipconformity.data.untrusted import shown
-from clipconformity.evaluation.results import Score, checked_margins
-from clipconformity.evaluation.scoring import Rows, Taken, choose
+from clipconformity.data.untrusted import format_value
+from clipconformity.evaluation.results import Score, check_margins
+from clipconformity.evaluation.scoring import AccumulatedSamples, SampleValues, choose_read_outs
 from clipconformity.evaluation.scoring import read_score as read_figures
 from clipconformity.functional.clip_score import WEIGHT
 from clipconformity.functional.linalg import units
 from clipconformity.provenance import Provenance
 from clipconformity.stream.alignment import SUMS, MeanScore
-from clipconformity.stream.moments import SAMPLE, SECOND_MOMENTS, Layout, Moments, State, bucket_of
+from clipconformity.stream.moments import SAMPLE, SECOND_MOMENTS, Layout, Moments, State, assign_buckets
 from clipconformity.stream.readouts import Needs, ReadOut
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.reference_file import reference_identity
@@ -28,13 +28,13 @@ from clipconformity.stream.state_file import (
     ROUNDING,
     StateKind,
     check_whole,
-    field_damage,
+    find_field_damage,
+    find_sample_damage,
+    find_shape_damage,
+    find_sum_damage,
+    list_state_shapes,
     read_entries,
     read_state,
-    sample_damage,
-    shape_damage,
-    state_shapes,
-    sum_damage,
     write_state,
 )
 from clipconformity.stream.stream import EVALUATED, Stream
@@ -49,9 +49,9 @@ KIND = StateKind(
 FORMAT_VERSION = "1"
 PAIRS = {"clip": "clip_scores", "ref_clip": "ref_clip_scores"}
 """Sums over pairs: how their tensors begin, and where the stream has them."""
-THERE = {"paired": "clip", "with_references": "ref_clip"}
+FLAGS = {"paired": "clip", "with_references": "ref_clip"}
 """What says that there are such sums."""
-MOST = {"clip": 100.0, "ref_clip": 100 * 2 * WEIGHT / (1 + WEIGHT)}
+MAX_PAIR_SCORE = {"clip": 100.0, "ref_clip": 100 * 2 * WEIGHT / (1 + WEIGHT)}
 """The most that one pair can have: of RefCLIPScore the harmonic mean of its weight and 1."""
 COLUMN = "column "
 """How the tensor of a column of numbers begins."""
@@ -88,12 +88,14 @@ def write_score(path: Path | str, score: Score) -> None:
     tensors |= {COLUMN + name: torch.tensor(column, dtype=torch.float64) for name, column in numbers.items()}
     texts = {"ids": to_json([*map(str, score.ids)]), "words": to_json(words)}
     texts |= {
-        "score": to_json(_about(score, moments) | {name: f"{x}_pair_bad" in tensors for name, x in THERE.items()})
+        "score": to_json(
+            _describe_samples(score, moments) | {name: f"{x}_pair_bad" in tensors for name, x in FLAGS.items()}
+        )
     }
     write_state(path, tensors, {"format": KIND.format, "format_version": FORMAT_VERSION} | texts)
 
 
-def _about(score: Score, moments: Moments) -> dict[str, Any]:
+def _describe_samples(score: Score, moments: Moments) -> dict[str, Any]:
     """What the file says of the samples, but for whether there are pairs."""
     return score.provenance.describe() | {
         "count": score.count,
@@ -106,12 +108,12 @@ def _about(score: Score, moments: Moments) -> dict[str, Any]:
         # Of what was skipped the number alone: the reasons name files of this machine.
         "skipped": score.remarks.get("skipped", {}).get("count", 0),
         "truncated": score.remarks.get("truncated", 0),
-        "reference": _told(score.reference),
+        "reference": _describe_reference(score.reference),
         **{name: getattr(moments.layout, name) for name in SECOND_MOMENTS},
     }
 
 
-def _told(reference: ReferenceSet) -> dict[str, Any]:
+def _describe_reference(reference: ReferenceSet) -> dict[str, Any]:
     """What a reference is told by: its checksum, and what it is of for a reader."""
     return {"identity": reference_identity(reference)} | reference.describe()
 
@@ -127,29 +129,29 @@ def read_score(
 ) -> Score:
     """Read what :func:`write_score` wrote, and its figures out of it; arguments and errors as of ``Score.load``."""
     path = Path(path)
-    checked_margins(margins or {})
+    check_margins(margins or {})
     tensors, metadata = read_state(path, KIND)
     if metadata.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"{path}: saved score of format {shown(metadata.get('format_version'))}, this version reads "
+            f"{path}: saved score of format {format_value(metadata.get('format_version'))}, this version reads "
             f"{FORMAT_VERSION}; use a newer clipconformity."
         )
     check_whole(path, KIND, tensors, metadata)
     about, ids, words = read_entries(path, metadata, "score", "ids", "words")
-    _refuse(path, field_damage(about, FIELDS))
+    _refuse(path, find_field_damage(about, FIELDS))
     _check_reference(path, about["reference"], reference)
     layout = reference.view(max_samples=about["max_samples"], rows=True, **{x: about[x] for x in SECOND_MOMENTS})
-    _refuse(path, _damage(about, ids, words, tensors, layout))
+    _refuse(path, _find_damage(about, ids, words, tensors, layout))
     names = about["metrics"] if metrics is None else metrics
-    chosen = choose(names, paired=about["paired"], with_references=about["with_references"])
+    chosen = choose_read_outs(names, paired=about["paired"], with_references=about["with_references"])
     _check_needs(path, about, chosen)
     columns = {name: words[name] if name in words else tensors[COLUMN + name].tolist() for name in about["columns"]}
-    taken = Taken(
-        _stream(about, ids, tensors, layout, reference),
-        Rows(ids, tensors["norms"], tensors["conformities"], columns),
+    taken = AccumulatedSamples(
+        _build_stream(about, ids, tensors, layout, reference),
+        SampleValues(ids, tensors["norms"], tensors["conformities"], columns),
         provenance := Provenance(about["spec"], about["encoder_id"], about["modality"]),
         reference.provenance.check(provenance),
-        _remarks(about),
+        _read_remarks(about),
     )
     return read_figures(taken, chosen, resamples=resamples, margins=margins, by=by)
 
@@ -162,18 +164,20 @@ def _refuse(path: Path, damage: Iterator[str]) -> None:
 
 def _check_reference(path: Path, told: dict[str, Any], reference: ReferenceSet) -> None:
     """Refuse another reference than the one that the samples were scored against."""
-    here = _told(reference)
+    here = _describe_reference(reference)
     if told.get("identity") != here["identity"]:
         raise ValueError(
-            f"{path}: scored against {_called(told)}, and this is {_called(here)}; give the reference that it was "
-            "scored against, or score the samples again."
+            f"{path}: scored against {_name_reference(told)}, and this is {_name_reference(here)}; "
+            "give the reference that it was scored against, or score the samples again."
         )
 
 
-def _called(reference: Mapping[str, Any]) -> str:
+def _name_reference(reference: Mapping[str, Any]) -> str:
     """Name a reference by what it is of, its size and the beginning of its checksum."""
-    told = [shown(reference[name]) for name in ("dataset", "spec", "modality") if reference.get(name) is not None]
-    told.append(f"{shown(reference.get('count'))} samples")
+    told = [
+        format_value(reference[name]) for name in ("dataset", "spec", "modality") if reference.get(name) is not None
+    ]
+    told.append(f"{format_value(reference.get('count'))} samples")
     return f"the reference {str(reference.get('identity'))[:12]!r} ({', '.join(told)})"
 
 
@@ -192,7 +196,9 @@ def _check_needs(path: Path, about: Mapping[str, Any], chosen: Sequence[ReadOut]
             )
 
 
-def _damage(about: dict[str, Any], ids: Any, words: Any, tensors: dict[str, Tensor], layout: Layout) -> Iterator[str]:
+def _find_damage(
+    about: dict[str, Any], ids: Any, words: Any, tensors: dict[str, Tensor], layout: Layout
+) -> Iterator[str]:
     """Say what no saved score has; what comes later may rest on what comes before."""
     count = about["count"]
     if about["embed_dim"] != layout.dim:
@@ -207,21 +213,21 @@ def _damage(about: dict[str, Any], ids: Any, words: Any, tensors: dict[str, Tens
         yield "words are not columns"
     if not all(_are_words(column, count) for column in words.values()):
         yield f"words are not one string for each of {count} samples"
-    expected = state_shapes(layout, tensors) | dict.fromkeys(("norms", "conformities"), (torch.float64, (count,)))
-    for name, start in THERE.items():
+    expected = list_state_shapes(layout, tensors) | dict.fromkeys(("norms", "conformities"), (torch.float64, (count,)))
+    for name, start in FLAGS.items():
         expected |= {f"{start}_{part}": (torch.float64, SUMS[part]) for part in SUMS if about[name]}
     numbers = {COLUMN + name: (torch.float64, (count,)) for name in about["columns"] if name not in words}
-    yield from shape_damage(about, tensors, expected | numbers, any_value=numbers)
-    yield from sample_damage(about, tensors)
-    yield from sum_damage(about, tensors)
-    yield from _value_damage(about, ids, tensors, layout)
+    yield from find_shape_damage(about, tensors, expected | numbers, any_value=numbers)
+    yield from find_sample_damage(about, tensors)
+    yield from find_sum_damage(about, tensors)
+    yield from _find_value_damage(about, ids, tensors, layout)
 
 
 def _are_words(column: Any, count: int) -> bool:
     return isinstance(column, list) and len(column) == count and all(isinstance(one, str) for one in column)
 
 
-def _value_damage(
+def _find_value_damage(
     about: Mapping[str, Any], ids: list[str], tensors: dict[str, Tensor], layout: Layout
 ) -> Iterator[str]:
     """Say where values of samples do not fit the sums of them, or the rows."""
@@ -242,33 +248,35 @@ def _value_damage(
     norms = torch.linalg.vector_norm(rows, dim=1)
     if bool(((values[:, 0] - norms).abs() > ROUNDING * norms).any()):
         yield "sample_values do not fit the norms of sample_rows"
-    if bool(((values[:, 1] - _towards(rows, about, tensors, layout)).abs() > ROUNDING).any()):
+    if bool(((values[:, 1] - _compute_conformities(rows, about, tensors, layout)).abs() > ROUNDING).any()):
         yield "sample_values do not fit the conformities of sample_rows to the reference"
     if not set(tensors["sample_ids"].tolist()) <= set(hash_labels(ids, len(ids), torch.device("cpu"), "ids").tolist()):
         yield "sample_ids are of other ids"
     for start in PAIRS:
         if f"{start}_pair_bad" in tensors:
-            yield from _pair_damage(start, {name: tensors[f"{start}_{name}"] for name in SUMS}, about["count"])
+            yield from _find_pair_damage(start, {name: tensors[f"{start}_{name}"] for name in SUMS}, about["count"])
 
 
-def _towards(rows: Tensor, about: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout) -> Tensor:
+def _compute_conformities(
+    rows: Tensor, about: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
+) -> Tensor:
     """Conformity of the sampled rows to the reference, ``(k,)``."""
     assert layout.direction is not None
     directions = units(rows)
     if about["grouped"] and layout.between is not None:
-        return (directions * layout.between[bucket_of(tensors["sample_groups"])]).sum(1)
+        return (directions * layout.between[assign_buckets(tensors["sample_groups"])]).sum(1)
     return directions @ layout.direction
 
 
-def _pair_damage(start: str, sums: Mapping[str, Tensor], count: int) -> Iterator[str]:
+def _find_pair_damage(start: str, sums: Mapping[str, Tensor], count: int) -> Iterator[str]:
     pairs, scores = sums["pair_count"], sums["pair_score_sum"]
     if bool((pairs < 0).any()) or float(pairs.sum()) != count or float(sums["pair_bad"]) != 0:
         yield f"{start}_pair_count is not of {count} pairs"
-    if bool((scores < 0).any()) or bool((scores > MOST[start] * pairs * (1 + ROUNDING)).any()):
-        yield f"{start}_pair_score_sum is of scores outside of 0 to {MOST[start]:.0f}"
+    if bool((scores < 0).any()) or bool((scores > MAX_PAIR_SCORE[start] * pairs * (1 + ROUNDING)).any()):
+        yield f"{start}_pair_score_sum is of scores outside of 0 to {MAX_PAIR_SCORE[start]:.0f}"
 
 
-def _stream(
+def _build_stream(
     about: Mapping[str, Any], ids: list[str], tensors: dict[str, Tensor], layout: Layout, reference: ReferenceSet
 ) -> Stream:
     state: State = {name: tensors[name] for name in layout.shapes()}
@@ -288,6 +296,6 @@ def _stream(
     return stream
 
 
-def _remarks(about: Mapping[str, Any]) -> dict[str, Any]:
+def _read_remarks(about: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"skipped": {"count": about["skipped"]}} if about["skipped"] else {}
     return found | ({"truncated": about["truncated"]} if about["truncated"] else {})

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from clipconformity.data.cells import write_table
 from clipconformity.data.names import Names
-from clipconformity.evaluation.classes import by_class
-from clipconformity.evaluation.results import Figure, Score, Verdict, checked_margins, judge, to_figures
+from clipconformity.evaluation.classes import score_by_class
+from clipconformity.evaluation.results import Figure, Score, Verdict, check_margins, judge, to_figures
 from clipconformity.evaluation.sources import Source, check_source
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import effective_number
@@ -31,7 +31,7 @@ from clipconformity.stream.readouts.against import NearestElsewhere
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
 
-WRITTEN = 2**16
+ROWS_AT_ONCE = 2**16
 """Rows of a table that are made at once."""
 CORE = ("conformity", "conformity_kl", "norm")
 """Read-outs of every score; ``--metrics conformity`` names them together."""
@@ -70,8 +70,8 @@ def score(
             does not fit, there are too few samples, or rows are zero, NaN, infinite or L2-normalised.
     """
     check_source(source)
-    chosen = choose(metrics, paired=source.paired, with_references=source.with_references)
-    checked_margins(margins or {})
+    chosen = choose_read_outs(metrics, paired=source.paired, with_references=source.with_references)
+    check_margins(margins or {})
     for reason in failed_read_outs().values():
         warnings.warn(f"metrics: {reason}; it is left out.", stacklevel=2)
     remarks = reference.provenance.check(source.provenance)
@@ -79,12 +79,12 @@ def score(
     stream = Stream.against(reference, needs, allow_normalized=allow_normalized)
     source.allow_normalized = stream.allow_normalized
     rows, held = _stream_in(source, stream, chosen, hold=against is not None)
-    taken = Taken(stream, rows, source.provenance, remarks, source.remarks)
+    taken = AccumulatedSamples(stream, rows, source.provenance, remarks, source.remarks)
     elsewhere = None if against is None else (lambda: _look_elsewhere(rows, held, source, against))
     return read_score(taken, chosen, resamples=resamples, margins=margins, by=by, elsewhere=elsewhere)
 
 
-class Rows(NamedTuple):
+class SampleValues(NamedTuple):
     """What falls out of the pass for every sample."""
 
     ids: Sequence[str]
@@ -93,11 +93,11 @@ class Rows(NamedTuple):
     columns: dict[str, list[float | str]]
 
 
-class Taken(NamedTuple):
+class AccumulatedSamples(NamedTuple):
     """Samples, taken in."""
 
     stream: Stream
-    rows: Rows
+    rows: SampleValues
     provenance: Provenance
     differs: list[str]
     """What differs from the reference's encoder."""
@@ -106,7 +106,7 @@ class Taken(NamedTuple):
 
 
 def read_score(
-    taken: Taken,
+    taken: AccumulatedSamples,
     chosen: Sequence[ReadOut],
     *,
     resamples: int,
@@ -151,14 +151,14 @@ def read_score(
         notes=[note for one in chosen for note in one.notes(stream)],
         details=details,
         columns=columns,
-        by=None if by is None else by_class(stream, by, rows.ids),
+        by=None if by is None else score_by_class(stream, by, rows.ids),
         provenance=taken.provenance,
         metrics=[one.name for one in chosen],
         stream=stream,
     )
 
 
-class Read(NamedTuple):
+class ReadFigures(NamedTuple):
     """What is read out of a stream."""
 
     figures: dict[str, Figure]
@@ -171,21 +171,21 @@ class Read(NamedTuple):
 
 def read_figures(
     chosen: Sequence[ReadOut], stream: Stream, resamples: int, margins: Mapping[str, float] | None = None
-) -> Read:
+) -> ReadFigures:
     """Read figures and verdicts out of a stream; the core is among the read-outs.
 
     Raises:
         ValueError: As :func:`score`.
     """
     stream.checked(min_samples=max(one.min_samples for one in chosen))  # told at once, not one read-out at a time
-    values, lower_bound = _read(chosen, stream, resamples)
+    values, lower_bound = _read_fields(chosen, stream, resamples)
     contrast = stream.contrast("score")
     verdicts = judge(contrast, margins)
     degrees = effective_number(stream.evaluated["count"]) - 1
     figures: dict[str, Figure] = {}
     for one in chosen:
         figures |= to_figures(one.fields, values, degrees, contrast.unknown)
-    return Read(figures, verdicts, lower_bound, contrast, degrees)
+    return ReadFigures(figures, verdicts, lower_bound, contrast, degrees)
 
 
 def metric_names() -> list[str]:
@@ -193,18 +193,18 @@ def metric_names() -> list[str]:
     return sorted(set(read_outs()) - set(CORE) | {CORE[0]})
 
 
-def uncertainty_fields() -> set[str]:
+def list_uncertainty_fields() -> set[str]:
     """Names of the figures that are the error of another one, or an end of its interval."""
     fields = [field for one in read_outs().values() for field in one.fields]
     return {name for field in fields for name in (field.error, *(field.interval or ())) if name is not None}
 
 
-def core_fields() -> set[str]:
+def list_core_fields() -> set[str]:
     """Names of the figures that every score has."""
     return {field.name for name in CORE for field in read_outs()[name].fields}
 
 
-def choose(names: Sequence[str], *, paired: bool = False, with_references: bool = False) -> list[ReadOut]:
+def choose_read_outs(names: Sequence[str], *, paired: bool = False, with_references: bool = False) -> list[ReadOut]:
     """Give the read-outs of the core, of the names, and what pairs have, where the samples are of pairs.
 
     Args:
@@ -225,38 +225,38 @@ def choose(names: Sequence[str], *, paired: bool = False, with_references: bool 
             raise ValueError(f"metrics: {failed[name]}.")
         if name != "all" and name not in known:
             expected = f"expected 'all' or {', '.join(metric_names())}"
-            raise ValueError(f"metrics: {name!r} is unknown: {expected}{did_you_mean(name, known)}")
+            raise ValueError(f"metrics: {name!r} is unknown: {expected}{suggest_name(name, known)}")
         if name != "all" and not possible(known[name]):
             raise ValueError(
                 f"metrics: {name!r} needs {'reference captions' if paired else 'images and captions together'}; give "
                 f"{'--caption-references' if paired else '--images and --captions'}, or a source of paired_source."
             )
     wanted = known if "all" in names else dict.fromkeys([*CORE, *names])
-    listed = [known[name] for name in dict.fromkeys([*CORE, *wanted, *pair_metrics()])]
+    listed = [known[name] for name in dict.fromkeys([*CORE, *wanted, *list_pair_metrics()])]
     return [one for one in listed if possible(one)]
 
 
-def pair_metrics() -> list[str]:
+def list_pair_metrics() -> list[str]:
     """Names of the read-outs of images with captions."""
     return [name for name, one in read_outs().items() if one.needs.partners]
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def suggest_name(name: str, known: Iterable[str]) -> str:
     """End an error about a name that is none of the known ones."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
-_Held = list[tuple[Tensor, Tensor]]
+_KeptRows = list[tuple[Tensor, Tensor]]
 """Rows and their buckets, of each batch, where they are to be compared with further sets."""
 
 
-def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: bool) -> tuple[Rows, _Held]:
+def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: bool) -> tuple[SampleValues, _KeptRows]:
     """Take every batch in; what there is of each sample falls out of the same pass."""
     ids = Names()
     norms, conformities = array("d"), array("d")
     columns: dict[str, list[float | str]] = {}
-    held: _Held = []
+    held: _KeptRows = []
     assert stream.reference is not None
     for batch in source:
         found = stream.update(
@@ -277,10 +277,10 @@ def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: 
     if not ids:
         raise ValueError(source.nothing_read)
     length, towards = (torch.frombuffer(part, dtype=torch.float64) for part in (norms, conformities))
-    return Rows(ids, length, towards, columns), held
+    return SampleValues(ids, length, towards, columns), held
 
 
-def _look_elsewhere(rows: Rows, held: _Held, source: Source, against: Iterable[Source]) -> NearestElsewhere:
+def _look_elsewhere(rows: SampleValues, held: _KeptRows, source: Source, against: Iterable[Source]) -> NearestElsewhere:
     """Find the nearest row of each sample in further sets."""
     embeddings, buckets = (torch.cat(part) for part in zip(*held, strict=True))
     found = NearestElsewhere(embeddings, buckets)
@@ -296,7 +296,7 @@ def _look_elsewhere(rows: Rows, held: _Held, source: Source, against: Iterable[S
 
 
 @full_precision
-def _read(chosen: Sequence[ReadOut], stream: Stream, resamples: int) -> tuple[dict[str, Tensor], bool]:
+def _read_fields(chosen: Sequence[ReadOut], stream: Stream, resamples: int) -> tuple[dict[str, Tensor], bool]:
     """Read every field out, and whether the KL is only a lower bound."""
     values: dict[str, Tensor] = {}
     for one in chosen:
@@ -320,7 +320,7 @@ def write_per_sample(path: Path | str, result: Score) -> None:
     further = result.columns.values()
 
     def rows() -> Iterator[list[float | str]]:
-        for part in order.split(WRITTEN):  # as Python's numbers they would take ten times the memory
+        for part in order.split(ROWS_AT_ONCE):  # as Python's numbers they would take ten times the memory
             own = zip(part.tolist(), result.conformities[part].tolist(), result.norms[part].tolist(), strict=True)
             for row, conformity, norm in own:
                 rank = next(ranks)

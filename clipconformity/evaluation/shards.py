@@ -13,14 +13,14 @@ from clipconformity.data.embeddings import Columns, EmbeddingBlock, EmbeddingSha
 from clipconformity.data.layout import find_embeddings
 from clipconformity.data.limits import RefusedError
 from clipconformity.data.names import Names
-from clipconformity.evaluation.sources import FileRows, Source, SourceBatch, listed_paths
+from clipconformity.evaluation.sources import FileRows, Source, SourceBatch, list_paths
 from clipconformity.provenance import Provenance
 from clipconformity.stream.checks import refuse_normalized
 from clipconformity.stream.row_sample import hash_labels
 
 ROWS = 4096
 """Rows of a batch, over the ends of files: how the rows are split into files changes no bit of a figure."""
-FEWEST = 16
+MIN_ROWS = 16
 """Rows of norm 1 by which a file is known for a normalised one as it is read; fewer may be so by chance."""
 
 
@@ -55,7 +55,7 @@ def embedding_source(
             where ``allow_normalized`` of the source is not set, normalised.
         ImportError: If there are Parquet files and pyarrow is not installed.
     """
-    found = find_embeddings(listed_paths(paths), modality)
+    found = find_embeddings(list_paths(paths), modality)
     skipped: list[dict[str, str]] = []
     named: list[tuple[str, EmbeddingShard]] = []
     for path, name in zip(found.paths, found.names, strict=True):
@@ -76,7 +76,7 @@ def embedding_source(
     files = [FileRows(name, str(shard.dtype).removeprefix("torch.")) for name, shard in named]
     count = sum(shard.count for shard in shards)
     source = Source(iter(()), count, provenance, skipped=skipped, files=files, ignored=found.ignored)
-    source.batches = _batches(source, shards, skip_errors)
+    source.batches = _read_batches(source, shards, skip_errors)
     return source
 
 
@@ -101,12 +101,12 @@ def _check_alike(shards: Sequence[EmbeddingShard]) -> None:
         warnings.warn(f"{other.path} holds {theirs}, and {first.path} {mine}: both are used as they are.", stacklevel=3)
 
 
-def _batches(source: Source, shards: Sequence[EmbeddingShard], skip_errors: bool) -> Iterator[SourceBatch]:
+def _read_batches(source: Source, shards: Sequence[EmbeddingShard], skip_errors: bool) -> Iterator[SourceBatch]:
     """Read the files one after the other, in batches that do not end where they end."""
     waiting: list[SourceBatch] = []
     for file, shard in zip(source.files, shards, strict=True):
-        if waiting and not _fits(shard, waiting[-1]):
-            yield _joined(waiting)
+        if waiting and not _can_join(shard, waiting[-1]):
+            yield _join_parts(waiting)
             waiting = []
         held = sum(len(batch.ids) for batch in waiting)
         try:
@@ -114,10 +114,10 @@ def _batches(source: Source, shards: Sequence[EmbeddingShard], skip_errors: bool
                 if not file.used and not source.allow_normalized:
                     _refuse_normalized(shard, block)
                 file.used += len(block.ids)
-                waiting.append(_batch(shard, block))
+                waiting.append(_make_batch(shard, block))
                 held += len(block.ids)
                 if held == ROWS:
-                    yield _joined(waiting)
+                    yield _join_parts(waiting)
                     waiting, held = [], 0
         except _NormalizedError:
             raise
@@ -127,7 +127,7 @@ def _batches(source: Source, shards: Sequence[EmbeddingShard], skip_errors: bool
             used = f" Its first {file.used} rows are used." if file.used else ""
             source.skipped.append({"id": str(shard.path), "reason": f"{error}{used}"})
     if waiting:
-        yield _joined(waiting)
+        yield _join_parts(waiting)
 
 
 class _NormalizedError(ValueError):
@@ -136,7 +136,7 @@ class _NormalizedError(ValueError):
 
 def _refuse_normalized(shard: EmbeddingShard, block: EmbeddingBlock) -> None:
     rows = len(block.embeddings)
-    if rows >= FEWEST:
+    if rows >= MIN_ROWS:
         part = f", first {rows} rows" if rows < shard.count else ""
         try:
             refuse_normalized(block.embeddings, f"{shard.path}{part}")
@@ -144,19 +144,19 @@ def _refuse_normalized(shard: EmbeddingShard, block: EmbeddingBlock) -> None:
             raise _NormalizedError(str(error)) from None
 
 
-def _fits(shard: EmbeddingShard, batch: SourceBatch) -> bool:
+def _can_join(shard: EmbeddingShard, batch: SourceBatch) -> bool:
     """Whether rows of a file can be of one batch with these."""
     return shard.named != batch.placed and shard.dtype == batch.embeddings.dtype
 
 
-def _batch(shard: EmbeddingShard, block: EmbeddingBlock) -> SourceBatch:
+def _make_batch(shard: EmbeddingShard, block: EmbeddingBlock) -> SourceBatch:
     groups = block.groups
     if groups is not None:
         groups = hash_labels(groups, len(block.ids), block.embeddings.device)
     return SourceBatch(block.embeddings, block.ids, groups, placed=not shard.named)
 
 
-def _joined(batches: Sequence[SourceBatch]) -> SourceBatch:
+def _join_parts(batches: Sequence[SourceBatch]) -> SourceBatch:
     if len(batches) == 1:
         return batches[0]
     ids = Names()

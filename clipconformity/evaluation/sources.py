@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clipconformity.data.captions import Captions
 from clipconformity.data.folders import ImageFolder
-from clipconformity.data.untrusted import shown
+from clipconformity.data.untrusted import format_value
 from clipconformity.encoders import BaseEncoder, Encoder
 from clipconformity.functional.validation import check_same_dim
 from clipconformity.provenance import UNKNOWN, Provenance
@@ -25,7 +25,7 @@ from clipconformity.stream.row_sample import Labels
 
 EXAMPLES = 5
 """Captions and files that are named where all are counted."""
-ROUGH = {
+ROUNDING_REMARKS = {
     "float16": "each entry is rounded to 11 bits, 3 digits, and below 0.00006 to fewer",
     "bfloat16": "each entry is rounded to 8 bits, 2 digits",
 }
@@ -121,7 +121,7 @@ class Source:
             found["unknown_words"] = {"count": len(self.unknown), "examples": list(self.unknown[:EXAMPLES])}
         if len(self.files) > 1:
             found["files"] = {one.name: one.used for one in self.files}
-        if rough := {one.dtype: ROUGH[one.dtype] for one in self.files if one.dtype in ROUGH}:
+        if rough := {one.dtype: ROUNDING_REMARKS[one.dtype] for one in self.files if one.dtype in ROUNDING_REMARKS}:
             found["rounded"] = rough
         return found
 
@@ -142,7 +142,7 @@ class Source:
     def _by_file(self) -> str:
         """Say how many rows came of each of several files, and that they were rounded."""
         files = self.files
-        rough = "".join(f", rounded to {name}" for name in ROUGH if any(one.dtype == name for one in files))
+        rough = "".join(f", rounded to {name}" for name in ROUNDING_REMARKS if any(one.dtype == name for one in files))
         if len(files) < 2:
             return rough
         listed = [f"{one.name} {one.used}" for one in files[:EXAMPLES]]
@@ -171,7 +171,7 @@ class Source:
             self.seconds += time.monotonic() - since
 
 
-def listed_paths(paths: Sequence[Path | str]) -> list[Path]:
+def list_paths(paths: Sequence[Path | str]) -> list[Path]:
     """Refuse a single path, whose letters would be taken for files.
 
     Raises:
@@ -227,18 +227,18 @@ def caption_source(captions: Captions, encoder: Encoder, *, batch_size: int = 25
         captions.groups,
         encoder=counts,
         kind="captions",
-        unknown=[] if counts is None else _unknown(captions, counts),
+        unknown=[] if counts is None else _find_unknown(captions, counts),
     )
 
 
-def _unknown(captions: Captions, encoder: BaseEncoder) -> list[str]:
+def _find_unknown(captions: Captions, encoder: BaseEncoder) -> list[str]:
     """Find the ids of the captions that the tokenizer does not know, and warn of them."""
     found = [captions.ids[number] for number in encoder.unknown_texts(captions.texts)]
     if found:
         warnings.warn(
             f"{len(found)} of {len(captions.texts)} captions are mostly of words that the tokenizer of {encoder.spec} "
-            f"does not know, such as that with the id {shown(found[0])}: what it makes of them says little. Is the "
-            "encoder one for their language and script?",
+            f"does not know, such as that with the id {format_value(found[0])}: what it makes of them says little. "
+            "Is the encoder one for their language and script?",
             stacklevel=3,
         )
     return found

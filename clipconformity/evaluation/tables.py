@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Literal, NamedTuple, get_args
 
-from clipconformity.data.cells import spreadsheet_cell
+from clipconformity.data.cells import format_cell
 from clipconformity.evaluation.results import Figure, Score
 
 Format = Literal["text", "markdown", "csv", "latex", "html"]
@@ -38,7 +38,7 @@ MARKS = {
 SIGNS = {"text": "+-", "markdown": "±", "latex": r"$\pm$", "html": "±"}
 
 
-def plus_minus(figure: Figure, sign: str = "+-") -> str:
+def format_plus_minus(figure: Figure, sign: str = "+-") -> str:
     """Write a figure with half of its 95% interval, to the first digit of that, or two where the first is a 1.
 
     Example:
@@ -59,7 +59,7 @@ def plus_minus(figure: Figure, sign: str = "+-") -> str:
     return f"{figure.value:.{digits}f} {sign} {half:.{digits}f}"
 
 
-def table(scores: Mapping[str, Score], format: Format = "text", figures: Sequence[str] | None = None) -> str:
+def format_table(scores: Mapping[str, Score], format: Format = "text", figures: Sequence[str] | None = None) -> str:
     """Give scores as a table, a row each.
 
     The best value of a figure with a direction is marked, and so are those that cannot be told from it: they are no
@@ -80,15 +80,15 @@ def table(scores: Mapping[str, Score], format: Format = "text", figures: Sequenc
             raise ValueError(f"figures: {name!r} has no {', '.join(lacking)}; score it with the metric that gives it.")
     check_format(format)
     if format == "csv":
-        return _csv(scores, names)
-    columns = [_column([one.figures[key] for one in scores.values()], format) for key in names]
+        return _format_scores_csv(scores, names)
+    columns = [_format_column([one.figures[key] for one in scores.values()], format) for key in names]
     bounds = ["≥ " if one.kl_is_lower_bound else "" for one in scores.values()]
     if "conformity_kl" in names:
         place = names.index("conformity_kl")
         columns[place] = [bound + cell for bound, cell in zip(bounds, columns[place], strict=True)]
-    head = ["run", "N", *(_title(scores, key) for key in names)]
+    head = ["run", "N", *(_choose_title(scores, key) for key in names)]
     rows = [[name, str(one.count), *cells] for (name, one), *cells in zip(scores.items(), *columns, strict=True)]
-    return arranged(head, rows, format, MARKS[format].legend)
+    return arrange_cells(head, rows, format, MARKS[format].legend)
 
 
 def check_format(format: str) -> None:
@@ -101,7 +101,9 @@ def check_format(format: str) -> None:
         raise ValueError(f"format: expected one of {', '.join(map(repr, get_args(Format)))}, got {format!r}.")
 
 
-def arranged(head: Sequence[str], rows: Sequence[Sequence[str]], format: Format, legend: str, words: int = 1) -> str:
+def arrange_cells(
+    head: Sequence[str], rows: Sequence[Sequence[str]], format: Format, legend: str, words: int = 1
+) -> str:
     """Set cells as a table.
 
     Args:
@@ -112,20 +114,20 @@ def arranged(head: Sequence[str], rows: Sequence[Sequence[str]], format: Format,
         words: Columns, from the left, that hold words, and not numbers set by this library.
     """
     if format == "latex":
-        return _latex(head, rows, words)
+        return _format_latex(head, rows, words)
     if format == "html":
-        return _html(head, rows, legend, words)
-    return _markdown(head, rows, legend) if format == "markdown" else _text(head, rows, legend)
+        return _format_html(head, rows, legend, words)
+    return _format_markdown(head, rows, legend) if format == "markdown" else _format_text(head, rows, legend)
 
 
-def _title(scores: Mapping[str, Score], key: str) -> str:
+def _choose_title(scores: Mapping[str, Score], key: str) -> str:
     unit = next(iter(scores.values())).figures[key].unit
     return key.replace("_", " ") + (f" ({unit})" if unit else "")
 
 
-def _column(figures: Sequence[Figure], format: Format) -> list[str]:
+def _format_column(figures: Sequence[Figure], format: Format) -> list[str]:
     sign = SIGNS[format]
-    cells = [plus_minus(one, sign) for one in figures]
+    cells = [format_plus_minus(one, sign) for one in figures]
     known = [one for one in figures if one.value is not None]
     if len(known) < 2 or figures[0].better == "neither":
         return cells
@@ -134,29 +136,29 @@ def _column(figures: Sequence[Figure], format: Format) -> list[str]:
     mark = MARKS[format]
     return [
         cell if one.value is None else mark.best.format(cell) if one is best
-        else mark.tied.format(cell) if _tied(one, best) else cell
+        else mark.tied.format(cell) if _find_tied(one, best) else cell
         for one, cell in zip(figures, cells, strict=True)
     ]  # fmt: skip
 
 
-def _tied(one: Figure, best: Figure) -> bool:
+def _find_tied(one: Figure, best: Figure) -> bool:
     assert one.value is not None
     assert best.value is not None
     return abs(one.value - best.value) <= math.hypot(one.half_width, best.half_width)
 
 
-def _text(head: Sequence[str], rows: Sequence[Sequence[str]], legend: str) -> str:
+def _format_text(head: Sequence[str], rows: Sequence[Sequence[str]], legend: str) -> str:
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
     return "\n".join([*(line.rstrip() for line in lines), legend]) + "\n"
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], legend: str) -> str:
+def _format_markdown(head: Sequence[str], rows: Sequence[Sequence[str]], legend: str) -> str:
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:], "", legend]) + "\n"
 
 
-def _html(head: Sequence[str], rows: Sequence[Sequence[str]], legend: str, words: int) -> str:
+def _format_html(head: Sequence[str], rows: Sequence[Sequence[str]], legend: str, words: int) -> str:
     def line(cells: Sequence[str], titles: int) -> str:
         words_first = [f"<th>{escape(cell)}</th>" for cell in cells[:titles]]  # numbers are set by this library
         return f"<tr>{''.join([*words_first, *(f'<td>{cell}</td>' for cell in cells[titles:])])}</tr>"
@@ -166,35 +168,35 @@ def _html(head: Sequence[str], rows: Sequence[Sequence[str]], legend: str, words
     return f"<table><thead>{first}</thead><tbody>{lines}</tbody></table>{below}\n"
 
 
-def _latex(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
-    titles = [*head[:words], *map(_escaped, head[words:])]
-    lines = [" & ".join([*map(_escaped, row[:words]), *row[words:]]) + r" \\" for row in (titles, *rows)]
+def _format_latex(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
+    titles = [*head[:words], *map(_escape_latex, head[words:])]
+    lines = [" & ".join([*map(_escape_latex, row[:words]), *row[words:]]) + r" \\" for row in (titles, *rows)]
     lines = [line.replace("≥", r"$\geq$") for line in lines]
     begin = rf"\begin{{tabular}}{{{'l' * words}{'r' * (len(head) - words)}}}"
     return "\n".join([begin, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _escaped(text: str) -> str:
+def _escape_latex(text: str) -> str:
     """Write a text so that LaTeX shows it."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(special.get(one, f"\\{one}" if one in "&%$#_{}" else one) for one in text)
 
 
-def _csv(scores: Mapping[str, Score], names: Sequence[str]) -> str:
+def _format_scores_csv(scores: Mapping[str, Score], names: Sequence[str]) -> str:
     def cells(figure: Figure) -> Iterable[object]:
         return figure.value, *(figure.interval or (None, None))
 
     head = ["run", "count", *(f"{key}{end}" for key in names for end in ("", "_low", "_high"))]
-    return csv_table(
+    return format_csv(
         head,
         ([name, one.count, *(x for key in names for x in cells(one.figures[key]))] for name, one in scores.items()),
     )
 
 
-def csv_table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+def format_csv(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     """Give a table as CSV, each value as of ``spreadsheet_cell``."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(head)
-    writer.writerows(map(spreadsheet_cell, row) for row in rows)
+    writer.writerows(map(format_cell, row) for row in rows)
     return out.getvalue()

@@ -44,7 +44,7 @@ def clip_score(image: Tensor, text: Tensor) -> Tensor:
     """
     pair = check_pairs(image, text)
     dtype = torch.promote_types(result_dtype(image), result_dtype(text))
-    return (100 * _aligned(*pair)).to(image.device, dtype)
+    return (100 * _compute_cosines(*pair)).to(image.device, dtype)
 
 
 @full_precision
@@ -79,14 +79,14 @@ def ref_clip_score(image: Tensor, text: Tensor, references: Tensor | Sequence[Te
     flat = check_rows(torch.cat([check_rows(own, "references") for own in references]), "references")
     check_same_dim(flat, pair[1].shape[1], "references", "text")
     sizes = [len(own) for own in references]
-    near = _aligned(flat, pair[1].repeat_interleave(torch.tensor(sizes, device=flat.device), 0))
+    near = _compute_cosines(flat, pair[1].repeat_interleave(torch.tensor(sizes, device=flat.device), 0))
     nearest = torch.stack([own.max() for own in near.split(sizes)])
-    fit = WEIGHT * _aligned(*pair)
+    fit = WEIGHT * _compute_cosines(*pair)
     mean = torch.where(fit * nearest > 0, 2 * fit * nearest / (fit + nearest), 0.0)
     dtype = torch.promote_types(result_dtype(image), result_dtype(text))
     return (100 * mean).to(image.device, dtype)
 
 
-def _aligned(rows: Tensor, others: Tensor) -> Tensor:
+def _compute_cosines(rows: Tensor, others: Tensor) -> Tensor:
     """Cosine of each row and its partner, at least 0 and at most 1, ``(N,)``."""
     return (units(rows) * units(others)).sum(1).clamp(0, 1)

@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from clipconformity.functional.linalg import blocks, full_precision, result_dtype, working
-from clipconformity.functional.validation import check_matrix, check_norms, check_same_dim, within_range
+from clipconformity.functional.linalg import blocks, full_precision, result_dtype, to_working_precision
+from clipconformity.functional.validation import check_matrix, check_norms, check_same_dim, is_in_range
 
 
 class HasUnitMean(Protocol):
@@ -60,7 +60,7 @@ def norms_and_unit_sum(embeddings: Tensor, name: str = "embeddings") -> tuple[Te
         total += _weighted_sum(norm.reciprocal(), block)
         norms.append(norm)
     found = torch.cat(norms)
-    if not bool(within_range(found).all()):  # float32 norms over- and underflow: float64 ones tell what is wrong
+    if not bool(is_in_range(found).all()):  # float32 norms over- and underflow: float64 ones tell what is wrong
         check_norms(torch.linalg.vector_norm(embeddings, dim=1, dtype=torch.float64), name)
     return found, total
 
@@ -113,7 +113,7 @@ def conformity(embeddings: Tensor, reference: Tensor | HasUnitMean | None = None
         tensor([0.3536, 0.3536, 0.7071])
     """
     raw = check_matrix(embeddings, min_rows=2 if reference is None else 1)
-    values = working(raw)
+    values = to_working_precision(raw)
     norms, total = norms_and_unit_sum(values)
     if reference is None:
         mean = total / len(values)
@@ -133,7 +133,7 @@ def reference_unit_mean(reference: Tensor | HasUnitMean) -> Tensor:
                 f"reference: expected embeddings of shape (M, D) or a ReferenceSet, got {type(reference).__name__}."
             )
         return reference.unit_mean
-    values = working(check_matrix(reference, "reference"))
+    values = to_working_precision(check_matrix(reference, "reference"))
     _, total = norms_and_unit_sum(values, "reference")
     return total / len(values)
 
@@ -162,7 +162,7 @@ def self_conformity(embeddings: Tensor) -> Tensor:
         tensor(0.4714)
     """
     raw = check_matrix(embeddings, min_rows=2)
-    values = working(raw)
+    values = to_working_precision(raw)
     _, total = norms_and_unit_sum(values)
     mean = total / len(values)
     return own_set_conformity(mean @ mean, len(values)).to(raw.device, result_dtype(raw))
@@ -193,7 +193,7 @@ def estimated_conformity(embeddings: Tensor, mean: Tensor | None = None) -> Tens
         tensor([0.7071, 0.7071])
     """
     raw = check_matrix(embeddings)
-    values = working(raw)
+    values = to_working_precision(raw)
     norms, _ = norms_and_unit_sum(values)
     center = values.mean(0, dtype=torch.float64) if mean is None else mean.detach().double().to(values.device)
     if center.shape != values.shape[1:]:
@@ -295,7 +295,7 @@ def norm_statistics(embeddings: Tensor, levels: tuple[float, ...] = (0.05, 0.25,
     raw = check_matrix(embeddings, min_rows=2)
     if not all(0 <= level <= 1 for level in levels):
         raise ValueError(f"levels: expected quantile levels in [0, 1], got {levels}.")
-    values = working(raw)
+    values = to_working_precision(raw)
     norms, total = norms_and_unit_sum(values)
     mean = values.mean(0, dtype=torch.float64)
     # In float64: a mean rounded to float32 is off by more than the spread of a set far from the origin.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from clipconformity.functional.linalg import full_precision, result_dtype, units, working
+from clipconformity.functional.linalg import full_precision, result_dtype, to_working_precision, units
 from clipconformity.functional.validation import check_pairs, check_rows, check_same_dim
 
 BLOCK_ENTRIES = 2**22
@@ -55,7 +55,7 @@ def nt_xent(image: Tensor, text: Tensor, logit_scale: float | Tensor = 100.0) ->
     u, w = _unit_pairs(image, text)
     scale = torch.as_tensor(logit_scale, dtype=u.dtype, device=u.device)
     losses = [
-        _recomputed(_cross_entropy, rows, columns, start, scale)
+        _checkpoint(_cross_entropy, rows, columns, start, scale)
         for whole, columns in ((u, w), (w, u))
         for start, rows in _row_blocks(whole)
     ]
@@ -63,7 +63,7 @@ def nt_xent(image: Tensor, text: Tensor, logit_scale: float | Tensor = 100.0) ->
 
 
 def _unit_pairs(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    values, other = working(image), working(text)
+    values, other = to_working_precision(image), to_working_precision(text)
     dtype = torch.promote_types(values.dtype, other.dtype)
     return units(values.to(dtype)), units(other.to(dtype))
 
@@ -73,7 +73,7 @@ def _row_blocks(rows: Tensor) -> list[tuple[int, Tensor]]:
     return [(start, rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
-def _recomputed(function: Callable[..., Tensor], *args: Tensor | int) -> Tensor:
+def _checkpoint(function: Callable[..., Tensor], *args: Tensor | int) -> Tensor:
     """Call ``function``; the backward pass computes what is inside again instead of keeping it."""
     if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
         return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
@@ -171,8 +171,8 @@ def uniformity(embeddings: Tensor) -> Tensor:
         tensor(-4.)
     """
     check_rows(embeddings, min_rows=2)
-    u = units(working(embeddings))
-    parts = [_recomputed(_log_affinity, rows, u, start) for start, rows in _row_blocks(u)]
+    u = units(to_working_precision(embeddings))
+    parts = [_checkpoint(_log_affinity, rows, u, start) for start, rows in _row_blocks(u)]
     value = torch.stack(parts).logsumexp(0) - math.log(len(u)) - math.log(len(u) - 1)
     return value.to(embeddings.device, result_dtype(embeddings))
 
@@ -207,7 +207,7 @@ def shift(embeddings: Tensor, alpha: float, mean: Tensor | None = None) -> Tenso
     check_rows(embeddings)
     if not math.isfinite(alpha):
         raise ValueError(f"alpha: expected a finite number, got {alpha}.")
-    values = working(embeddings).double()
+    values = to_working_precision(embeddings).double()
     center = values.mean(0) if mean is None else check_mean(mean, values.shape[1]).to(values)
     return (values - alpha * center).to(embeddings.device, result_dtype(embeddings))
 
@@ -227,4 +227,4 @@ def check_mean(mean: object, dim: int) -> Tensor:
     check_same_dim(mean, dim, "mean", "embeddings")
     if not bool(torch.isfinite(mean.detach()).all()):
         raise ValueError("mean: expected finite values, got NaN or infinite ones.")
-    return working(mean)
+    return to_working_precision(mean)

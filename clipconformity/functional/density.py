@@ -42,7 +42,7 @@ PIVOT_SCALE = 1e-6
 factor of 1 two spikes far apart, each a cell wide, cost six digits."""
 TOLERANCE = 1e-9
 """Gain in log-likelihood below which a fit is done."""
-LOWEST_LOG = -690.0
+MIN_LOG = -690.0
 """Log-probability below which a cell has no share in a divergence."""
 MAX_STEPS = 60
 MAX_HALVINGS = 12
@@ -87,9 +87,9 @@ def fit_log_density(counts: Array, penalty: float, start: Array | None = None) -
     eta = eta + (np.log(counts.sum(1)) - log_sum(eta))[:, None]
     left = np.arange(len(counts))
     if start is not None and len(counts) > 1:
-        solve = _solver(start, penalty)
-        left = _climb(counts, eta, penalty, left, lambda slope, _: solve(slope.T).T)
-    _climb(counts, eta, penalty, left, lambda slope, x: _own_steps(slope, x, penalty))
+        solve = _make_solver(start, penalty)
+        left = _maximise(counts, eta, penalty, left, lambda slope, _: solve(slope.T).T)
+    _maximise(counts, eta, penalty, left, lambda slope, x: _compute_steps(slope, x, penalty))
     return eta
 
 
@@ -163,7 +163,7 @@ class Augmented:
         return float(self.solve(np.diag(self.means)).trace())
 
 
-def _climb(counts: Array, eta: Array, penalty: float, rows: Index, steps: Callable[[Array, Array], Array]) -> Index:
+def _maximise(counts: Array, eta: Array, penalty: float, rows: Index, steps: Callable[[Array, Array], Array]) -> Index:
     """Climb in place until no step gains ``TOLERANCE`` in log-likelihood; give the rows that have not got there."""
     for _ in range(MAX_STEPS):
         if not len(rows):
@@ -189,12 +189,12 @@ def _objective(eta: Array, counts: Array, penalty: float) -> Array:
     return likelihood - 0.5 * penalty * np.square(_difference(eta)).sum(1)
 
 
-def _own_steps(slope: Array, eta: Array, penalty: float) -> Array:
+def _compute_steps(slope: Array, eta: Array, penalty: float) -> Array:
     """Newton steps ``(B, K)``, each histogram under its own Hessian."""
-    return np.stack([_solver(x, penalty)(own[:, None])[:, 0] for own, x in zip(slope, eta, strict=True)])
+    return np.stack([_make_solver(x, penalty)(own[:, None])[:, 0] for own, x in zip(slope, eta, strict=True)])
 
 
-def _solver(eta: Array, penalty: float) -> Callable[[Array], Array]:
+def _make_solver(eta: Array, penalty: float) -> Callable[[Array], Array]:
     """Make what solves H x = right for columns ``(K, B)``: by Cholesky, twice as fast, where rounding allows it."""
     from scipy.linalg.lapack import dpbtrf, dpbtrs
 
@@ -234,7 +234,7 @@ def log_probabilities(counts: Array, penalty: float, start: Array) -> Array:
 
 def relative_entropy(log_p: Array, log_q: Array, floor: float) -> Array:
     """KL divergence of each row of cell probabilities in nats, ``(B,)``; ``log_q`` is held at ``floor`` or above."""
-    return (np.exp(log_p) * (np.maximum(log_p, LOWEST_LOG) - np.maximum(log_q, floor))).sum(1)
+    return (np.exp(log_p) * (np.maximum(log_p, MIN_LOG) - np.maximum(log_q, floor))).sum(1)
 
 
 def log_sum(values: Array) -> Array:

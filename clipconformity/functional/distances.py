@@ -20,13 +20,13 @@ ROWS, COLUMNS = 1024, 1024
 ROUNDING = 1e-12
 """Share of the squared norms within which a squared distance is no smaller than another: copies lie on the edges of
 balls, which are outside, and float64 would decide for each block anew."""
-SPARE = 4
+EXTRA_NEIGHBOURS = 4
 """Neighbours beyond the k-th that are kept, to see that float32 missed none."""
-FEW = 1 / 32
+MAX_UNCERTAIN_SHARE = 1 / 32
 """Share of the pairs of a block from which on float64 takes all of it at once."""
 PAIRS = 2048
 """Pairs of rows that float64 takes one by one at once."""
-TINY = 1e-30
+MIN_SQUARED_DISTANCE = 1e-30
 """Squared distance, where the largest is about 1, below which float32 underflows."""
 
 
@@ -51,10 +51,10 @@ class Points(NamedTuple):
         roundings. A pair at a squared distance r has :math:`|y|^2 \le 2(|x|^2 + r)`, and one with a longer y is farther
         away than r by more than it may be off.
         """
-        return 4 * (self.rows.shape[1] + 16) * 2.0**-24 * (self.squares + limit) + TINY
+        return 4 * (self.rows.shape[1] + 16) * 2.0**-24 * (self.squares + limit) + MIN_SQUARED_DISTANCE
 
 
-def placed(first: Tensor, second: Tensor) -> tuple[Points, Points, float]:
+def center_and_scale(first: Tensor, second: Tensor) -> tuple[Points, Points, float]:
     """Take the second set's mean off both sets, in float64, and scale both by a power of two to norms of about 1.
 
     Distances stay but for the scale, and far from the origin they round less.
@@ -66,12 +66,12 @@ def placed(first: Tensor, second: Tensor) -> tuple[Points, Points, float]:
     sides = [side.double() - center for side in (first, second)]
     largest = max(float(side.abs().max()) for side in sides)
     scale = 2.0 ** -math.frexp(largest)[1] if largest else 1.0
-    quick = torch.float32 if _keeps_digits() else torch.float64
+    quick = torch.float32 if _is_full_float32() else torch.float64
     points = [Points(rows, rows.to(quick), rows.square().sum(1)) for rows in (side.mul_(scale) for side in sides)]
     return points[0], points[1], scale**2
 
 
-def _keeps_digits() -> bool:
+def _is_full_float32() -> bool:
     """Whether a product of float32 matrices has the digits of float32, and not those of TF32 or bfloat16."""
     try:
         return torch.get_float32_matmul_precision() == "highest"
@@ -80,30 +80,30 @@ def _keeps_digits() -> bool:
 
 
 @full_precision
-def reach(points: Points, k: int) -> Tensor:
+def kth_distance(points: Points, k: int) -> Tensor:
     """Squared distance of each row to its k-th nearest other row, ``(N,)`` float64."""
     bias = (-points.squares / 2).to(points.quick)
-    kept = min(k + SPARE, len(points.rows) - 1)
-    near, place = largest(points.quick, None, kept, bias)  # half of the squared distances, negative, nearest first
+    kept = min(k + EXTRA_NEIGHBOURS, len(points.rows) - 1)
+    near, place = find_largest(points.quick, None, kept, bias)  # half of the squared distances, negative, nearest first
     distance = near.double().mul_(-2)
     at = distance[:, k - 1 : k].clamp_min(0)
     margin = points.margin(2 * at[:, 0])[:, None]
     in_doubt = (distance - at).abs() <= 2 * margin
     row, column = in_doubt.nonzero(as_tuple=True)
     exact = torch.where(distance < at, -torch.inf, torch.inf).double()  # of those that are not in doubt
-    exact[row, column] = _apart(points, points, row, place[row, column])
+    exact[row, column] = _exact_distances(points, points, row, place[row, column])
     found = exact.sort(1).values[:, k - 1]
     if kept < len(points.rows) - 1:
         missed = in_doubt[:, -1].nonzero()[:, 0]  # a row that was not kept may be nearer
-        found[missed] = _reach_of(missed, points, k)
+        found[missed] = _exact_kth_distance(missed, points, k)
     return found
 
 
-def _reach_of(which: Tensor, points: Points, k: int) -> Tensor:
+def _exact_kth_distance(which: Tensor, points: Points, k: int) -> Tensor:
     """The same of some rows, in float64 throughout."""
     found = [points.rows.new_empty(0)]
     for part in which.split(max(1, ROWS * COLUMNS // len(points.rows))):
-        distance = _product(points.rows[part], points.rows, points.squares[part], points.squares)
+        distance = _multiply_blocks(points.rows[part], points.rows, points.squares[part], points.squares)
         distance[torch.arange(len(part), device=part.device), part] = torch.inf
         found.append(distance.kthvalue(k, dim=1).values.clamp_min(0))
     return torch.cat(found)
@@ -122,7 +122,7 @@ class BallBlock(NamedTuple):
     """Squared distances of the block to the rounding of float32, ``(R, C)``."""
 
 
-def ball_blocks(first: Points, second: Points, reaches: tuple[Tensor, Tensor]) -> Iterator[BallBlock]:
+def find_ball_blocks(first: Points, second: Points, reaches: tuple[Tensor, Tensor]) -> Iterator[BallBlock]:
     """Find all pairs of two sets of which one lies in the ball of the other, an edge being outside, block by block.
 
     Args:
@@ -130,48 +130,50 @@ def ball_blocks(first: Points, second: Points, reaches: tuple[Tensor, Tensor]) -
         second: The other, placed alike.
         reaches: Squared radius of the ball around each row of either, ``(N,)`` and ``(M,)``.
     """
-    for row in slices(len(first.rows), ROWS):
-        for column in slices(len(second.rows), COLUMNS):
-            yield _ball_block(first, second, reaches, row, column)
+    for row in split_slices(len(first.rows), ROWS):
+        for column in split_slices(len(second.rows), COLUMNS):
+            yield _find_ball_block(first, second, reaches, row, column)
 
 
 @full_precision
-def _ball_block(first: Points, second: Points, reaches: tuple[Tensor, Tensor], row: slice, column: slice) -> BallBlock:
+def _find_ball_block(
+    first: Points, second: Points, reaches: tuple[Tensor, Tensor], row: slice, column: slice
+) -> BallBlock:
     sides = first.part(row), second.part(column)
-    distance = _product(sides[0].quick, sides[1].quick, sides[0].squares, sides[1].squares)
+    distance = _multiply_blocks(sides[0].quick, sides[1].quick, sides[0].squares, sides[1].squares)
     found = [
-        _inside(sides, distance, (reaches[0][row, None], sides[0].margin(reaches[0][row])[:, None])),
-        _inside(sides, distance, (reaches[1][None, column], sides[1].margin(reaches[1][column])[None])),
+        _find_inside(sides, distance, (reaches[0][row, None], sides[0].margin(reaches[0][row])[:, None])),
+        _find_inside(sides, distance, (reaches[1][None, column], sides[1].margin(reaches[1][column])[None])),
     ]
     in_first, in_second = ((mine + row.start, theirs + column.start) for mine, theirs in found)
     return BallBlock(row, column, in_first, in_second, distance)
 
 
-def _inside(sides: tuple[Points, Points], distance: Tensor, edge: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _find_inside(sides: tuple[Points, Points], distance: Tensor, edge: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Places in a block where a distance is below a limit, which is broadcast, as is what float32 may be off by."""
     limit, margin = edge
     first, second = sides
     row, column = (distance < (limit + margin).to(distance)).nonzero(as_tuple=True)
     limits = limit.expand(distance.shape)[row, column]
     in_doubt = (distance[row, column] >= limits - margin.expand(distance.shape)[row, column]).nonzero()[:, 0]
-    if len(in_doubt) > FEW * distance.numel():
+    if len(in_doubt) > MAX_UNCERTAIN_SHARE * distance.numel():
         squares = [(1 + ROUNDING) * one.squares for one in sides]
-        where = (_product(first.rows, second.rows, *squares) < limit).nonzero(as_tuple=True)
+        where = (_multiply_blocks(first.rows, second.rows, *squares) < limit).nonzero(as_tuple=True)
         return where[0], where[1]
     mine, theirs = row[in_doubt], column[in_doubt]
-    lifted = _apart(first, second, mine, theirs) + ROUNDING * (first.squares[mine] + second.squares[theirs])
+    lifted = _exact_distances(first, second, mine, theirs) + ROUNDING * (first.squares[mine] + second.squares[theirs])
     kept = torch.ones_like(row, dtype=torch.bool)
     kept[in_doubt] = lifted < limits[in_doubt]
     return row[kept], column[kept]
 
 
-def _product(first: Tensor, second: Tensor, squares: Tensor, others: Tensor) -> Tensor:
+def _multiply_blocks(first: Tensor, second: Tensor, squares: Tensor, others: Tensor) -> Tensor:
     """Squared distances of two blocks by one product of matrices, ``(R, C)``."""
     distance = torch.addmm(others.to(first)[None], first, second.T, alpha=-2)
     return distance.add_(squares.to(first)[:, None])
 
 
-def _apart(first: Points, second: Points, row: Tensor, column: Tensor) -> Tensor:
+def _exact_distances(first: Points, second: Points, row: Tensor, column: Tensor) -> Tensor:
     """Squared distances of some pairs, float64, which no other pair has a part in."""
     found = [first.rows.new_empty(0)]
     for mine, theirs in zip(row.split(PAIRS), column.split(PAIRS), strict=True):
@@ -179,7 +181,7 @@ def _apart(first: Points, second: Points, row: Tensor, column: Tensor) -> Tensor
     return torch.cat(found)
 
 
-def largest(rows: Tensor, others: Tensor | None, k: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def find_largest(rows: Tensor, others: Tensor | None, k: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The k largest of ``rows @ others.T`` in each row, descending, and where they are, ``(N, k)`` each.
 
     Args:
@@ -197,8 +199,12 @@ def largest(rows: Tensor, others: Tensor | None, k: int, bias: Tensor | None = N
         values[row], places[row] = best, torch.cat([places[row], place + column.start], 1).gather(1, order)
 
     there = rows if others is None else others
-    for row in slices(len(rows), ROWS):
-        blocks = slices(len(there), COLUMNS) if others is not None else slices(len(rows), ROWS)[row.start // ROWS :]
+    for row in split_slices(len(rows), ROWS):
+        blocks = (
+            split_slices(len(there), COLUMNS)
+            if others is not None
+            else split_slices(len(rows), ROWS)[row.start // ROWS :]
+        )
         for column in blocks:
             found = rows[row] @ there[column].T
             if bias is not None:
@@ -211,6 +217,6 @@ def largest(rows: Tensor, others: Tensor | None, k: int, bias: Tensor | None = N
     return values, places
 
 
-def slices(count: int, size: int) -> list[slice]:
+def split_slices(count: int, size: int) -> list[slice]:
     """Cut ``count`` rows into blocks of ``size``."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]

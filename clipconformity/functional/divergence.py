@@ -21,15 +21,15 @@ from clipconformity.functional.linalg import full_precision, result_dtype
 
 MIN_SAMPLES = 10
 """Fewest samples on either side for a KL: below, the two fitted variances say nothing."""
-COARSEST = 8
+MAX_COARSENING = 8
 """Most cells read out as one: a quarter of the reference's standard deviation."""
-MOST_CELLS = 256
+MAX_CELLS = 256
 """Most cells read out; a set far away and narrow is read out more coarsely."""
 TAIL_FLOOR = 1e-4
 """The smooth tail is followed down to this share of one sample's weight per cell, and held constant below."""
-TAIL_MOVES = 0.05
+MAX_TAIL_CHANGE = 0.05
 """A value is a lower bound when following the tail further raises it by more than this share."""
-OUTSIDE = 0.25
+MAX_OUTSIDE = 0.25
 """A value is a lower bound when more than this share of one set lies outside the other's range."""
 
 
@@ -111,13 +111,13 @@ def conformity_kl(evaluated: Tensor, reference: Tensor) -> Tensor:
     """
     check_conformities(evaluated, "evaluated")
     check_conformities(reference, "reference")
-    grid = anchored_grid(reference.detach())
+    grid = make_grid(reference.detach())
     sides = [Side(grid.counts(x.detach()).cpu(), float(len(x))) for x in (evaluated, reference)]
-    readout = plan(*sides)
+    readout = plan_readout(*sides)
     if is_lower_bound(readout, *sides):
         warn_lower_bound()
-    values = plug_in(readout, sides[0].counts[None], sides[1].counts[None])
-    return corrected(readout, values, squeeze=True).forward.to(evaluated.device, result_dtype(evaluated))
+    values = compute_plug_in(readout, sides[0].counts[None], sides[1].counts[None])
+    return correct_bias(readout, values, squeeze=True).forward.to(evaluated.device, result_dtype(evaluated))
 
 
 def check_conformities(values: Tensor, name: str) -> None:
@@ -136,7 +136,7 @@ def check_conformities(values: Tensor, name: str) -> None:
         raise ValueError(f"{name}: expected finite conformities, got NaN or infinite values.")
 
 
-def anchored_grid(reference: Tensor) -> Grid:
+def make_grid(reference: Tensor) -> Grid:
     """Grid whose cells are 1/32 of the reference conformities' standard deviation.
 
     Raises:
@@ -158,8 +158,8 @@ def is_lower_bound(readout: Readout, evaluated: Side, reference: Side) -> bool:
     inside = evaluated.counts[int(used[0]) : int(used[-1]) + 1].sum()
     outside = 1 - float(inside / evaluated.counts.sum())
     overflow = float((evaluated.counts[0] + evaluated.counts[-1]) / evaluated.counts.sum())
-    apart = outside > OUTSIDE or overflow > 0.001 or _std(evaluated.counts) < 1
-    return apart or tail_decides(readout, evaluated.counts, reference.counts)
+    apart = outside > MAX_OUTSIDE or overflow > 0.001 or _std(evaluated.counts) < 1
+    return apart or is_tail_decisive(readout, evaluated.counts, reference.counts)
 
 
 def warn_lower_bound() -> None:
@@ -172,23 +172,23 @@ def warn_lower_bound() -> None:
     )
 
 
-def corrected(readout: Readout, values: Divergences, squeeze: bool = False) -> Divergences:
+def correct_bias(readout: Readout, values: Divergences, squeeze: bool = False) -> Divergences:
     """Take the bias off plug-in divergences and cut at 0."""
     cut = [(value - sum(readout.biases)).clamp_min(0) for value in values]
     return Divergences(*(value[0] if squeeze else value for value in cut))
 
 
-def plan(evaluated: Side, reference: Side) -> Readout:
+def plan_readout(evaluated: Side, reference: Side) -> Readout:
     """Settle cell width, window and smoothing on the observed pair."""
-    counts = [_folded(side.counts) for side in (evaluated, reference)]
+    counts = [_fold_overflow(side.counts) for side in (evaluated, reference)]
     stds = [_std(side.counts) for side in (evaluated, reference)]
-    factor = COARSEST
+    factor = MAX_COARSENING
     while factor > 1 and factor * 4 > min(stds):
         factor //= 2
     span = (counts[0] + counts[1]).nonzero().flatten()
-    while int(span[-1] - span[0]) > factor * MOST_CELLS:
+    while int(span[-1] - span[0]) > factor * MAX_CELLS:
         factor *= 2
-    coarse = [_coarsened(x, factor) for x in counts]
+    coarse = [_coarsen(x, factor) for x in counts]
     used = (coarse[0] + coarse[1]).nonzero().flatten()
     margin = int(max(stds) / factor) + 2
     first, last = max(0, int(used[0]) - margin), min(len(coarse[0]), int(used[-1]) + 1 + margin)
@@ -211,7 +211,7 @@ def plan(evaluated: Side, reference: Side) -> Readout:
     )
 
 
-def plug_in(readout: Readout, evaluated: Tensor, reference: Tensor) -> Divergences:
+def compute_plug_in(readout: Readout, evaluated: Tensor, reference: Tensor) -> Divergences:
     """Plug-in divergences of histograms ``(B, CELLS + 2)`` under a settled read-out."""
     logs = _log_densities(readout, evaluated, reference)
     forward = relative_entropy(logs[0], logs[1], _log_floor(readout, 1))
@@ -219,7 +219,7 @@ def plug_in(readout: Readout, evaluated: Tensor, reference: Tensor) -> Divergenc
     return Divergences(torch.from_numpy(forward), torch.from_numpy(reverse))
 
 
-def tail_decides(readout: Readout, evaluated: Tensor, reference: Tensor) -> bool:
+def is_tail_decisive(readout: Readout, evaluated: Tensor, reference: Tensor) -> bool:
     """Whether the forward divergence rests on how far the reference's smooth tail is followed.
 
     Held at a thousandth of ``TAIL_FLOOR``, it would then be larger by more than ``TAIL_MOVES`` of itself, and by more
@@ -228,13 +228,13 @@ def tail_decides(readout: Readout, evaluated: Tensor, reference: Tensor) -> bool
     log_p, log_q = _log_densities(readout, evaluated[None], reference[None])
     floor = _log_floor(readout, 1)
     value, lower = (float(relative_entropy(log_p, log_q, end)[0]) for end in (floor, floor - math.log(1000)))
-    return lower - value > max(TAIL_MOVES * value, sum(readout.biases))
+    return lower - value > max(MAX_TAIL_CHANGE * value, sum(readout.biases))
 
 
 def _log_densities(readout: Readout, evaluated: Tensor, reference: Tensor) -> list[Array]:
     logs = []
     for i, histograms in enumerate((evaluated, reference)):
-        coarse = _coarsened(_folded(histograms), readout.factor)[:, readout.first : readout.last]
+        coarse = _coarsen(_fold_overflow(histograms), readout.factor)[:, readout.first : readout.last]
         weighed = coarse * (readout.effective[i] / coarse.sum(1, keepdim=True))
         logs.append(log_probabilities(weighed.numpy(), readout.penalties[i], readout.starts[i]))
     return logs
@@ -252,7 +252,7 @@ def excess_kurtosis(counts: Tensor) -> float:
     return fourth / second**2 - 3 if second > 0 else 0.0
 
 
-def _folded(counts: Tensor) -> Tensor:
+def _fold_overflow(counts: Tensor) -> Tensor:
     """Put the overflow counts into the outermost cells, ``(..., CELLS + 2)`` to ``(..., CELLS)``."""
     inner = counts[..., 1:-1].clone()
     inner[..., 0] += counts[..., 0]
@@ -260,7 +260,7 @@ def _folded(counts: Tensor) -> Tensor:
     return inner
 
 
-def _coarsened(counts: Tensor, factor: int) -> Tensor:
+def _coarsen(counts: Tensor, factor: int) -> Tensor:
     return counts.unflatten(-1, (-1, factor)).sum(-1)
 
 

@@ -65,24 +65,26 @@ def frechet_distance(embeddings: Tensor, reference: Tensor | HasGaussian) -> Ten
     """
     values = check_rows(embeddings, min_rows=2)
     if isinstance(reference, Tensor):
-        other = fitted(check_rows(reference, "reference", min_rows=2).to(values.device))
+        other = fit_gaussian(check_rows(reference, "reference", min_rows=2).to(values.device))
     elif all(hasattr(reference, name) for name in ("count", "mean", "covariance")):
         if reference.count < 2:
             raise ValueError(f"reference: expected at least 2 samples, got {reference.count}; add samples.")
         mean, covariance = (one.double().to(values.device) for one in (reference.mean, reference.covariance))
-        other = (mean, factor_of(covariance))
+        other = (mean, factorise_covariance(covariance))
     else:
         raise TypeError(
             f"reference: expected embeddings of shape (M, D) or a ReferenceSet, got {type(reference).__name__}."
         )
     check_same_dim(values, len(other[0]), "embeddings", "reference")
-    distance = factored_distance(fitted(values), other)
+    distance = factored_distance(fit_gaussian(values), other)
     return distance.to(embeddings.device, result_dtype(embeddings))
 
 
 def gaussian_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> Tensor:
     """Squared Frechet distance of two Gaussians given by float64 moments, a scalar cut at 0."""
-    return factored_distance((mean, factor_of(covariance)), (other_mean, factor_of(other_covariance)))
+    return factored_distance(
+        (mean, factorise_covariance(covariance)), (other_mean, factorise_covariance(other_covariance))
+    )
 
 
 def factored_distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
@@ -92,13 +94,13 @@ def factored_distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) 
     return ((one[0] - other[0]).square().sum() + traces - 2 * overlap).clamp_min(0)
 
 
-def fitted(rows: Tensor) -> tuple[Tensor, Tensor]:
+def fit_gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of rows ``(N, D)`` and a factor of their covariance, float64: ``(D, N)`` where there are fewer than D."""
     if len(rows) < rows.shape[1]:
         mean = mean_of(rows)
         return mean, (rows.double() - mean).T / (len(rows) - 1) ** 0.5
     mean, covariance = covariance_of(rows)
-    return mean, factor_of(covariance)
+    return mean, factorise_covariance(covariance)
 
 
 def distance_influence(rows: Tensor, mean: Tensor, covariance: Tensor, other_mean: Tensor, other: Tensor) -> Tensor:
@@ -114,7 +116,7 @@ def distance_influence(rows: Tensor, mean: Tensor, covariance: Tensor, other_mea
         other_mean: The mean of the other side.
         other: The covariance of the other side.
     """
-    factor = factor_of(other)
+    factor = factorise_covariance(other)
     spectrum, axes = torch.linalg.eigh(factor.T @ covariance @ factor)
     least = float(spectrum[-1].clamp_min(0)) * len(spectrum) * torch.finfo(torch.float64).eps
     half = factor @ (axes * torch.where(spectrum > least, spectrum.clamp_min(least).pow(-0.25), 0.0))
@@ -123,7 +125,7 @@ def distance_influence(rows: Tensor, mean: Tensor, covariance: Tensor, other_mea
     return values - values.mean()
 
 
-def factor_of(covariance: Tensor) -> Tensor:
+def factorise_covariance(covariance: Tensor) -> Tensor:
     """A matrix L ``(D, D)`` with L L' the covariance, which one does not matter: Cholesky's, in a sixth of the time.
 
     Of a singular covariance it is the symmetric square root, where eigenvalues that are rounding are 0: their roots

@@ -19,7 +19,7 @@ from clipconformity.functional.linalg import (
     units,
 )
 from clipconformity.functional.population import Rows, mean_square_excess, mean_square_influence
-from clipconformity.functional.resampling import Estimate, joint_jackknife, seeded
+from clipconformity.functional.resampling import Estimate, joint_jackknife, make_generator
 from clipconformity.functional.validation import check_pairs, check_rows, check_same_dim, check_spread
 
 
@@ -156,7 +156,7 @@ def ellipsoid(embeddings: Tensor, *, generator: torch.Generator | None = None) -
     check_spread(covariance.trace(), mean, embeddings.dtype)
     spectrum = torch.linalg.eigvalsh(covariance).flip(0).clamp_min(0)
     rank = min(int((spectrum > numerical_zero(spectrum)).sum()), len(values) - 1)
-    _, permuted = covariance_of(permuted_columns(values, seeded(generator)))
+    _, permuted = covariance_of(permuted_columns(values, make_generator(generator)))
 
     def given(field: Tensor) -> Tensor:
         return field.to(embeddings.device, result_dtype(embeddings))
@@ -218,7 +218,7 @@ def tilt(embeddings: Tensor, *, generator: torch.Generator | None = None) -> Til
         raise ValueError("embeddings: expected at least 2 dimensions, got 1; a tilt lies between dimensions.")
     mean, covariance = covariance_of(values)
     check_spread(covariance.trace(), mean, embeddings.dtype)
-    _, permuted = covariance_of(permuted_columns(values, seeded(generator)))
+    _, permuted = covariance_of(permuted_columns(values, make_generator(generator)))
     fields = (*tilt_figures(covariance), *tilt_figures(permuted))
     return Tilt(*(field.to(embeddings.device, result_dtype(embeddings)) for field in fields))
 

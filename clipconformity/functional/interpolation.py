@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.contrastive import check_mean
-from clipconformity.functional.linalg import full_precision, result_dtype, units, working
+from clipconformity.functional.linalg import full_precision, result_dtype, to_working_precision, units
 from clipconformity.functional.validation import check_directions, check_norms
 
 SMALL = 1e-3
@@ -134,7 +134,7 @@ def _check_ends(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
             raise TypeError(f"{name}: expected a floating-point tensor of shape (..., D), got {got}.")
         if value.ndim < 1 or value.shape[-1] == 0:
             raise ValueError(f"{name}: expected shape (..., D), got {tuple(value.shape)}.")
-        norms = torch.linalg.vector_norm(working(value.detach()), dim=-1, dtype=torch.float64)
+        norms = torch.linalg.vector_norm(to_working_precision(value.detach()), dim=-1, dtype=torch.float64)
         check_norms(norms.flatten(), name)
     if start.shape[-1] != end.shape[-1]:
         raise ValueError(
@@ -142,7 +142,9 @@ def _check_ends(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
             "both must come from the same encoder."
         )
     try:
-        values, other = torch.broadcast_tensors(working(start).double(), working(end).double())
+        values, other = torch.broadcast_tensors(
+            to_working_precision(start).double(), to_working_precision(end).double()
+        )
     except RuntimeError as error:
         raise ValueError(
             f"start of shape {tuple(start.shape)} and end of shape {tuple(end.shape)} do not broadcast; "

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipconformity.functional.linalg import full_precision, panels, result_dtype, working
+from clipconformity.functional.linalg import full_precision, panels, result_dtype, to_working_precision
 from clipconformity.functional.validation import check_rows, check_same_dim
 
 BLOCK = 1024
@@ -88,7 +88,7 @@ def whiten(
         tensor([[1., 2.]])
     """
     gaussian = check_gaussian(mean, covariance, shrinkage, whitening)
-    return _whitened(embeddings, gaussian).to(embeddings.device, result_dtype(embeddings))
+    return _whiten_rows(embeddings, gaussian).to(embeddings.device, result_dtype(embeddings))
 
 
 @full_precision
@@ -146,8 +146,8 @@ def log_density(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
 def _distances(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
     """Squared norms of whitened rows, ``(N,)``; of a triangular root five eighths of the products are taken."""
     if not gaussian.triangular:
-        return _whitened(embeddings, gaussian).square().sum(1)
-    centered = _centered(embeddings, gaussian)
+        return _whiten_rows(embeddings, gaussian).square().sum(1)
+    centered = _center(embeddings, gaussian)
     root, total = gaussian.root.to(centered), centered.new_zeros(len(centered))
     for start, end in panels(len(root)):
         total = total + (centered[:, :end] @ root[start:end, :end].T).square().sum(1)
@@ -188,8 +188,8 @@ def check_gaussian(
                 f"mean, covariance: expected shapes (D,) and (D, D), got {shape} and {tuple(covariance.shape)}."
             )
         given_covariance = checked["covariance"], covariance.dtype, shrinkage
-        regular = None if symmetric else _of_full_rank(center, *given_covariance)
-        return _from_covariance(center, *given_covariance) if regular is None else regular
+        regular = None if symmetric else _factorise_full_rank(center, *given_covariance)
+        return _read_covariance(center, *given_covariance) if regular is None else regular
     assert whitening is not None
     if mean.ndim != 1 or whitening.ndim != 2 or not 1 <= len(whitening) <= len(mean) == whitening.shape[1]:
         raise ValueError(
@@ -197,20 +197,20 @@ def check_gaussian(
         )
     if shrinkage:
         raise ValueError("shrinkage: works on a covariance, and cannot be had with whitening; give the covariance.")
-    return _from_whitening(center, checked["whitening"], whitening.dtype)
+    return _read_whitening(center, checked["whitening"], whitening.dtype)
 
 
 def _finite(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name}: expected a floating-point tensor, got {got}.")
-    result = working(value.detach()).double()
+    result = to_working_precision(value.detach()).double()
     if not bool(torch.isfinite(result).all()):
         raise ValueError(f"{name}: expected finite values, got NaN or infinite ones.")
     return result
 
 
-def _of_full_rank(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage: float) -> Gaussian | None:
+def _factorise_full_rank(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage: float) -> Gaussian | None:
     """Take a covariance by Cholesky where that tells it to be of full rank; None where its eigenvalues must tell.
 
     The sum of the squares of a root is that of the inverse eigenvalues, so that none is below its inverse.
@@ -222,7 +222,7 @@ def _of_full_rank(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage: f
         return None
     root = torch.linalg.solve_triangular(factor, torch.eye(len(mean)).to(factor), upper=False)
     largest = float(matrix.trace())
-    least = max(_rounding(matrix, largest, dtype), 4 * len(mean) * torch.finfo(torch.float64).eps * largest)
+    least = max(_estimate_rounding(matrix, largest, dtype), 4 * len(mean) * torch.finfo(torch.float64).eps * largest)
     if not 1 / float(root.square().sum()) > least:
         return None
     return Gaussian(mean, root, 2 * factor.diagonal().log().sum(), len(mean), triangular=True)
@@ -232,12 +232,12 @@ def _is_symmetric(matrix: Tensor) -> bool:
     return float((matrix - matrix.T).abs().max()) <= 1e-4 * float(matrix.abs().max())
 
 
-def _from_covariance(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage: float) -> Gaussian:
+def _read_covariance(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage: float) -> Gaussian:
     if not _is_symmetric(matrix):
         raise ValueError("covariance: expected a symmetric matrix; compute it with torch.cov(embeddings.T).")
     spectrum, axes = torch.linalg.eigh((matrix + matrix.T) / 2)
     smallest, largest = float(spectrum[0]), float(spectrum[-1])
-    least = _rounding(matrix, largest, dtype)
+    least = _estimate_rounding(matrix, largest, dtype)
     if not largest > 0 or smallest < -max(least, 1e-4 * largest):
         raise ValueError(
             f"covariance: expected eigenvalues above 0, got {smallest:.3g} to {largest:.3g}; compute it with "
@@ -245,24 +245,24 @@ def _from_covariance(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage
         )
     spectrum = (1 - shrinkage) * spectrum + shrinkage * matrix.trace() / len(mean)
     known = spectrum > max(least, -2 * smallest)  # a covariance has no eigenvalue below 0: what it has is rounding
-    _tell_singular("covariance", int(known.sum()), len(mean))
+    _warn_singular("covariance", int(known.sum()), len(mean))
     spectrum, axes = spectrum[known], axes[:, known]
     return Gaussian(mean, (axes * spectrum.rsqrt()) @ axes.T, spectrum.log().sum(), len(spectrum))
 
 
-def _from_whitening(mean: Tensor, root: Tensor, dtype: torch.dtype) -> Gaussian:
+def _read_whitening(mean: Tensor, root: Tensor, dtype: torch.dtype) -> Gaussian:
     """Take a whitening matrix; its rows may be of any scale, so that the rank is that of the rows at length 1."""
     length = torch.linalg.vector_norm(root, dim=1, keepdim=True)
     if not float(length.max()) > 0:
         raise ValueError("whitening: expected a matrix of rank 1 at least, got zeros.")
     rows = root / length.clamp_min(float(length.max()) * torch.finfo(torch.float64).eps)
     singular = torch.linalg.svdvals(rows)
-    rank = int((singular > _rounding(rows, float(singular[0]), dtype)).sum())
-    _tell_singular("whitening", rank, len(mean))
+    rank = int((singular > _estimate_rounding(rows, float(singular[0]), dtype)).sum())
+    _warn_singular("whitening", rank, len(mean))
     return Gaussian(mean, root, -2 * torch.linalg.svdvals(root)[:rank].log().sum(), rank)
 
 
-def _rounding(matrix: Tensor, largest: float, dtype: torch.dtype) -> float:
+def _estimate_rounding(matrix: Tensor, largest: float, dtype: torch.dtype) -> float:
     """Eigenvalue that rounding alone may make: of entries kept in ``dtype``, and of the decomposition in float64.
 
     Rounding moves an entry by up to eps/2 of itself, evenly; a matrix of such moves has a norm of about twice the root
@@ -273,7 +273,7 @@ def _rounding(matrix: Tensor, largest: float, dtype: torch.dtype) -> float:
     return max(entries, largest * len(matrix) ** 0.5 * torch.finfo(torch.float64).eps)
 
 
-def _tell_singular(name: str, rank: int, dim: int) -> None:
+def _warn_singular(name: str, rank: int, dim: int) -> None:
     if rank < dim:
         warnings.warn(
             f"{name}: singular, of rank {rank} in {dim} dimensions; it is used on its range, and what rows have "
@@ -283,15 +283,15 @@ def _tell_singular(name: str, rank: int, dim: int) -> None:
         )
 
 
-def _whitened(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
+def _whiten_rows(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
     """Whitened rows ``(N, K)`` float64, with the graph of ``embeddings``."""
-    centered = _centered(embeddings, gaussian)
+    centered = _center(embeddings, gaussian)
     return centered @ gaussian.root.T.to(centered)
 
 
-def _centered(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
+def _center(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
     check_same_dim(check_rows(embeddings), len(gaussian.mean), "embeddings", "mean")
-    values = working(embeddings).double()
+    values = to_working_precision(embeddings).double()
     return values - gaussian.mean.to(values)
 
 

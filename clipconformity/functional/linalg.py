@@ -132,7 +132,7 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-def working(embeddings: Tensor) -> Tensor:
+def to_working_precision(embeddings: Tensor) -> Tensor:
     """Give the tensor in the precision that its arithmetic runs in.
 
     Half precisions become float32. A GPU works in float64, where TF32 does not exist and these sums are bound

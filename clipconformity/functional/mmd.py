@@ -16,7 +16,7 @@ SIGMA = 10.0
 """Width of CMMD's kernel, as published."""
 SCALE = 1000.0
 """What CMMD is multiplied by, as published."""
-PAIRS = 1 << 22
+MAX_PAIRS = 1 << 22
 """Kernel values held at once: 32 MiB."""
 
 
@@ -71,7 +71,7 @@ def cosine_mmd(embeddings: Tensor, reference: Tensor | HasSelfConformity) -> Ten
         >>> cosine_mmd(images, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         tensor(0.)
     """
-    halves = _halves(embeddings, reference)
+    halves = _compute_halves(embeddings, reference)
     return (halves.typicality + halves.variety).to(embeddings.device, result_dtype(embeddings))
 
 
@@ -103,11 +103,11 @@ def mmd_halves(embeddings: Tensor, reference: Tensor | HasSelfConformity) -> MMD
         >>> mmd_halves(torch.tensor([[1.0, 1.0], [2.0, 2.0]]), reference)  # all on the mean
         MMDHalves(typicality=tensor(-1.4142), variety=tensor(1.))
     """
-    halves = _halves(embeddings, reference)
+    halves = _compute_halves(embeddings, reference)
     return MMDHalves(*(half.to(embeddings.device, result_dtype(embeddings)) for half in halves))
 
 
-def _halves(embeddings: Tensor, reference: Tensor | HasSelfConformity) -> MMDHalves:
+def _compute_halves(embeddings: Tensor, reference: Tensor | HasSelfConformity) -> MMDHalves:
     mean, own = _mean_and_self_conformity(embeddings, "embeddings")
     if isinstance(reference, Tensor):
         other, others = _mean_and_self_conformity(reference, "reference")
@@ -177,7 +177,7 @@ def cmmd(embeddings: Tensor, reference: Tensor, *, sigma: float = SIGMA, unbiase
 def _mean_kernel(first: Tensor, second: Tensor, sigma: float, *, apart: bool = False) -> Tensor:
     """Mean of k - 1 over pairs of unit rows, a scalar; ``apart``: without those of a row with itself, where it is 0."""
     total = first.new_zeros(())
-    for block in first.split(max(1, PAIRS // len(second))):
+    for block in first.split(max(1, MAX_PAIRS // len(second))):
         total += torch.expm1((block @ second.T - 1).clamp_max(0) / sigma**2).sum()
     return total / (len(first) * (len(second) - apart))
 
@@ -187,7 +187,7 @@ def third_order(first: Tensor, second: Tensor, sigma: float = SIGMA) -> Tensor:
 
     On unit vectors :math:`k = e^{-g} (1 + g c + g^2 c^2 / 2 + ...)`, with c the cosine and :math:`g = 1/\sigma^2`. What
     is left out is the sum of :math:`1000\, e^{-g} g^k / k!` times the discrepancy of the k-th power, from k = 3 on. As
-    each lies within -4 and 4, that is at most :data:`LEFT_OUT` at the published width; of a biased estimate, whose
+    each lies within -4 and 4, that is at most :data:`MAX_LEFT_OUT` at the published width; of a biased estimate, whose
     discrepancies are squares, it is never below 0.
 
     Args:
@@ -199,5 +199,5 @@ def third_order(first: Tensor, second: Tensor, sigma: float = SIGMA) -> Tensor:
     return SCALE * math.exp(-rate) * (rate * first + rate**2 * second / 2)
 
 
-LEFT_OUT = 4 * SCALE * (1 - math.exp(-1 / SIGMA**2) * (1 + 1 / SIGMA**2 + 1 / SIGMA**4 / 2))
+MAX_LEFT_OUT = 4 * SCALE * (1 - math.exp(-1 / SIGMA**2) * (1 + 1 / SIGMA**2 + 1 / SIGMA**4 / 2))
 """The most that :func:`third_order` leaves out at the published width: 0.00066."""

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-FEWEST = 3
+MIN_ESTIMATES = 3
 """Fewest estimates that tell how much they differ beyond their errors."""
 
 
-def adjusted(p_values: Sequence[float]) -> list[float]:
+def adjust_p_values(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for their number: of those at most q, a share of q is by chance (Benjamini and Hochberg 1995).
 
     Example:
@@ -25,7 +25,7 @@ def adjusted(p_values: Sequence[float]) -> list[float]:
     return found
 
 
-def adjusted_stepwise(p_values: Sequence[float]) -> list[float]:
+def adjust_p_values_stepwise(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values so that at most q is the chance that any of those at most q is by chance (Holm 1979).
 
     Example:
@@ -39,7 +39,7 @@ def adjusted_stepwise(p_values: Sequence[float]) -> list[float]:
     return found
 
 
-def shrunken(values: Sequence[float], errors: Sequence[float]) -> list[float] | None:
+def shrink_estimates(values: Sequence[float], errors: Sequence[float]) -> list[float] | None:
     """Shrink estimates towards their mean by empirical Bayes: of many noisy ones the extremes are so by chance.
 
     The variance between them is that of DerSimonian and Laird (1986).
@@ -55,7 +55,7 @@ def shrunken(values: Sequence[float], errors: Sequence[float]) -> list[float] | 
         >>> shrunken([-1.0, 0.0, 1.0], [2.0, 2.0, 2.0])
         [0.0, 0.0, 0.0]
     """
-    if len(values) < FEWEST:
+    if len(values) < MIN_ESTIMATES:
         return None
     x, noise = (torch.tensor(one, dtype=torch.float64) for one in (values, errors))
     noise = noise.square()

@@ -7,7 +7,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from clipconformity.functional.distances import ROWS, ball_blocks, largest, placed, reach, slices
+from clipconformity.functional.distances import (
+    ROWS,
+    center_and_scale,
+    find_ball_blocks,
+    find_largest,
+    kth_distance,
+    split_slices,
+)
 from clipconformity.functional.linalg import full_precision, result_dtype, units
 from clipconformity.functional.validation import check_rows, check_same_dim
 
@@ -109,12 +116,12 @@ class Coverage(NamedTuple):
 
 def cover(embeddings: Tensor, reference: Tensor, k: int) -> Coverage:
     """Find who lies in whose balls, of checked rows ``(N, D)`` and ``(M, D)``, N and M > k."""
-    mine, theirs, scale = placed(embeddings, reference)
-    own_reach, their_reach = reach(mine, k), reach(theirs, k)
+    mine, theirs, scale = center_and_scale(embeddings, reference)
+    own_reach, their_reach = kth_distance(mine, k), kth_distance(theirs, k)
     balls = torch.zeros(len(own_reach), dtype=torch.int64, device=own_reach.device)
     covered, recalled = (torch.zeros_like(their_reach, dtype=torch.bool) for _ in range(2))
     apart, their_apart = (torch.full_like(one, torch.inf) for one in (own_reach, their_reach))
-    for block in ball_blocks(theirs, mine, (their_reach, own_reach)):
+    for block in find_ball_blocks(theirs, mine, (their_reach, own_reach)):
         (covers, held), (recalls, _) = block.in_first, block.in_second
         balls += torch.bincount(held, minlength=len(balls))
         covered[covers], recalled[recalls] = True, True
@@ -163,7 +170,7 @@ def nearest(embeddings: Tensor, reference: Tensor | HasUnits | None = None, k: i
         given = reference if isinstance(reference, Tensor) or not hasattr(reference, "units") else reference.units
         others = units(check_rows(given, "reference", k)).to(rows)
         check_same_dim(rows, others.shape[1], "embeddings", "reference")
-    cosine, index = largest(rows, others, k)
+    cosine, index = find_largest(rows, others, k)
     return Nearest(cosine.clamp(-1, 1).to(embeddings.device, result_dtype(embeddings)), index.to(embeddings.device))
 
 
@@ -224,8 +231,8 @@ def is_authentic(cosine: Tensor, own: Tensor, dtype: torch.dtype) -> Tensor:
 def close_counts(units: Tensor, least: float) -> Tensor:
     """Number of unit rows ``(N, D)`` whose cosine to each is at least so much, itself included, ``(N,)``."""
     counts = torch.zeros(len(units), dtype=torch.int64, device=units.device)
-    for row in slices(len(units), ROWS):
-        for column in slices(len(units), ROWS)[row.start // ROWS :]:
+    for row in split_slices(len(units), ROWS):
+        for column in split_slices(len(units), ROWS)[row.start // ROWS :]:
             close = units[row] @ units[column].T >= least
             counts[row] += close.sum(1)
             if column != row:

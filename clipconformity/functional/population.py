@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.linalg import gram, quadratic_form, square_norms
-from clipconformity.functional.resampling import Estimate, Interval, exponential, jackknife
+from clipconformity.functional.resampling import Estimate, Interval, exponentiate_interval, jackknife
 
-FEWEST_GROUPS = 4
+MIN_GROUPS = 4
 """Fewest groups of rows for the estimates without bias: their terms are of four rows, each of another."""
 
 
@@ -97,7 +97,7 @@ class Traces(NamedTuple):
 
         Where rows are few for their dimensions it is too wide, since the jackknife counts twice what lies in pairs.
         """
-        low, high = exponential(known.interval())
+        low, high = exponentiate_interval(known.interval())
         return Interval(min(max(low, 1.0), float(self.dim)), max(min(high, float(self.dim)), 1.0))
 
 

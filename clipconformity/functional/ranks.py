@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.linalg import full_precision, result_dtype
-from clipconformity.functional.resampling import MIN_RESAMPLES, check_level, check_resamples, levels, seeded
+from clipconformity.functional.resampling import (
+    MIN_RESAMPLES,
+    check_level,
+    check_resamples,
+    make_generator,
+    quantile_levels,
+)
 
 MIN_SAMPLES = 10
 """Fewest samples for a rank correlation with an interval."""
@@ -83,7 +89,7 @@ def rank_correlation(
     pair = torch.stack(_check_vectors(x, y))  # (2, N)
     check_level(confidence)
     check_resamples(resamples, MIN_RESAMPLES)
-    source, count = seeded(generator), pair.shape[1]
+    source, count = make_generator(generator), pair.shape[1]
     drawn: list[Tensor] = []
     for size in _chunks(resamples, max(1, CHUNK_ENTRIES // count)):
         index = torch.randint(count, (size, count), generator=source, device=source.device).to(pair.device)
@@ -94,7 +100,7 @@ def rank_correlation(
         raise ValueError(
             "x, y: the values of one are equal in most resamples, so no interval can be given; add samples that differ."
         )
-    fields = (_correlation(*average_ranks(pair)), *values.quantile(levels(confidence).to(pair.device)))
+    fields = (_correlation(*average_ranks(pair)), *values.quantile(quantile_levels(confidence).to(pair.device)))
     dtype = torch.promote_types(result_dtype(x), result_dtype(y))
     return RankCorrelation(*(field.to(x.device, dtype) for field in fields))
 

@@ -23,7 +23,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def seeded(generator: torch.Generator | None) -> torch.Generator:
+def make_generator(generator: torch.Generator | None) -> torch.Generator:
     """Take the given generator, or a freshly seeded one so that the same data gives the same result."""
     return torch.Generator().manual_seed(0) if generator is None else generator
 
@@ -123,7 +123,7 @@ def share_interval(hits: float, count: float, confidence: float = 0.95) -> Inter
     return Interval(low, high)
 
 
-def ends_of(name: str, interval: tuple[float, float]) -> dict[str, Tensor]:
+def name_ends(name: str, interval: tuple[float, float]) -> dict[str, Tensor]:
     """Give the ends of an interval as scalars, under ``NAME_low`` and ``NAME_high``."""
     return {
         f"{name}_{end}": torch.as_tensor(x, dtype=torch.float64)
@@ -131,7 +131,7 @@ def ends_of(name: str, interval: tuple[float, float]) -> dict[str, Tensor]:
     }
 
 
-def exponential(interval: Interval) -> Interval:
+def exponentiate_interval(interval: Interval) -> Interval:
     """Interval of a ratio from that of its logarithm."""
     return Interval(*(math.exp(min(end, MAX_EXPONENT)) for end in interval))
 
@@ -165,7 +165,7 @@ def effective_number(count: Tensor) -> float:
     return float(count.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
-def estimated_share(estimate: Estimate, count: float, confidence: float = 0.95) -> Interval:
+def estimate_share(estimate: Estimate, count: float, confidence: float = 0.95) -> Interval:
     """Interval of a share whose standard error is known: the exact one of so many samples as the error tells of.
 
     Korn and Graubard (1998). Where all or none are hits the error is 0 and tells nothing: then of ``count``.
@@ -204,7 +204,7 @@ def jackknife_error(left_out: Tensor, count: Tensor) -> Tensor:
 
 def jackknife(value: Tensor, left_out: Tensor, count: Tensor) -> Estimate:
     """Estimate a figure of one side; arguments as of :func:`jackknife_error`."""
-    return _known(value, jackknife_error(left_out, count), effective_number(count) - 1)
+    return _make_estimate(value, jackknife_error(left_out, count), effective_number(count) - 1)
 
 
 def joint_jackknife(value: Tensor, left_out: Tensor, sides: tuple[Tensor, ...], counts: tuple[Tensor, ...]) -> Estimate:
@@ -225,10 +225,10 @@ def joint_jackknife(value: Tensor, left_out: Tensor, sides: tuple[Tensor, ...], 
     if not math.isfinite(sum(parts)) or min(known) < MIN_DEGREES:
         return Estimate(value, torch.full_like(error, math.nan), 0.0)
     spread = sum(part**2 / degrees for part, degrees in zip(parts, known, strict=True))
-    return _known(value, error, sum(parts) ** 2 / spread if spread > 0 else min(known), parts)
+    return _make_estimate(value, error, sum(parts) ** 2 / spread if spread > 0 else min(known), parts)
 
 
-def _known(value: Tensor, error: Tensor, degrees: float, parts: tuple[float, ...] = ()) -> Estimate:
+def _make_estimate(value: Tensor, error: Tensor, degrees: float, parts: tuple[float, ...] = ()) -> Estimate:
     if not math.isfinite(float(error)) or degrees < MIN_DEGREES:
         return Estimate(value, torch.full_like(error, math.nan), 0.0)
     return Estimate(value, error, degrees, parts)
@@ -241,18 +241,18 @@ def mean_error(sums: Tensor, count: Tensor) -> Tensor:
 
 def bootstrap_weights(resamples: int, clusters: int, generator: torch.Generator) -> Tensor:
     """How often each of ``clusters`` is drawn, ``(resamples, clusters)`` float64."""
-    return counts_of(
+    return count_draws(
         torch.randint(clusters, (resamples, clusters), generator=generator, device=generator.device), clusters
     )
 
 
-def counts_of(drawn: Tensor, clusters: int) -> Tensor:
+def count_draws(drawn: Tensor, clusters: int) -> Tensor:
     """How often each number below ``clusters`` comes in each row, ``(R, N)`` to ``(R, clusters)`` float64."""
     ones = torch.ones((), dtype=torch.float64, device=drawn.device).expand(drawn.shape)
     return torch.zeros(len(drawn), clusters, dtype=torch.float64, device=drawn.device).scatter_add_(1, drawn, ones)
 
 
-def levels(confidence: float) -> Tensor:
+def quantile_levels(confidence: float) -> Tensor:
     """Quantile levels of the two ends of a central interval, ``(2,)``."""
     return torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
 
@@ -273,7 +273,7 @@ def basic_interval(point: Tensor, bias: Tensor | float, draws: Tensor, confidenc
     Returns:
         The ends, each ``(...)``, with the bias-corrected value between them.
     """
-    below, above = draws.quantile(levels(confidence), dim=-1)
+    below, above = draws.quantile(quantile_levels(confidence), dim=-1)
     value = point - bias
     low = torch.minimum(2 * point - above, value)
     high = torch.maximum(torch.maximum(2 * point - below, above - 2 * bias), value)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clipconformity.functional.linalg import full_precision, mean_of, result_dtype
 from clipconformity.functional.ranks import area_under_curve
-from clipconformity.functional.resampling import seeded
+from clipconformity.functional.resampling import make_generator
 from clipconformity.functional.validation import check_rows, check_same_dim, check_spread
 
 FOLDS = 5
@@ -18,7 +18,7 @@ MIN_SAMPLES = 2 * FOLDS
 """Fewest samples of a modality: two in every held-out fold."""
 LABEL_ACCURACY = 0.99
 """Held-out balanced accuracy from which a single dimension is a label of the modality."""
-LEAST_SPREAD = 1e-6
+MIN_SPREAD_SHARE = 1e-6
 """Share of a dimension's total spread below which the spread within the modalities does not fall."""
 
 
@@ -93,9 +93,11 @@ def linear_separability(
     together = torch.cat(whole)
     check_spread(together.var(0).sum(), mean_of(together), image.dtype, "image, text")
 
-    dimensions = _best(whole, k)
-    accuracy = _recalls(*_discriminate(_pick(whole, dimensions), _pick(whole, dimensions))).mean(0)
-    recalls, single = _cross_validate(whole, k, seeded(generator))
+    dimensions = _rank_dimensions(whole, k)
+    accuracy = _recalls(
+        *_discriminate(_select_dimensions(whole, dimensions), _select_dimensions(whole, dimensions))
+    ).mean(0)
+    recalls, single = _cross_validate(whole, k, make_generator(generator))
     order = single.argsort(descending=True, stable=True)
     labels = order[single[order] >= LABEL_ACCURACY]
     dtype = torch.promote_types(result_dtype(image), result_dtype(text))
@@ -109,7 +111,7 @@ def linear_separability(
     )
 
 
-def _best(classes: _Classes, k: int) -> Tensor:
+def _rank_dimensions(classes: _Classes, k: int) -> Tensor:
     """Rank dimensions by AUC, then d', then index; give the first k."""
     area = area_under_curve(*classes)
     distance = (classes.image.mean(0) - classes.text.mean(0)).abs() / _spread(classes)
@@ -123,11 +125,11 @@ def _spread(classes: _Classes) -> Tensor:
     within = sum(((x - x.mean(0)).square().sum(0) for x in classes), torch.zeros_like(classes.image[0]))
     total = torch.cat(classes).std(0)
     pooled = (within / (len(classes.image) + len(classes.text) - 2)).sqrt()
-    floor = torch.where(total > 0, LEAST_SPREAD * total, 1.0)  # a constant dimension tells nothing: d' = 0
+    floor = torch.where(total > 0, MIN_SPREAD_SHARE * total, 1.0)  # a constant dimension tells nothing: d' = 0
     return torch.maximum(pooled, floor)
 
 
-def _pick(classes: _Classes, dimensions: Tensor) -> _Classes:
+def _select_dimensions(classes: _Classes, dimensions: Tensor) -> _Classes:
     return _Classes(*(x[:, dimensions] for x in classes))
 
 
@@ -153,7 +155,7 @@ def _recalls(image_right: Tensor, text_right: Tensor) -> Tensor:
     return torch.stack([image_right.double().mean(0), text_right.double().mean(0)])
 
 
-def _midway(train: _Classes, test: _Classes) -> tuple[Tensor, Tensor]:
+def _classify_midway(train: _Classes, test: _Classes) -> tuple[Tensor, Tensor]:
     """LDA on every dimension alone: the threshold lies midway between the means. Two bool ``(., D)``."""
     means = [x.mean(0) for x in train]
     sign, threshold = torch.sign(means[0] - means[1]), (means[0] + means[1]) / 2
@@ -170,8 +172,8 @@ def _cross_validate(whole: _Classes, k: int, generator: torch.Generator) -> tupl
     for fold in range(FOLDS):
         train = _Classes(*(x[at != fold] for x, at in zip(whole, folds, strict=True)))
         test = _Classes(*(x[at == fold] for x, at in zip(whole, folds, strict=True)))
-        chosen = _best(train, k)
-        best.append(_discriminate(_pick(train, chosen), _pick(test, chosen)))
-        single.append(_midway(train, test))
+        chosen = _rank_dimensions(train, k)
+        best.append(_discriminate(_select_dimensions(train, chosen), _select_dimensions(test, chosen)))
+        single.append(_classify_midway(train, test))
     pooled = [_recalls(*(torch.cat(side) for side in zip(*results, strict=True))) for results in (best, single)]
     return pooled[0], pooled[1].mean(0)

@@ -17,11 +17,11 @@ from clipconformity.functional.divergence import (
     Divergences,
     Readout,
     Side,
-    anchored_grid,
-    corrected,
+    compute_plug_in,
+    correct_bias,
     is_lower_bound,
-    plan,
-    plug_in,
+    make_grid,
+    plan_readout,
     warn_lower_bound,
 )
 from clipconformity.functional.linalg import full_precision, mean_of, result_dtype
@@ -30,10 +30,10 @@ from clipconformity.functional.resampling import (
     basic_interval,
     check_level,
     check_resamples,
-    counts_of,
+    count_draws,
     jackknife,
-    levels,
-    seeded,
+    make_generator,
+    quantile_levels,
 )
 from clipconformity.functional.validation import check_norms, check_pairs, check_spread
 
@@ -114,7 +114,7 @@ class _Compared(NamedTuple):
     @property
     def kl(self) -> Tensor:
         """Bias-corrected KL(image || text), a scalar."""
-        return corrected(self.readout, self.plain).forward[0]
+        return correct_bias(self.readout, self.plain).forward[0]
 
 
 class _Draws(NamedTuple):
@@ -181,7 +181,7 @@ def shift_sweep(
     check_level(confidence)
     check_resamples(resamples, MIN_RESAMPLES)
     steps = _check_alphas(alphas, "alphas")
-    draw = seeded(generator)
+    draw = make_generator(generator)
     every = [0.0, *steps]  # the differences are from alpha 0
     dtype = torch.promote_types(result_dtype(image), result_dtype(text))
     loss = torch.stack([nt_xent(*pairs.shifted(a, a).to(dtype), logit_scale).double().cpu() for a in every])
@@ -191,7 +191,7 @@ def shift_sweep(
         warn_lower_bound()
     left = torch.stack([left_out_losses_at(pairs.to(dtype), a, float(logit_scale)) for a in every])
     draws = _bootstrap(pairs, resamples, draw)
-    kls = torch.stack([_redrawn(pairs.shifted(a, a), a, c, draws) for a, c in zip(every, compared, strict=True)])
+    kls = torch.stack([_redraw_kl(pairs.shifted(a, a), a, c, draws) for a, c in zip(every, compared, strict=True)])
     columns = (
         torch.tensor(steps, dtype=torch.float64),
         *(x[1:] for x in (loss, *jackknife_interval(left, loss, confidence, 0.0))),
@@ -272,10 +272,10 @@ def _check_alphas(alphas: Sequence[float] | Tensor, name: str) -> list[float]:
 
 
 def _compare(image: Tensor, text: Tensor) -> _Compared:
-    grid = anchored_grid(text)
+    grid = make_grid(text)
     sides = [Side(grid.counts(x), float(len(x))) for x in (image, text)]
-    readout = plan(*sides)
-    plain = plug_in(readout, *(side.counts[None] for side in sides))
+    readout = plan_readout(*sides)
+    plain = compute_plug_in(readout, *(side.counts[None] for side in sides))
     return _Compared(grid, readout, plain, is_lower_bound(readout, *sides))
 
 
@@ -307,7 +307,7 @@ def _bootstrap(pairs: Pairs, resamples: int, generator: torch.Generator) -> _Dra
     index = torch.randint(count, (resamples, count), generator=generator, device=generator.device)
     index = index.to(pairs.image.device)
     centered = Pairs(*(x - x.mean(0) for x in pairs))
-    moves = [torch.cat([counts_of(part, part.shape[1]) @ x for part in _parts(index)]) / count for x in centered]
+    moves = [torch.cat([count_draws(part, part.shape[1]) @ x for part in _parts(index)]) / count for x in centered]
     return _Draws(index, Pairs(*moves))
 
 
@@ -315,26 +315,26 @@ def _parts(index: Tensor) -> tuple[Tensor, ...]:
     return index.split(max(1, CHUNK_ENTRIES // index.shape[1]))
 
 
-def _redrawn(shifted: Pairs, alpha: float, compared: _Compared, draws: _Draws) -> Tensor:
+def _redraw_kl(shifted: Pairs, alpha: float, compared: _Compared, draws: _Draws) -> Tensor:
     """Plug-in KL of every draw, its means and conformities recomputed, ``(R,)``."""
     histograms = []
     for rows, moves in zip(shifted, draws.moves, strict=True):
         parts = []
         for index, move in zip(_parts(draws.chosen), _parts_like(moves, draws.chosen), strict=True):
-            weight = counts_of(index, index.shape[1])
-            values = _redrawn_conformities(rows, alpha * move, weight)
+            weight = count_draws(index, index.shape[1])
+            values = _redraw_conformities(rows, alpha * move, weight)
             cell = compared.grid.locate(values.cpu()) + (CELLS + 2) * torch.arange(len(weight))[:, None]
             flat = torch.bincount(cell.flatten(), weight.cpu().flatten(), minlength=len(weight) * (CELLS + 2))
             parts.append(flat.view(len(weight), CELLS + 2))
         histograms.append(torch.cat(parts))
-    return plug_in(compared.readout, histograms[0], histograms[1]).forward
+    return compute_plug_in(compared.readout, histograms[0], histograms[1]).forward
 
 
 def _parts_like(moves: Tensor, index: Tensor) -> tuple[Tensor, ...]:
     return moves.split([len(part) for part in _parts(index)])
 
 
-def _redrawn_conformities(rows: Tensor, move: Tensor, weight: Tensor) -> Tensor:
+def _redraw_conformities(rows: Tensor, move: Tensor, weight: Tensor) -> Tensor:
     """Conformity of every row inside its redrawn set, whose raw mean takes ``move`` off each row; ``(b, N)``.
 
     The moved rows themselves are never built: |x - d|^2 and (x - d) . m_u follow from products of matrices.
@@ -358,5 +358,5 @@ def _kl_interval(compared: list[_Compared], drawn: Tensor, confidence: float) ->
 def _kl_difference(compared: list[_Compared], drawn: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
     """Basic bootstrap interval of the difference from the first, which is alpha 0."""
     point = torch.cat([c.plain.forward for c in compared])
-    below, above = (drawn - drawn[0]).quantile(levels(confidence), dim=1)
+    below, above = (drawn - drawn[0]).quantile(quantile_levels(confidence), dim=1)
     return 2 * (point - point[0]) - above, 2 * (point - point[0]) - below

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def permuted_histograms(
+def permute_histograms(
     evaluated: Tensor, reference: Tensor, resamples: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Histograms of both sides after permutations of the labels: for independent rows.
@@ -35,7 +35,7 @@ def permuted_histograms(
     return mine, pooled - mine
 
 
-def flipped_histograms(
+def flip_histograms(
     evaluated: Tensor, reference: Tensor, resamples: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Histograms of both sides under one distribution, for rows that depend on each other inside buckets.

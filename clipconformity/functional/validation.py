@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipconformity.functional.linalg import blocks, working
+from clipconformity.functional.linalg import blocks, to_working_precision
 
 MIN_NORM, MAX_NORM = 1e-15, 1e15
 """Norms of embeddings that are taken. Within them no square of a float32 entry that counts over- or underflows, so that
@@ -50,7 +50,7 @@ def check_same_dim(embeddings: Tensor, dim: int, name: str, other: str) -> None:
         )
 
 
-def within_range(norms: Tensor) -> Tensor:
+def is_in_range(norms: Tensor) -> Tensor:
     """Say of every norm whether its row is taken; NaN, infinity and zero are outside like all that is too far off."""
     return (norms >= MIN_NORM) & (norms <= MAX_NORM)
 
@@ -71,7 +71,7 @@ def check_norms(norms: Tensor, name: str = "embeddings") -> None:
     Raises:
         ValueError: If there are any.
     """
-    outside = ~within_range(norms)
+    outside = ~is_in_range(norms)
     if bool(outside.any()):
         check_directions(norms, name)
         _refuse(outside, name, f"have a norm outside {MIN_NORM:g} to {MAX_NORM:g}", "rescale the embeddings")
@@ -90,7 +90,7 @@ def check_rows(embeddings: object, name: str = "embeddings", min_rows: int = 1) 
         TypeError: If ``embeddings`` is not a floating-point tensor.
         ValueError: If the shape does not fit, there are too few rows, or a row is zero, NaN or infinite.
     """
-    values = working(check_matrix(embeddings, name, min_rows))
+    values = to_working_precision(check_matrix(embeddings, name, min_rows))
     norms = [torch.linalg.vector_norm(block, dim=1, dtype=torch.float64) for block in blocks(values)]
     check_norms(torch.cat(norms) if norms else values.new_zeros(0), name)
     return values

@@ -70,7 +70,7 @@ def check_order(order: float) -> None:
 
 def effective_rank(spectrum: Tensor, order: float) -> Tensor:
     """Exponential of the Renyi entropy of eigenvalues ``(K,)`` that add up to 1; those that are rounding count as 0."""
-    values = known(spectrum)
+    values = drop_rounding(spectrum)
     if abs(order - 1) < NEAR_ONE:
         return (-(values * values.log()).sum()).exp()
     if math.isinf(order):
@@ -78,7 +78,7 @@ def effective_rank(spectrum: Tensor, order: float) -> Tensor:
     return (values.pow(order).sum().log() / (1 - order)).exp()
 
 
-def known(spectrum: Tensor) -> Tensor:
+def drop_rounding(spectrum: Tensor) -> Tensor:
     """Eigenvalues that are more than rounding."""
     return spectrum[spectrum > spectrum.max() * len(spectrum) * torch.finfo(torch.float64).eps]
 
@@ -95,7 +95,7 @@ def entropy_influence(rows: Tensor, second_moment: Tensor, order: float) -> Tens
         order: Order q above 0.
     """
     spectrum, axes = torch.linalg.eigh(second_moment)
-    kept = len(known(spectrum))
+    kept = len(drop_rounding(spectrum))
     values, axes = spectrum[-kept:], axes[:, -kept:]
     if abs(order - 1) < NEAR_ONE:
         weight = -values.log()

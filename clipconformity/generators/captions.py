@@ -14,17 +14,17 @@ from torch import Tensor
 
 from clipconformity.data import Captions, write_results
 from clipconformity.data.captions import ImageId
-from clipconformity.data.files import check_output, replacing
+from clipconformity.data.files import check_output, replace_file
 from clipconformity.data.images import open_image
-from clipconformity.data.locks import one_at_a_time
+from clipconformity.data.locks import hold_lock
 from clipconformity.data.results import (
     coco_image_id,
-    first_few,
-    listed_ids,
+    list_first,
+    list_ids,
+    read_result_entries,
     refuse_duplicates,
-    result_entries,
 )
-from clipconformity.generators.runs import check_split, json_line, progress_bar, rank_path, split_batches
+from clipconformity.generators.runs import check_split, format_json_line, make_progress_bar, rank_path, split_batches
 
 
 class TransformersCaptioner:
@@ -54,7 +54,7 @@ class TransformersCaptioner:
         max_new_tokens: int = 40,
     ) -> None:
         self.model, self.processor = model, processor
-        self.prompt = None if prompt is None else _templated(processor, prompt)
+        self.prompt = None if prompt is None else _apply_template(processor, prompt)
         self.tokenizer = processor if tokenizer is None else tokenizer
         self.options = {"max_new_tokens": max_new_tokens} | dict(options or {})
 
@@ -76,7 +76,7 @@ class TransformersCaptioner:
             else:  # others give it back as their tokenizer spells it, or not at all
                 start = self.tokenizer.batch_decode(given[:1], skip_special_tokens=True)[0].strip()
         texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [_without(text.strip(), start) for text in texts]
+        return [_strip_prefix(text.strip(), start) for text in texts]
 
     def _moved(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -84,7 +84,7 @@ class TransformersCaptioner:
         return value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
 
 
-def _templated(processor: Any, prompt: str) -> str:
+def _apply_template(processor: Any, prompt: str) -> str:
     """Put an instruction into the chat template of a LLaVA-like model; what has none takes the text as it is."""
     words = getattr(processor, "tokenizer", None)
     if words is not None:
@@ -97,7 +97,7 @@ def _templated(processor: Any, prompt: str) -> str:
     return made
 
 
-def _without(text: str, start: str) -> str:
+def _strip_prefix(text: str, start: str) -> str:
     """Cut whole words off the beginning."""
     if not start or not text.lower().startswith(start.lower()):
         return text
@@ -106,7 +106,7 @@ def _without(text: str, start: str) -> str:
 
 
 @dataclass
-class Captioned:
+class CaptionRun:
     """What a run made of its share.
 
     Attributes:
@@ -136,7 +136,7 @@ def caption_images(
     on_empty: Literal["raise", "skip"] = "raise",
     settings: str | None = None,
     progress: bool | None = None,
-) -> Captioned:
+) -> CaptionRun:
     """Caption images into a COCO results file, or what is still missing there.
 
     Captions are kept in a file of JSON lines beside the output as they come, and the results file is written once all
@@ -162,12 +162,12 @@ def caption_images(
             of captions, a caption is empty, or the file holds captions of other images or settings.
         TypeError: If a caption is no string.
     """
-    ids = [coco_image_id(path) for path in paths] if image_ids is None else listed_ids(image_ids)
+    ids = [coco_image_id(path) for path in paths] if image_ids is None else list_ids(image_ids)
     _check_run(paths, ids, batch_size, rank, world, on_empty)
     share = list(zip(ids, paths, strict=True))[rank::world]
     target = rank_path(output, rank, world)
     check_output(target)
-    with one_at_a_time(target.with_name(f".{target.name}.lock"), target):
+    with hold_lock(target.with_name(f".{target.name}.lock"), target):
         _check_settings(target, settings)
         return _run(captioner, share, target, batch_size, on_empty, progress)
 
@@ -179,26 +179,26 @@ def _run(
     batch_size: int,
     on_empty: Literal["raise", "skip"],
     progress: bool | None,
-) -> Captioned:
+) -> CaptionRun:
     """Caption what is missing of a share, and write the results."""
     partial = target.with_name(target.name + ".partial.jsonl")
-    done = _resumed(target, partial, [name for name, _ in share])
+    done = _read_finished(target, partial, [name for name, _ in share])
     todo = [(name, path) for name, path in share if name not in done]
     with (
         partial.open("a", encoding="utf-8") as lines,
-        progress_bar(len(share), len(share) - len(todo), progress) as bar,
+        make_progress_bar(len(share), len(share) - len(todo), progress) as bar,
     ):
         for batch in split_batches(todo, batch_size):
-            texts = _checked_texts(captioner([open_image(path) for _, path in batch]), len(batch))
+            texts = _check_texts(captioner([open_image(path) for _, path in batch]), len(batch))
             for (name, _), text in zip(batch, texts, strict=True):
                 done[name] = text
-                lines.write(_line(name, text))
+                lines.write(_format_line(name, text))
             lines.flush()
             bar.update(len(batch))
     empty = [name for name, _ in share if not done[name]]
     if empty and on_empty == "raise":
         raise ValueError(
-            f"{len(empty)} of {len(share)} captions are empty; the first images are {first_few(empty)}. "
+            f"{len(empty)} of {len(share)} captions are empty; the first images are {list_first(empty)}. "
             "Leave them out with on_empty='skip'."
         )
     kept = [name for name, _ in share if done[name]]
@@ -206,7 +206,7 @@ def _run(
     write_results(target, kept, captions.texts)
     if not empty:  # else it goes on to say which were empty
         partial.unlink()
-    return Captioned(target, captions, len(todo), len(share) - len(todo), empty)
+    return CaptionRun(target, captions, len(todo), len(share) - len(todo), empty)
 
 
 def _check_settings(target: Path, settings: str | None) -> None:
@@ -219,7 +219,7 @@ def _check_settings(target: Path, settings: str | None) -> None:
             f"{target}: an earlier call captioned with {found!r:.120}, this one with {settings!r:.120}; name another "
             "file."
         )
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text(settings, encoding="utf-8")
 
 
@@ -236,7 +236,7 @@ def _check_run(
     refuse_duplicates("image_ids", ids)
 
 
-def _checked_texts(texts: Sequence[str], count: int) -> list[str]:
+def _check_texts(texts: Sequence[str], count: int) -> list[str]:
     if isinstance(texts, str) or len(texts) != count:
         got = "a string" if isinstance(texts, str) else f"{len(texts)} captions"
         raise ValueError(f"the captioner returned {got} for {count} images; expected a list with one for each.")
@@ -246,9 +246,9 @@ def _checked_texts(texts: Sequence[str], count: int) -> list[str]:
     return [" ".join(text.split()) for text in texts]
 
 
-def _resumed(target: Path, partial: Path, ids: list[ImageId]) -> dict[ImageId, str]:
+def _read_finished(target: Path, partial: Path, ids: list[ImageId]) -> dict[ImageId, str]:
     """Collect captions of an earlier call; a line cut off by the interruption is dropped from the file."""
-    done = dict(result_entries(target)) if target.is_file() else {}
+    done = dict(read_result_entries(target)) if target.is_file() else {}
     if partial.is_file():
         for line in partial.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
@@ -260,12 +260,13 @@ def _resumed(target: Path, partial: Path, ids: list[ImageId]) -> dict[ImageId, s
     foreign = [name for name in done if name not in wanted]
     if foreign:
         raise ValueError(
-            f"{target}: an earlier call captioned {len(foreign)} other images: {first_few(foreign)}; name another file."
+            f"{target}: an earlier call captioned {len(foreign)} other images: {list_first(foreign)}; "
+            "name another file."
         )
-    with replacing(partial) as temporary:
-        temporary.write_text("".join(_line(name, text) for name, text in done.items()), encoding="utf-8")
+    with replace_file(partial) as temporary:
+        temporary.write_text("".join(_format_line(name, text) for name, text in done.items()), encoding="utf-8")
     return done
 
 
-def _line(name: ImageId, text: str) -> str:
-    return json_line({"image_id": name, "caption": text})
+def _format_line(name: ImageId, text: str) -> str:
+    return format_json_line({"image_id": name, "caption": text})

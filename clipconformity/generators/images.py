@@ -11,16 +11,16 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image, PngImagePlugin
 
-from clipconformity.data.files import replacing
-from clipconformity.data.images import as_images
-from clipconformity.data.locks import one_at_a_time
+from clipconformity.data.files import replace_file
+from clipconformity.data.images import to_images
+from clipconformity.data.locks import hold_lock
 from clipconformity.data.strict_json import to_json
-from clipconformity.generators.pipelines import adapted, settings, unwrapped
+from clipconformity.generators.pipelines import adapt_generator, describe_settings, unwrap
 from clipconformity.generators.runs import (
     check_numbers,
     check_split,
-    json_line,
-    progress_bar,
+    format_json_line,
+    make_progress_bar,
     rank_path,
     sample_seed,
     split_batches,
@@ -48,7 +48,7 @@ class Sample(NamedTuple):
 
 
 @dataclass
-class Generated:
+class ImageRun:
     """What a run made of its share.
 
     Attributes:
@@ -80,7 +80,7 @@ def generate_images(
     on_black: OnBlack = "keep",
     on_images: Callable[[list[Image.Image]], object] | None = None,
     progress: bool | None = None,
-) -> Generated:
+) -> ImageRun:
     """Generate an image for every prompt into a folder, or what is still missing there.
 
     Every image has a seed of its own, made of ``seed`` and its prompt's place. So a run does not depend on the batch
@@ -120,9 +120,9 @@ def generate_images(
     check_split(batch_size, rank, world)
     if on_black not in ("keep", "exclude"):
         raise ValueError(f"on_black: expected 'keep' or 'exclude', got {on_black!r}.")
-    prompts = _listed_prompts(prompts)
-    generator, given = unwrapped(generator, dict(options or {}))
-    call, together = adapted(generator, given)
+    prompts = _list_prompts(prompts)
+    generator, given = unwrap(generator, dict(options or {}))
+    call, together = adapt_generator(generator, given)
     every = [
         Sample(number, copy, prompt, sample_seed(seed, number, copy))
         for number, prompt in enumerate(prompts)
@@ -131,15 +131,15 @@ def generate_images(
     samples = every[rank::world]
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(folder, on_black, settings(generator, given), rank, world)
-    with one_at_a_time(folder / f".{run.manifest.name}.lock", folder):
+    run = _Run(folder, on_black, describe_settings(generator, given), rank, world)
+    with hold_lock(folder / f".{run.manifest.name}.lock", folder):
         run.refuse_surplus(every)
         todo = run.resume(samples)
         if on_images is not None:
             for reused in split_batches(run.kept(samples), batch_size):
-                on_images(as_images(reused))
+                on_images(to_images(reused))
         _generate(run, call, todo, batch_size if together else 1, on_images, progress, len(samples))
-    return Generated(run.kept(samples), run.manifest, len(todo), len(samples) - len(todo), run.blacks(samples))
+    return ImageRun(run.kept(samples), run.manifest, len(todo), len(samples) - len(todo), run.blacks(samples))
 
 
 def read_manifest(output: Path | str) -> list[dict[str, Any]]:
@@ -203,8 +203,8 @@ class _Run:
             if path != found[0]:
                 found[0].replace(path)
             self.entries[sample.stem] = about | {"file": path.name}
-        with replacing(self.manifest) as temporary:
-            temporary.write_text("".join(json_line(entry) for entry in self.entries.values()), encoding="utf-8")
+        with replace_file(self.manifest) as temporary:
+            temporary.write_text("".join(format_json_line(entry) for entry in self.entries.values()), encoding="utf-8")
         return todo
 
     def refuse_surplus(self, every: list[Sample]) -> None:
@@ -227,10 +227,10 @@ class _Run:
                 path = self._path(sample, SUFFIXES[excluded])
                 info = PngImagePlugin.PngInfo()
                 info.add_itxt(_KEY, to_json(about))
-                with replacing(path) as temporary:
+                with replace_file(path) as temporary:
                     image.save(temporary, format="PNG", pnginfo=info)
                 self.entries[sample.stem] = about | {"file": path.name}
-                manifest.write(json_line(self.entries[sample.stem]))
+                manifest.write(format_json_line(self.entries[sample.stem]))
                 if not excluded:
                     kept.append(image)
         return kept
@@ -271,7 +271,7 @@ def _generate(
     progress: bool | None,
     total: int,
 ) -> None:
-    with progress_bar(total, total - len(todo), progress) as bar:
+    with make_progress_bar(total, total - len(todo), progress) as bar:
         for batch in split_batches(todo, batch_size):
             images = call([sample.prompt for sample in batch], [sample.seed for sample in batch])
             if len(images) != len(batch):
@@ -282,7 +282,7 @@ def _generate(
             bar.update(len(batch))
 
 
-def _listed_prompts(given: Iterable[str]) -> list[str]:
+def _list_prompts(given: Iterable[str]) -> list[str]:
     """Check prompts and list them."""
     if isinstance(given, str):
         raise TypeError("prompts: expected a list of strings, got a string.")

@@ -65,7 +65,7 @@ def rank_path(output: Path | str, rank: int, world: int) -> Path:
     return path if world == 1 else path.with_name(f"{path.stem}-{rank}-of-{world}{path.suffix}")
 
 
-def progress_bar(total: int, done: int, progress: bool | None) -> Any:
+def make_progress_bar(total: int, done: int, progress: bool | None) -> Any:
     """Make a bar of images on standard error; by default where that is a terminal."""
     from tqdm import tqdm
 
@@ -73,6 +73,6 @@ def progress_bar(total: int, done: int, progress: bool | None) -> Any:
     return tqdm(total=total, initial=done, unit="image", file=sys.stderr, disable=disable)
 
 
-def json_line(entry: Any) -> str:
+def format_json_line(entry: Any) -> str:
     """One line of a file of JSON lines."""
     return to_json(entry) + "\n"

@@ -12,7 +12,7 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import Interval
 from clipconformity.metrics.base import PairMetric
-from clipconformity.metrics.pictures import quantity
+from clipconformity.metrics.pictures import format_quantity
 from clipconformity.stream.alignment import SUMS, MeanScore, pair_buckets, pair_scores
 from clipconformity.stream.moments import Layout
 from clipconformity.stream.readouts.clip_score import CLIPScoreReadOut
@@ -126,7 +126,7 @@ class CLIPScore(PairMetric):
 
         low, high = self.interval()
         value = float(self.compute())
-        return plots.forest([value], [low], [high], ["CLIPScore"], quantity=quantity(self.readout), ax=ax)
+        return plots.forest([value], [low], [high], ["CLIPScore"], quantity=format_quantity(self.readout), ax=ax)
 
     def _scores(self) -> MeanScore:
         return MeanScore({name: getattr(self, name) for name in SUMS})

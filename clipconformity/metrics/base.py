@@ -25,7 +25,7 @@ from clipconformity.stream.moments import Layout, State
 from clipconformity.stream.readouts.base import ReadOut
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.row_sample import Labels
-from clipconformity.stream.stream import EVALUATED, Stream, layouts
+from clipconformity.stream.stream import EVALUATED, Stream, choose_layouts
 
 EncoderOrSpec: TypeAlias = "Encoder | str | Path"
 
@@ -53,8 +53,8 @@ class EmbeddingMetric(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        encoder = opened_encoder(encoder)
-        self.embed_dim = agreed_dimension(type(self).__name__, reference, encoder, embed_dim)
+        encoder = open_encoder(encoder)
+        self.embed_dim = resolve_dimension(type(self).__name__, reference, encoder, embed_dim)
         if reference is not None and encoder is not None and reference.encoder_id is not None:
             reference.provenance.check(Provenance.of(encoder))
         self.allow_normalized = allow_normalized or (reference is not None and reference.normalized)
@@ -72,7 +72,7 @@ class EmbeddingMetric(Metric):
 
     def _make_layouts(self) -> dict[str, Layout]:
         """Say what either side accumulates."""
-        return layouts(self.embed_dim, self.readout.needs, self.reference, self.max_samples)
+        return choose_layouts(self.embed_dim, self.readout.needs, self.reference, self.max_samples)
 
     def _layout_key(self) -> int:
         digest = hashlib.blake2b(repr(self._layouts.keys()).encode(), digest_size=3)
@@ -311,7 +311,7 @@ class SetMetric(EmbeddingMetric):
 
     def _make_layouts(self) -> dict[str, Layout]:
         """Say what the evaluated side accumulates; there is no other, even where the read-out could compare."""
-        return layouts(self.embed_dim, self.readout.needs._replace(reference=False), None, self.max_samples)
+        return choose_layouts(self.embed_dim, self.readout.needs._replace(reference=False), None, self.max_samples)
 
 
 class PairMetric(SetMetric):
@@ -329,7 +329,7 @@ class PairMetric(SetMetric):
         return pair
 
 
-def opened_encoder(encoder: EncoderOrSpec | None) -> Encoder | None:
+def open_encoder(encoder: EncoderOrSpec | None) -> Encoder | None:
     """Give an encoder as it is, and one named by its spec or folder as ``load_encoder`` opens it.
 
     Raises:
@@ -393,7 +393,7 @@ def _is_empty(batch: Any) -> bool:
     return isinstance(batch, (list, tuple)) and not batch
 
 
-def agreed_dimension(name: str, reference: ReferenceSet | None, encoder: Encoder | None, embed_dim: int | None) -> int:
+def resolve_dimension(name: str, reference: ReferenceSet | None, encoder: Encoder | None, embed_dim: int | None) -> int:
     """Settle the dimension of the embeddings from whatever says it.
 
     Raises:

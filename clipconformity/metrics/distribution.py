@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.density import Grid
-from clipconformity.functional.divergence import COARSEST
+from clipconformity.functional.divergence import MAX_COARSENING
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import Interval
 from clipconformity.metrics.base import EmbeddingMetric, SetMetric
 from clipconformity.metrics.pictures import draw_values
 from clipconformity.stream.readouts.conformity import ConformityReadOut, SelfConformityReadOut, histogram
 from clipconformity.stream.readouts.conformity_kl import ConformityKLReadOut
-from clipconformity.stream.readouts.norm import NormReadOut, sampled_norms
+from clipconformity.stream.readouts.norm import NormReadOut, compute_sampled_norms
 from clipconformity.stream.standing import Standing
 
 __all__ = ["Conformity", "ConformityKL", "EmbeddingNorm", "SelfConformity"]
@@ -75,7 +75,7 @@ class Conformity(EmbeddingMetric):
             Counts ``(K,)`` and edges ``(K + 1,)``; what lies beyond 16 standard deviations is in the outermost cells.
         """
         with self._read_stream() as stream:
-            return trimmed(*histogram(stream))
+            return trim_histogram(*histogram(stream))
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot the distribution over the reference's, or ``val``: values of ``compute``; gives ``(figure, axes)``."""
@@ -87,7 +87,7 @@ class Conformity(EmbeddingMetric):
         with self._read_stream() as stream:
             known = stream.compared_with()
         if known is not None:
-            reference = trimmed(known.grid.counts(known.null_conformities), known.grid)
+            reference = trim_histogram(known.grid.counts(known.null_conformities), known.grid)
         modality = None if known is None else known.modality
         return plots.conformity_distribution(self.histogram(), reference, modality=modality, ax=ax)
 
@@ -260,16 +260,16 @@ class EmbeddingNorm(SetMetric):
         from clipconformity import plots
 
         with self._read_stream() as stream:
-            norms, centered = sampled_norms(stream.checked())
+            norms, centered = compute_sampled_norms(stream.checked())
         return plots.norm_histogram(norms, centered, ax=ax)
 
 
-def trimmed(counts: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def trim_histogram(counts: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Non-empty range of a histogram ``(CELLS + 2,)`` in coarse cells: counts and edges."""
     inner = counts[1:-1].clone()
     inner[0] += counts[0]
     inner[-1] += counts[-1]
-    coarse = inner.unflatten(0, (-1, COARSEST)).sum(1)
+    coarse = inner.unflatten(0, (-1, MAX_COARSENING)).sum(1)
     used = coarse.nonzero().flatten()
     first, last = int(used[0]), int(used[-1]) + 1
-    return coarse[first:last], grid.edges().to(counts.device)[::COARSEST][first : last + 1]
+    return coarse[first:last], grid.edges().to(counts.device)[::MAX_COARSENING][first : last + 1]

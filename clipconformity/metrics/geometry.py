@@ -193,7 +193,7 @@ class ModalityGap(PairMetric):
         Of each group one pair is taken, since the redraws take pairs as independent.
         """
         with self._read_stream() as stream:
-            image, text = modality_gap.independent_pairs(*self._sides(stream))
+            image, text = modality_gap.choose_independent_pairs(*self._sides(stream))
         sweep = shift_sweep(image, text, [0.0], confidence=confidence, resamples=resamples, generator=generator)
         return Interval(float(sweep.kl_low[0]), float(sweep.kl_high[0]))
 

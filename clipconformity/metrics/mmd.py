@@ -8,10 +8,10 @@ import torch
 
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.mmd import MMDHalves
-from clipconformity.functional.resampling import Interval, seeded
+from clipconformity.functional.resampling import Interval, make_generator
 from clipconformity.metrics.base import EmbeddingMetric
 from clipconformity.metrics.pictures import draw_values
-from clipconformity.stream.mmd import discrepancy, noise
+from clipconformity.stream.mmd import compute_noise, discrepancy
 from clipconformity.stream.readouts.cmmd import CMMDReadOut
 from clipconformity.stream.readouts.cosine_mmd import CosineMMDReadOut
 from clipconformity.stream.reference import ReferenceSet
@@ -89,7 +89,9 @@ class CosineMMD(EmbeddingMetric):
             generator: Source of randomness; by default freshly seeded.
         """
         with self._read_stream() as stream:
-            return noise(stream.contrast(type(self).__name__), quantile, resamples, seeded(generator)).floor
+            return compute_noise(
+                stream.contrast(type(self).__name__), quantile, resamples, make_generator(generator)
+            ).floor
 
     @full_precision
     def p_value(self, *, resamples: int = 1000, generator: torch.Generator | None = None) -> float:
@@ -102,7 +104,9 @@ class CosineMMD(EmbeddingMetric):
             generator: Source of randomness; by default freshly seeded.
         """
         with self._read_stream() as stream:
-            return noise(stream.contrast(type(self).__name__), 0.95, resamples, seeded(generator)).p_value
+            return compute_noise(
+                stream.contrast(type(self).__name__), 0.95, resamples, make_generator(generator)
+            ).p_value
 
     @full_precision
     def plot(self, val: Any = None, ax: Any = None) -> Any:

@@ -33,7 +33,7 @@ def check_ranks(metric: EmbeddingMetric, gather: Callable[..., list[Tensor]], pr
         RuntimeError: If a rank takes no part, because it has died or is elsewhere.
     """
     try:
-        cards = [card.cpu() for card in gather(_card(metric), group=process_group or metric.process_group)]
+        cards = [card.cpu() for card in gather(_describe_rank(metric), group=process_group or metric.process_group)]
     except RuntimeError as error:
         raise RuntimeError(
             f"{type(metric).__name__}: another rank took no part in this read-out within the time that the process "
@@ -53,7 +53,7 @@ def check_ranks(metric: EmbeddingMetric, gather: Callable[..., list[Tensor]], pr
             )
 
 
-def _card(metric: EmbeddingMetric) -> Tensor:
+def _describe_rank(metric: EmbeddingMetric) -> Tensor:
     """Say in numbers what a rank measures, ``(8,)`` float64."""
     sums = [getattr(metric, name) for name, kind in metric._reductions.items() if kind is dim_zero_sum]
     readout = None  # ModalityGap has none
@@ -65,10 +65,10 @@ def _card(metric: EmbeddingMetric) -> Tensor:
         repr(sorted({str(one.dtype) for one in sums})),
     )
     numbers = [float(int.from_bytes(hashlib.blake2b(word.encode(), digest_size=6).digest(), "big")) for word in hashed]
-    return torch.tensor([*numbers, *_figures(metric.reference)], dtype=torch.float64, device=sums[0].device)
+    return torch.tensor([*numbers, *_describe_reference(metric.reference)], dtype=torch.float64, device=sums[0].device)
 
 
-def _figures(reference: ReferenceSet | None) -> list[float]:
+def _describe_reference(reference: ReferenceSet | None) -> list[float]:
     """Figures that two references are told apart by; none is near 0, where rounding would tell them apart too."""
     if reference is None:
         return [0.0] * 5

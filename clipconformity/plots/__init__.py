@@ -20,7 +20,16 @@ from clipconformity.plots.geometry import (
     shift_panels,
     tilt_heat_map,
 )
-from clipconformity.plots.style import COLORS, POINTS, REFERENCE_COLOR, Look, drawing_in, for_paper, run_look, save
+from clipconformity.plots.style import (
+    COLORS,
+    POINTS,
+    REFERENCE_COLOR,
+    Look,
+    choose_run_look,
+    for_paper,
+    save,
+    use_text_color,
+)
 
 __all__ = [
     "COLORS",
@@ -30,11 +39,11 @@ __all__ = [
     "Look",
     "Place",
     "Projection",
+    "choose_run_look",
     "conformity_distribution",
     "conformity_panels",
     "covariance_spectrum",
     "distributions",
-    "drawing_in",
     "figures",
     "for_paper",
     "forest",
@@ -42,7 +51,6 @@ __all__ = [
     "over_alpha",
     "project",
     "ridgelines",
-    "run_look",
     "save",
     "separability_scatter",
     "series",
@@ -51,4 +59,5 @@ __all__ = [
     "tilt_heat_map",
     "typicality_alignment",
     "typicality_and_variety",
+    "use_text_color",
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from clipconformity.plots.style import COLORS, REFERENCE_COLOR, new_axes, numbers, run_look
+from clipconformity.plots.style import COLORS, REFERENCE_COLOR, choose_run_look, make_axes, to_floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 PANELS = 3
 """Panels beside each other in a drawing of several figures."""
-LEADER: dict[str, Any] = {
+LEADER_LENGTH: dict[str, Any] = {
     "arrowstyle": "-", "color": REFERENCE_COLOR, "linewidth": 0.6, "shrinkB": 6, "relpos": (0, 0.5),
 }  # fmt: skip
 """The line from a name to its marker."""
-GAP = 0.5
+LABEL_GAP = 0.5
 """Lines between two names beside the map."""
 
 
@@ -57,7 +57,7 @@ def typicality_and_variety(
     Returns:
         The figure and its axes.
     """
-    figure, ax = new_axes(ax, width=6.4, height=4.8)
+    figure, ax = make_axes(ax, width=6.4, height=4.8)
     if margins is not None:
         wide, high = margins
         ax.fill([-wide, wide, wide, -wide], [1 - high, 1 - high, 1 + high, 1 + high], color=REFERENCE_COLOR, alpha=0.2)
@@ -73,7 +73,7 @@ def typicality_and_variety(
     ax.plot(0, 1, marker="+", markersize=12, color=REFERENCE_COLOR)
     ax.annotate("reference", (0, 1), (6, 6), textcoords="offset points", color=REFERENCE_COLOR, fontsize="small")
     for number, (across_run, up_run) in enumerate(places.values()):
-        look = run_look(number, len(places), modality)
+        look = choose_run_look(number, len(places), modality)
         across, up = ([[max(0.0, at - one)], [max(0.0, other - at)]] for at, one, other in (across_run, up_run))
         ax.errorbar(
             across_run[0], up_run[0], up, across, color=look.color, marker=look.marker, markersize=8, capsize=3,
@@ -94,8 +94,8 @@ def _name_places(ax: Axes, places: Mapping[str, Place]) -> None:
     order = sorted(places.items(), key=lambda item: item[1].variety[0])
     bottom, top = ax.get_ylim()
     lines = [1 + name.count("\n") for name, _ in order]
-    step = 1 / max(20, sum(lines) + GAP * len(lines))  # of a line
-    apart = [step * (GAP + (a + b) / 2) for a, b in pairwise(lines)]
+    step = 1 / max(20, sum(lines) + LABEL_GAP * len(lines))  # of a line
+    apart = [step * (LABEL_GAP + (a + b) / 2) for a, b in pairwise(lines)]
     heights = [(place.variety[0] - bottom) / (top - bottom) for _, place in order]
     for number, gap in enumerate(apart, start=1):  # from the bottom up, then pushed down from the top
         heights[number] = max(heights[number], heights[number - 1] + gap)
@@ -105,7 +105,7 @@ def _name_places(ax: Axes, places: Mapping[str, Place]) -> None:
     for (name, place), height in zip(order, heights, strict=True):
         ax.annotate(
             name, (place.typicality[0], place.variety[0]), (1.02, height), textcoords="axes fraction", va="center",
-            fontsize="small", arrowprops=LEADER,
+            fontsize="small", arrowprops=LEADER_LENGTH,
         )  # fmt: skip
 
 
@@ -135,10 +135,10 @@ def series(
     Returns:
         The figure and its axes, whose first line holds the values.
     """
-    points = numbers(values)
-    figure, ax = new_axes(ax)
+    points = to_floats(values)
+    figure, ax = make_axes(ax)
     places = list(range(len(points))) if steps is None else list(steps)
-    error = None if low is None or high is None else _reaches(points, numbers(low), numbers(high))
+    error = None if low is None or high is None else _compute_reaches(points, to_floats(low), to_floats(high))
     ax.errorbar(places, points, yerr=error, color=COLORS[modality], marker="o", capsize=4, linewidth=2)
     ax.set_ylabel(quantity)
     if len(points) == 1:
@@ -186,15 +186,15 @@ def forest(
     Returns:
         The figure and its axes.
     """
-    points = numbers(values)
-    figure, ax = new_axes(ax, height=1.4 + 0.45 * len(points))
+    points = to_floats(values)
+    figure, ax = make_axes(ax, height=1.4 + 0.45 * len(points))
     if null is not None and margin is not None:
         ax.axvspan(null - margin, null + margin, color=REFERENCE_COLOR, alpha=0.2, linewidth=0)
     if null is not None:
         ax.axvline(null, color=REFERENCE_COLOR, linewidth=0.8)
-    for row, (value, *ends) in enumerate(zip(points, numbers(low), numbers(high), strict=True)):
-        look = run_look(row if runs else 0, len(points) if runs else 1, modality)
-        error = _reaches([value], ends[:1], ends[1:])
+    for row, (value, *ends) in enumerate(zip(points, to_floats(low), to_floats(high), strict=True)):
+        look = choose_run_look(row if runs else 0, len(points) if runs else 1, modality)
+        error = _compute_reaches([value], ends[:1], ends[1:])
         ax.errorbar(value, row, xerr=error, color=look.color, marker=look.marker, capsize=4, linewidth=2)
     known = [(floor, row) for row, floor in enumerate(floors) if floor is not None]
     if known:
@@ -207,7 +207,7 @@ def forest(
     return figure, ax
 
 
-def _reaches(points: list[float], low: list[float], high: list[float]) -> list[list[float]]:
+def _compute_reaches(points: list[float], low: list[float], high: list[float]) -> list[list[float]]:
     """How far intervals reach below and above their points."""
     below = [max(0.0, value - end) for value, end in zip(points, low, strict=True)]
     return [below, [max(0.0, end - value) for value, end in zip(points, high, strict=True)]]
@@ -224,7 +224,9 @@ def figures(values: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, ax: Axes
     """
     names = list(values) if isinstance(values, Mapping) else list(values[0])
     rows = -(-len(names) // PANELS)
-    figure, ax = new_axes(ax, width=9.0, height=1.0 + (0.3 * len(names) if isinstance(values, Mapping) else 2.2 * rows))
+    figure, ax = make_axes(
+        ax, width=9.0, height=1.0 + (0.3 * len(names) if isinstance(values, Mapping) else 2.2 * rows)
+    )
     ax.set_axis_off()
     if isinstance(values, Mapping):
         for number, (name, value) in enumerate(values.items()):

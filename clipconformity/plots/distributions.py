@@ -18,10 +18,10 @@ from clipconformity.plots.style import (
     LINE_STYLES,
     REFERENCE_COLOR,
     Histogram,
-    binned,
+    choose_run_look,
+    count_cells,
     draw_density,
-    new_axes,
-    run_look,
+    make_axes,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def conformity_distribution(
     Returns:
         The figure and its axes.
     """
-    figure, ax = new_axes(ax)
+    figure, ax = make_axes(ax)
     if reference is not None:
         draw_density(ax, reference, REFERENCE_COLOR, "reference", fill=True)
     draw_density(ax, evaluated, COLORS[modality], label, fill=False)
@@ -88,13 +88,13 @@ def distributions(
     Returns:
         The figure and its axes.
     """
-    figure, ax = new_axes(ax)
-    edges = _edges([*runs.values(), *([] if reference is None else [reference])], BINS)
+    figure, ax = make_axes(ax)
+    edges = _choose_edges([*runs.values(), *([] if reference is None else [reference])], BINS)
     if reference is not None:
-        draw_density(ax, binned(reference, edges), REFERENCE_COLOR, reference_label, fill=True)
+        draw_density(ax, count_cells(reference, edges), REFERENCE_COLOR, reference_label, fill=True)
     for number, (name, values) in enumerate(runs.items()):
-        look = run_look(number, len(runs), modality)
-        draw_density(ax, binned(values, edges), look.color, name, fill=False, linestyle=look.line)
+        look = choose_run_look(number, len(runs), modality)
+        draw_density(ax, count_cells(values, edges), look.color, name, fill=False, linestyle=look.line)
     ax.set_xlabel(quantity)
     ax.set_ylabel("density")
     ax.legend(frameon=False, fontsize="small")
@@ -124,14 +124,14 @@ def ridgelines(
     Returns:
         The figure and its axes.
     """
-    figure, ax = new_axes(ax, width=7.0, height=1.3 + 0.55 * len(runs))
-    edges = _edges([*runs.values(), reference], RIDGE_CELLS)
+    figure, ax = make_axes(ax, width=7.0, height=1.3 + 0.55 * len(runs))
+    edges = _choose_edges([*runs.values(), reference], RIDGE_CELLS)
     middle = 0.5 * (edges[1:] + edges[:-1])
-    behind, drawn = _smooth_density(reference, edges), {name: _smooth_density(one, edges) for name, one in runs.items()}
+    behind, drawn = _smooth_counts(reference, edges), {name: _smooth_counts(one, edges) for name, one in runs.items()}
     highest = max(float(one.max()) for one in (behind, *drawn.values()))
     ends = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
     for number, (name, ridge) in enumerate(drawn.items()):
-        look, ground = run_look(number, len(runs), modality), float(len(runs) - 1 - number)
+        look, ground = choose_run_look(number, len(runs), modality), float(len(runs) - 1 - number)
         for heights, color in ((behind, REFERENCE_COLOR), (ridge, look.color)):
             top = ground + RIDGE_HEIGHT * heights / highest
             ax.fill_between(middle, ground, top, color=color, alpha=0.35, linewidth=0)
@@ -148,7 +148,7 @@ def ridgelines(
     return figure, ax
 
 
-def _edges(sets: Sequence[Tensor], cells: int) -> Tensor:
+def _choose_edges(sets: Sequence[Tensor], cells: int) -> Tensor:
     """Edges of cells that are common to all sets."""
     everything = torch.cat([x.double().cpu() for x in sets])
     low, high = float(everything.min()), float(everything.max())
@@ -156,9 +156,9 @@ def _edges(sets: Sequence[Tensor], cells: int) -> Tensor:
     return torch.linspace(low - wider, high + wider, cells + 1, dtype=torch.float64)
 
 
-def _smooth_density(values: Tensor, edges: Tensor) -> Tensor:
+def _smooth_counts(values: Tensor, edges: Tensor) -> Tensor:
     """Density of a set in each cell, smoothed over its neighbours ``(K,)``."""
-    counts, _ = binned(values, edges)
+    counts, _ = count_cells(values, edges)
     kernel = torch.exp(-0.5 * torch.arange(-6, 7, dtype=torch.float64).square() / 2.0**2)
     smooth = torch.nn.functional.conv1d(counts[None, None], (kernel / kernel.sum())[None, None], padding=6)[0, 0]
     return smooth / (smooth.sum() * (edges[1] - edges[0]))
@@ -193,11 +193,11 @@ def norm_histogram(
         ax: Axes to draw on.
     """
     runs = {"|v|": norms} | ({} if centered is None else {"|v - m|, centred": centered})
-    figure, ax = new_axes(ax)
+    figure, ax = make_axes(ax)
     together = torch.cat([x.double().cpu() for x in runs.values()])
     edges = torch.linspace(0, float(together.max()) * 1.02, 2 * BINS + 1, dtype=torch.float64)
     for (name, values), style in zip(runs.items(), LINE_STYLES, strict=False):
-        draw_density(ax, binned(values, edges), COLORS[modality], name, fill=False, linestyle=style)
+        draw_density(ax, count_cells(values, edges), COLORS[modality], name, fill=False, linestyle=style)
     ax.set_xlabel("norm of the raw embedding (units of the embedding)")
     ax.set_ylabel("density")
     ax.set_xlim(left=0)

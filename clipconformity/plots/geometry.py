@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from clipconformity.plots.style import COLORS, LINE_STYLES, POINTS, REFERENCE_COLOR, new_axes, spaced
+from clipconformity.plots.style import COLORS, LINE_STYLES, POINTS, REFERENCE_COLOR, make_axes, thin_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ def covariance_spectrum(spectra: Mapping[str | None, Tensor], *, ax: Axes | None
         spectra: Eigenvalues ``(D,)`` by modality, or under None; those that are zero are left out.
         ax: Axes to draw on.
     """
-    figure, ax = new_axes(ax)
+    figure, ax = make_axes(ax)
     for (modality, spectrum), style in zip(spectra.items(), LINE_STYLES, strict=False):
         values = spectrum.double().cpu().sort(descending=True).values
         ratio = float(values.sum().square() / values.square().sum())
@@ -65,7 +65,7 @@ def tilt_heat_map(
         title: Put above.
         ax: Axes to draw on.
     """
-    figure, ax = new_axes(ax, width=5.4, height=4.6)
+    figure, ax = make_axes(ax, width=5.4, height=4.6)
     matrix = covariance.double().cpu()
     chosen = matrix.diagonal().argsort(descending=True, stable=True)[:size]
     std = matrix.diagonal()[chosen].clamp_min(1e-300).sqrt()
@@ -94,9 +94,9 @@ def separability_scatter(
         points: Most points of a modality, evenly spaced rows.
         ax: Axes to draw on.
     """
-    figure, ax = new_axes(ax)
+    figure, ax = make_axes(ax)
     first, second = (int(d) for d in dimensions)
-    _scatter(ax, Projection(*(spaced(rows, points)[:, [first, second]] for rows in (image, text))))
+    _scatter(ax, Projection(*(thin_rows(rows, points)[:, [first, second]] for rows in (image, text))))
     ax.set_xlabel(f"dimension {first} (units of the embedding)")
     ax.set_ylabel(f"dimension {second} (units of the embedding)")
     ax.legend(frameon=False)
@@ -122,7 +122,7 @@ def over_alpha(
         quantity: What the values are, with their unit.
         ax: Axes to draw on.
     """
-    figure, ax = new_axes(ax)
+    figure, ax = make_axes(ax)
     order = alphas.argsort().cpu()
     x, y = (v.double().cpu()[order].numpy() for v in (alphas, values))
     ax.plot(x, y, color=COLORS[None], marker="o", linewidth=2)
@@ -186,9 +186,9 @@ def shells(image: Tensor, text: Tensor, *, points: int = POINTS, ax: Axes | None
         points: Most points of a modality, evenly spaced rows.
         ax: Axes to draw on.
     """
-    figure, ax = new_axes(ax, height=4.6)
+    figure, ax = make_axes(ax, height=4.6)
     rows, means = project(image, text)
-    _scatter(ax, Projection(*(spaced(side, points) for side in rows)))
+    _scatter(ax, Projection(*(thin_rows(side, points) for side in rows)))
     turn = torch.linspace(0, 2 * math.pi, 121, dtype=torch.float64)
     circle = 2 * torch.stack([turn.cos(), turn.sin()], 1)
     for modality, side, mean in zip(rows._fields, rows, means, strict=True):

@@ -47,7 +47,7 @@ class Look(NamedTuple):
 
 
 @contextmanager
-def drawing_in(color: str) -> Iterator[None]:
+def use_text_color(color: str) -> Iterator[None]:
     """Draw text, ticks and frames in a colour and leave the background clear, for as long as the context lasts."""
     import matplotlib as mpl
 
@@ -103,7 +103,7 @@ def save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def new_axes(ax: Axes | None, *, width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
+def make_axes(ax: Axes | None, *, width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
     """Give axes to draw on, new ones by default, and their figure."""
     import matplotlib.pyplot as plt
 
@@ -119,7 +119,7 @@ def new_axes(ax: Axes | None, *, width: float = 6.4, height: float = 4.0) -> tup
 def draw_density(ax: Axes, histogram: Histogram, color: str, label: str, *, fill: bool, linestyle: str = "-") -> None:
     """Draw a histogram as a density."""
     ax.stairs(
-        density(histogram).numpy(),
+        compute_density(histogram).numpy(),
         histogram[1].detach().cpu().double().numpy(),
         fill=fill,
         color=color,
@@ -130,13 +130,13 @@ def draw_density(ax: Axes, histogram: Histogram, color: str, label: str, *, fill
     )
 
 
-def density(histogram: Histogram) -> Tensor:
+def compute_density(histogram: Histogram) -> Tensor:
     """Heights of a histogram whose area is 1, ``(K,)`` float64."""
     counts, edges = (part.detach().cpu().double() for part in histogram)
     return counts / (counts.sum() * torch.diff(edges))
 
 
-def run_look(number: int, count: int, modality: str | None) -> Look:
+def choose_run_look(number: int, count: int, modality: str | None) -> Look:
     """Give a run its look by its number: colour, line style and marker; a single run has its modality's colour."""
     marker = MARKERS[number % len(MARKERS)]
     if count == 1:
@@ -145,16 +145,16 @@ def run_look(number: int, count: int, modality: str | None) -> Look:
     return Look(RUN_COLORS[number % len(RUN_COLORS)], LINE_STYLES[(number + turn) % len(LINE_STYLES)], marker)
 
 
-def spaced(rows: Tensor, most: int) -> Tensor:
+def thin_rows(rows: Tensor, most: int) -> Tensor:
     """Thin rows out to at most so many, evenly."""
     return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long()]
 
 
-def numbers(values: Sequence[float] | Tensor) -> list[float]:
+def to_floats(values: Sequence[float] | Tensor) -> list[float]:
     """Give values as floats."""
     return [float(value) for value in values]
 
 
-def binned(values: Tensor, edges: Tensor) -> Histogram:
+def count_cells(values: Tensor, edges: Tensor) -> Histogram:
     """Count values into cells."""
     return torch.histogram(values.detach().double().cpu(), edges).hist, edges

@@ -13,7 +13,7 @@ PAPER = """@inproceedings{levi2025doubleellipsoid,
 }"""
 
 
-def citations() -> tuple[str, str]:
+def format_citations() -> tuple[str, str]:
     """Give the entries of the paper and of this version of the library."""
     library = f"""@software{{clipconformity,
   title   = {{clipconformity: evaluation of generative models by the geometry of {{CLIP}} embeddings}},

@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from clipconformity import plots
-from clipconformity.report.page import shortened
+from clipconformity.report.page import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ class Drawing(NamedTuple):
     caption: str
 
 
-def figure(
+def draw_figure(
     key: str, draw: Callable[[Axes], Any], *, alt: str, caption: str, size: tuple[float, float] = (5.0, 3.4)
 ) -> Drawing:
     """Draw as inline SVG.
@@ -43,7 +43,7 @@ def figure(
         caption: Stands under it.
         size: Width and height in inches; small, so that the text is still readable on a phone.
     """
-    return Drawing(_svg(key, draw, alt, size), caption)
+    return Drawing(_render_svg(key, draw, alt, size), caption)
 
 
 def draw_marker(look: plots.Look) -> Markup:
@@ -59,20 +59,20 @@ def draw_marker(look: plots.Look) -> Markup:
     return svg.format(look.color, drawn)
 
 
-def label(name: str, width: int = 26) -> str:
+def format_label(name: str, width: int = 26) -> str:
     """Give a run's name as text in a plot: cut, broken into lines, and not refused, read as mathematics or left out."""
-    text = shortened(name.encode("utf-8", "backslashreplace").decode("utf-8"), NAME)  # a folder's name may be none
+    text = shorten(name.encode("utf-8", "backslashreplace").decode("utf-8"), NAME)  # a folder's name may be none
     lines = textwrap.fill(text, width).replace("$", r"\$")  # broken first: a line's end would part the two signs
     return f"\N{ZERO WIDTH SPACE}{lines}" if lines.startswith("_") else lines
 
 
-def _svg(key: str, draw: Callable[[Axes], Any], alt: str, size: tuple[float, float]) -> Markup:
+def _render_svg(key: str, draw: Callable[[Axes], Any], alt: str, size: tuple[float, float]) -> Markup:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     out = io.StringIO()
     settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": key}
-    with plots.drawing_in(INK), mpl.rc_context(settings), warnings.catch_warnings():
+    with plots.use_text_color(INK), mpl.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's fonts draw the text
         drawing = Figure(figsize=size, layout="constrained")
         draw(drawing.subplots())

@@ -10,10 +10,10 @@ from markupsafe import Markup
 from clipconformity import plots
 from clipconformity.evaluation import Comparison, Score, Verdict
 from clipconformity.evaluation.comparison import compare_scores
-from clipconformity.evaluation.results import rounded_up
+from clipconformity.evaluation.results import round_up
 from clipconformity.evaluation.scoring import CORE
 from clipconformity.report.figures import draw_marker
-from clipconformity.report.page import between, number
+from clipconformity.report.page import format_interval, format_number
 from clipconformity.report.score_plots import Panel
 
 ADJECTIVES = {"typicality": "typical", "variety": "varied"}
@@ -27,7 +27,7 @@ class RunLook(NamedTuple):
     """SVG."""
 
 
-class Said(NamedTuple):
+class RunSummary(NamedTuple):
     """What is said of a run."""
 
     name: str
@@ -38,19 +38,19 @@ class Said(NamedTuple):
     """What the distributions say, which judges nothing."""
 
 
-def say(panel: Panel) -> list[Said]:
+def summarise_runs(panel: Panel) -> list[RunSummary]:
     """Say of every run how typical and how varied it is beside the reference."""
     said = []
     for number_, (name, score) in enumerate(panel.scores.items()):
-        look = plots.run_look(number_, len(panel.scores), panel.reference.modality)
-        typical, varied = (_verdict(key, score.verdicts[key]) for key in ADJECTIVES)
+        look = plots.choose_run_look(number_, len(panel.scores), panel.reference.modality)
+        typical, varied = (_describe_verdict(key, score.verdicts[key]) for key in ADJECTIVES)
         sentence = f"{typical} and {varied}; N = {score.count:,}."
         mark = RunLook(look.color, draw_marker(look))
-        said.append(Said(name, mark, sentence, _distributions(score)))
+        said.append(RunSummary(name, mark, sentence, _describe_distributions(score)))
     return said
 
 
-def _verdict(key: str, verdict: Verdict) -> str:
+def _describe_verdict(key: str, verdict: Verdict) -> str:
     """A verdict in words, and in brackets its effect, its interval, and what would decide it."""
     adjective = ADJECTIVES[key]
     words = {
@@ -65,43 +65,45 @@ def _verdict(key: str, verdict: Verdict) -> str:
         low, high = verdict.interval
         told += f", {low:{sign}.2f} to {high:{sign}.2f}"
     if verdict.needed is not None:
-        told += f"; about {rounded_up(verdict.needed):,} samples would tell"
+        told += f"; about {round_up(verdict.needed):,} samples would tell"
     elif verdict.reason:
         told += f"; {verdict.reason}"
     return f"{words} ({told})"
 
 
-def notes(scores: Mapping[str, Score]) -> list[str]:
+def collect_notes(scores: Mapping[str, Score]) -> list[str]:
     """Give what to know of the samples, each note once, with the runs that it is of."""
     found: dict[str, list[str]] = {}
     for name, score in scores.items():
         for note in score.notes:
-            found.setdefault(_sentence(note), []).append(name)
+            found.setdefault(_make_sentence(note), []).append(name)
     of_all = [f"{note}." for note, names in found.items() if len(names) == len(scores)]
     return of_all + [f"{', '.join(names)}: {note}." for note, names in found.items() if len(names) < len(scores)]
 
 
-def _sentence(note: str) -> str:
+def _make_sentence(note: str) -> str:
     """A note with a capital, unless it begins with the key of a figure, and without its stop."""
     first = note.split(maxsplit=1)[0]
     return (note if "_" in first else note[:1].upper() + note[1:]).rstrip(".")
 
 
-def _distributions(score: Score) -> str:
+def _describe_distributions(score: Score) -> str:
     """The test and the divergence in one line."""
-    kl = f"KL of conformity {kl_text(score)} nats"
+    kl = f"KL of conformity {format_kl(score)} nats"
     if score.kl_interval is None or score.noise_floor is None or score.p_value is None:
         return f"{kl}; {score.figures['conformity_kl'].reason}, so no interval and no test"
-    floor = f"noise floor {number(score.noise_floor)}"
-    return f"Test of equal distributions: p = {score.p_value:.3g}. {kl} ({between(*score.kl_interval)}), {floor}"
+    floor = f"noise floor {format_number(score.noise_floor)}"
+    return (
+        f"Test of equal distributions: p = {score.p_value:.3g}. {kl} ({format_interval(*score.kl_interval)}), {floor}"
+    )
 
 
-def kl_text(score: Score) -> str:
+def format_kl(score: Score) -> str:
     """Write the KL, and whether it is a lower bound."""
-    return ("at least " if score.kl_is_lower_bound else "") + number(score.conformity_kl)
+    return ("at least " if score.kl_is_lower_bound else "") + format_number(score.conformity_kl)
 
 
-def margins(panel: Panel) -> str:
+def describe_margins(panel: Panel) -> str:
     """Say what the brackets hold, and what differences do not matter."""
     verdicts = next(iter(panel.scores.values())).verdicts
     pairs = len(panel.scores) * (len(panel.scores) - 1) // 2
@@ -116,16 +118,16 @@ def margins(panel: Panel) -> str:
     return told + (ranked if pairs else "") + best
 
 
-def ranking(panel: Panel) -> list[str]:
+def describe_ranking(panel: Panel) -> list[str]:
     """Say which run is most varied and which most typical, and whether that is sure; nothing of a single run."""
     scores = panel.scores
     if len(scores) < 2 or any(one.stream is None for one in scores.values()):
         return []
     found = compare_scores(scores, panel.reference, metrics=CORE[:1])
-    return [_first(found, "variety_ratio", "varied"), _first(found, "typicality_shift", "typical")]
+    return [_name_first(found, "variety_ratio", "varied"), _name_first(found, "typicality_shift", "typical")]
 
 
-def _first(found: Comparison, figure: str, adjective: str) -> str:
+def _name_first(found: Comparison, figure: str, adjective: str) -> str:
     """Name the runs than which none is surely more so."""
     ranks = found.ranks(figure)
     first, others = [name for name, rank in ranks.items() if rank == 1], sum(rank > 1 for rank in ranks.values())
@@ -133,8 +135,8 @@ def _first(found: Comparison, figure: str, adjective: str) -> str:
         rest = "the other run" if others == 1 else "every other run"
         return f"Most {adjective}: {first[0]}, surely more than {rest}."
     beaten = "" if not others else f" The other {'run is' if others == 1 else f'{others} are'} surely less {adjective}."
-    return f"Most {adjective}: not decided between {_listed(first)}.{beaten}"
+    return f"Most {adjective}: not decided between {_join_names(first)}.{beaten}"
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"

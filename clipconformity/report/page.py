@@ -19,8 +19,8 @@ import torch
 from markupsafe import Markup
 
 from clipconformity import __version__
-from clipconformity.data.files import replacing
-from clipconformity.report.cite import citations
+from clipconformity.data.files import replace_file
+from clipconformity.report.cite import format_citations
 from clipconformity.report.terms import TERMS
 
 
@@ -55,28 +55,28 @@ def write_page(
     Raises:
         OSError: If the file cannot be written.
     """
-    script = _own("page.js")
-    page = _environment().get_template("page.html").render(
+    script = _read_file("page.js")
+    page = _make_environment().get_template("page.html").render(
         **context,
         title=title,
         subtitle=subtitle,
         sections=sections,
         command=command,
         terms=TERMS,
-        citations=citations(),
-        policy=_policy(script),
+        citations=format_citations(),
+        policy=_make_policy(script),
         script=Markup(script),
-        style=Markup(_own("style.css")),
+        style=Markup(_read_file("style.css")),
         version=__version__,
-        versions=versions(),
-        date=today(),
+        versions=list_versions(),
+        date=format_date(),
     )  # fmt: skip
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")  # of names that are not UTF-8
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def _make_environment() -> jinja2.Environment:
     return jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -86,11 +86,11 @@ def _environment() -> jinja2.Environment:
     )
 
 
-def _own(name: str) -> str:
+def _read_file(name: str) -> str:
     return files("clipconformity.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _policy(script: str) -> str:
+def _make_policy(script: str) -> str:
     """The page's own script alone runs, and nothing is fetched, whatever a caption or a file name holds."""
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     return (
@@ -99,14 +99,14 @@ def _policy(script: str) -> str:
     )
 
 
-def today() -> str:
+def format_date() -> str:
     """The date, UTC; of a build that is to be repeated, that of ``SOURCE_DATE_EPOCH``."""
     told = os.environ.get("SOURCE_DATE_EPOCH")
     now = datetime.fromtimestamp(int(told), timezone.utc) if told else datetime.now(timezone.utc)
     return f"{now:%Y-%m-%d}"
 
 
-def versions() -> str:
+def list_versions() -> str:
     """Say what the figures were computed with."""
     parts = {
         "clipconformity": __version__,
@@ -117,16 +117,16 @@ def versions() -> str:
     return ", ".join(f"{name} {version}" for name, version in parts.items())
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Write a figure for reading."""
     return f"{value:.4g}"
 
 
-def between(low: float, high: float) -> str:
+def format_interval(low: float, high: float) -> str:
     """Write an interval for reading."""
-    return f"{number(low)} to {number(high)}"
+    return f"{format_number(low)} to {format_number(high)}"
 
 
-def shortened(text: str, most: int) -> str:
+def shorten(text: str, most: int) -> str:
     """Cut text that would not end."""
     return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"

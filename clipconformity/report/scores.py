@@ -12,12 +12,12 @@ from torch import Tensor
 
 from clipconformity.evaluation import Score
 from clipconformity.report.figures import Drawing
-from clipconformity.report.gallery import Card, cards, extremes, reference_cards
-from clipconformity.report.lead import Said, margins, notes, ranking, say
-from clipconformity.report.neighbours import Part, neighbours
+from clipconformity.report.gallery import Card, choose_extremes, make_cards, make_reference_cards
+from clipconformity.report.lead import RunSummary, collect_notes, describe_margins, describe_ranking, summarise_runs
+from clipconformity.report.neighbours import Part, collect_parts
 from clipconformity.report.page import Section, write_page
 from clipconformity.report.score_plots import Panel, draw_plots
-from clipconformity.report.tables import called, class_tables, figure_tables
+from clipconformity.report.tables import make_class_tables, make_figure_tables, name_reference
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.reference_file import same_reference
 
@@ -72,7 +72,7 @@ class _Shown(NamedTuple):
     samples: int
     map: Drawing
     plots: list[Drawing]
-    verdicts: list[Said]
+    verdicts: list[RunSummary]
     best: list[str]
     margins: str
     notes: list[str]
@@ -138,17 +138,17 @@ def write_report(
     if thumbnails < 0:
         raise ValueError(f"thumbnails: expected at least 0, got {thumbnails}.")
     theirs = reference_images, reference_captions
-    panels, (found, used) = _panels(runs), _neighbours(runs, thumbnails // 3, *theirs)
-    galleries = _galleries(runs, [panel.reference for panel in panels], thumbnails - used, *theirs)
+    panels, (found, used) = _make_panels(runs), _make_neighbours(runs, thumbnails // 3, *theirs)
+    galleries = _make_galleries(runs, [panel.reference for panel in panels], thumbnails - used, *theirs)
     known = {key for one in galleries for end in one.ends for card in end.cards for key in card.order}
     context = {
         "panels": [_show(f"plot{number}", panel) for number, panel in enumerate(panels)],
         "galleries": galleries,
         "orders": {order: words for order, words in ORDERS.items() if order.split()[0] in known},
         "neighbours": found,
-        "tables": figure_tables(panels),
-        "classes": class_tables({run.name: run.score for run in runs}),
-        "measured": _measured(panels),
+        "tables": make_figure_tables(panels),
+        "classes": make_class_tables({run.name: run.score for run in runs}),
+        "measured": _list_settings(panels),
     }
     sections = [
         Section("verdict", "Verdict", "score/verdict.html"),
@@ -163,7 +163,7 @@ def write_report(
     write_page(path, title, note, sections, context, command)
 
 
-def _panels(runs: Sequence[Run]) -> list[Panel]:
+def _make_panels(runs: Sequence[Run]) -> list[Panel]:
     """Gather the runs by what they were scored against; two copies of a reference are one."""
     found: list[Panel] = []
     for run in runs:
@@ -179,18 +179,18 @@ def _show(key: str, panel: Panel) -> _Shown:
     drawn = draw_plots(key, panel)
     return _Shown(
         panel.of,
-        called(panel.reference),
+        name_reference(panel.reference),
         panel.reference.count,
         drawn.pop("map"),
         list(drawn.values()),
-        say(panel),
-        ranking(panel),
-        margins(panel),
-        notes(panel.scores),
+        summarise_runs(panel),
+        describe_ranking(panel),
+        describe_margins(panel),
+        collect_notes(panel.scores),
     )
 
 
-def _galleries(
+def _make_galleries(
     runs: Sequence[Run],
     references: Sequence[ReferenceSet],
     thumbnails: int,
@@ -204,25 +204,25 @@ def _galleries(
 
     def choose(conformities: Tensor, lay_out: Callable[[Sequence[int]], list[Card]]) -> list[_End]:
         nonlocal left
-        chosen = extremes(conformities, min(each, left // 2))
+        chosen = choose_extremes(conformities, min(each, left // 2))
         left -= len(chosen.most) + len(chosen.least)
         titles = {"Most typical": chosen.most, "Least typical": chosen.least}
         return [_End(title, lay_out(rows)) for title, rows in titles.items() if rows]
 
     found = [
-        _Gallery(run.name, choose(run.score.conformities, partial(cards, run.score, images=run.images,
+        _Gallery(run.name, choose(run.score.conformities, partial(make_cards, run.score, images=run.images,
                                                                    captions=run.captions)))
         for run in runs
     ]  # fmt: skip
     found += [
-        _Gallery(called(one), choose(one.conformities, partial(reference_cards, one, images=reference_images,
-                                                               captions=reference_captions)))
+        _Gallery(name_reference(one), choose(one.conformities, partial(
+            make_reference_cards, one, images=reference_images, captions=reference_captions)))
         for one in shown
     ]  # fmt: skip
     return [one for one in found if one.ends]
 
 
-def _neighbours(
+def _make_neighbours(
     runs: Sequence[Run],
     thumbnails: int,
     reference_images: Mapping[str, Path] | None,
@@ -232,19 +232,19 @@ def _neighbours(
     found, used = [], 0
     for run in runs if thumbnails else ():
         theirs = reference_images, reference_captions
-        parts, count = neighbours(run.score, thumbnails - used, run.images, run.captions, *theirs)
+        parts, count = collect_parts(run.score, thumbnails - used, run.images, run.captions, *theirs)
         used += count
         if parts:
             found.append(_Neighbours(run.name, parts))
     return found, used
 
 
-def _measured(panels: Sequence[Panel]) -> list[dict[str, str]]:
+def _list_settings(panels: Sequence[Panel]) -> list[dict[str, str]]:
     parts = []
     for reference, scores in panels:
         about = reference.describe()
         told = {
-            "Reference": called(reference),
+            "Reference": name_reference(reference),
             "Samples of the reference": f"{about['count']}, {about['embed_dim']} dimensions",
             "Encoder": str(about["spec"] or "not known"),
             "Embeddings": "L2-normalised" if about["normalized"] else "raw",
@@ -252,12 +252,12 @@ def _measured(panels: Sequence[Panel]) -> list[dict[str, str]]:
         told |= {f"Encoder's {name}": str(value) for name, value in (about["encoder_id"] or {}).items()}
         told["Runs"] = "; ".join(f"{name}, N = {score.count}" for name, score in scores.items())
         for name, score in scores.items():
-            told |= _remarks(name, score)
+            told |= _list_remarks(name, score)
         parts.append(told)
     return parts
 
 
-def _remarks(name: str, score: Score) -> dict[str, str]:
+def _list_remarks(name: str, score: Score) -> dict[str, str]:
     told = {}
     if remarks := score.measured.get("remarks"):
         told[f"Remarks on {name}"] = " ".join(str(remark) for remark in remarks)

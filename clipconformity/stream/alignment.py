@@ -10,8 +10,8 @@ from torch import Tensor
 
 from clipconformity.functional.clip_score import clip_score, ref_clip_score
 from clipconformity.functional.resampling import Estimate, jackknife
-from clipconformity.functional.validation import within_range
-from clipconformity.stream.moments import BUCKETS, bucket_of
+from clipconformity.functional.validation import is_in_range
+from clipconformity.stream.moments import BUCKETS, assign_buckets
 from clipconformity.stream.row_sample import Labels, hash_labels, row_keys
 
 SUMS = {"pair_count": (BUCKETS,), "pair_score_sum": (BUCKETS,), "pair_bad": ()}
@@ -47,7 +47,7 @@ class Partners(NamedTuple):
 def pair_scores(rows: Tensor, others: Tensor) -> Tensor:
     """CLIPScore of pairs, ``(N,)`` float64; NaN where a row is zero, NaN or infinite."""
     others = others.to(rows.device)
-    good = [within_range(torch.linalg.vector_norm(one, dim=1, dtype=torch.float64))[:, None] for one in (rows, others)]
+    good = [is_in_range(torch.linalg.vector_norm(one, dim=1, dtype=torch.float64))[:, None] for one in (rows, others)]
     both = good[0] & good[1]
     if not len(rows):
         return rows.new_zeros(0, dtype=torch.float64)
@@ -109,7 +109,7 @@ class MeanScore:
 def pair_buckets(rows: Tensor, groups: Labels | None, ids: Sequence[object] | None) -> Tensor:
     """Bucket of each pair: of its group, else of its id, else of the content of the row, ``(N,)``."""
     if groups is not None:
-        return bucket_of(hash_labels(groups, len(rows), rows.device))
+        return assign_buckets(hash_labels(groups, len(rows), rows.device))
     if ids is not None:
-        return bucket_of(hash_labels([str(one) for one in ids], len(rows), rows.device, "ids"))
-    return bucket_of(row_keys(rows, None))
+        return assign_buckets(hash_labels([str(one) for one in ids], len(rows), rows.device, "ids"))
+    return assign_buckets(row_keys(rows, None))

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from clipconformity.functional.validation import check_matrix, check_same_dim
 
-JOINED = 512
+MIN_ROWS = 512
 """Rows of small batches that are taken in together."""
 
 
-def checked_batches(source: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -> Iterator[Tensor]:
+def check_batches(source: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -> Iterator[Tensor]:
     """Give one array, or several, as tensors ``(n, D)``.
 
     Raises:
@@ -29,7 +29,7 @@ def checked_batches(source: Tensor | np.ndarray | Iterable[Tensor | np.ndarray])
             yield check_matrix(part, "embeddings_or_batches", min_rows=0)  # refuses what is no tensor
 
 
-def joined(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+def join_batches(batches: Iterable[Tensor]) -> Iterator[Tensor]:
     """Give the rows in order on the CPU, those of small batches together: a call costs more than what it does with few.
 
     Raises:
@@ -41,15 +41,15 @@ def joined(batches: Iterable[Tensor]) -> Iterator[Tensor]:
         dim = dim or batch.shape[1]
         check_same_dim(batch, dim, "a later batch", "the first")
         batch = batch.cpu()
-        large = 2 * len(batch) >= JOINED
-        if held is not None and count and (large or count + len(batch) > JOINED or batch.dtype != held.dtype):
+        large = 2 * len(batch) >= MIN_ROWS
+        if held is not None and count and (large or count + len(batch) > MIN_ROWS or batch.dtype != held.dtype):
             yield held[:count]
             count = 0
         if large:
             yield batch
             continue
         if held is None or batch.dtype != held.dtype:
-            held = batch.new_empty(JOINED, dim)
+            held = batch.new_empty(MIN_ROWS, dim)
         held[count : count + len(batch)] = batch
         count += len(batch)
     if held is not None:

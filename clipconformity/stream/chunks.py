@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.linalg import add_gram, scratch
-from clipconformity.functional.validation import within_range
-from clipconformity.stream.row_sample import NO_KEY, Sample, bucket_of, row_keys
+from clipconformity.functional.validation import is_in_range
+from clipconformity.stream.row_sample import NO_KEY, Sample, assign_buckets, row_keys
 
 if TYPE_CHECKING:
     from clipconformity.stream.moments import Layout
@@ -82,7 +82,7 @@ def look(layout: Layout, values: Tensor, labelled: Labelled, last_key: int | Non
     keys = keys if keys is None or whole else torch.where(checked.good, keys, NO_KEY)
     groups = keys if groups is None else groups
     assert groups is not None
-    bucket = bucket_of(groups, layout.buckets)
+    bucket = assign_buckets(groups, layout.buckets)
     conformity = _towards_reference(layout, checked, bucket, labelled.grouped)
     sampled = None
     if layout.max_samples and keys is not None:
@@ -106,7 +106,7 @@ def check_chunk(values: Tensor) -> tuple[Checked, bool]:
     """Take norms in float64, put zeros in place of bad rows, and say whether there are none of these."""
     exact = _exact(values)
     norms = torch.linalg.vector_norm(exact, dim=1)
-    good = within_range(norms)
+    good = is_in_range(norms)
     whole = values.device.type == "cpu" and bool(good.all())
     out_of_range = torch.zeros_like(good) if whole else ~good & torch.isfinite(norms) & (norms > 0)
     if not whole:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipconformity.functional.neighbours import nearest
 from clipconformity.functional.resampling import Estimate, jackknife, joint_jackknife
-from clipconformity.stream.moments import BUCKETS, bucket_of
+from clipconformity.stream.moments import BUCKETS, assign_buckets
 from clipconformity.stream.row_sample import Sample
 
 CANDIDATES = 12
@@ -44,19 +44,19 @@ class Closest(NamedTuple):
         there = rows if others is None else others
         least = min(CANDIDATES + 1, len(there.keys) - (others is None))
         cosine, index = nearest(rows.rows, None if others is None else others.rows, least)
-        bucket = bucket_of(there.groups)
+        bucket = assign_buckets(there.groups)
         allowed = torch.ones_like(cosine, dtype=torch.bool)
         if grouped:
             allowed = there.groups[index] != rows.groups[:, None]
-        first = _first(allowed)
-        best, mine = index.gather(1, first), bucket_of(rows.groups)
-        second = _first(allowed & (bucket[index] != bucket[best]))
+        first = _find_first(allowed)
+        best, mine = index.gather(1, first), assign_buckets(rows.groups)
+        second = _find_first(allowed & (bucket[index] != bucket[best]))
         return cls(
             cosine.gather(1, first)[:, 0].double(),
             best[:, 0],
             cosine.gather(1, second)[:, 0].double(),
             (mine, bucket[best[:, 0]]),
-            (_counts(mine), _counts(bucket)),
+            (_count_by_bucket(mine), _count_by_bucket(bucket)),
             others is None,
         )
 
@@ -65,23 +65,23 @@ class Closest(NamedTuple):
         value, less = figure(self.cosine), figure(self.cosine) - figure(self.next)
         mine, theirs = self.buckets
         rows, stay, total = self.counts[0], mine != theirs, value.sum()
-        gone = _sums(theirs, less)
-        both = (total - _sums(mine, value) - _sums(theirs[stay], less[stay])) / (len(value) - rows)
+        gone = _sum_by_bucket(theirs, less)
+        both = (total - _sum_by_bucket(mine, value) - _sum_by_bucket(theirs[stay], less[stay])) / (len(value) - rows)
         if self.own:
             return jackknife(value.mean(), both, rows)
-        sides = (total - _sums(mine, value)) / (len(value) - rows), (total - gone) / len(value)
+        sides = (total - _sum_by_bucket(mine, value)) / (len(value) - rows), (total - gone) / len(value)
         return joint_jackknife(value.mean(), both, sides, self.counts)
 
 
-def _first(allowed: Tensor) -> Tensor:
+def _find_first(allowed: Tensor) -> Tensor:
     """Place of the first that is allowed in each row, ``(N, 1)``; the last where none is."""
     last = torch.full_like(allowed[:, :1], allowed.shape[1] - 1, dtype=torch.int64)
     return torch.where(allowed.any(1, keepdim=True), allowed.int().argmax(1, keepdim=True), last)
 
 
-def _sums(bucket: Tensor, values: Tensor) -> Tensor:
+def _sum_by_bucket(bucket: Tensor, values: Tensor) -> Tensor:
     return torch.zeros(BUCKETS, dtype=torch.float64).index_add_(0, bucket, values)
 
 
-def _counts(bucket: Tensor) -> Tensor:
+def _count_by_bucket(bucket: Tensor) -> Tensor:
     return torch.bincount(bucket, minlength=BUCKETS).double()

@@ -9,8 +9,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from clipconformity.functional.resampling import Estimate, Interval, effective_number, exponential, joint_jackknife
-from clipconformity.stream.moments import Moments, bucket_of
+from clipconformity.functional.resampling import (
+    Estimate,
+    Interval,
+    effective_number,
+    exponentiate_interval,
+    joint_jackknife,
+)
+from clipconformity.stream.moments import Moments, assign_buckets
 from clipconformity.stream.overlap import Overlap, find_overlap
 from clipconformity.stream.pairs import Without, cross_pairs, own_pairs_without
 from clipconformity.stream.reference import ReferenceSet
@@ -18,9 +24,9 @@ from clipconformity.stream.row_sample import Sample
 
 TINY = 1e-9
 """Mean cosine distance, or spread, below which a set does not vary beyond rounding."""
-RARE = 0.025
+RARE_PROBABILITY = 0.025
 """Chance that what is rare in a set does not show in its sample."""
-SUSPICIOUS = 5.0
+MAX_SHIFT = 5.0
 """Standard deviations below the reference at which samples may be of another kind: texts lie 8 to 16 below images."""
 MIN_ROWS = 50
 """Independent samples of either side from which intervals cover what they should."""
@@ -28,7 +34,7 @@ MIN_GROUPS = 40
 """Groups of equal size, likewise."""
 MIN_BUCKETS = 20
 """Buckets that rows are worth, which equal rows without ids are few of."""
-MIN_KNOWN = 5
+MIN_FOR_UNCERTAINTY = 5
 """Samples from which it is not their number that hides an uncertainty."""
 FEW_SAMPLES, FEW_GROUPS = "few samples", "few groups"
 
@@ -65,7 +71,7 @@ class Contrast:
             of_one_kind: Whether encoder and modality of both sides are known to agree.
         """
         told, below = self.overlap.notes(), -float(self.typicality_shift.value)
-        if below > SUSPICIOUS and not of_one_kind:
+        if below > MAX_SHIFT and not of_one_kind:
             told.append(
                 f"the mean conformity lies {below:.1f} standard deviations below the reference's: are these embeddings "
                 "of the other modality, or of another encoder?"
@@ -81,7 +87,7 @@ class Contrast:
     def unknown(self) -> str:
         """Why an uncertainty cannot be had, where it cannot."""
         for side, whose in ((self._mine, "samples"), (self.reference.moments, "reference's samples")):
-            if side.total >= MIN_KNOWN and effective_number(side["count"]) < 2 + 1e-9:
+            if side.total >= MIN_FOR_UNCERTAINTY and effective_number(side["count"]) < 2 + 1e-9:
                 return f"nearly all {whose} {'belong to one or two groups' if side.grouped else 'are equal'}"
         return "there are too few samples"
 
@@ -150,8 +156,8 @@ class Contrast:
         unseen with a chance of 2.5%, could be as varied as the reference. The upper end is not below what they give.
         """
         estimate = self.log_variety_ratio
-        low, high = exponential(estimate.interval())
-        unseen = 1 - RARE ** (1 / max(effective_number(self._mine["count"]), 1.0))
+        low, high = exponentiate_interval(estimate.interval())
+        unseen = 1 - RARE_PROBABILITY ** (1 / max(effective_number(self._mine["count"]), 1.0))
         mine, theirs = float(own_pairs_without(self._mine)[0]), float(self.reference.self_conformity)
         mixed = (1 - unseen) ** 2 * mine + 2 * unseen * (1 - unseen) * float(self.conformity.whole) + unseen**2 * theirs
         return Interval(low, max(high, (1 - mixed) / max(1 - theirs, TINY)) if math.isfinite(high) else high)
@@ -192,7 +198,7 @@ class Contrast:
     def _own_rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of evaluated rows that are in the reference: bucket, how often, conformity with and without the own row."""
         own = Sample(*(part[self.overlap.own] for part in self.sketch))
-        bucket, count = bucket_of(own.groups), torch.tensor(self.reference.count).double()
+        bucket, count = assign_buckets(own.groups), torch.tensor(self.reference.count).double()
         if self.reference.between is not None and self._mine.grouped:  # the own bucket is left out already
             values = (own.units * self.reference.between[bucket]).sum(1)
             count = count - self.reference.moments["count"][bucket]

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.neighbours import close_counts, is_authentic
-from clipconformity.functional.resampling import Estimate, Interval, estimated_share
+from clipconformity.functional.resampling import Estimate, Interval, estimate_share
 from clipconformity.stream.closest import Closest
-from clipconformity.stream.parts import independent, missing_spread, of_share, spread_of_parts
+from clipconformity.stream.parts import count_independent, estimate_spread, explain_missing_spread, share_variance
 from clipconformity.stream.row_sample import Sample
 
 DUPLICATE = 0.98
 """Cosine from which two rows are near-duplicates: different images of MS-COCO, and different captions, stay below."""
-SHOWN = 10
+MAX_SHOWN = 10
 """Most samples that are named of those that are copied, and of those that are repeated."""
-LOOKED_AT = 5
+MIN_NEIGHBOURS = 5
 """Neighbours by which a part of the rows has enough of them to tell how authenticity varies."""
 
 
@@ -52,11 +52,11 @@ class Copies(NamedTuple):
         """Share of the samples that copy the reference, of those that repeat another, and of the reference's rows."""
         sides = ((self.across, self.evaluated), (self.within, self.evaluated), (self.in_reference, self.reference))
         found = [(closest.mean(is_close), sample) for closest, sample in sides]
-        return [(share, estimated_share(share, independent(sample))) for share, sample in found]
+        return [(share, estimate_share(share, count_independent(sample))) for share, sample in found]
 
     def authentic(self) -> Tensor:
         """Share of the samples that are authentic, and of the reference's rows against the others, ``(2,)``."""
-        return _authentic(self.across, self.in_reference, self.reference)
+        return _find_authentic(self.across, self.in_reference, self.reference)
 
     def authentic_intervals(self) -> list[Interval]:
         """95% intervals of both, of what sets of these sizes have on average."""
@@ -64,17 +64,17 @@ class Copies(NamedTuple):
 
         def figures(mine: Sample, theirs: Sample) -> Tensor:
             across = Closest.of(mine, theirs, grouped=all(self.grouped))
-            return _authentic(across, Closest.of(theirs, grouped=self.grouped[1]), theirs)
+            return _find_authentic(across, Closest.of(theirs, grouped=self.grouped[1]), theirs)
 
-        spread, degrees = spread_of_parts(sides, LOOKED_AT, figures, of_share, value)
+        spread, degrees = estimate_spread(sides, MIN_NEIGHBOURS, figures, share_variance, value)
         return [
-            estimated_share(Estimate(share, error, degrees), independent(side))
+            estimate_share(Estimate(share, error, degrees), count_independent(side))
             for share, error, side in zip(value, spread, sides, strict=True)
         ]
 
     def notes(self) -> list[str]:
         """What the intervals of authenticity need, where they are not there."""
-        return missing_spread("authenticity", (self.evaluated, self.reference), LOOKED_AT)
+        return explain_missing_spread("authenticity", (self.evaluated, self.reference), MIN_NEIGHBOURS)
 
     def copied(self, names: dict[int, str], others: dict[int, str]) -> list[dict[str, Any]]:
         """Reference rows by the number of samples that are near-duplicates of them before all others."""
@@ -84,7 +84,7 @@ class Copies(NamedTuple):
         there = self.across.which[rows]
         _, which, often = self.reference.keys[there].unique(return_inverse=True, return_counts=True)
         listed = []
-        for one in often.argsort(descending=True, stable=True)[:SHOWN].tolist():
+        for one in often.argsort(descending=True, stable=True)[:MAX_SHOWN].tolist():
             mine, its = rows[which == one], there[which == one]
             listed.append({
                 "reference_id": others.get(int(self.reference.ids[its[0]])),
@@ -100,7 +100,7 @@ class Copies(NamedTuple):
         often = close_counts(units, DUPLICATE)
         listed: list[dict[str, Any]] = []
         left = often.clone()
-        while len(listed) < SHOWN and int(left.max()) > 1:
+        while len(listed) < MAX_SHOWN and int(left.max()) > 1:
             row = int(left.argmax())
             left[units @ units[row] >= DUPLICATE] = 0
             left[row] = 0
@@ -113,7 +113,7 @@ def is_close(cosine: Tensor) -> Tensor:
     return (cosine >= DUPLICATE).double()
 
 
-def _authentic(across: Closest, in_reference: Closest, reference: Sample) -> Tensor:
+def _find_authentic(across: Closest, in_reference: Closest, reference: Sample) -> Tensor:
     """Of a reference row against the others the same holds: it is nearest to a row that is nearer to a third one."""
     own = in_reference.cosine
     sides = ((across.cosine, own[across.which]), (own, own[in_reference.which]))

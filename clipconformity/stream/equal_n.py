@@ -13,7 +13,7 @@ DRAWS = 8
 """Subsamples that a figure is averaged over."""
 
 
-def subsamples(sample: Sample, size: int, generator: torch.Generator, draws: int = DRAWS) -> Iterator[Tensor]:
+def draw_subsamples(sample: Sample, size: int, generator: torch.Generator, draws: int = DRAWS) -> Iterator[Tensor]:
     """Draw rows without replacement, ``(size, D)`` float64 each; all rows once where there are no more."""
     rows = sample.rows.double()
     if size >= len(rows):

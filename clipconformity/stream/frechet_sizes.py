@@ -11,9 +11,9 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor
 
-from clipconformity.functional.frechet import factor_of, factored_distance, fitted
+from clipconformity.functional.frechet import factored_distance, factorise_covariance, fit_gaussian
 from clipconformity.functional.resampling import student_quantile
-from clipconformity.stream.equal_n import subsamples
+from clipconformity.stream.equal_n import draw_subsamples
 from clipconformity.stream.pairs import Side
 from clipconformity.stream.row_sample import Sample
 
@@ -21,26 +21,26 @@ DRAWS = 4
 """Subsamples of an equal number of rows."""
 SHARES = (2, 3, 4)
 """Parts that this number is divided by, beside 1, for the line over 1/N."""
-PIECES = 2
+DRAWS_PER_SPLIT = 2
 """Subsamples of each."""
 SPLITS = 6
 """Redraws of both sides as one set: their mean and spread give the floor."""
 
 
-def at_equal_n(mine: Sample, theirs: Sample, generator: torch.Generator) -> tuple[int, Tensor]:
+def compute_at_equal_n(mine: Sample, theirs: Sample, generator: torch.Generator) -> tuple[int, Tensor]:
     """Mean distance of subsamples of both sides of the smaller number of rows; and that number."""
     size = min(len(mine.keys), len(theirs.keys))
-    sides = [list(subsamples(side, size, generator, DRAWS)) for side in (mine, theirs)]
+    sides = [list(draw_subsamples(side, size, generator, DRAWS)) for side in (mine, theirs)]
     pairs = islice(zip(*(cycle(side) for side in sides), strict=True), max(map(len, sides)))
-    return size, torch.stack([_distance(*pair) for pair in pairs]).mean()
+    return size, torch.stack([_compute_distance(*pair) for pair in pairs]).mean()
 
 
-def least_rows(dim: int) -> int:
+def min_rows(dim: int) -> int:
     """Fewest rows of either side for an extrapolation: as many as dimensions in the smallest subsample."""
     return max(SHARES) * dim
 
 
-def at_infinite_n(
+def extrapolate_to_infinite_n(
     mine: Sample, theirs: Sample, size: int, equal: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Extrapolate to infinitely many rows by a line over 1/N: the value, which may be below 0, and the line's error.
@@ -56,14 +56,16 @@ def at_infinite_n(
 
     Source: Chong and Forsyth, *Effectively Unbiased FID and Inception Score and Where to Find Them*, CVPR 2020.
     """
-    if size < least_rows(mine.rows.shape[1]):
+    if size < min_rows(mine.rows.shape[1]):
         return torch.full_like(equal, math.nan), torch.full_like(equal, math.nan)
     places, values = [1.0], [equal]
     for share in SHARES:
         fewer = size // share
-        for pair in zip(*(subsamples(side, fewer, generator, PIECES) for side in (mine, theirs)), strict=True):
+        for pair in zip(
+            *(draw_subsamples(side, fewer, generator, DRAWS_PER_SPLIT) for side in (mine, theirs)), strict=True
+        ):
             places.append(size / fewer)
-            values.append(_distance(*pair))
+            values.append(_compute_distance(*pair))
     x, y = torch.tensor(places, dtype=torch.float64), torch.stack(values)
     line = torch.stack([torch.ones_like(x), x], 1)
     inverse = torch.linalg.inv(line.T @ line)
@@ -72,7 +74,7 @@ def at_infinite_n(
     return found[0], (spread * inverse[0, 0]).sqrt()
 
 
-def noise_floor(mine: Side, theirs: Side, generator: torch.Generator) -> Tensor:
+def compute_noise_floor(mine: Side, theirs: Side, generator: torch.Generator) -> Tensor:
     """95% quantile of the distance of two sets of these sizes and of one kind: rows of both are dealt anew.
 
     Whole groups are dealt. Beyond the row samples the distance is taken at their sizes, and scaled by 1/n + 1/N.
@@ -86,14 +88,14 @@ def noise_floor(mine: Side, theirs: Side, generator: torch.Generator) -> Tensor:
     total, found = rows.T @ rows, []
     for _ in range(SPLITS):
         order = torch.rand(len(rows), generator=generator)[number].argsort(stable=True)
-        found.append(factored_distance(*_dealt(rows, order, kept[0], total)))
+        found.append(factored_distance(*_split_and_fit(rows, order, kept[0], total)))
     draws = torch.stack(found)
     high = student_quantile(0.95, SPLITS - 1) * (1 + 1 / SPLITS) ** 0.5
     scale = sum(1 / moments.total.cpu() for _, moments in (mine, theirs)) / sum(1 / size for size in kept)
     return (draws.mean() + high * draws.std()) * scale
 
 
-def _dealt(rows: Tensor, order: Tensor, size: int, total: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _split_and_fit(rows: Tensor, order: Tensor, size: int, total: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Mean and factor of the covariance of the first ``size`` rows of an order, and of the others.
 
     Args:
@@ -105,19 +107,19 @@ def _dealt(rows: Tensor, order: Tensor, size: int, total: Tensor) -> list[tuple[
     parts = order.tensor_split([size])
     first = rows[parts[0]]
     if len(parts[1]) < rows.shape[1]:
-        return [fitted(first), fitted(rows[parts[1]])]
+        return [fit_gaussian(first), fit_gaussian(rows[parts[1]])]
     squares, mean = first.T @ first, first.mean(0)
     left = -mean * size / len(parts[1])
     few = size < rows.shape[1]
     return [
-        fitted(first) if few else (mean, factor_of(_covariance(squares, mean, size))),
-        (left, factor_of(_covariance(total - squares, left, len(parts[1])))),
+        fit_gaussian(first) if few else (mean, factorise_covariance(_compute_covariance(squares, mean, size))),
+        (left, factorise_covariance(_compute_covariance(total - squares, left, len(parts[1])))),
     ]
 
 
-def _covariance(squares: Tensor, mean: Tensor, count: int) -> Tensor:
+def _compute_covariance(squares: Tensor, mean: Tensor, count: int) -> Tensor:
     return (squares - count * torch.outer(mean, mean)) / (count - 1)
 
 
-def _distance(first: Tensor, second: Tensor) -> Tensor:
-    return factored_distance(fitted(first), fitted(second))
+def _compute_distance(first: Tensor, second: Tensor) -> Tensor:
+    return factored_distance(fit_gaussian(first), fit_gaussian(second))

@@ -8,7 +8,7 @@ from clipconformity.stream.moments import Moments
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 
 
-def merged(first: ReferenceSet, second: ReferenceSet) -> ReferenceSet:
+def merge_references(first: ReferenceSet, second: ReferenceSet) -> ReferenceSet:
     """Join two references; errors as of ``ReferenceSet.merge``."""
     if not isinstance(second, ReferenceSet):
         raise TypeError(f"other: expected a ReferenceSet, got {type(second).__name__}.")

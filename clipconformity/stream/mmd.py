@@ -47,7 +47,7 @@ def discrepancy(contrast: Contrast) -> Discrepancy:
 
 def discrepancy_without(contrast: Contrast) -> DiscrepancyWithout:
     """Give the same without each bucket of either side."""
-    (mine, without), (theirs, others) = (own_pairs_without(side) for side in _sides(contrast))
+    (mine, without), (theirs, others) = (own_pairs_without(side) for side in _get_sides(contrast))
     cross = contrast.conformity
     variety = Without(mine - theirs, without - others, without - theirs, mine - others)
     typicality = Without(*(2 * (own - mean) for own, mean in zip((theirs, others, theirs, others), cross, strict=True)))
@@ -57,12 +57,12 @@ def discrepancy_without(contrast: Contrast) -> DiscrepancyWithout:
 
 def squares_discrepancy(contrast: Contrast) -> Tensor:
     """Give the same of the squared cosine, unbiased, without an error."""
-    mine, theirs = _sides(contrast)
+    mine, theirs = _get_sides(contrast)
     sides = (contrast.sample, mine), (contrast.reference.sample, theirs)
     return sum(own_squares(*side) for side in sides) - 2 * cross_squares(*sides, contrast.overlap)
 
 
-def noise(contrast: Contrast, quantile: float, resamples: int, generator: torch.Generator) -> Noise:
+def compute_noise(contrast: Contrast, quantile: float, resamples: int, generator: torch.Generator) -> Noise:
     """Draw the sign of what each bucket adds to the distance of the two means beyond its share.
 
     Where both sides are of one distribution its mean is 0, whichever rows depend on each other inside a bucket; what
@@ -73,10 +73,10 @@ def noise(contrast: Contrast, quantile: float, resamples: int, generator: torch.
     """
     check_level(quantile, "quantile")
     check_resamples(resamples)
-    (count, sums), (counts, others) = ((side["count"], side["unit_sum"]) for side in _sides(contrast))
+    (count, sums), (counts, others) = ((side["count"], side["unit_sum"]) for side in _get_sides(contrast))
     check_clusters(min(int((one > 0).sum()) for one in (count, counts)))
     center = (sums + others).sum(0) / (count + counts).sum()
-    added = _beyond_share(sums, count, center) - _beyond_share(others, counts, center)  # (G, D)
+    added = _center_sums(sums, count, center) - _center_sums(others, counts, center)  # (G, D)
     products = added @ added.T
     signs = 2 * torch.randint(2, (resamples, len(added)), generator=generator).double() - 1
     drawn = ((signs @ products) * signs).sum(1)
@@ -84,11 +84,11 @@ def noise(contrast: Contrast, quantile: float, resamples: int, generator: torch.
     return Noise(float(floor), tail_probability(products.sum(), drawn))
 
 
-def _beyond_share(sums: Tensor, count: Tensor, center: Tensor) -> Tensor:
+def _center_sums(sums: Tensor, count: Tensor, center: Tensor) -> Tensor:
     return (sums - count[:, None] * center) / count.sum()
 
 
-def _sides(contrast: Contrast) -> tuple[Moments, Moments]:
+def _get_sides(contrast: Contrast) -> tuple[Moments, Moments]:
     return contrast.evaluated.cpu(), contrast.reference.moments
 
 

@@ -14,9 +14,9 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from clipconformity.data.interrupts import uninterrupted
+from clipconformity.data.interrupts import defer_signals
 from clipconformity.functional.density import CELLS, Grid
-from clipconformity.functional.linalg import add_gram, full_precision, working
+from clipconformity.functional.linalg import add_gram, full_precision, to_working_precision
 from clipconformity.stream.chunks import (
     CHUNK,
     DEVICE_CHUNK,
@@ -29,7 +29,7 @@ from clipconformity.stream.chunks import (
 )
 from clipconformity.stream.row_sample import BUCKETS as BUCKETS
 from clipconformity.stream.row_sample import Labels, Sample, hash_labels
-from clipconformity.stream.row_sample import bucket_of as bucket_of
+from clipconformity.stream.row_sample import assign_buckets as assign_buckets
 
 UNIT_TOLERANCE = 5e-3
 """A row counts as L2-normalised when its norm is this close to 1: float16 and bfloat16 round about so far."""
@@ -171,7 +171,7 @@ class Moments:
         if len(embeddings) <= DIRECT:  # an error or an interrupt adds nothing: it comes before or after
             looked = list(chunks)
             found = self._row_values([chunk.found for chunk in looked])
-            with uninterrupted():
+            with defer_signals():
                 for chunk in looked:
                     self._add(chunk, again=len(looked) > 1)
                 self.names.update(names)
@@ -184,7 +184,7 @@ class Moments:
 
     def _take_in(self, batch: Moments, names: dict[int, str]) -> None:
         """Add what a batch came to, whole or not at all."""
-        with uninterrupted():
+        with defer_signals():
             for name in self.layout.shapes():
                 self[name].add_(batch[name])
             for name in SAMPLE if self.layout.max_samples else ():
@@ -212,7 +212,7 @@ class Moments:
         size = CHUNK if device.type == "cpu" else DEVICE_CHUNK
         for start in range(0, len(embeddings), size):
             part = slice(start, start + size)
-            values = working(embeddings[part].detach()).to(device)
+            values = to_working_precision(embeddings[part].detach()).to(device)
             own, key = (None if x is None else x[part].to(device) for x in (groups, keys))
             yield look(self.layout, values, Labelled(own, ids[part], key, grouped), last_key)
 
@@ -287,7 +287,7 @@ class Moments:
     def replace_sample(self, sample: Sample) -> None:
         """Hold this sample instead of the chunks that it was read from."""
         kept = set(sample.ids.tolist()) if self.names else set()
-        with uninterrupted():
+        with defer_signals():
             for name, value in zip(SAMPLE, sample, strict=True):
                 self._list(name)[:] = [value]
             for label in [label for label in self.names if label not in kept]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.resampling import Estimate, jackknife, joint_jackknife
-from clipconformity.stream.moments import BUCKETS, Moments, bucket_of
+from clipconformity.stream.moments import BUCKETS, Moments, assign_buckets
 from clipconformity.stream.overlap import Overlap
 from clipconformity.stream.row_sample import Sample
 
@@ -101,7 +101,7 @@ def cross_pairs(evaluated: Moments, reference: Moments, overlap: Overlap) -> Wit
     )
 
 
-def influence_estimate(value: Tensor, *sides: tuple[Tensor, Sample, Moments]) -> Estimate:
+def estimate_by_influence(value: Tensor, *sides: tuple[Tensor, Sample, Moments]) -> Estimate:
     """Estimate a figure of one or two sides from :func:`influence_without`."""
     figure, counts, _ = influence_without(value, *sides)
     return joint_jackknife(figure.whole, figure.both, (figure.evaluated, figure.reference)[: len(counts)], counts)
@@ -117,7 +117,7 @@ def influence_without(value: Tensor, *sides: tuple[Tensor, Sample, Moments], log
     """
     left, counts = [], []
     for influence, sample, moments in sides:
-        bucket = bucket_of(sample.groups)
+        bucket = assign_buckets(sample.groups)
         zeros = torch.zeros(BUCKETS, dtype=torch.float64)
         count = zeros.index_add(0, bucket, torch.ones_like(influence))
         sums = zeros.index_add(0, bucket, influence) * (len(influence) / float(moments.total)) ** 0.5
@@ -136,7 +136,7 @@ class InGroups(NamedTuple):
     pairs: float
 
 
-def pairs_in_groups(first: Side, second: Side | None = None) -> InGroups:
+def find_pairs_in_groups(first: Side, second: Side | None = None) -> InGroups:
     """Find the pairs of different rows of one set that are of one group, or those of two sets; none without groups.
 
     Args:
@@ -169,7 +169,7 @@ def own_squares(sample: Sample, moments: Moments) -> Tensor:
     All rows of one group are taken as they are.
     """
     rows, square = float(moments.total), moments.unit_second_moment.square().sum().cpu()
-    inside = pairs_in_groups((sample, moments))
+    inside = find_pairs_in_groups((sample, moments))
     if inside.pairs > rows**2 - rows - 0.5:
         inside = InGroups(0.0, 0.0)
     left = torch.tensor(rows**2 - rows - inside.pairs, dtype=torch.float64)
@@ -179,6 +179,6 @@ def own_squares(sample: Sample, moments: Moments) -> Tensor:
 def cross_squares(evaluated: Side, reference: Side, overlap: Overlap) -> Tensor:
     """Mean squared cosine of a row of either stream; as :func:`cross_pairs` leaves out what both share."""
     mine, theirs = (side[1].unit_second_moment.cpu() for side in (evaluated, reference))
-    rows, inside = float(evaluated[1].total * reference[1].total.cpu()), pairs_in_groups(evaluated, reference)
+    rows, inside = float(evaluated[1].total * reference[1].total.cpu()), find_pairs_in_groups(evaluated, reference)
     left = torch.tensor(rows - overlap.pairs - inside.pairs, dtype=torch.float64)
     return _mean(rows * (mine * theirs).sum() - overlap.pairs - inside.squares, left)

@@ -19,12 +19,12 @@ from clipconformity.functional.conformity import (
     own_set_conformity,
 )
 from clipconformity.functional.density import Grid
-from clipconformity.functional.divergence import anchored_grid
+from clipconformity.functional.divergence import make_grid
 from clipconformity.functional.resampling import Estimate
 from clipconformity.provenance import UNKNOWN, Identified, Provenance
-from clipconformity.stream.batches import checked_batches, joined
+from clipconformity.stream.batches import check_batches, join_batches
 from clipconformity.stream.checks import check_stream
-from clipconformity.stream.moments import Layout, Moments, bucket_of
+from clipconformity.stream.moments import Layout, Moments, assign_buckets
 from clipconformity.stream.pairs import own_pairs
 from clipconformity.stream.row_sample import Labels, Sample, check_labels
 from clipconformity.stream.spread import Spread, spread_without
@@ -109,7 +109,7 @@ class ReferenceSet:
         check_labels(groups)
         moments: Moments | None = None
         seen = 0
-        for batch in joined(checked_batches(embeddings_or_batches)):
+        for batch in join_batches(check_batches(embeddings_or_batches)):
             if moments is None:
                 moments = Moments(reference_layout(batch.shape[1], max_samples))
             part = slice(seen, seen + len(batch))
@@ -268,7 +268,7 @@ class ReferenceSet:
     @cached_property
     def buckets(self) -> Tensor:
         """Number of each sampled row's bucket, ``(k,)``."""
-        return bucket_of(self.sample.groups)
+        return assign_buckets(self.sample.groups)
 
     @cached_property
     def spread(self) -> Spread:
@@ -282,7 +282,7 @@ class ReferenceSet:
         Raises:
             ValueError: If its own conformities do not vary.
         """
-        return anchored_grid(self.null_conformities)
+        return make_grid(self.null_conformities)
 
     def view(
         self,
@@ -321,9 +321,9 @@ class ReferenceSet:
             TypeError: If ``other`` is not a ``ReferenceSet``.
             ValueError: If encoder, modality, dimension or normalisation differ, or both hold the same samples.
         """
-        from clipconformity.stream.merging import merged
+        from clipconformity.stream.merging import merge_references
 
-        return merged(self, other)
+        return merge_references(self, other)
 
     def describe(self) -> dict[str, Any]:
         """Say what the reference is, as plain values."""

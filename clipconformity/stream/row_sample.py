@@ -17,7 +17,7 @@ NO_KEY = torch.iinfo(torch.int64).max
 """Key of a row that is bad, behind all others."""
 BUCKETS = 256
 """Buckets that uncertainty is taken over: a standard error is known to 1/sqrt(2 * 256) = 4%."""
-HASHED = 512
+HASH_BLOCK_ROWS = 512
 """Rows whose content is hashed at once."""
 Labels: TypeAlias = "Sequence[int] | Sequence[str] | Tensor | np.ndarray"
 """One group or id for each row: whole numbers or strings."""
@@ -158,7 +158,7 @@ def _mix_on_device(x: Tensor, salt: int) -> Tensor:
     return x ^ ((x >> LAST_SHIFT) & ((1 << (64 - LAST_SHIFT)) - 1))
 
 
-def bucket_of(groups: Tensor, buckets: int = BUCKETS) -> Tensor:
+def assign_buckets(groups: Tensor, buckets: int = BUCKETS) -> Tensor:
     """Number of the bucket of each group's hash; a row without a group is one of its own."""
     hashes = mix(groups, 3) & NO_KEY
     return hashes & (buckets - 1) if buckets & (buckets - 1) == 0 else hashes % buckets
@@ -197,9 +197,9 @@ def _content_hash(values: Tensor) -> Tensor:
     bits = values.detach().float().contiguous().view(torch.int32)
     if values.device.type != "cpu":
         return mix(_place_sums_on_device(bits, factors), 1)
-    if len(bits) <= HASHED:
+    if len(bits) <= HASH_BLOCK_ROWS:
         return mix(_place_sums(bits, factors), 1)
-    return mix(torch.cat([_place_sums(part, factors) for part in bits.split(HASHED)]), 1)
+    return mix(torch.cat([_place_sums(part, factors) for part in bits.split(HASH_BLOCK_ROWS)]), 1)
 
 
 def _place_sums_on_device(bits: Tensor, factors: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from clipconformity.functional.linalg import gram
 from clipconformity.functional.population import (
-    FEWEST_GROUPS,
+    MIN_GROUPS,
     Rows,
     Traces,
     correlation_influence,
@@ -17,9 +17,9 @@ from clipconformity.functional.population import (
     tilt_influence,
     unbiased_traces,
 )
-from clipconformity.functional.resampling import Estimate, Interval, ends_of, exponential
-from clipconformity.stream.moments import Moments, bucket_of
-from clipconformity.stream.pairs import influence_estimate
+from clipconformity.functional.resampling import Estimate, Interval, exponentiate_interval, name_ends
+from clipconformity.stream.moments import Moments, assign_buckets
+from clipconformity.stream.pairs import estimate_by_influence
 
 
 def shape_intervals(moments: Moments, values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -33,18 +33,18 @@ def shape_intervals(moments: Moments, values: dict[str, Tensor]) -> dict[str, Te
     """
     sample = moments.good_sample()
     rows = Rows.of(sample.rows, sample.groups if moments.grouped else None)
-    if len(rows.sizes) < FEWEST_GROUPS:
+    if len(rows.sizes) < MIN_GROUPS:
         return {}
     second = gram(rows.centered)
-    known = _population(moments, rows, second)
+    known = _scale_to_population(moments, rows, second)
 
     def known_by(value: Tensor, influence: Tensor) -> Estimate:
-        return influence_estimate(value, (influence, sample, moments))
+        return estimate_by_influence(value, (influence, sample, moments))
 
     axes = known_by(known.participation_ratio.log(), participation_influence(rows, second, known))
-    buckets = bucket_of(sample.groups).unique(return_inverse=True)[1]
+    buckets = assign_buckets(sample.groups).unique(return_inverse=True)[1]
     found = {
-        "shell_ratio": exponential(shell_estimate(rows, buckets).interval()),
+        "shell_ratio": exponentiate_interval(shell_estimate(rows, buckets).interval()),
         "population_participation_ratio": known.participation_interval(axes),
         "offset": known.offset_interval(known_by(known.offset_square, offset_influence(rows, known))),
     }
@@ -54,11 +54,11 @@ def shape_intervals(moments: Moments, values: dict[str, Tensor]) -> dict[str, Te
             found[name] = Interval(max(low, 0.0), high)
     figures = {"population_participation_ratio": known.participation_ratio}
     for name, interval in found.items():
-        figures |= ends_of(name, interval)
+        figures |= name_ends(name, interval)
     return figures
 
 
-def _population(moments: Moments, rows: Rows, second: Tensor) -> Traces:
+def _scale_to_population(moments: Moments, rows: Rows, second: Tensor) -> Traces:
     """Carry the estimates of the row sample over to all rows.
 
     Of what the sample's own figures have too much, the part of a row with itself goes with the number of rows, and that

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clipconformity.data.files import SAFETENSORS
-from clipconformity.data.hub import SCHEME, Address, hub_answers, imported_client
+from clipconformity.data.hub import SCHEME, Address, import_client, is_hub_reachable
 from clipconformity.stream.reference import ReferenceSet
 
 CARD = "README.md"
@@ -28,15 +28,15 @@ def push(
     address = Address.parse(f"{address}/{file}")  # refuses a name that leads elsewhere
     if not file.endswith(SAFETENSORS):
         raise ValueError(f"file: expected a name that ends in {SAFETENSORS}, got {file!r}.")
-    client = imported_client(f"push_to_hub({repo!r})")
+    client = import_client(f"push_to_hub({repo!r})")
     if api is None:
-        if not hub_answers():
+        if not is_hub_reachable():
             raise ConnectionError(f"{address}: cannot be shared: the model hub does not answer or is switched off.")
         api = client.HfApi()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "reference.safetensors")
         reference.save(path)
-        card = card_of(reference, address, licence, checksum=_sha256(path), about=about)
+        card = format_card(reference, address, licence, checksum=_hash_file(path), about=about)
         files = [(file, path), (CARD, card.encode())]
         try:
             api.create_repo(address.repo, repo_type=address.kind, private=private, exist_ok=True)
@@ -53,7 +53,7 @@ def push(
     return str(address._replace(revision=commit.oid))
 
 
-def card_of(reference: ReferenceSet, address: Address, licence: str, *, checksum: str, about: str = "") -> str:
+def format_card(reference: ReferenceSet, address: Address, licence: str, *, checksum: str, about: str = "") -> str:
     """Say what a reference is, as the card of its repository.
 
     Args:
@@ -81,7 +81,7 @@ def card_of(reference: ReferenceSet, address: Address, licence: str, *, checksum
         "licence of the data": licence,
         "SHA-256": checksum,
     }
-    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
+    table = "\n".join(f"| {name} | {_format_cell(value)} |" for name, value in rows.items())
     words = f"{about.strip()}\n\n" if about.strip() else ""
     known = "" if reference.spec is None else f" --encoder {shlex.quote(reference.spec)}"
     return f"""---
@@ -92,7 +92,7 @@ tags:
 - clip
 ---
 
-# Reference set: {_cell(reference.dataset)}
+# Reference set: {_format_cell(reference.dataset)}
 
 Statistics of raw CLIP embeddings, and a sample of them, which clipconformity compares generated samples with.
 
@@ -112,7 +112,7 @@ $ clipconformity score --images samples/{known} --reference {address}
 """
 
 
-def _cell(value: object) -> str:
+def _format_cell(value: object) -> str:
     """Write a value for a table, or a heading, of Markdown."""
     text = " ".join(str("not told" if value is None else value).split())
     return text.replace("|", "\\|").replace("<", "&lt;")
@@ -127,7 +127,7 @@ def _check_licence(licence: str) -> None:
         )
 
 
-def _sha256(path: Path) -> str:
+def _hash_file(path: Path) -> str:
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while part := file.read(2**20):

@@ -20,11 +20,11 @@ from clipconformity.functional.divergence import (
     Divergences,
     Readout,
     Side,
-    corrected,
+    compute_plug_in,
+    correct_bias,
     excess_kurtosis,
     is_lower_bound,
-    plan,
-    plug_in,
+    plan_readout,
 )
 from clipconformity.functional.resampling import (
     Interval,
@@ -33,7 +33,7 @@ from clipconformity.functional.resampling import (
     check_clusters,
     check_level,
     check_resamples,
-    seeded,
+    make_generator,
 )
 from clipconformity.functional.two_sample import anderson_darling, tail_probability
 from clipconformity.stream.contrast import Contrast
@@ -45,14 +45,14 @@ CHUNK = 50
 """Resamples of the reference worked through at once: 50 x 10,000 conformities."""
 PLANS = 4
 """Parts of the redraws under one distribution, each with its own smoothing."""
-LEAST_VARIANCE = 0.1
+MIN_VARIANCE_SHARE = 0.1
 """Share of the usual variance below which a redraw is taken without its counts below 0."""
-HEAVY = 1.0
+MAX_KURTOSIS = 1.0
 """Excess kurtosis above which the tails of a fitted density may be too light."""
-TAILS = "conformity has heavy tails, which the KL may understate"
+HEAVY_TAILS_NOTE = "conformity has heavy tails, which the KL may understate"
 
 
-class UnderOne(NamedTuple):
+class NullDistribution(NamedTuple):
     """What sampling noise gives where both sides are of one distribution."""
 
     floor: float
@@ -84,8 +84,8 @@ class Standing:
             raise ValueError(f"reference: expected at least {MIN_SAMPLES} samples, got {reference.count}.")
         contrast = stream.contrast("ConformityKL")
         buckets = contrast.histograms
-        evaluated = evaluated_side(buckets, moments.grouped)
-        return cls(evaluated, reference_side(reference), buckets, contrast)
+        evaluated = make_evaluated_side(buckets, moments.grouped)
+        return cls(evaluated, make_reference_side(reference), buckets, contrast)
 
     @property
     def against(self) -> ReferenceSet:
@@ -100,7 +100,7 @@ class Standing:
     @property
     def heavy_tails(self) -> bool:
         """Whether a side has tails that the fitted densities may understate."""
-        return max(excess_kurtosis(side.counts) for side in (self.evaluated, self.reference)) > HEAVY
+        return max(excess_kurtosis(side.counts) for side in (self.evaluated, self.reference)) > MAX_KURTOSIS
 
     @property
     def parts(self) -> int:
@@ -110,37 +110,39 @@ class Standing:
     @cached_property
     def plan(self) -> Readout:
         """How the two histograms are read out."""
-        return plan(self.evaluated, self.reference)
+        return plan_readout(self.evaluated, self.reference)
 
     @cached_property
     def plain(self) -> Divergences:
         """Plug-in divergences both ways, before the bias is taken off."""
-        return plug_in(self.plan, self.evaluated.counts[None], self.reference.counts[None])
+        return compute_plug_in(self.plan, self.evaluated.counts[None], self.reference.counts[None])
 
     def divergences(self) -> Divergences:
         """Bias-corrected divergences both ways."""
-        return corrected(self.plan, self.plain, squeeze=True)
+        return correct_bias(self.plan, self.plain, squeeze=True)
 
     def interval(self, confidence: float, resamples: int, generator: torch.Generator | None) -> Interval:
         """Bootstrap interval of the forward divergence."""
         check_level(confidence)
         check_resamples(resamples)
         check_clusters(self.parts)
-        draws = plug_in(self.plan, *self._redrawn(resamples, seeded(generator))).forward
+        draws = compute_plug_in(self.plan, *self._redrawn(resamples, make_generator(generator))).forward
         low, high = basic_interval(self.plain.forward[0], sum(self.plan.biases), draws, confidence)
         return Interval(float(low), float(high))
 
-    def under_one_distribution(self, quantile: float, resamples: int, generator: torch.Generator | None) -> UnderOne:
+    def under_one_distribution(
+        self, quantile: float, resamples: int, generator: torch.Generator | None
+    ) -> NullDistribution:
         """Floor of the divergence, and the test whether it is one distribution, from the same redraws."""
         check_level(quantile, "quantile")
         check_resamples(resamples)
         check_clusters(self.parts)
-        redraws = redraw(self.contrast, resamples, seeded(generator))
+        redraws = redraw(self.contrast, resamples, make_generator(generator))
         mine, theirs = redraws.observed
         pooled = mine + theirs
         observed = anderson_darling(mine[None], theirs[None], pooled)
         p_value = tail_probability(observed, anderson_darling(redraws.evaluated, redraws.reference, pooled))
-        return UnderOne(float(self._divergences_of(redraws).quantile(quantile)), p_value)
+        return NullDistribution(float(self._divergences_of(redraws).quantile(quantile)), p_value)
 
     def _divergences_of(self, redraws: Redraws) -> Tensor:
         """Bias-corrected divergences of redraws, ``(R,)``.
@@ -152,12 +154,12 @@ class Standing:
         effective, found = [side.effective for side in (self.evaluated, self.reference)], []
         sizes = [float(side.sum()) for side in redraws.observed] if redraws.permuted else effective
         scale = sum(1 / size for size in effective) / sum(1 / size for size in sizes)
-        sides = (fittable(side).tensor_split(PLANS) for side in (redraws.evaluated, redraws.reference))
+        sides = (make_fittable(side).tensor_split(PLANS) for side in (redraws.evaluated, redraws.reference))
         for mine, theirs in zip(*sides, strict=True):
             if len(mine):
                 first = [Side(side[0].clamp_min(0), size) for side, size in zip((mine, theirs), sizes, strict=True)]
-                readout = plan(*first)
-                found.append(corrected(readout, plug_in(readout, mine, theirs)).forward)
+                readout = plan_readout(*first)
+                found.append(correct_bias(readout, compute_plug_in(readout, mine, theirs)).forward)
         return scale * torch.cat(found)
 
     def _redrawn(self, resamples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -173,7 +175,7 @@ class Standing:
         return evaluated[kept], reference[kept]
 
 
-def fittable(histograms: Tensor) -> Tensor:
+def make_fittable(histograms: Tensor) -> Tensor:
     """Give redraws ``(R, CELLS + 2)`` that a density fits, whose counts may be below 0.
 
     What counts below 0 leave without a spread has no density: it takes none of them.
@@ -182,7 +184,7 @@ def fittable(histograms: Tensor) -> Tensor:
     total = histograms.sum(1)
     mean = histograms @ cell / total
     variance = histograms @ cell.square() / total - mean.square()
-    kept = variance > LEAST_VARIANCE * variance.median()
+    kept = variance > MIN_VARIANCE_SHARE * variance.median()
     return torch.where(kept[:, None], histograms, histograms.clamp_min(0))
 
 
@@ -194,14 +196,14 @@ def bucket_weights(count: Tensor, resamples: int, generator: torch.Generator) ->
     return weights
 
 
-def evaluated_side(histogram: Tensor, grouped: bool) -> Side:
+def make_evaluated_side(histogram: Tensor, grouped: bool) -> Side:
     """Side of a divergence from bucket histograms ``(G, CELLS + 2)``."""
     counts = histogram.sum(0)
     total = float(counts.sum())
     return Side(counts, total / (design_effect(histogram) if grouped else 1.0))
 
 
-def reference_side(reference: ReferenceSet) -> Side:
+def make_reference_side(reference: ReferenceSet) -> Side:
     """Side of a divergence from a reference's row sample."""
     values, grid = reference.null_conformities, reference.grid
     effect = 1.0

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clipconformity.data.files import write_tensors
 from clipconformity.data.formats import KINDS
-from clipconformity.data.untrusted import check_input, shown
+from clipconformity.data.untrusted import check_input, format_value
 from clipconformity.functional.validation import MAX_NORM, MIN_NORM
 from clipconformity.provenance import MODALITIES
 from clipconformity.stream.moments import SAMPLE, SECOND_MOMENTS, Layout
@@ -60,10 +60,10 @@ def write_state(path: Path | str, tensors: Mapping[str, Tensor], about: Mapping[
     from clipconformity import __version__
 
     metadata = {"library_version": __version__, **about}
-    write_tensors(path, tensors, metadata | {CHECKSUM: checksum(tensors, metadata)})
+    write_tensors(path, tensors, metadata | {CHECKSUM: compute_checksum(tensors, metadata)})
 
 
-def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+def compute_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Checksum over the name, type, shape and bytes of every tensor, and over every entry of the metadata but itself.
 
     It tells a file that was damaged from a whole one, and is no signature: who changes a file can make it anew.
@@ -112,7 +112,7 @@ def check_whole(path: Path, kind: StateKind, tensors: Mapping[str, Tensor], meta
     """
     if CHECKSUM not in metadata:
         raise ValueError(f"{path}: damaged: it has no checksum; {kind.again}.")
-    if metadata[CHECKSUM] != checksum(tensors, metadata):
+    if metadata[CHECKSUM] != compute_checksum(tensors, metadata):
         raise ValueError(f"{path}: damaged: its checksum does not fit its content; copy it again, or {kind.again}.")
 
 
@@ -128,7 +128,7 @@ def read_entries(path: Path, metadata: Mapping[str, str], *names: str) -> list[A
         raise ValueError(f"{path}: damaged: its metadata cannot be read ({error}).") from None
 
 
-def field_damage(about: Any, further: Mapping[str, tuple[type, ...]]) -> Iterator[str]:
+def find_field_damage(about: Any, further: Mapping[str, tuple[type, ...]]) -> Iterator[str]:
     """Say what no such file says of its samples; what comes later may rest on what comes before."""
     kinds = FIELDS | dict(further)
     if not isinstance(about, dict) or set(about) != set(kinds):
@@ -136,20 +136,20 @@ def field_damage(about: Any, further: Mapping[str, tuple[type, ...]]) -> Iterato
         return
     for name, kind in kinds.items():
         if type(about[name]) not in kind:  # not isinstance: True is an int
-            yield f"{name} is {shown(about[name])}"
+            yield f"{name} is {format_value(about[name])}"
     if not all(isinstance(part, str) for part in (about["encoder_id"] or {}).values()):
-        yield f"encoder_id is {shown(about['encoder_id'])}; expected strings"
+        yield f"encoder_id is {format_value(about['encoder_id'])}; expected strings"
     if about["modality"] not in (*MODALITIES, None):
-        yield f"modality is {shown(about['modality'])}; expected 'image', 'text' or null"
+        yield f"modality is {format_value(about['modality'])}; expected 'image', 'text' or null"
     if not 2 <= about["count"] < MAX_COUNT:
-        yield f"count is {shown(about['count'])}; expected at least 2 and less than 2^53"
+        yield f"count is {format_value(about['count'])}; expected at least 2 and less than 2^53"
     if about["max_samples"] < 2:
-        yield f"max_samples is {shown(about['max_samples'])}; expected at least 2"
+        yield f"max_samples is {format_value(about['max_samples'])}; expected at least 2"
     if not 1 <= about["embed_dim"] <= 2**20:
-        yield f"embed_dim is {shown(about['embed_dim'])}; expected at least 1"
+        yield f"embed_dim is {format_value(about['embed_dim'])}; expected at least 1"
 
 
-def state_shapes(layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+def list_state_shapes(layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Type and shape of every tensor of a state that keeps as many rows as there are keys."""
     expected = {name: (torch.float64, shape) for name, shape in layout.shapes().items()}
     kept = tensors["sample_keys"].numel() if "sample_keys" in tensors else 0
@@ -158,7 +158,7 @@ def state_shapes(layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, tup
     return expected
 
 
-def shape_damage(
+def find_shape_damage(
     about: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
@@ -186,7 +186,7 @@ def shape_damage(
             yield f"{name} is not a finite tensor of shape {shape}"
 
 
-def sample_damage(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[str]:
+def find_sample_damage(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[str]:
     """Say what no row sample is."""
     keys, copies = tensors["sample_keys"], tensors["sample_copies"]
     if bool(keys[0] < 0) or bool((keys[1:] <= keys[:-1]).any()):
@@ -203,7 +203,7 @@ def sample_damage(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> It
         yield f"sample_rows hold a row of norm outside {MIN_NORM:g} to {MAX_NORM:g}"
 
 
-def sum_damage(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[str]:
+def find_sum_damage(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[str]:
     """Say what no sums of rows are."""
     count, unit_sum = about["count"], tensors["unit_sum"]
     if bool((tensors["count"] < 0).any()) or float(tensors["count"].sum()) != count:
@@ -226,10 +226,10 @@ def sum_damage(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Itera
     cosines = (towards - 1) / (count - 1)  # mean cosine of each row to the others of the set
     if float(cosines.abs().max()) > 1 + ROUNDING:
         yield "unit_sum does not fit sample_rows: a conformity lies outside of [-1, 1]"
-    yield from _covariance(count, tensors)
+    yield from _compute_covariance(count, tensors)
 
 
-def _covariance(count: int, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+def _compute_covariance(count: int, tensors: Mapping[str, Tensor]) -> Iterator[str]:
     unit_mean = tensors["unit_sum"].sum(0) / count
     means = {"second_moment": tensors["raw_sum"] / count, "unit_second_moment": unit_mean}
     powers = {"second_moment": float(tensors["norm_square_sum"].sum()) / count, "unit_second_moment": 1.0}

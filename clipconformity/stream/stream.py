@@ -45,7 +45,7 @@ class Needs(NamedTuple):
         return Needs(*(mine or theirs for mine, theirs in zip(self, other, strict=True)))
 
 
-def layouts(dim: int, needs: Needs, reference: ReferenceSet | None, max_samples: int) -> dict[str, Layout]:
+def choose_layouts(dim: int, needs: Needs, reference: ReferenceSet | None, max_samples: int) -> dict[str, Layout]:
     """Say what either side accumulates; there is a real side where a reference is needed and none is given.
 
     Raises:
@@ -116,7 +116,7 @@ class Stream:
     ) -> Stream:
         """Open a stream of samples that are compared with a reference; normalised ones where it holds such."""
         return cls(
-            layouts(reference.embed_dim, needs, reference, max_samples),
+            choose_layouts(reference.embed_dim, needs, reference, max_samples),
             reference=reference,
             allow_normalized=allow_normalized or reference.normalized,
         )

@@ -96,7 +96,7 @@ def test_a_demo_that_fails_leaves_an_earlier_one_as_it_was(demo, tmp_path, monke
     def fail(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(simulation, "_report", fail)
+    monkeypatch.setattr(simulation, "_write_report", fail)
     monkeypatch.setattr(simulation, "REAL", 200)
     monkeypatch.setattr(simulation, "GENERATED", 60)
     assert main(["demo", "-o", str(output)]) == 1

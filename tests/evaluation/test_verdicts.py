@@ -112,8 +112,8 @@ def test_the_samples_needed_are_those_of_the_formula():
 )  # fmt: skip
 def test_a_verdict_in_words(given, typical, varied):
     found = judge(contrast(**given))
-    assert results.typical(found["typicality"]) == typical
-    assert results.varied(found["variety"]) == varied
+    assert results.describe_typicality(found["typicality"]) == typical
+    assert results.describe_variety(found["variety"]) == varied
 
 
 # --- by simulation ---------------------------------------------------------------------------------------------------

@@ -15,16 +15,16 @@ from torch.nn.functional import cross_entropy, normalize
 
 from clipconformity.functional import conformity, conformity_kl
 from clipconformity.functional.contrastive import alignment, left_out_losses, nt_xent, shift, uniformity
-from clipconformity.functional.divergence import LowerBoundWarning, plug_in
-from clipconformity.functional.resampling import counts_of
+from clipconformity.functional.divergence import LowerBoundWarning, compute_plug_in
+from clipconformity.functional.resampling import count_draws
 from clipconformity.functional.sweep import (
     Pairs,
     _bootstrap,
     _compare,
     _kl_difference,
     _kl_interval,
-    _redrawn,
-    _redrawn_conformities,
+    _redraw_conformities,
+    _redraw_kl,
     jackknife_interval,
     left_out_losses_at,
     shift_grid,
@@ -304,8 +304,8 @@ def test_intervals_of_the_kl_by_hand():
 def test_redrawn_conformities_equal_those_of_the_redrawn_rows(alpha, generator):
     pairs = correlated(30, generator)
     draws = _bootstrap(pairs, 3, generator)
-    weights = counts_of(draws.chosen, draws.chosen.shape[1])
-    moved = _redrawn_conformities(pairs.shifted(alpha, alpha).image, alpha * draws.moves.image, weights)
+    weights = count_draws(draws.chosen, draws.chosen.shape[1])
+    moved = _redraw_conformities(pairs.shifted(alpha, alpha).image, alpha * draws.moves.image, weights)
     for chosen, values in zip(draws.chosen, moved, strict=True):
         u = unit(double(shift(pairs.image[chosen], alpha)))
         cosine = u @ u.T
@@ -326,8 +326,8 @@ def test_redrawn_divergences_are_those_of_the_redrawn_pairs(generator):
         for side, rows in zip(histograms, pairs, strict=True):
             u = unit(double(shift(rows[chosen], alpha)))
             side.append(compared.grid.counts(torch.from_numpy((u @ u.T * others).sum(1) / others.sum(1))))
-    expected = plug_in(compared.readout, *(torch.stack(side) for side in histograms)).forward
-    torch.testing.assert_close(_redrawn(shifted, alpha, compared, draws), expected, rtol=0, atol=1e-6)
+    expected = compute_plug_in(compared.readout, *(torch.stack(side) for side in histograms)).forward
+    torch.testing.assert_close(_redraw_kl(shifted, alpha, compared, draws), expected, rtol=0, atol=1e-6)
 
 
 def test_draws_in_parts_are_those_at_once(generator, monkeypatch):
@@ -338,7 +338,7 @@ def test_draws_in_parts_are_those_at_once(generator, monkeypatch):
     for entries in (2**21, 130):
         monkeypatch.setattr("clipconformity.functional.sweep.CHUNK_ENTRIES", entries)
         draws = _bootstrap(pairs, 7, torch.Generator().manual_seed(0))
-        found.append(_redrawn(shifted, 0.5, compared, draws))
+        found.append(_redraw_kl(shifted, 0.5, compared, draws))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-9)
 
 
@@ -437,5 +437,5 @@ def test_the_redrawn_sum_matches_the_oracle_of_conformity(pairs):
     image, _ = pairs
     ones, still = torch.ones(1, 90, dtype=torch.float64), torch.zeros(1, 16, dtype=torch.float64)
     np.testing.assert_allclose(
-        _redrawn_conformities(image.double(), still, ones)[0], brute_conformity(image), atol=1e-10
+        _redraw_conformities(image.double(), still, ones)[0], brute_conformity(image), atol=1e-10
     )

@@ -14,8 +14,8 @@ from torch.distributions import MultivariateNormal
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 import clipconformity as cc
-from clipconformity.functional.frechet import factor_of, fitted, frechet_distance
-from clipconformity.functional.likelihood import SingularWarning, _rounding, log_likelihood, whiten
+from clipconformity.functional.frechet import factorise_covariance, fit_gaussian, frechet_distance
+from clipconformity.functional.likelihood import SingularWarning, _estimate_rounding, log_likelihood, whiten
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_a_covariance_in_float32_loses_what_is_below_its_rounding(generator):
 def test_what_rounding_may_make_is_little_more_than_what_it_makes(decades, generator):
     _, covariance = turned(decades, generator)
     made = float(torch.linalg.matrix_norm(covariance.float() - covariance, 2))
-    assert made < _rounding(covariance, 10.0, torch.float32) < 6 * made
+    assert made < _estimate_rounding(covariance, 10.0, torch.float32) < 6 * made
 
 
 def test_eigenvalues_no_larger_than_those_below_zero_are_rounding():
@@ -343,7 +343,7 @@ def test_likelihoods_without_shrinkage_under_a_fitted_reference_equal_scipy(size
 @pytest.mark.parametrize("count", [9, 12, 40])
 def test_a_factor_is_one_of_the_covariance_for_few_rows_and_many(count, generator):
     rows = torch.randn(count, 12, generator=generator) + 3
-    mean, factor = fitted(rows)
+    mean, factor = fit_gaussian(rows)
     torch.testing.assert_close(mean, rows.double().mean(0))
     torch.testing.assert_close(factor @ factor.T, torch.cov(rows.double().T))
 
@@ -352,4 +352,4 @@ def test_a_factor_has_no_roots_of_rounding(generator):
     """Cholesky goes through for some singular covariances, with a last pivot of rounding whose root is 1e-8."""
     for _ in range(40):
         half = torch.randn(12, 11, generator=generator, dtype=torch.float64)
-        assert float(torch.linalg.svdvals(factor_of(half @ half.T))[-1]) < 1e-12
+        assert float(torch.linalg.svdvals(factorise_covariance(half @ half.T))[-1]) < 1e-12

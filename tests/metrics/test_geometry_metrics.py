@@ -15,8 +15,8 @@ from clipconformity.functional import SingularWarning, conformity_kl, log_likeli
 from clipconformity.functional.likelihood import oas_shrinkage
 from clipconformity.functional.population import Rows, unbiased_traces
 from clipconformity.functional.resampling import jackknife
-from clipconformity.stream.moments import bucket_of
-from clipconformity.stream.readouts.modality_gap import independent_pairs
+from clipconformity.stream.moments import assign_buckets
+from clipconformity.stream.readouts.modality_gap import choose_independent_pairs
 from clipconformity.stream.row_sample import hash_labels
 
 DIM = 12
@@ -403,7 +403,7 @@ def test_the_squared_gap_is_over_pairs_of_different_groups_and_its_interval_an_e
     for part in torch.arange(60).split(17):
         metric.update(image[part], text[part], groups=group[part])
     found = numbers(metric.compute())
-    bucket = bucket_of(hash_labels(group, 60, torch.device("cpu")))
+    bucket = assign_buckets(hash_labels(group, 60, torch.device("cpu")))
     rows = torch.from_numpy(unit(double(image)) - unit(double(text)))
     products, other = rows @ rows.T, bucket[:, None] != bucket
     without = [(bucket != one)[:, None] & (bucket != one) & other for one in bucket.unique()]
@@ -417,7 +417,7 @@ def test_the_squared_gap_is_over_pairs_of_different_groups_and_its_interval_an_e
         math.sqrt(max(0, found["modality_gap"] ** 2 - found["squared_modality_gap"])), rel=1e-6
     )
     sides = metric._stream().sides
-    kept = independent_pairs(sides["image"], sides["text"])
+    kept = choose_independent_pairs(sides["image"], sides["text"])
     places = (image[:, None] == kept[0]).all(2).int().argmax(0)
     assert len(places) == len(group.unique()) == len(group[places].unique())
     assert torch.equal(kept[1], text[places])

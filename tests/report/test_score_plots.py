@@ -20,7 +20,7 @@ import clipconformity as cc
 from clipconformity import plots
 from clipconformity.evaluation import Score, Source, SourceBatch, score
 from clipconformity.report import Run, score_plots, write_report
-from clipconformity.report.lead import say
+from clipconformity.report.lead import summarise_runs
 from clipconformity.report.score_plots import PLOTS, Panel, ScorePlot, draw_plots
 from clipconformity.stream.alignment import Partners
 
@@ -165,7 +165,7 @@ def test_a_run_has_its_own_colour_in_every_plot(row, monkeypatch):
     names = "abcdefghijkl"
     runs = panel("image", *names)
     source = html(row, runs, monkeypatch).lower()
-    looks = [one.look for one in say(runs)]
+    looks = [one.look for one in summarise_runs(runs)]
     assert all(look.color.lower() in source for look in looks)
     assert len({(look.color, str(look.marker)) for look in looks}) == len(names)
 

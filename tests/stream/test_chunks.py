@@ -129,7 +129,7 @@ def test_one_hot_rows_have_keys_and_buckets_of_their_own():
     """Of a sum of bits times odd factors alone 422 of 512 such rows collided."""
     keys = row_keys(torch.eye(512), None)
     assert len(keys.unique()) == 512
-    assert len(row_sample.bucket_of(keys).unique()) > 200
+    assert len(row_sample.assign_buckets(keys).unique()) > 200
 
 
 def test_keys_are_those_that_references_on_disk_have():

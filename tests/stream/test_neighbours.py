@@ -17,9 +17,9 @@ from clipconformity.functional import authenticity, prdc
 from clipconformity.functional.resampling import jackknife_error
 from clipconformity.stream.closest import CANDIDATES, Closest
 from clipconformity.stream.copies import DUPLICATE, Copies
-from clipconformity.stream.moments import bucket_of
+from clipconformity.stream.moments import assign_buckets
 from clipconformity.stream.neighbourhood import Neighbourhood
-from clipconformity.stream.parts import independent, of_parts
+from clipconformity.stream.parts import compute_by_part, count_independent
 from clipconformity.stream.readouts.nearest import NearestReadOut
 from clipconformity.stream.readouts.prdc import FIGURES, PRDCReadOut
 from clipconformity.stream.stream import Stream
@@ -142,7 +142,7 @@ def test_the_parts_are_as_many_as_rows_and_groups_allow_and_the_degrees_follow(g
 def test_each_split_has_other_parts_and_their_variance_is_taken_to_that_of_the_whole(generator):
     found = sides_of(120, 200, generator, 2)
     sides = found.evaluated, found.reference
-    splits = [of_parts(sides, 12, split, found._figures) for split in range(4)]
+    splits = [compute_by_part(sides, 12, split, found._figures) for split in range(4)]
     assert len({float(one.sum()) for one in splits}) == 4
     variance, p = torch.stack(splits).var(1).mean(0) / 12, torch.stack(splits).mean((0, 1))
     shares = [0, 1, 3]
@@ -168,7 +168,7 @@ def test_the_interval_of_a_density_is_of_what_can_be(generator):
 
 def test_rows_of_unequal_groups_are_worth_fewer():
     groups = torch.tensor([5, 7] + [9] * 8)
-    assert independent(SimpleNamespace(groups=groups)) == 100 / 66
+    assert count_independent(SimpleNamespace(groups=groups)) == 100 / 66
 
 
 def test_groups_widen_the_interval(generator):
@@ -277,7 +277,7 @@ def test_a_bucket_goes_with_a_row_and_its_nearest(own, generator):
         for _ in range(1 if own else 2)
     ]
     found = Closest.of(*sides)
-    buckets = found.buckets[0], bucket_of(sides[-1].groups)
+    buckets = found.buckets[0], assign_buckets(sides[-1].groups)
     assert (found.buckets[0] == found.buckets[1]).double().mean() > 0.9
     cosine = torch.from_numpy(unit(double(sides[0].rows)) @ unit(double(sides[-1].rows)).T)
     if own:

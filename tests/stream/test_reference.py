@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import clipconformity as cc
 from clipconformity import ReferenceSet
-from clipconformity.stream.state_file import checksum
+from clipconformity.stream.state_file import compute_checksum
 from clipconformity.stream.stream import Needs, Stream
 
 DIM = 12
@@ -431,7 +431,7 @@ def rewritten(path: Path, tensors: dict | None = None, **metadata) -> Path:
     with safe_open(path, framework="pt") as file:
         about = file.metadata()
     tensors, about = tensors or load_file(path), about | metadata
-    save_file(tensors, path, about | {"checksum": checksum(tensors, about)})
+    save_file(tensors, path, about | {"checksum": compute_checksum(tensors, about)})
     return path
 
 

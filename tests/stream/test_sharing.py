@@ -219,7 +219,7 @@ def test_an_address_without_a_file_says_what_is_missing():
 def test_no_name_in_a_file_asks_the_hub(reference, tmp_path, monkeypatch):
     reference.dataset = ADDRESS
     reference.save(tmp_path / "r.safetensors")
-    monkeypatch.setattr(hub, "hub_answers", lambda: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(hub, "is_hub_reachable", lambda: pytest.fail("the hub was asked"))
     assert cc.ReferenceSet.load(tmp_path / "r.safetensors").dataset == ADDRESS
 
 

@@ -14,8 +14,8 @@ from helpers import double, ellipsoid_rows, unit
 import clipconformity as cc
 from clipconformity.functional import frechet_distance, vendi_score
 from clipconformity.stream import frechet_sizes
-from clipconformity.stream.equal_n import DRAWS, subsamples
-from clipconformity.stream.frechet_sizes import SHARES, SPLITS, at_infinite_n, noise_floor
+from clipconformity.stream.equal_n import DRAWS, draw_subsamples
+from clipconformity.stream.frechet_sizes import SHARES, SPLITS, compute_noise_floor, extrapolate_to_infinite_n
 from clipconformity.stream.readouts import read_outs
 from clipconformity.stream.readouts.vendi import VendiReadOut
 from clipconformity.stream.reference import ReferenceSet
@@ -34,10 +34,10 @@ def figures(name: str, rows, others, groups=None, other_groups=None, max_samples
 
 def test_subsamples_hold_no_row_twice(generator):
     sample = ReferenceSet.fit(ellipsoid_rows(40, DIM, generator)).sample
-    found = list(subsamples(sample, 30, generator))
+    found = list(draw_subsamples(sample, 30, generator))
     assert [len(rows.unique(dim=0)) for rows in found] == [30] * DRAWS
     assert len(torch.stack(found).unique(dim=0)) == DRAWS
-    assert torch.equal(*subsamples(sample, 40, generator), sample.rows.double())
+    assert torch.equal(*draw_subsamples(sample, 40, generator), sample.rows.double())
 
 
 # --- Vendi -----------------------------------------------------------------------------------------------------------
@@ -180,9 +180,9 @@ def test_the_extrapolation_is_the_line_that_numpy_fits(generator, monkeypatch):
         seen.append((len(first), float((first.mean() - second.mean()).abs() + 5 / len(second))))
         return torch.tensor(seen[-1][1], dtype=torch.float64)
 
-    monkeypatch.setattr(frechet_sizes, "_distance", distance)
+    monkeypatch.setattr(frechet_sizes, "_compute_distance", distance)
     sides = [ReferenceSet.fit(ellipsoid_rows(count, DIM, generator)).sample for count in (100, 300)]
-    found, error = at_infinite_n(*sides, 100, torch.tensor(0.06).double(), generator)
+    found, error = extrapolate_to_infinite_n(*sides, 100, torch.tensor(0.06).double(), generator)
     assert [size for size, _ in seen] == [50, 50, 33, 33, 25, 25]
     line, covariance = np.polyfit([1, *(100 / n for n, _ in seen)], [0.06, *(y for _, y in seen)], 1, cov=True)
     assert (float(found), float(error)) == pytest.approx((line[1], covariance[1, 1] ** 0.5))
@@ -248,7 +248,7 @@ def test_the_floor_is_where_a_further_split_of_all_rows_would_lie(dim, generator
     rows = [ellipsoid_rows(count, dim, generator) for count in (50, 80)]
     total = torch.cov(torch.cat(rows).double().T) * 129
     sides = [(side.sample, side.moments) for side in map(ReferenceSet.fit, rows)]
-    found = float(noise_floor(*sides, generator))
+    found = float(compute_noise_floor(*sides, generator))
     assert len(set(seen)) == SPLITS
     further = scipy.stats.t(SPLITS - 1).ppf(0.95) * np.std(seen, ddof=1) * math.sqrt(1 + 1 / SPLITS)
     assert found == pytest.approx(np.mean(seen) + further)

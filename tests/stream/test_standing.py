@@ -17,9 +17,9 @@ from clipconformity.stream.standing import (
     Standing,
     bucket_weights,
     design_effect,
-    evaluated_side,
+    make_evaluated_side,
+    make_reference_side,
     redraw_reference,
-    reference_side,
 )
 from clipconformity.stream.stream import Needs, Stream
 
@@ -64,16 +64,16 @@ def test_a_design_effect_is_the_mean_of_those_of_the_mean_and_of_the_spread(clus
     histogram = in_cells(*clusters)
     assert design_effect(histogram) == pytest.approx(effect)
     total = float(histogram.sum())
-    assert evaluated_side(histogram, grouped=True).effective == pytest.approx(total / effect)
-    assert evaluated_side(histogram, grouped=False).effective == total
+    assert make_evaluated_side(histogram, grouped=True).effective == pytest.approx(total / effect)
+    assert make_evaluated_side(histogram, grouped=False).effective == total
 
 
 def test_copies_in_groups_are_worth_one_row_each(generator):
     rows = drawn(200, generator)
     groups = torch.arange(200).repeat_interleave(4)
     reference = cc.ReferenceSet.fit(rows.repeat_interleave(4, 0), groups=groups)
-    assert reference_side(reference).effective == pytest.approx(200)
-    assert reference_side(cc.ReferenceSet.fit(rows)).effective == 200
+    assert make_reference_side(reference).effective == pytest.approx(200)
+    assert make_reference_side(cc.ReferenceSet.fit(rows)).effective == 200
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,8 @@ def test_the_floor_is_smoothed_by_counts_that_are_not_below_zero(generator, monk
     reference = cc.ReferenceSet.fit(next(rows), groups=groups)
     found = Standing.of(streamed(next(rows), reference, groups + 500))
     sides, redraws = [], []
-    settle, draw = standing.plan, standing.redraw
-    monkeypatch.setattr(standing, "plan", lambda *given: sides.extend(given) or settle(*given))
+    settle, draw = standing.plan_readout, standing.redraw
+    monkeypatch.setattr(standing, "plan_readout", lambda *given: sides.extend(given) or settle(*given))
     monkeypatch.setattr(standing, "redraw", lambda *given: redraws.append(draw(*given)) or redraws[0])
     found.under_one_distribution(0.95, 40, None)
     assert bool((redraws[0].evaluated < 0).any())

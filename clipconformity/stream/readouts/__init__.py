@@ -93,44 +93,47 @@ def _find() -> _Found:
     for module in sorted(part.name for part in pkgutil.iter_modules(__path__)):
         content = import_module(f"{__name__}.{module}")
         own += getattr(content, "FIELDS", ())  # of what is no read-out, such as pairs
-        found += [("clipconformity", one) for one in _of_module(content)]
+        found += [("clipconformity", one) for one in _find_in_module(content)]
     failed = {}
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
         try:
             kind = point.load()
         except Exception as error:  # someone else's module fails in any way
             reason = " ".join(str(error).split()) or "no reason given"
-            failed[point.name] = f"{_called(point)} cannot be imported ({type(error).__name__}: {reason[:200]})"
+            failed[point.name] = (
+                f"{_name_entry_point(point)} cannot be imported ({type(error).__name__}: {reason[:200]})"
+            )
             continue
-        found.append((_called(point), _made(point, kind)))
+        found.append((_name_entry_point(point), _make_read_out(point, kind)))
     _check_names(found, own)
     return _Found({one.name: one for _, one in found}, failed)
 
 
-def _called(point: EntryPoint) -> str:
+def _name_entry_point(point: EntryPoint) -> str:
     package = "an unknown package" if point.dist is None else f"package {point.dist.name!r}"
     return f"entry point {point.name!r} of {package}"
 
 
-def _made(point: EntryPoint, kind: object) -> ReadOut:
+def _make_read_out(point: EntryPoint, kind: object) -> ReadOut:
     """Make what an entry point names, once its declaration holds."""
     if not _is_kind(kind):
-        raise TypeError(f"{_called(point)}: expected a subclass of ReadOut, got {kind!r}.")
+        raise TypeError(f"{_name_entry_point(point)}: expected a subclass of ReadOut, got {kind!r}.")
     if inspect.isabstract(kind):
-        raise TypeError(f"{_called(point)}: {kind.__name__} has no method 'read'.")
+        raise TypeError(f"{_name_entry_point(point)}: {kind.__name__} has no method 'read'.")
     if getattr(kind, "name", None) != point.name:
         raise ValueError(
-            f"{_called(point)}: its ReadOut is called {getattr(kind, 'name', None)!r}; give both the same name."
+            f"{_name_entry_point(point)}: its ReadOut is called {getattr(kind, 'name', None)!r}; "
+            "give both the same name."
         )
     fields = getattr(kind, "fields", ())
     if not (isinstance(fields, tuple) and fields and all(isinstance(field, Field) for field in fields)):
-        raise TypeError(f"{_called(point)}: expected 'fields' to be a tuple of Field, got {fields!r}.")
-    for problem in _problems(kind):
-        raise ValueError(f"{_called(point)}: {problem}.")
+        raise TypeError(f"{_name_entry_point(point)}: expected 'fields' to be a tuple of Field, got {fields!r}.")
+    for problem in _find_problems(kind):
+        raise ValueError(f"{_name_entry_point(point)}: {problem}.")
     return kind()
 
 
-def _problems(kind: type[ReadOut]) -> Iterator[str]:
+def _find_problems(kind: type[ReadOut]) -> Iterator[str]:
     """Find what is wrong with a declaration."""
     if kind.name == "all" or not kind.name.isidentifier():
         yield f"name {kind.name!r}: expected a name such as 'rare_tail', other than 'all'"
@@ -152,7 +155,7 @@ def _is_kind(kind: object) -> TypeGuard[type[ReadOut]]:
     return isinstance(kind, ABCMeta) and issubclass(kind, ReadOut)
 
 
-def _of_module(module: ModuleType) -> list[ReadOut]:
+def _find_in_module(module: ModuleType) -> list[ReadOut]:
     kinds = filter(_is_kind, vars(module).values())
     return [kind() for kind in kinds if kind.__module__ == module.__name__ and not inspect.isabstract(kind)]
 

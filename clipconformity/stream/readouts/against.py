@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.neighbours import nearest
-from clipconformity.functional.resampling import Estimate, estimated_share, jackknife
-from clipconformity.stream.copies import DUPLICATE, SHOWN, is_close
+from clipconformity.functional.resampling import Estimate, estimate_share, jackknife
+from clipconformity.stream.copies import DUPLICATE, MAX_SHOWN, is_close
 from clipconformity.stream.moments import BUCKETS
 from clipconformity.stream.readouts.base import Field
 
@@ -53,7 +53,7 @@ class NearestElsewhere:
         """Give the fields; only the samples are drawn from something larger."""
         copied = self._mean(is_close(self.cosine))
         near = self._mean(self.cosine)
-        low, high = estimated_share(copied, float(len(self.rows)))
+        low, high = estimate_share(copied, float(len(self.rows)))
         values = (near.value, near.error, copied.value, low, high)
         return {
             field.name: torch.as_tensor(value, dtype=torch.float64) for field, value in zip(FIELDS, values, strict=True)
@@ -64,7 +64,8 @@ class NearestElsewhere:
         order = self.cosine.argsort(descending=True, stable=True).tolist()
         close = [row for row in order if self.cosine[row] >= DUPLICATE]
         named = [
-            {"id": ids[row], "training_id": self.names[row], "cosine": float(self.cosine[row])} for row in close[:SHOWN]
+            {"id": ids[row], "training_id": self.names[row], "cosine": float(self.cosine[row])}
+            for row in close[:MAX_SHOWN]
         ]
         return {"threshold": DUPLICATE, "looked_at": self.count, "count": len(close), "copied": named}
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from clipconformity.functional.conformity import own_set_conformity, quantiles
 from clipconformity.functional.density import Grid
-from clipconformity.functional.divergence import anchored_grid
-from clipconformity.functional.resampling import ends_of, exponential, jackknife_error
+from clipconformity.functional.divergence import make_grid
+from clipconformity.functional.resampling import exponentiate_interval, jackknife_error, name_ends
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.pairs import LeftOut, Without, own_pairs, own_pairs_without
@@ -56,7 +56,7 @@ class ConformityReadOut(ReadOut):
             values = view.good_sample().values[:, 1]
             error = jackknife_error(mean.evaluated, moments["count"].cpu())
             result = {"conformity_mean": mean.whole, "conformity_std": view.conformity_std, "conformity_se": error}
-            compared = _compared(contrast)
+            compared = _compare(contrast)
         result |= {f"conformity_{name}": quantiles(values, (level,))[0] for name, level in LEVELS.items()}
         result |= {"self_conformity_mean": own.value, "self_conformity_se": own.error}
         return result | compared
@@ -77,13 +77,13 @@ class ConformityReadOut(ReadOut):
         return [] if stream.compared_with() is None else stream.contrast(self.name).notes(stream.of_one_kind)
 
 
-def _compared(contrast: Contrast) -> dict[str, Tensor]:
+def _compare(contrast: Contrast) -> dict[str, Tensor]:
     """Figures relative to the reference, with their intervals."""
     shift, variety, spread = contrast.typicality_shift, contrast.log_variety_ratio, contrast.log_spread_ratio
     found = {"typicality_shift": shift.value, "variety_ratio": variety.value.exp(), "spread_ratio": spread.value.exp()}
-    intervals = shift.interval(), contrast.variety_interval, exponential(spread.interval())
+    intervals = shift.interval(), contrast.variety_interval, exponentiate_interval(spread.interval())
     for name, interval in zip(list(found), intervals, strict=True):
-        found |= ends_of(name, interval)
+        found |= name_ends(name, interval)
     return found
 
 
@@ -121,7 +121,7 @@ def histogram(stream: Stream) -> tuple[Tensor, Grid]:
     """
     if stream.compared_with() is None:
         values = own_set_values(stream.checked())
-        grid = anchored_grid(values)
+        grid = make_grid(values)
         return grid.counts(values), grid
     contrast = stream.contrast("Conformity")
     return contrast.view["conformity_counts"].sum(0), contrast.reference.grid

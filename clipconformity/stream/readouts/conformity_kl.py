@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clipconformity.functional.divergence import MIN_SAMPLES, warn_lower_bound
 from clipconformity.stream.readouts.base import Field, ReadOut
-from clipconformity.stream.standing import TAILS, Standing
+from clipconformity.stream.standing import HEAVY_TAILS_NOTE, Standing
 from clipconformity.stream.stream import Needs, Stream
 
 
@@ -34,31 +34,31 @@ class ConformityKLReadOut(ReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the bias-corrected divergence; warn where it is only a lower bound."""
-        return _value(Standing.of(stream))
+        return _get_value(Standing.of(stream))
 
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Give the reverse divergence, the interval, the noise floor and the p-value."""
-        return _uncertainty(Standing.of(stream), resamples, generator)
+        return _compute_uncertainty(Standing.of(stream), resamples, generator)
 
     def figures(self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Give all fields; the densities are fitted once for them."""
         standing = Standing.of(stream)
-        return _value(standing) | _uncertainty(standing, resamples, generator)
+        return _get_value(standing) | _compute_uncertainty(standing, resamples, generator)
 
     def notes(self, stream: Stream) -> list[str]:
         """Say where the tails may be heavier than the fitted densities."""
-        return [TAILS] if Standing.of(stream).heavy_tails else []
+        return [HEAVY_TAILS_NOTE] if Standing.of(stream).heavy_tails else []
 
 
-def _value(standing: Standing) -> dict[str, Tensor]:
+def _get_value(standing: Standing) -> dict[str, Tensor]:
     if standing.is_lower_bound:
         warn_lower_bound()
     return {"conformity_kl": standing.divergences().forward}
 
 
-def _uncertainty(standing: Standing, resamples: int, generator: torch.Generator | None) -> dict[str, Tensor]:
+def _compute_uncertainty(standing: Standing, resamples: int, generator: torch.Generator | None) -> dict[str, Tensor]:
     found = dict.fromkeys(("kl_low", "kl_high", "noise_floor", "p_value"), float("nan"))
     if standing.parts > 1:  # one group alone says nothing of what another would give
         found["kl_low"], found["kl_high"] = standing.interval(0.95, resamples, generator)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clipconformity.functional.geometry import participation_ratio, tilt_figures
 from clipconformity.functional.linalg import covariance_of, permuted_columns
-from clipconformity.functional.resampling import seeded
+from clipconformity.functional.resampling import make_generator
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.shape import shape_intervals
@@ -62,8 +62,8 @@ class EllipsoidReadOut(ReadOut):
         distances = torch.linalg.vector_norm(rows - moments.mean, dim=1)
         mu, variance = distances.mean(), distances.var()
         result = {"shell_mu": mu, "shell_variance": variance, "shell_ratio": mu.square() / variance}
-        result["spectrum_condition"] = _condition(moments, covariance)
-        _, permuted = covariance_of(permuted_columns(rows, seeded(None)))
+        result["spectrum_condition"] = _compute_condition(moments, covariance)
+        _, permuted = covariance_of(permuted_columns(rows, make_generator(None)))
         for prefix, matrix in (("", covariance), ("permuted_", permuted)):
             result[f"{prefix}participation_ratio"] = participation_ratio(matrix)
             if len(matrix) > 1:
@@ -80,7 +80,7 @@ class EllipsoidReadOut(ReadOut):
         return [f"spectrum_condition needs more samples than dimensions, {dim}; there are {count}."]
 
 
-def _condition(moments: Moments, covariance: Tensor) -> Tensor:
+def _compute_condition(moments: Moments, covariance: Tensor) -> Tensor:
     """Largest over smallest eigenvalue; the sums it comes from round by their size, that of the mean included."""
     spectrum = torch.linalg.eigvalsh(covariance)
     scale = spectrum[-1] + moments.mean.square().sum()

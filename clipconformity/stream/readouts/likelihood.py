@@ -14,9 +14,9 @@ from clipconformity.functional.likelihood import (
     oas_shrinkage,
 )
 from clipconformity.functional.linalg import gram
-from clipconformity.functional.resampling import Estimate, ends_of
+from clipconformity.functional.resampling import Estimate, name_ends
 from clipconformity.stream.moments import Moments
-from clipconformity.stream.pairs import influence_estimate
+from clipconformity.stream.pairs import estimate_by_influence
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
@@ -47,13 +47,13 @@ class LikelihoodReadOut(ReadOut):
         reference = stream.needed_reference("GaussianLikelihood")
         shrinkage = oas_shrinkage(reference.covariance, reference.count)
         gaussian = check_gaussian(reference.mean, reference.covariance, shrinkage, symmetric=False)
-        own, sampled = under(gaussian, stream.checked())
+        own, sampled = compute_under(gaussian, stream.checked())
         held_out = held_out_likelihoods(reference)
         shift = (own["log_likelihood_mean"] - held_out.mean()) / held_out.std()
         interval = _shift_estimate(stream, reference, shift, sampled, held_out).interval()
         return (
             own
-            | ends_of("log_likelihood_shift", interval)
+            | name_ends("log_likelihood_shift", interval)
             | {
                 "reference_log_likelihood": held_out.mean(),
                 "log_likelihood_shift": shift,
@@ -62,7 +62,7 @@ class LikelihoodReadOut(ReadOut):
         )
 
 
-def under(gaussian: Gaussian, moments: Moments) -> tuple[dict[str, Tensor], Tensor]:
+def compute_under(gaussian: Gaussian, moments: Moments) -> tuple[dict[str, Tensor], Tensor]:
     """Figures of rows under a Gaussian, and the log-likelihood of each sampled row ``(k,)``."""
     own = moments.mean.cpu()
     apart = own - gaussian.mean
@@ -72,7 +72,7 @@ def under(gaussian: Gaussian, moments: Moments) -> tuple[dict[str, Tensor], Tens
     mean = gaussian.log_density(whitened)
     sample = moments.good_sample().cpu()
     sampled = torch.cat([log_density(part.double(), gaussian) for part in sample.rows.split(BLOCK)])
-    estimate = influence_estimate(mean, (sampled - sampled.mean(), sample, moments))
+    estimate = estimate_by_influence(mean, (sampled - sampled.mean(), sample, moments))
     figures = {
         "log_likelihood_mean": mean,
         "log_likelihood_se": estimate.error,
@@ -88,7 +88,7 @@ def _shift_estimate(
     """Estimate the shift with the reference's Gaussian as it is: both sides are off by its errors alike."""
     moments, spread = stream.checked(), held_out.std()
     z = (held_out - held_out.mean()) / spread
-    return influence_estimate(
+    return estimate_by_influence(
         shift,
         ((sampled - sampled.mean()) / spread, moments.good_sample().cpu(), moments),
         (-z - shift * (z.square() - z.square().mean()) / 2, reference.sample, reference.moments),
@@ -98,7 +98,9 @@ def _shift_estimate(
 def sampled_likelihoods(stream: Stream, reference: ReferenceSet) -> Tensor:
     """Log-likelihood of each sampled row under the reference's shrunk Gaussian, ``(k,)``."""
     shrinkage = oas_shrinkage(reference.covariance, reference.count)
-    return under(check_gaussian(reference.mean, reference.covariance, shrinkage, symmetric=False), stream.checked())[1]
+    return compute_under(
+        check_gaussian(reference.mean, reference.covariance, shrinkage, symmetric=False), stream.checked()
+    )[1]
 
 
 def held_out_likelihoods(reference: ReferenceSet) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from clipconformity.functional.divergence import MIN_SAMPLES, conformity_kl
 from clipconformity.functional.linalg import units
 from clipconformity.functional.resampling import jackknife, jackknife_error, mean_error
-from clipconformity.stream.moments import BUCKETS, Layout, Moments, bucket_of
+from clipconformity.stream.moments import BUCKETS, Layout, Moments, assign_buckets
 from clipconformity.stream.readouts.base import Field
 from clipconformity.stream.readouts.conformity import own_set_values
 from clipconformity.stream.row_sample import NO_KEY, Labels, Sample, hash_labels, mix, row_keys
@@ -51,7 +51,7 @@ def take_in(stream: Stream, image: Tensor, text: Tensor, groups: Labels | None =
         stream.sides[side].update(rows, own, keys=keys)
     cosine = (units(image.double()) * units(text.double())).sum(1)
     cosine = torch.where(torch.isfinite(cosine), cosine, 0.0)  # the rest is bad, and refused by compute
-    return cosine.new_zeros(BUCKETS).index_add_(0, bucket_of(own), cosine)
+    return cosine.new_zeros(BUCKETS).index_add_(0, assign_buckets(own), cosine)
 
 
 def read(stream: Stream, matched_sum: Tensor) -> dict[str, Tensor]:
@@ -73,7 +73,7 @@ def read(stream: Stream, matched_sum: Tensor) -> dict[str, Tensor]:
     return {
         "modality_gap": gap,
         "modality_gap_se": jackknife_error(left_out, count),
-        **_squared(apart, count, gap),
+        **_compute_squared(apart, count, gap),
         "raw_modality_gap": torch.linalg.vector_norm(image.mean - text.mean),
         "matched_cosine": matched.sum() / total,
         "matched_cosine_se": mean_error(matched, count),
@@ -81,7 +81,7 @@ def read(stream: Stream, matched_sum: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _squared(apart: Tensor, count: Tensor, gap: Tensor) -> dict[str, Tensor]:
+def _compute_squared(apart: Tensor, count: Tensor, gap: Tensor) -> dict[str, Tensor]:
     """Squared gap over pairs of different buckets alone, which chance does not raise, and what rests on it."""
     own = apart.square().sum(1)
 
@@ -101,7 +101,7 @@ def _squared(apart: Tensor, count: Tensor, gap: Tensor) -> dict[str, Tensor]:
     }
 
 
-def independent_pairs(image: Moments, text: Moments) -> tuple[Tensor, Tensor]:
+def choose_independent_pairs(image: Moments, text: Moments) -> tuple[Tensor, Tensor]:
     """The sampled pairs, one of each group, ``(k, D)`` each; without groups all of them."""
     samples: list[Sample] = [side.good_sample() for side in (image, text)]
     keys, group = samples[0].keys, samples[0].groups.unique(return_inverse=True)[1]

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.neighbours import nearest
-from clipconformity.functional.resampling import ends_of
+from clipconformity.functional.resampling import name_ends
 from clipconformity.stream.copies import DUPLICATE, Copies
 from clipconformity.stream.readouts.base import Batch, Field, ReadOut
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
 
-NEAR = f"a near-duplicate (cosine of {DUPLICATE} or more)"
+NEAR_DUPLICATE = f"a near-duplicate (cosine of {DUPLICATE} or more)"
 FIGURES = (
     ("nearest_cosine", "mean cosine of a sample to the nearest reference row", "cosine"),
     ("reference_nearest_cosine", "the same inside the reference", "cosine"),
-    ("copied_share", f"share of the samples with {NEAR} in the reference", ""),
-    ("repeated_share", f"share of the samples with {NEAR} among the samples", ""),
-    ("reference_repeated_share", f"share of the reference with {NEAR} in it", ""),
+    ("copied_share", f"share of the samples with {NEAR_DUPLICATE} in the reference", ""),
+    ("repeated_share", f"share of the samples with {NEAR_DUPLICATE} among the samples", ""),
+    ("reference_repeated_share", f"share of the reference with {NEAR_DUPLICATE} in it", ""),
 )
 AUTHENTIC = (
     ("authenticity", "share of the samples farther from the nearest reference row than that is from another one"),
@@ -50,7 +50,7 @@ class NearestReadOut(ReadOut):
         found = self.copies(stream)
         figures: dict[str, Tensor] = {}
         for (name, *_), (estimate, interval) in zip(FIGURES, found.near() + found.shares(), strict=True):
-            figures |= {name: estimate.value} | ends_of(name, interval)
+            figures |= {name: estimate.value} | name_ends(name, interval)
         return figures | {name: value for (name, _), value in zip(AUTHENTIC, found.authentic(), strict=True)}
 
     def resample(
@@ -59,7 +59,7 @@ class NearestReadOut(ReadOut):
         """Give the intervals of authenticity, by the parts that both sides are split into; nothing is drawn."""
         found: dict[str, Tensor] = {}
         for (name, _), interval in zip(AUTHENTIC, self.copies(stream).authentic_intervals(), strict=True):
-            found |= ends_of(name, interval)
+            found |= name_ends(name, interval)
         return found
 
     def copies(self, stream: Stream) -> Copies:

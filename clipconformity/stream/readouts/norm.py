@@ -41,7 +41,7 @@ class NormReadOut(ReadOut):
         moments = stream.checked()
         total = moments.total
         first, second = moments["norm_sum"].sum(), moments["norm_square_sum"].sum()
-        norms, centered = sampled_norms(moments)
+        norms, centered = compute_sampled_norms(moments)
         result = {
             "norm_mean": first / total,
             "norm_std": ((second - first.square() / total) / (total - 1)).clamp_min(0).sqrt(),
@@ -63,7 +63,7 @@ class NormReadOut(ReadOut):
         return {"norm_mean": LeftOut(Without.of_one_side(sums.sum() / count.sum(), left), (count,))}
 
 
-def sampled_norms(moments: Moments) -> tuple[Tensor, Tensor]:
+def compute_sampled_norms(moments: Moments) -> tuple[Tensor, Tensor]:
     """Norms of the sampled rows ``(k,)``, as they are and centred on the mean of all."""
     sample = moments.good_sample()
     return sample.values[:, 0], torch.linalg.vector_norm(sample.rows.double() - moments.mean, dim=1)

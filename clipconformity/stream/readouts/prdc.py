@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.neighbours import check_neighbours
-from clipconformity.functional.resampling import ends_of
+from clipconformity.functional.resampling import name_ends
 from clipconformity.stream.neighbourhood import Neighbourhood
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
@@ -19,7 +19,7 @@ FIGURES = (
     ("density", "mean number of the reference's balls that a sample is in, over k"),
     ("coverage", "share of the reference's balls that hold a sample"),
 )
-SHOWN = 20
+MAX_SHOWN = 20
 """Most samples that are named of those off the manifold, and of those that are not covered."""
 
 
@@ -52,7 +52,7 @@ class PRDCReadOut(ReadOut):
         """Give the intervals, by the parts that both sides are split into; nothing is drawn."""
         found: dict[str, Tensor] = {}
         for (name, _), interval in zip(FIGURES, self.neighbourhood(stream).intervals, strict=True):
-            found |= ends_of(name, interval)
+            found |= name_ends(name, interval)
         return found
 
     def neighbourhood(self, stream: Stream) -> Neighbourhood:
@@ -80,6 +80,6 @@ class PRDCReadOut(ReadOut):
             "uncovered": (found.uncovered(stream.needed_reference("PRDC").moments.names), found.reference),
         }
         return {
-            key: {"count": count, "of": len(side.keys), "ids": names[:SHOWN]}
+            key: {"count": count, "of": len(side.keys), "ids": names[:MAX_SHOWN]}
             for key, ((count, names), side) in sides.items()
         }

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from clipconformity.functional.resampling import Interval, ends_of, exponential, seeded
+from clipconformity.functional.resampling import Interval, exponentiate_interval, make_generator, name_ends
 from clipconformity.functional.vendi import check_order, effective_rank, entropy_influence, vendi_score
-from clipconformity.stream.equal_n import subsamples
+from clipconformity.stream.equal_n import draw_subsamples
 from clipconformity.stream.moments import Moments
-from clipconformity.stream.pairs import LeftOut, Side, influence_estimate, influence_without, own_squares
+from clipconformity.stream.pairs import LeftOut, Side, estimate_by_influence, influence_without, own_squares
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
 
@@ -79,9 +79,9 @@ class VendiReadOut(ReadOut):
         if reference is None:
             return found
         sides.append((reference.sample, reference.moments))
-        size, generator = min(len(sample.keys) for sample, _ in sides), seeded(generator)
+        size, generator = min(len(sample.keys) for sample, _ in sides), make_generator(generator)
         equal = [
-            torch.stack([vendi_score(rows, self.order) for rows in subsamples(sample, size, generator)]).mean()
+            torch.stack([vendi_score(rows, self.order) for rows in draw_subsamples(sample, size, generator)]).mean()
             for sample, _ in sides
         ]
         keys = ("vendi_n", "vendi_equal_n", "reference_vendi_equal_n", "vendi_ratio")
@@ -106,5 +106,5 @@ class VendiReadOut(ReadOut):
             moved = [entropy_influence(one.units, all_.unit_second_moment.cpu(), order) for one, all_ in sides]
             signed = [sign * one for sign, one in zip((1, -1), moved, strict=False)]
             parts = ((influence, *side) for influence, side in zip(signed, sides, strict=True))
-            ends = exponential(influence_estimate(value.log(), *parts).interval())
-        return ends_of(name, ends)
+            ends = exponentiate_interval(estimate_by_influence(value.log(), *parts).interval())
+        return name_ends(name, ends)

@@ -92,12 +92,12 @@ def figures_of(
 ) -> dict[str, LeftOut]:
     """What a run is compared by."""
     if figures == JUDGED:  # without the other ones, which cost time
-        stream = Stream.against(reference, Needs(rows=True, reference=True))
+        stream = Stream.open_against(reference, Needs(rows=True, reference=True))
         stream.update(rows, **named)
         contrast = stream.contrast("benchmark")
         parts = zip(JUDGED, (contrast.typicality, contrast.log_variety), (False, True), strict=True)
         return {name: LeftOut(part, contrast.counts, logarithm) for name, part, logarithm in parts}
-    stream = Stream.against(reference, NEEDS)
+    stream = Stream.open_against(reference, NEEDS)
     stream.update(rows, **named)
     known = {name: one for metric in METRICS for name, one in read_outs()[metric].left_out(stream).items()}
     return {name: known[name] for name in figures}

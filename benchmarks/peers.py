@@ -54,7 +54,7 @@ def one_run(rows: Tensor, reference: Tensor, part: int) -> Found:
     needs = Needs()
     for one in chosen:
         needs = needs.union(one.needs)
-    stream = Stream.against(built, needs)
+    stream = Stream.open_against(built, needs)
     for batch in rows.split(BATCH):
         stream.update(batch)
     figures = read_figures(chosen, stream, 1000).figures

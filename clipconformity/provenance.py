@@ -55,7 +55,7 @@ class Provenance:
             object.__setattr__(self, "spec", shorten_paths(self.spec))
 
     @classmethod
-    def of(cls, encoder: str | Identified | None, modality: str | None = None) -> Provenance:
+    def from_encoder(cls, encoder: str | Identified | None, modality: str | None = None) -> Provenance:
         """Describe embeddings by their encoder, or by its spec alone.
 
         Raises:
@@ -68,7 +68,7 @@ class Provenance:
         return cls(encoder.spec, dict(getattr(encoder, "id", {})) or None, modality)
 
     @classmethod
-    def agreed(cls, parts: Iterable[Provenance], what: str = "the files") -> Provenance:
+    def combine(cls, parts: Iterable[Provenance], what: str = "the files") -> Provenance:
         """Settle what several descriptions say of one set.
 
         Raises:
@@ -119,7 +119,7 @@ class Provenance:
             remarks.append(message)
         return remarks
 
-    def same_encoder(self, other: Provenance) -> bool:
+    def is_same_encoder(self, other: Provenance) -> bool:
         """Whether nothing that is known of the two encoders tells them apart; the same weights may have two names."""
         mine, theirs = ((one.encoder_id or {}).get("weights") for one in (self, other))
         if None in (mine, theirs):
@@ -140,9 +140,9 @@ def shorten_paths(word: str, inside: Path | None = None) -> str:
         inside: Folder below which a path is told in full, from there.
 
     Example:
-        >>> without_folders("/home/ann/images"), without_folders("open_clip:ViT-B-32//mnt/a/b.pt")
+        >>> shorten_paths("/home/ann/images"), shorten_paths("open_clip:ViT-B-32//mnt/a/b.pt")
         ('images', 'open_clip:ViT-B-32/b.pt')
-        >>> without_folders("hf:openai/clip-vit-base-patch32")
+        >>> shorten_paths("hf:openai/clip-vit-base-patch32")
         'hf:openai/clip-vit-base-patch32'
     """
     start = OUTSIDE_PATH.search(word)

@@ -671,7 +671,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         ("- along / (len(rows", "- 0 * along / (len(rows"),
         ("- traces.offset_square * (square", "+ traces.offset_square * (square"),
         ("- 2 * across / traces", "- across / traces"),
-        (" - rows.within()[0]) / others", ") / others"),
+        (" - rows.multiply_within()[0]) / others", ") / others"),
         (" - ratio * square_norms(rows.centered)", ""),
         ("- z.square() @ (signs", "- 2 * z.square() @ (signs"),
         ("(kept * (kept - 1))", "(kept * kept)"),
@@ -816,8 +816,8 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         ("DUPLICATE = 0.98", "DUPLICATE = 0.99999999"),
         ("((self.across, self.evaluated),", "((self.across, self.reference),"),
         ("(self.in_reference, self.reference))", "(self.in_reference, self.evaluated))"),
-        ("Closest.of(evaluated, grouped=grouped[0])", "Closest.of(evaluated)"),
-        ("Closest.of(reference, grouped=grouped[1])", "Closest.of(reference)"),
+        ("Closest.find(evaluated, grouped=grouped[0])", "Closest.find(evaluated)"),
+        ("Closest.find(reference, grouped=grouped[1])", "Closest.find(reference)"),
         ("int(left.max()) > 1", "int(left.max()) > 0"),
         ("            left[units @ units[row] >= DUPLICATE] = 0\n", ""),
         ("own[across.which]", "own[: len(across.which)]", AUTHENTIC),
@@ -1018,7 +1018,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
     ]),
     ("clipconformity/stream/readouts/conformity_kl.py", STANDING, [
         ("standing.interval(0.95", "standing.interval(0.9"),
-        ("standing.under_one_distribution(0.95", "standing.under_one_distribution(0.9"),
+        ("standing.redraw_null(0.95", "standing.redraw_null(0.9"),
         ("standing.divergences().reverse", "standing.divergences().forward"),
     ]),
     ("clipconformity/stream/readouts/cosine_mmd.py", DISCREPANCY, [
@@ -1113,7 +1113,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         ("else float(estimate.value == 0)", "else 0.0", OUTCOMES),
     ]),
     ("clipconformity/evaluation/saved.py", "evaluation/test_saved_damage.py", [
-        ("told.get(\"identity\") != here[\"identity\"]", "False",
+        ("recorded.get(\"identity\") != here[\"identity\"]", "False",
          of("evaluation/test_saved.py", "another_reference_is_refused_with_both_named")),
         ("scores > MAX_PAIR_SCORE[start] * pairs", "scores > 1000 * pairs"),
         ("bool((counts < 0).any()) or ", ""),
@@ -1126,7 +1126,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
     ("clipconformity/evaluation/classes.py", CLASSES, [
         ("MIN_ROWS = 5", "MIN_ROWS = 4"),
         ("contrast.conformity.evaluated, contrast.counts[0])", "contrast.conformity.both, contrast.counts[0])"),
-        ("float(pair[k].value / pair[k].error)", "float(pair[k].value)"),
+        ("float(x[k].value / x[k].error)", "float(x[k].value)"),
         ("typicality_p=p_values[0]", "typicality_p=p_values[1]"),
         ("if result[n].against == \"class\" else None", ""),
         ("math.exp(shrunk[place])", "shrunk[place]"),

@@ -74,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.stdout is None:
         return _fail("standard output is closed, so that no result could be told; open it.", 1)
     options = _build_parser().parse_args(arguments)
-    told = sys.argv[1:] if arguments is None else arguments
-    options.line = shlex.join(["clipconformity", *(shorten_paths(word, Path.cwd()) for word in told)])
+    words = sys.argv[1:] if arguments is None else arguments
+    options.line = shlex.join(["clipconformity", *(shorten_paths(word, Path.cwd()) for word in words)])
     command: Callable[[argparse.Namespace], dict[str, Any] | str] = options.command
     with catch_stop_signals() as signals:
         try:

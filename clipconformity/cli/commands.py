@@ -97,7 +97,7 @@ def measure_geometry(options: argparse.Namespace) -> dict[str, Any]:
         groups[modality] = file.groups
         origins[modality] = file.provenance
         rows[modality] = file.embeddings.float()
-    if len(origins) == 2 and not origins["image"].same_encoder(origins["text"]):
+    if len(origins) == 2 and not origins["image"].is_same_encoder(origins["text"]):
         named = ", ".join(str(one.spec) for one in origins.values())
         raise ValueError(f"the files come from different encoders ({named}); encode both with the same one.")
     image, text = rows.get("image"), rows.get("text")

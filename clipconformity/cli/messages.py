@@ -40,9 +40,9 @@ def print_encoder(options: argparse.Namespace, encoder: Encoder) -> None:
     """Tell which encoder is at work, and how, where ``--verbose`` asks for it."""
     if not options.verbose:
         return
-    told = [f"dimension {encoder.embed_dim}", *(f"{name} {value}" for name, value in encoder.id.items())]
-    told += [f"{name} {getattr(encoder, name)}" for name in ("device", "context_length") if hasattr(encoder, name)]
-    print_message("verbose", f"encoder {encoder.spec}: {', '.join(told)}; batches of {options.batch_size}")
+    details = [f"dimension {encoder.embed_dim}", *(f"{name} {value}" for name, value in encoder.id.items())]
+    details += [f"{name} {getattr(encoder, name)}" for name in ("device", "context_length") if hasattr(encoder, name)]
+    print_message("verbose", f"encoder {encoder.spec}: {', '.join(details)}; batches of {options.batch_size}")
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class Parts:
         if self.folder.exists():
             warnings.warn(f"what was encoded is kept in {self.folder}, and the same command takes it up.", stacklevel=2)
 
-    def source(
+    def make_source(
         self, encoder: Encoder, samples: Sequence[str], settings: Sequence[object], rest: Callable[[int], Source]
     ) -> Source:
         """Give the source of all samples: what lies here first, and what is encoded then, which is kept here.
@@ -68,16 +68,16 @@ class Parts:
         if not self._enter():
             return rest(0)
         about = _describe_settings(encoder, settings)
-        stored = list(self._stored(about, samples))
+        stored = list(self._read_stored(about, samples))
         done = stored[-1][0]["end"] if stored else 0
         source = rest(done)
         if done:
             warnings.warn(f"{done} of {len(samples)} samples are taken up from {self.folder}.", stacklevel=2)
-            source.skipped[:0] = [one for told, _ in stored for one in told["skipped"]]
-            _add_truncated(source, sum(told["truncated"] for told, _ in stored))
+            source.skipped[:0] = [one for header, _ in stored for one in header["skipped"]]
+            _add_truncated(source, sum(header["truncated"] for header, _ in stored))
             source.count = len(samples)
         old = (batch for _, batches in stored for batch in batches)
-        source.batches = chain(old, self._kept(source, source.batches, about, samples, done))
+        source.batches = chain(old, self._store_parts(source, source.batches, about, samples, done))
         return source
 
     def _enter(self) -> bool:
@@ -93,7 +93,7 @@ class Parts:
             self._lock = try_lock(self.folder / LOCK_NAME)
         return self._lock is not None
 
-    def _stored(
+    def _read_stored(
         self, about: dict[str, Any], samples: Sequence[str]
     ) -> Iterator[tuple[dict[str, Any], list[SourceBatch]]]:
         """Read the parts from the first sample on, as far as they are of these; the others are removed."""
@@ -105,7 +105,7 @@ class Parts:
             if _NAME.fullmatch(path.name) and int(path.stem) >= done:
                 path.unlink()
 
-    def _kept(
+    def _store_parts(
         self,
         source: Source,
         batches: Iterator[SourceBatch],
@@ -122,8 +122,8 @@ class Parts:
             if time.monotonic() - since >= INTERVAL:
                 new, now = source.skipped[skipped:], source.encoder.truncated if source.encoder else 0
                 end = done + sum(len(one.ids) for one in waiting) + len(new)
-                told = {"start": done, "end": end, "samples": _hash_samples(samples[done:end])}
-                _write(self._path(done), waiting, about | told | {"skipped": new, "truncated": now - cut})
+                header = {"start": done, "end": end, "samples": _hash_samples(samples[done:end])}
+                _write(self._path(done), waiting, about | header | {"skipped": new, "truncated": now - cut})
                 done, skipped, cut, waiting = end, skipped + len(new), now, []
                 since = time.monotonic()
             yield batch
@@ -138,7 +138,7 @@ class Cache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def source(
+    def make_source(
         self, encoder: Encoder, samples: Sequence[str], settings: Sequence[object], rest: Callable[[int], Source]
     ) -> Source:
         """Give the source of all samples: what lies here, else what is encoded and then kept; see :class:`Parts`."""
@@ -146,15 +146,15 @@ class Cache:
         path = self.folder / f"{_hash_samples([to_json(about), *samples])}.safetensors"
         found = _read(path, about, samples)
         if found is None:
-            source.batches = self._kept(path, source, source.batches, about, samples)
+            source.batches = self._store_all(path, source, source.batches, about, samples)
             return source
-        told, batches = found
-        source.skipped[:] = told["skipped"]
-        _add_truncated(source, told["truncated"])
+        header, batches = found
+        source.skipped[:] = header["skipped"]
+        _add_truncated(source, header["truncated"])
         source.batches = iter(batches)
         return source
 
-    def _kept(
+    def _store_all(
         self, path: Path, source: Source, batches: Iterator[SourceBatch], about: dict[str, Any], samples: Sequence[str]
     ) -> Iterator[SourceBatch]:
         """Keep all, once the last has come."""
@@ -165,8 +165,8 @@ class Cache:
         if kept:
             self.folder.mkdir(parents=True, exist_ok=True)
             now = source.encoder.truncated if source.encoder else 0
-            told = {"start": 0, "end": len(samples), "samples": _hash_samples(samples)}
-            _write(path, kept, about | told | {"skipped": source.skipped, "truncated": now - cut})
+            header = {"start": 0, "end": len(samples), "samples": _hash_samples(samples)}
+            _write(path, kept, about | header | {"skipped": source.skipped, "truncated": now - cut})
 
 
 def _add_truncated(source: Source, truncated: int) -> None:
@@ -191,8 +191,8 @@ def _write(path: Path, batches: Sequence[SourceBatch], about: dict[str, Any]) ->
 
     tensors = {"embeddings": torch.cat([batch.embeddings.cpu() for batch in batches])}
     groups = [None if batch.groups is None else list(batch.groups) for batch in batches]
-    told = about | {"ids": [list(batch.ids) for batch in batches], "groups": groups}
-    write_tensors(path, tensors, {"about": to_json(told)})
+    header = about | {"ids": [list(batch.ids) for batch in batches], "groups": groups}
+    write_tensors(path, tensors, {"about": to_json(header)})
 
 
 def _read(
@@ -207,14 +207,14 @@ def _read(
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            told = json.loads(file.metadata()["about"])
+            header = json.loads(file.metadata()["about"])
             embeddings = file.get_tensor("embeddings")
-        start, end = told["start"], told["end"]
-        same = all(told.get(name) == value for name, value in about.items()) and start == first < end
-        if not same or told["samples"] != _hash_samples(samples[start:end]):
+        start, end = header["start"], header["end"]
+        same = all(header.get(name) == value for name, value in about.items()) and start == first < end
+        if not same or header["samples"] != _hash_samples(samples[start:end]):
             return None
-        sizes = [len(names) for names in told["ids"]]
-        parts = zip(embeddings.split(sizes), told["ids"], told["groups"], strict=True)
-        return told, [SourceBatch(*part) for part in parts]
+        sizes = [len(names) for names in header["ids"]]
+        parts = zip(embeddings.split(sizes), header["ids"], header["groups"], strict=True)
+        return header, [SourceBatch(*part) for part in parts]
     except Exception:  # a damaged file makes its reader fail in any way; it is computed anew
         return None

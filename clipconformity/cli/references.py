@@ -47,10 +47,10 @@ def make_reference(options: argparse.Namespace) -> dict[str, Any]:
                 allow_normalized=options.allow_normalized,
             )
         print_summary(options, source)
-        told = describe_reference(reference, options.output)  # may refuse, and then nothing is written
+        summary = describe_reference(reference, options.output)  # may refuse, and then nothing is written
         with report_time(options, "writing"), replace_file(options.output, overwrite=options.overwrite) as output:
             reference.save(output)
-    return told | source.remarks
+    return summary | source.remarks
 
 
 def _build_from_coco(options: argparse.Namespace) -> dict[str, Any]:
@@ -76,16 +76,16 @@ def _build_from_coco(options: argparse.Namespace) -> dict[str, Any]:
         "image": _build_from_images(options, coco, encoders),
         "text": _build_from_captions(options, coco, encoders),
     }
-    told: dict[str, dict[str, Any]] = {spec: {} for spec in specs}
+    summary: dict[str, dict[str, Any]] = {spec: {} for spec in specs}
     with report_time(options, "writing"), Publication(overwrite=options.overwrite) as files:  # all of the files or none
         for kind, references in built.items():
             for spec, name, (reference, remarks) in zip(specs, names, references, strict=True):
-                told[spec][kind] = (
+                summary[spec][kind] = (
                     describe_reference(reference, paths[name, kind]) | remarks
                 )  # may refuse; then none is written
                 reference.save(files.add(paths[name, kind]))
         coco.save_captions(files.add(chosen))
-    result = told[specs[0]] if len(specs) == 1 else {"encoders": told}
+    result = summary[specs[0]] if len(specs) == 1 else {"encoders": summary}
     missing = {"missing": {"count": len(coco.missing), "files": [str(path) for path in coco.missing]}}
     return result | {"captions": str(chosen), "coco": coco.describe()} | (missing if coco.missing else {})
 
@@ -178,10 +178,10 @@ def merge_references(options: argparse.Namespace) -> dict[str, Any]:
         merged, *others = (ReferenceSet.load(path) for path in options.references)
     for other in others:
         merged = merged.merge(other)
-    told = describe_reference(merged, options.output)
+    summary = describe_reference(merged, options.output)
     with replace_file(options.output, overwrite=options.overwrite) as output:
         merged.save(output)
-    return told
+    return summary
 
 
 def describe_reference(reference: ReferenceSet, path: Path) -> dict[str, Any]:

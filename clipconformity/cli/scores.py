@@ -87,7 +87,7 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     }
     summary = result.to_dict()
     if requirements:
-        summary["requirements"] = [one.judged(result) for one in requirements]
+        summary["requirements"] = [one.judge(result) for one in requirements]
     return summary | {"measured": given | summary["measured"] | {"clipconformity": __version__}}
 
 
@@ -177,10 +177,10 @@ def _format_tables(options: argparse.Namespace, found: Comparison, figures: Sequ
     of_pairs = [name for name in list_pair_metrics() if all(name in one.figures for one in found.scores.values())]
     if options.table in ("differences", "classes"):
         return found.table(options.format, of=options.table)
-    told = found.table(options.format, [*figures, *of_pairs])
+    text = found.table(options.format, [*figures, *of_pairs])
     if options.by is None or options.table is not None or options.format == "csv":
-        return told
-    return f"{told}\n{found.table(options.format, of='classes')}"
+        return text
+    return f"{text}\n{found.table(options.format, of='classes')}"
 
 
 def _parse_models(models: Sequence[str]) -> list[tuple[str, Path]]:

@@ -140,8 +140,8 @@ def _open_single(
 
         if parts is None:
             return images_from(0)
-        told = [_identify_file(path, name) for path, name in zip(folder.paths, folder.ids, strict=True)]
-        return parts.source(loaded, told, (kind, options.batch_size, options.on_error), images_from)
+        samples = [_identify_file(path, name) for path, name in zip(folder.paths, folder.ids, strict=True)]
+        return parts.make_source(loaded, samples, (kind, options.batch_size, options.on_error), images_from)
     captions = read_captions(options.captions, options.column)
     if captions.remark:
         warnings.warn(captions.remark, stacklevel=2)
@@ -153,8 +153,8 @@ def _open_single(
     if parts is None:
         return captions_from(0)
     groups = captions.groups or [""] * len(captions.ids)
-    told = [f"{name} {group} {text}" for name, group, text in zip(captions.ids, groups, captions.texts, strict=True)]
-    return parts.source(loaded, told, (kind, options.batch_size), captions_from)
+    samples = [f"{name} {group} {text}" for name, group, text in zip(captions.ids, groups, captions.texts, strict=True)]
+    return parts.make_source(loaded, samples, (kind, options.batch_size), captions_from)
 
 
 def get_embedding_settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -14,7 +14,7 @@ def escape_formula(text: str) -> str:
     """Put an apostrophe before a text that a spreadsheet would run as a formula; numbers stay.
 
     Example:
-        >>> spreadsheet_safe("=cmd|' /C calc'!A0"), spreadsheet_safe("-3"), spreadsheet_safe("cat.png")
+        >>> escape_formula("=cmd|' /C calc'!A0"), escape_formula("-3"), escape_formula("cat.png")
         ("'=cmd|' /C calc'!A0", '-3', 'cat.png')
     """
     runs = text[:1] in ("=", "+", "-", "@", "\t", "\r") and not re.fullmatch(r"[+-]?\d+(\.\d+)?", text)

@@ -230,10 +230,10 @@ def _read_blocks(
         yield block
 
 
-def _choose_array(path: Path, arrays: Mapping[str, Array], told: str | None) -> Tensor | Stored:
+def _choose_array(path: Path, arrays: Mapping[str, Array], column: str | None) -> Tensor | Stored:
     """Find the embeddings."""
-    if told is not None:
-        found = _get_array(path, arrays, told)
+    if column is not None:
+        found = _get_array(path, arrays, column)
     elif key := next((key for key in KEYS if key in arrays), None):
         found = arrays[key]
     elif len(arrays) == 1:
@@ -298,13 +298,13 @@ def _check_groups(path: Path, groups: Array, rows: int) -> Array:
 
 
 def _find_ids(
-    path: Path, arrays: Mapping[str, Array], about: Mapping[str, Any], told: str | None, embeddings: Tensor | Stored
+    path: Path, arrays: Mapping[str, Array], about: Mapping[str, Any], column: str | None, embeddings: Tensor | Stored
 ) -> Array | list[str] | None:
     """Find the names of the rows: those of the column that is told, of the file's own list, or of a usual column."""
-    if told is not None:
-        found = _get_array(path, arrays, told)
+    if column is not None:
+        found = _get_array(path, arrays, column)
         if not _is_id_array(found):
-            raise TypeError(f"{path}: ids: expected a column of texts or whole numbers, got another in {told!r}.")
+            raise TypeError(f"{path}: ids: expected a column of texts or whole numbers, got another in {column!r}.")
         return found
     if own := about.get("ids"):
         wrong = next((row for row, one in enumerate(own) if not isinstance(one, str)), None)

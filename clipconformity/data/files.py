@@ -181,8 +181,8 @@ class Publication:
         try:
             if kind is None:
                 self._publish()
-            elif isinstance(error, OSError) and (told := self._told(error)) is not error:
-                raise told from error
+            elif isinstance(error, OSError) and (renamed := self._rename_error(error)) is not error:
+                raise renamed from error
         finally:
             for part in self._parts:
                 part.place.remove()
@@ -197,11 +197,11 @@ class Publication:
         except BaseException as error:
             for part in reversed(self._parts):
                 part.take_back()
-            if isinstance(error, OSError) and (told := self._told(error)) is not error:
-                raise told from error
+            if isinstance(error, OSError) and (renamed := self._rename_error(error)) is not error:
+                raise renamed from error
             raise
 
-    def _told(self, error: OSError) -> OSError:
+    def _rename_error(self, error: OSError) -> OSError:
         """Say it of the file that was asked for, where the error is of one of these."""
         name = error.filename
         if name is None and self._parts:

@@ -109,13 +109,13 @@ class ImageFolder:
     @property
     def remark(self) -> str:
         """Say in a line what is not among the images, or counts twice; empty where there is nothing of the kind."""
-        told = []
+        remarks = []
         for name, word in (IGNORED | OTHER_KINDS).items():
             names = getattr(self, name)
             if names:
                 first = ", ".join(map(format_value, names[:2])) + (", ..." if len(names) > 2 else "")
-                told.append(f"{len(names)} {word} ({first})")
-        return f"{self.file or self.root}: {len(self.paths)} images found; {'; '.join(told)}." if told else ""
+                remarks.append(f"{len(names)} {word} ({first})")
+        return f"{self.file or self.root}: {len(self.paths)} images found; {'; '.join(remarks)}." if remarks else ""
 
     def survey(self) -> ImageFolder:
         """Look for images that repeat the content of others."""

@@ -78,9 +78,9 @@ def fetch_file(text: str) -> Path:
         raise ValueError(f"{text}: names no file; expected {text.rstrip('/')}/FILE.safetensors.")
     client = import_client(text)
     usable = is_hub_reachable()
-    told = logging.getLogger("huggingface_hub")
-    before = told.level
-    told.setLevel(logging.CRITICAL + 1)  # it would tell of each new try; what came of them is told here
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)  # it would tell of each new try; what came of them is told here
     try:
         return Path(
             client.hf_hub_download(
@@ -94,7 +94,7 @@ def fetch_file(text: str) -> Path:
     except Exception as error:  # of the client, the connection or the disk, of many kinds
         raise _explain_absence(address, error, usable) from error
     finally:
-        told.setLevel(before)
+        logger.setLevel(before)
 
 
 def import_client(what: str) -> Any:

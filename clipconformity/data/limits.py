@@ -71,24 +71,24 @@ def check_limit(where: object, name: str, found: int) -> None:
 
 
 @contextmanager
-def raise_limits(told: Sequence[str]) -> Iterator[None]:
+def raise_limits(limits: Sequence[str]) -> Iterator[None]:
     """Raise limits for a while, in this process and in those that it starts.
 
     Args:
-        told: Each as ``NAME=NUMBER``.
+        limits: Each as ``NAME=NUMBER``.
 
     Raises:
         ValueError: If one is wrong.
     """
     before = os.environ.get(ENVIRONMENT)
-    words = ",".join([*([before] if before else []), *told])
+    words = ",".join([*([before] if before else []), *limits])
     _parse_limits(words)
-    if told:
+    if limits:
         os.environ[ENVIRONMENT] = words
     try:
         yield
     finally:
-        if told:
+        if limits:
             os.environ.pop(ENVIRONMENT)
             if before is not None:
                 os.environ[ENVIRONMENT] = before

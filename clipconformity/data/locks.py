@@ -107,15 +107,15 @@ def hold_lock(path: Path, place: object) -> Iterator[None]:
         OSError: If the lock's file cannot be made.
     """
     lock = None
-    told = False
+    warned = False
     try:
         while lock is None:
             with defer_signals():
                 lock = try_lock(path)
             if lock is None:
-                if not told:
+                if not warned:
                     warnings.warn(f"{place}: another run is at work there; this one waits for it to end.", stacklevel=4)
-                told = True
+                warned = True
                 time.sleep(POLL_SECONDS)
         yield
     finally:

@@ -97,7 +97,7 @@ class _Column:
         """The type of its numbers."""
         return torch.from_numpy(np.empty(0, self.kind.to_pandas_dtype())).dtype
 
-    def arrays(self, rows: int, first: int | None = None) -> Iterator[Any]:
+    def read_arrays(self, rows: int, first: int | None = None) -> Iterator[Any]:
         """Read the column as pyarrow's arrays, in blocks as of ``Stored.blocks``, whatever the groups of rows are.
 
         Raises:
@@ -112,17 +112,17 @@ class _Column:
                 while wanted:
                     if rest is None:
                         raise ValueError(f"it ends {self.count - part.stop + wanted} rows too early")
-                    taken.append(self._checked(rest[:wanted]))
+                    taken.append(self._check_type(rest[:wanted]))
                     wanted, rest = wanted - len(taken[-1]), rest[wanted:]
                     rest = rest if len(rest) else next(batches, None)
-                yield self._joined(taken)
+                yield self._join_chunks(taken)
 
-    def _checked(self, values: Any) -> Any:
+    def _check_type(self, values: Any) -> Any:
         if values.null_count:
             raise ValueError(f"{values.null_count} rows of the column {self.name[:60]!r} are null")
         return getattr(values, "storage", values)
 
-    def _joined(self, parts: list[Any]) -> Any:
+    def _join_chunks(self, parts: list[Any]) -> Any:
         pyarrow, _ = import_pyarrow(self.path)
         plain = [part.dictionary_decode() if hasattr(part, "dictionary_decode") else part for part in parts]
         return plain[0] if len(plain) == 1 else pyarrow.concat_arrays(plain)
@@ -139,7 +139,7 @@ class NumberColumn(_Column):
 
     def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
         """Read it in order, as of ``Stored.blocks``."""
-        for values in self.arrays(rows, first):
+        for values in self.read_arrays(rows, first):
             yield _copy_tensor(values, (len(values),), self.dtype)
 
 
@@ -158,7 +158,7 @@ class VectorColumn(_Column):
         """``(N, D)``; reads a row where the header does not have the length."""
         if self.fixed is not None or not self.count:
             return (self.count, self.fixed or 0)
-        first = next(_Column(self.path, self.name, 1, self.kind).arrays(1))
+        first = next(_Column(self.path, self.name, 1, self.kind).read_arrays(1))
         return (self.count, len(first.flatten()))
 
     def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
@@ -167,7 +167,7 @@ class VectorColumn(_Column):
         Raises:
             ValueError: If the lists are not all as long, or numbers are null.
         """
-        for lists in self.arrays(rows, first):
+        for lists in self.read_arrays(rows, first):
             shape, numbers = (len(lists), self.shape[1]), lists.flatten()
             if self.fixed is None and not bool((lists.value_lengths().to_numpy() == shape[1]).all()):
                 raise ValueError(f"the lists of the column {self.name[:60]!r} are not all of {shape[1]} numbers")
@@ -180,13 +180,13 @@ class VectorColumn(_Column):
 class WordColumn(_Column):
     """A column with a text in each row; a ``StoredWords``."""
 
-    def words(self, rows: int, first: int | None = None) -> Iterator[list[str]]:
+    def read_words(self, rows: int, first: int | None = None) -> Iterator[list[str]]:
         """Read it in order, as of ``StoredWords.words``.
 
         Raises:
             ValueError: If a text is too long, or holds what is no character.
         """
-        for values in self.arrays(rows, first):
+        for values in self.read_arrays(rows, first):
             found = values.to_pylist()
             check_all_words(found, lambda _: f"{self.path}: column {self.name[:60]!r}")
             yield found

@@ -34,7 +34,7 @@ class StoredWords(Protocol):
     def count(self) -> int:
         """Number of its rows."""
 
-    def words(self, rows: int, first: int | None = None) -> Iterator[list[str]]:
+    def read_words(self, rows: int, first: int | None = None) -> Iterator[list[str]]:
         """Read it in order, in blocks as of :meth:`Stored.blocks`."""
 
 
@@ -142,7 +142,7 @@ def read_blocks(array: Array | list[str], rows: int, first: int | None = None) -
     if isinstance(array, (Tensor, list)):
         yield from (array[part] for part in split_rows(len(array), rows, first))
     elif isinstance(array, StoredWords):
-        yield from array.words(rows, first)
+        yield from array.read_words(rows, first)
     else:
         yield from array.blocks(rows, first)
 

@@ -117,7 +117,7 @@ def list_scenes() -> Iterator[Scene]:
     """Every scene of the world once.
 
     Example:
-        >>> sum(1 for _ in all_scenes())
+        >>> sum(1 for _ in list_scenes())
         7200
     """
     return (Scene(*values) for values in product(*ATTRIBUTES.values()))

@@ -138,15 +138,17 @@ def _make_runs(root: Path, encoder: BaseEncoder, references: dict[str, Reference
             draw_scene(scene, seed=10_000 + number).save(folder / f"{number:06d}.png")
         paths = list_images(folder)
         runs.append(Run(name, title, image_source(paths, encoder), references["image"], paths))
-    told = sample_scenes(GENERATED, seed=5)
+    described = sample_scenes(GENERATED, seed=5)
     (root / "told").mkdir()
-    shown = [root / "told" / f"{number:06d}.png" for number in range(len(told))]
-    for number, (path, scene) in enumerate(zip(shown, told, strict=True)):
+    shown = [root / "told" / f"{number:06d}.png" for number in range(len(described))]
+    for number, (path, scene) in enumerate(zip(shown, described, strict=True)):
         draw_scene(scene, seed=20_000 + number).save(path)
     for name, (title, caption) in written.items():
         file = root / f"{name}.json"
         write_results(
-            file, range(FIRST_CAPTIONED_ID, FIRST_CAPTIONED_ID + len(told)), [caption(scene) for scene in told]
+            file,
+            range(FIRST_CAPTIONED_ID, FIRST_CAPTIONED_ID + len(described)),
+            [caption(scene) for scene in described],
         )
         captions = read_captions(file)
         source = caption_source(captions, encoder)

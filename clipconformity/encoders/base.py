@@ -68,7 +68,7 @@ class BaseEncoder(ABC):
     def id(self) -> dict[str, str]:
         """Hash of the weights, preprocessing, precision and backend; the same wherever the model was loaded from."""
         precision = str(self.dtype).removeprefix("torch.")
-        return {"weights": _hash_weights(self.model), "precision": precision} | self._preprocessing()
+        return {"weights": _hash_weights(self.model), "precision": precision} | self._describe_preprocessing()
 
     def encode_image(self, images: Any) -> Tensor:
         """Encode images.
@@ -86,7 +86,7 @@ class BaseEncoder(ABC):
                 encodes texts alone.
         """
         if "image" not in self.modalities:
-            raise self._not_of("image")
+            raise self._make_modality_error("image")
         # One at a time: decoded images are large, and what the tower takes in is small.
         inputs = [self.preprocess_images([image]) for image in iterate_images(images)]
         if not inputs:
@@ -119,7 +119,7 @@ class BaseEncoder(ABC):
         """
         words = [split_words(text) for text in texts]
         new = sorted({word for of_one in words for word in of_one} - self._known_words.keys())
-        made = self._word_tokens(new) if new else []
+        made = self._tokenise_words(new) if new else []
         if made is None:
             return []
         unknown = self._unknown_token
@@ -131,7 +131,7 @@ class BaseEncoder(ABC):
         """The tokenizer's token for what it does not know; None if it has none."""
         return None
 
-    def _word_tokens(self, words: list[str]) -> Sequence[Sequence[int]] | None:
+    def _tokenise_words(self, words: list[str]) -> Sequence[Sequence[int]] | None:
         """Tokens of each word by itself, without start and end; None where they are not told."""
         return None
 
@@ -168,7 +168,7 @@ class BaseEncoder(ABC):
                 f"{dims['text']}; expected one for both."
             )
 
-    def _not_of(self, modality: str) -> ValueError:
+    def _make_modality_error(self, modality: str) -> ValueError:
         """Make the error for samples of a modality that the model does not have."""
         return ValueError(
             f"{self.spec}: this model encodes {' and '.join(self.modalities)} alone, and was given {modality}s; give "
@@ -220,7 +220,7 @@ class BaseEncoder(ABC):
         """Tokenise and project texts."""
 
     @abstractmethod
-    def _preprocessing(self) -> dict[str, str]:
+    def _describe_preprocessing(self) -> dict[str, str]:
         """Describe preprocessing and backend for the identity."""
 
 

@@ -59,17 +59,17 @@ class CallableEncoder:
 
     def encode_image(self, images: Any) -> Tensor:
         """Encode images, given as of :meth:`BaseEncoder.encode_image`."""
-        return self._checked(self._encode_image, list_images(images))
+        return self._check_embeddings(self._encode_image, list_images(images))
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Encode a text or a list of texts."""
-        return self._checked(self._encode_text, list_texts(texts))
+        return self._check_embeddings(self._encode_text, list_texts(texts))
 
     def __call__(self, batch: Any) -> Tensor:
         """Encode a batch of images, or of texts where it is a string or a list of strings."""
         return self.encode_text(batch) if is_text(batch) else self.encode_image(batch)
 
-    def _checked(self, function: Callable[[list[Any]], Tensor], items: list[Any]) -> Tensor:
+    def _check_embeddings(self, function: Callable[[list[Any]], Tensor], items: list[Any]) -> Tensor:
         with torch.no_grad():
             matrix = check_matrix(function(items), f"{self.spec}: the encoder's output").float()
         if matrix.shape != (len(items), self.embed_dim):

@@ -61,7 +61,9 @@ class OpenCLIPEncoder(BaseEncoder):
         # What a local file names is not downloaded.
         asked = folder is None and not Path(str(options.get("pretrained"))).is_file()
         with use_hub(asked) as usable:
-            model, self.tokenizer = self._loaded(open_clip, name, folder, options, spec, absent=asked and not usable)
+            model, self.tokenizer = self._load_model(
+                open_clip, name, folder, options, spec, absent=asked and not usable
+            )
         super().__init__(
             model,
             spec=spec,
@@ -72,7 +74,7 @@ class OpenCLIPEncoder(BaseEncoder):
         )
         self._try()
 
-    def _loaded(
+    def _load_model(
         self, open_clip: Any, name: str, folder: Path | None, options: dict[str, Any], spec: str, *, absent: bool
     ) -> tuple[Any, Any]:
         if name.startswith(SELF_CONTAINED) and _allows_own_code(name):
@@ -101,10 +103,10 @@ class OpenCLIPEncoder(BaseEncoder):
     def _project_text(self, texts: list[str]) -> Tensor:
         tokens = self.tokenizer(texts)
         self._check_tokens(tokens, getattr(self.model, "vocab_size", None))
-        self._count_cut([self._token_count(texts[row]) for row in self._full_rows(tokens)])
+        self._count_cut([self._count_tokens(texts[row]) for row in self._find_full_rows(tokens)])
         return self.model.encode_text(tokens.to(self.device), normalize=False)  # type: ignore[operator]
 
-    def _full_rows(self, tokens: Tensor) -> list[int]:
+    def _find_full_rows(self, tokens: Tensor) -> list[int]:
         """Find the texts that fill the context, padding apart; only these can have been cut."""
         inner = getattr(self.tokenizer, "tokenizer", None)
         padding = 0 if inner is None else inner.pad_token_id
@@ -113,7 +115,7 @@ class OpenCLIPEncoder(BaseEncoder):
             full = torch.ones_like(full)
         return full.nonzero().flatten().tolist()
 
-    def _token_count(self, text: str) -> int:
+    def _count_tokens(self, text: str) -> int:
         inner: Any = getattr(self.tokenizer, "tokenizer", None)
         if inner is None:
             return len(self.tokenizer.encode(text)) + 2
@@ -124,7 +126,7 @@ class OpenCLIPEncoder(BaseEncoder):
     def _unknown_token(self) -> int | None:
         return getattr(getattr(self.tokenizer, "tokenizer", None), "unk_token_id", None)
 
-    def _word_tokens(self, words: list[str]) -> list[list[int]]:
+    def _tokenise_words(self, words: list[str]) -> list[list[int]]:
         inner: Any = getattr(self.tokenizer, "tokenizer", None)
         if inner is None:
             return [self.tokenizer.encode(word) for word in words]
@@ -132,7 +134,7 @@ class OpenCLIPEncoder(BaseEncoder):
         tokens: list[list[int]] = inner([clean(word) for word in words], add_special_tokens=False)["input_ids"]
         return tokens
 
-    def _preprocessing(self) -> dict[str, str]:
+    def _describe_preprocessing(self) -> dict[str, str]:
         steps = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", " ".join(str(self.preprocess).split()))
         return {"preprocessing": steps, "backend": "pil"}
 

@@ -187,10 +187,10 @@ def encoder_specs() -> list[dict[str, Any]]:
         for model in about.get("models", [about]):
             plain = {name: model[name] for name in ("embed_dim", "resolution") if name in model}
             tags = model.get("pretrained", [""])
-            told = model.get("licences", [model.get("licence", SEE_CARD)] * len(tags))
+            licences = model.get("licences", [model.get("licence", SEE_CARD)] * len(tags))
             found += [
                 {"spec": model["spec"].replace("PRETRAINED", tag)} | plain | {"licence": licence}
-                for tag, licence in zip(tags, told, strict=True)
+                for tag, licence in zip(tags, licences, strict=True)
             ]
     return found
 

@@ -71,10 +71,10 @@ class SentenceEncoder(BaseEncoder):
         Raises:
             ValueError: Always.
         """
-        raise self._not_of("image")
+        raise self._make_modality_error("image")
 
     def _project_image(self, inputs: dict[str, Tensor]) -> Tensor:
-        raise self._not_of("image")
+        raise self._make_modality_error("image")
 
     def _project_text(self, texts: list[str]) -> Tensor:
         model: Any = self.model
@@ -93,12 +93,12 @@ class SentenceEncoder(BaseEncoder):
         token: int | None = model.tokenizer.unk_token_id
         return token
 
-    def _word_tokens(self, words: list[str]) -> list[list[int]]:
+    def _tokenise_words(self, words: list[str]) -> list[list[int]]:
         model: Any = self.model
         tokens: list[list[int]] = model.tokenizer(words, add_special_tokens=False)["input_ids"]
         return tokens
 
-    def _preprocessing(self) -> dict[str, str]:
+    def _describe_preprocessing(self) -> dict[str, str]:
         model: Any = self.model
         settings = {
             "context_length": self.context_length,
@@ -233,10 +233,10 @@ def _load_model(folder: Path, first: Path) -> Any:
 
 def _check_weights(transformers: Any, tower: torch.nn.Module, first: Path) -> None:
     """Refuse weights that would be random; the pooler of BERT, which takes no part, is left out where it would be."""
-    _, told = transformers.AutoModel.from_pretrained(
+    _, info = transformers.AutoModel.from_pretrained(
         first, output_loading_info=True, trust_remote_code=False, local_files_only=True, use_safetensors=True
     )
-    missing = sorted(set(told["missing_keys"]) & set(tower.state_dict()))
+    missing = sorted(set(info["missing_keys"]) & set(tower.state_dict()))
     if any(name.startswith("pooler.") for name in missing):
         tower.pooler = None  # type: ignore[assignment]
         missing = [name for name in missing if not name.startswith("pooler.")]

@@ -99,11 +99,11 @@ class TransformersEncoder(BaseEncoder):
         token: int | None = self.tokenizer.unk_token_id
         return token
 
-    def _word_tokens(self, words: list[str]) -> list[list[int]]:
+    def _tokenise_words(self, words: list[str]) -> list[list[int]]:
         tokens: list[list[int]] = self.tokenizer(words, add_special_tokens=False)["input_ids"]
         return tokens
 
-    def _preprocessing(self) -> dict[str, str]:
+    def _describe_preprocessing(self) -> dict[str, str]:
         settings = self.processor.to_dict()
         # Versions differ in whether they name a step that is not done; images come as RGB always.
         done = {name: value for name, value in settings.items() if value is not None and value is not False}
@@ -122,13 +122,13 @@ def _load_towers(transformers: Any, location: str | Path, silent: bool, here: bo
         config = transformers.AutoConfig.from_pretrained(location, trust_remote_code=False, local_files_only=True)
         with torch.device("meta"):
             check_size(Path(location), transformers.AutoModel.from_config(config, trust_remote_code=False))
-    model, told = transformers.AutoModel.from_pretrained(
+    model, info = transformers.AutoModel.from_pretrained(
         location, output_loading_info=True, trust_remote_code=False, local_files_only=silent
     )
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
         raise ValueError(f"{type(model).__name__} has no image and text tower; expected a CLIP-like model")
     # ALIGN's text pooler takes no part in the embedding.
-    missing = sorted(name for name in told["missing_keys"] if not name.startswith("text_model.pooler"))
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith("text_model.pooler"))
     if missing:
         raise ValueError(
             f"the checkpoint lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}, which "
@@ -155,9 +155,9 @@ def _choose_pil_backend(version: str) -> dict[str, Any]:
 
 def _describe_backend(processor: Any) -> str:
     """Say what the image processor runs on, which may be another than asked for where a model has but one."""
-    told = getattr(processor, "backend", None)
-    if isinstance(told, str):
-        return told
+    info = getattr(processor, "backend", None)
+    if isinstance(info, str):
+        return info
     return "torchvision" if type(processor).__name__.endswith("Fast") else "pil"
 
 

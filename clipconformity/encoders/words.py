@@ -25,7 +25,7 @@ def split_words(text: str) -> list[str]:
     """Split a text into its words: runs of letters, and of signs such as emoji.
 
     Example:
-        >>> words_of("A naïve café, 2 dogs ☕")
+        >>> split_words("A naïve café, 2 dogs ☕")
         ['A', 'naïve', 'café', 'dogs', '☕']
     """
     return _ASCII.findall(text) if text.isascii() else list(_split_runs(text))

@@ -88,7 +88,7 @@ def score_by_class(stream: Stream, by: Mapping[str, str], ids: Sequence[str]) ->
     counts = Counter(by[name] for name in ids if name in by)
     if not counts:
         raise ValueError(f"by: none of the {len(ids)} samples has a class; give their ids, such as {ids[0]!r}.")
-    reference = stream.needed_reference("by")
+    reference = stream.require_reference("by")
     mine = stream.evaluated.good_sample().cpu()
     own = _group_rows([by.get(stream.evaluated.names.get(label, "")) for label in mine.ids.tolist()])
     there = _group_rows([by.get(name) for name in reference.sample_ids or ()])
@@ -110,9 +110,9 @@ def _score_class(
     if len(sample.keys) < MIN_ROWS:
         few = f"fewer than {MIN_ROWS} samples" + ("" if plain.count < MIN_ROWS else " in the row sample")
         return plain._replace(reason=few), None
-    stream = Stream.against(reference, Needs(conformity=True, rows=True, reference=True), allow_normalized=True)
+    stream = Stream.open_against(reference, Needs(conformity=True, rows=True, reference=True), allow_normalized=True)
     stream.update(sample.rows, **_choose_labels(sample, whole.names, whole.grouped))
-    contrast = Contrast.of(stream.checked(), reference)
+    contrast = Contrast.build(stream.read_side(), reference)
     shift, variety, ratio = contrast.typicality_shift, contrast.log_variety_ratio, contrast.variety_interval
     mean = jackknife(contrast.conformity.whole, contrast.conformity.evaluated, contrast.counts[0])
     low, high = shift.interval()

@@ -70,11 +70,11 @@ class Comparison:
         Raises:
             KeyError: If there are no differences in this figure.
         """
-        told = [one for one in self.differences if one.figure == figure]
-        if not told:
+        selected = [one for one in self.differences if one.figure == figure]
+        if not selected:
             known = ", ".join(dict.fromkeys(one.figure for one in self.differences))
             raise KeyError(f"no differences in {figure!r}; expected one of {known}.")
-        above = [one.second if one.outcome == "more" else one.first for one in told if one.outcome != "undecided"]
+        above = [one.second if one.outcome == "more" else one.first for one in selected if one.outcome != "undecided"]
         return {name: 1 + above.count(name) for name in self.scores}
 
     def table(
@@ -103,8 +103,8 @@ class Comparison:
         if of != "runs":
             raise ValueError(f"of: expected 'runs', 'differences' or 'classes', got {of!r}.")
         found = format_table(self.scores, format, figures)
-        told = [one.text() for one in self.judged]
-        return found if format != "text" else "\n".join([found, *told]) + "\n"
+        selected = [one.text() for one in self.judged]
+        return found if format != "text" else "\n".join([found, *selected]) + "\n"
 
     @property
     def classes(self) -> dict[str, ByClass]:
@@ -120,8 +120,8 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """Show it in a notebook: the table, and the differences under it."""
-        told = "".join(f"<li>{escape(one.text())}</li>" for one in self.judged)
-        return f"{self.table('html')}<ul>{told}</ul>"
+        selected = "".join(f"<li>{escape(one.text())}</li>" for one in self.judged)
+        return f"{self.table('html')}<ul>{selected}</ul>"
 
     def plot(self, ax: Any = None, *, people: HumanSpread | None = None) -> Any:
         """Draw every run on the map of typicality and variety, with its intervals; give ``(figure, axes)``.
@@ -144,19 +144,19 @@ class Comparison:
         """Draw the difference of every pair in a figure with its interval; give ``(figure, axes)``."""
         from clipconformity import plots
 
-        told = [one for one in self.differences if one.figure == figure]
-        ratio = any(one.ratio for one in told)
+        selected = [one for one in self.differences if one.figure == figure]
+        ratio = any(one.ratio for one in selected)
         quantity = (
             "difference in typicality shift (reference std)"
             if figure == "typicality_shift"
             else (f"{'ratio' if ratio else 'difference'} of the {figure.replace('_', ' ')}s")
         )
-        ends = [one.interval or Interval(one.value, one.value) for one in told]
+        ends = [one.interval or Interval(one.value, one.value) for one in selected]
         return plots.forest(
-            [one.value for one in told],
+            [one.value for one in selected],
             [low for low, _ in ends],
             [high for _, high in ends],
-            [f"{one.first} - {one.second}" for one in told],
+            [f"{one.first} - {one.second}" for one in selected],
             quantity=quantity,
             null=1.0 if ratio else 0.0,
             ax=ax,
@@ -226,10 +226,10 @@ def _collect_figures(name: str, one: Score, reference: ReferenceSet, metrics: Se
         raise ValueError(f"runs: {name!r} was scored against another reference; score all against the same.")
     known, found = read_outs(), dict[str, LeftOut]()
     for metric in metrics:
-        told = known[metric].left_out(one.stream)
-        if unknown := set(told) - {field.name for field in known[metric].fields}:
+        selected = known[metric].left_out(one.stream)
+        if unknown := set(selected) - {field.name for field in known[metric].fields}:
             raise ValueError(f"metrics: {metric!r} gave {', '.join(sorted(unknown))}, which its fields do not name.")
-        found |= told
+        found |= selected
     return {figure: found[figure] for figure in dict.fromkeys([*JUDGED, *found])}
 
 
@@ -267,8 +267,10 @@ def correct_outcomes(differences: Sequence[Difference]) -> list[Difference]:
     """Decide outcomes of all pairs in each figure together."""
     decided: dict[Difference, Difference] = {}
     for figure in dict.fromkeys(one.figure for one in differences):
-        told = [one for one in differences if one.figure == figure and one.p_value is not None]
-        for one, p_adjusted in zip(told, adjust_p_values_stepwise([one.p_value or 0.0 for one in told]), strict=True):
+        selected = [one for one in differences if one.figure == figure and one.p_value is not None]
+        for one, p_adjusted in zip(
+            selected, adjust_p_values_stepwise([one.p_value or 0.0 for one in selected]), strict=True
+        ):
             more = one.value > one.no_difference
             outcome: Outcome = "undecided" if p_adjusted > LEVEL else "more" if more else "less"
             decided[one] = one._replace(outcome=outcome, p_adjusted=p_adjusted)

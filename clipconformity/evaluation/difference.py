@@ -43,7 +43,7 @@ class Difference(NamedTuple):
         if self.figure == "variety_ratio":
             adjective, of = "varied", "times as varied"
         elif self.figure != "typicality_shift":
-            return self._plain_text()
+            return self._format_unjudged()
         if self.interval is None:
             return f"{self.first}, {self.second}: nothing is known of how {adjective} they are"
         apart = f"{self.value:.3f} [{self.interval.low:.3f}, {self.interval.high:.3f}] {of}"
@@ -53,7 +53,7 @@ class Difference(NamedTuple):
             return f"{self.first}, {self.second}: no difference in how {adjective} can be told ({apart})"
         return f"{self.first} is {self.outcome} {adjective} than {self.second} ({apart})"
 
-    def _plain_text(self) -> str:
+    def _format_unjudged(self) -> str:
         """Say it of a figure that is not judged."""
         what = self.figure.replace("_", " ")
         if self.interval is None:

@@ -169,10 +169,10 @@ def _measure_modality(rows: Tensor, modality: str, groups: Tensor | None) -> lis
     if dim < 2:
         raise ValueError(f"{modality}: expected at least 2 dimensions, got {dim}.")
     shell, shape, slant, away = thin_shell(rows), ellipsoid(rows), tilt(rows), offset(rows)
-    given = Rows.of(values, group)
+    given = Rows.center(values, group)
     second = given.centered.T @ given.centered
     known = unbiased_traces(given, second)
-    mixed = Rows.of(permuted_columns(values, make_generator(None)))
+    mixed = Rows.center(permuted_columns(values, make_generator(None)))
     mixed_ratio = unbiased_traces(mixed, mixed.centered.T @ mixed.centered).participation_ratio
     axes = estimate(known.participation_ratio.log(), participation_influence(given, second, known), given)
     covariance = second / (len(values) - 1)

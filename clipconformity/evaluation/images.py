@@ -126,7 +126,7 @@ def _make_source(
                 yield SourceBatch(embeddings[number], ids)
 
     missing = 0 if folder is None else len(folder.missing)
-    provenance = Provenance.of(encoder, "image")
+    provenance = Provenance.from_encoder(encoder, "image")
     return Source(batches(), count, provenance, skipped=skipped, folder=folder, kind="images", missing=missing)
 
 

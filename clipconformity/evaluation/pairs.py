@@ -58,7 +58,7 @@ def paired_source(
         raise ValueError(f"scored: expected 'image' or 'text', got {scored!r}.")
     if references is not None and scored != "text":
         raise ValueError("references: reference captions judge captions; give scored='text'.")
-    if not images.provenance.same_encoder(captions.provenance):
+    if not images.provenance.is_same_encoder(captions.provenance):
         raise ValueError(
             f"the images come from encoder {images.provenance.spec!r} and the captions from "
             f"{captions.provenance.spec!r}; encode both with the same one."

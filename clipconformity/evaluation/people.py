@@ -120,6 +120,6 @@ def human_spread(
 def _compute_figures(embeddings: Tensor, groups: Tensor, reference: ReferenceSet) -> dict[str, Tensor]:
     """Figures of one set against a reference: no caption is compared with others of its image."""
     parts = (ConformityReadOut(), ConformityKLReadOut())
-    stream = Stream.against(reference, parts[0].needs, max_samples=reference.max_samples)
+    stream = Stream.open_against(reference, parts[0].needs, max_samples=reference.max_samples)
     stream.update(embeddings, groups=groups)
     return {name: value for part in parts for name, value in part.read(stream).items()}

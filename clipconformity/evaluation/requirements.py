@@ -42,7 +42,7 @@ class Requirement(NamedTuple):
     def __str__(self) -> str:
         return f"{self.name}{self.comparison}{self.bound:g}"
 
-    def judged(self, score: Score) -> dict[str, Any]:
+    def judge(self, score: Score) -> dict[str, Any]:
         """Judge a score by the bound of the figure's interval, so that the requirement holds only where it surely does.
 
         Raises:

@@ -55,10 +55,12 @@ def format_differences(
     known = dict.fromkeys(one.figure for one in differences)
     if lacking := [name for name in figures or () if name not in known]:
         raise ValueError(f"figures: {', '.join(lacking)} is not compared; expected some of {', '.join(known)}.")
-    told = [one for one in differences if figures is None or one.figure in figures]
+    chosen = [one for one in differences if figures is None or one.figure in figures]
     if format == "csv":
-        return format_csv(DIFFERENCE_CSV, map(_list_difference, told))
-    return arrange_cells(DIFFERENCE_HEAD, [_format_difference(one) for one in told], format, DIFFERENCE_LEGEND, words=4)
+        return format_csv(DIFFERENCE_CSV, map(_list_difference, chosen))
+    return arrange_cells(
+        DIFFERENCE_HEAD, [_format_difference(one) for one in chosen], format, DIFFERENCE_LEGEND, words=4
+    )
 
 
 def _choose_order(one: Difference) -> str:

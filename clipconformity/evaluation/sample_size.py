@@ -58,7 +58,7 @@ def sample_size_curve(result: Score, sizes: Sequence[int] | None = None, *, resa
     for size in sorted(set(_choose_sizes(result.count) if sizes is None else sizes)):
         if size >= min(result.count, len(kept.keys) + 1):
             break
-        moments = evaluated.of_rows(Sample(*(part[:size] for part in kept)))
+        moments = evaluated.select_rows(Sample(*(part[:size] for part in kept)))
         stream = Stream(
             {EVALUATED: evaluated.layout},
             reference=result.reference,

@@ -162,23 +162,23 @@ def _refuse(path: Path, damage: Iterator[str]) -> None:
         raise ValueError(f"{path}: damaged: {found}.")
 
 
-def _check_reference(path: Path, told: dict[str, Any], reference: ReferenceSet) -> None:
+def _check_reference(path: Path, recorded: dict[str, Any], reference: ReferenceSet) -> None:
     """Refuse another reference than the one that the samples were scored against."""
     here = _describe_reference(reference)
-    if told.get("identity") != here["identity"]:
+    if recorded.get("identity") != here["identity"]:
         raise ValueError(
-            f"{path}: scored against {_name_reference(told)}, and this is {_name_reference(here)}; "
+            f"{path}: scored against {_name_reference(recorded)}, and this is {_name_reference(here)}; "
             "give the reference that it was scored against, or score the samples again."
         )
 
 
 def _name_reference(reference: Mapping[str, Any]) -> str:
     """Name a reference by what it is of, its size and the beginning of its checksum."""
-    told = [
+    recorded = [
         format_value(reference[name]) for name in ("dataset", "spec", "modality") if reference.get(name) is not None
     ]
-    told.append(f"{format_value(reference.get('count'))} samples")
-    return f"the reference {str(reference.get('identity'))[:12]!r} ({', '.join(told)})"
+    recorded.append(f"{format_value(reference.get('count'))} samples")
+    return f"the reference {str(reference.get('identity'))[:12]!r} ({', '.join(recorded)})"
 
 
 def _check_needs(path: Path, about: Mapping[str, Any], chosen: Sequence[ReadOut]) -> None:

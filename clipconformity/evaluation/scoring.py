@@ -76,7 +76,7 @@ def score(
         warnings.warn(f"metrics: {reason}; it is left out.", stacklevel=2)
     remarks = reference.provenance.check(source.provenance)
     needs = reduce(Needs.union, (one.needs for one in chosen))
-    stream = Stream.against(reference, needs, allow_normalized=allow_normalized)
+    stream = Stream.open_against(reference, needs, allow_normalized=allow_normalized)
     source.allow_normalized = stream.allow_normalized
     rows, held = _stream_in(source, stream, chosen, hold=against is not None)
     taken = AccumulatedSamples(stream, rows, source.provenance, remarks, source.remarks)
@@ -125,10 +125,10 @@ def read_score(
         elsewhere: Finds the nearest row of each sample in further sets.
     """
     stream, rows = taken.stream, taken.rows
-    reference = stream.needed_reference("score")
+    reference = stream.require_reference("score")
     stream.of_one_kind = None not in (taken.provenance.modality, reference.modality)
     found = read_figures(chosen, stream, resamples, margins)
-    details = {one.name: told for one in chosen if (told := one.details(stream))}
+    details = {one.name: detail for one in chosen if (detail := one.details(stream))}
     columns: dict[str, Sequence[float | str]] = {**rows.columns}
     if elsewhere is not None:
         nearest = elsewhere()
@@ -177,7 +177,7 @@ def read_figures(
     Raises:
         ValueError: As :func:`score`.
     """
-    stream.checked(min_samples=max(one.min_samples for one in chosen))  # told at once, not one read-out at a time
+    stream.read_side(min_samples=max(one.min_samples for one in chosen))  # told at once, not one read-out at a time
     values, lower_bound = _read_fields(chosen, stream, resamples)
     contrast = stream.contrast("score")
     verdicts = judge(contrast, margins)

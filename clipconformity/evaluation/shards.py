@@ -66,13 +66,15 @@ def embedding_source(
                 raise
             skipped.append({"id": str(path), "reason": str(error)})
     if not named:
-        told = f"none of {len(skipped)} files could be read, such as {skipped[0]['reason']}" if skipped else "no files"
-        raise ValueError(f"embeddings: {told}")
+        reason = (
+            f"none of {len(skipped)} files could be read, such as {skipped[0]['reason']}" if skipped else "no files"
+        )
+        raise ValueError(f"embeddings: {reason}")
     shards = [shard for _, shard in named]
     _check_alike(shards)
     origins = [shard.provenance for shard in shards]
-    Provenance.agreed(origins, "the files")
-    provenance = Provenance.agreed([Provenance(spec, None, modality), *origins], "the options and the files")
+    Provenance.combine(origins, "the files")
+    provenance = Provenance.combine([Provenance(spec, None, modality), *origins], "the options and the files")
     files = [FileRows(name, str(shard.dtype).removeprefix("torch.")) for name, shard in named]
     count = sum(shard.count for shard in shards)
     source = Source(iter(()), count, provenance, skipped=skipped, files=files, ignored=found.ignored)

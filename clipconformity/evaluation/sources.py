@@ -128,15 +128,15 @@ class Source:
     @property
     def summary(self) -> str:
         """Say in a line what was found, used and ignored, once the stream is read."""
-        told = f"{self.name}: {self.count} {self.kind} found, {self.used} used{self._by_file}"
+        line = f"{self.name}: {self.count} {self.kind} found, {self.used} used{self._by_file}"
         ignored = self.ignored if self.folder is None else self.folder.ignored
         for number, words in (
             (len(self.skipped), "files left out" if self.files else "left out"),
             (self.missing, "missing"),
             (ignored, "files and folders ignored"),
         ):
-            told += f", {number} {words}" if number else ""
-        return f"{told}."
+            line += f", {number} {words}" if number else ""
+        return f"{line}."
 
     @property
     def _by_file(self) -> str:
@@ -219,7 +219,7 @@ def caption_source(captions: Captions, encoder: Encoder, *, batch_size: int = 25
             embeddings = encoder.encode_text(texts) if isinstance(encoder, BaseEncoder) else encoder(texts)
             yield SourceBatch(embeddings, captions.ids[rows], groups)
 
-    provenance, counts = Provenance.of(encoder, "text"), encoder if isinstance(encoder, BaseEncoder) else None
+    provenance, counts = Provenance.from_encoder(encoder, "text"), encoder if isinstance(encoder, BaseEncoder) else None
     return Source(
         batches(),
         len(captions.texts) - start,

@@ -43,7 +43,7 @@ def format_plus_minus(figure: Figure, sign: str = "+-") -> str:
 
     Example:
         >>> from clipconformity.functional.resampling import Interval
-        >>> plus_minus(Figure(0.5051090, "", "", "neither", interval=Interval(0.5009, 0.5093)))
+        >>> format_plus_minus(Figure(0.5051090, "", "", "neither", interval=Interval(0.5009, 0.5093)))
         '0.505 +- 0.004'
     """
     if figure.value is None:
@@ -194,7 +194,7 @@ def _format_scores_csv(scores: Mapping[str, Score], names: Sequence[str]) -> str
 
 
 def format_csv(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
-    """Give a table as CSV, each value as of ``spreadsheet_cell``."""
+    """Give a table as CSV, each value as of ``format_cell``."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(head)

@@ -222,8 +222,8 @@ def compute_plug_in(readout: Readout, evaluated: Tensor, reference: Tensor) -> D
 def is_tail_decisive(readout: Readout, evaluated: Tensor, reference: Tensor) -> bool:
     """Whether the forward divergence rests on how far the reference's smooth tail is followed.
 
-    Held at a thousandth of ``TAIL_FLOOR``, it would then be larger by more than ``TAIL_MOVES`` of itself, and by more
-    than noise adds to it.
+    Held at a thousandth of ``TAIL_FLOOR``, it would then be larger by more than ``MAX_TAIL_CHANGE`` of itself,
+    and by more than noise adds to it.
     """
     log_p, log_q = _log_densities(readout, evaluated[None], reference[None])
     floor = _log_floor(readout, 1)

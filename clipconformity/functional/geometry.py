@@ -322,8 +322,8 @@ def modality_gap(
     dtype = torch.promote_types(result_dtype(image), result_dtype(text))
     gap, raw_gap = (torch.linalg.vector_norm(mean_of(a) - mean_of(b)) for a, b in ((u, w), (values, other)))
     matched = (u * w).sum(1).mean(dtype=torch.float64) if paired else None
-    sides = [Rows.of((u.double() - w).cpu(), groups)] if paired else [
-        Rows.of(u.cpu(), groups), Rows.of(-w.cpu(), text_groups)
+    sides = [Rows.center((u.double() - w).cpu(), groups)] if paired else [
+        Rows.center(u.cpu(), groups), Rows.center(-w.cpu(), text_groups)
     ]  # fmt: skip
     known = _squared_gap(sides)
     maybe = [None if x is None else x.to(image.device, dtype) for x in (matched, *_of_squared(known, gap.square()))]

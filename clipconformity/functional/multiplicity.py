@@ -14,7 +14,7 @@ def adjust_p_values(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for their number: of those at most q, a share of q is by chance (Benjamini and Hochberg 1995).
 
     Example:
-        >>> [round(p, 4) for p in adjusted([0.01, 0.5, 0.02])]
+        >>> [round(p, 4) for p in adjust_p_values([0.01, 0.5, 0.02])]
         [0.03, 0.5, 0.03]
     """
     order = sorted(range(len(p_values)), key=lambda one: -p_values[one])
@@ -29,7 +29,7 @@ def adjust_p_values_stepwise(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values so that at most q is the chance that any of those at most q is by chance (Holm 1979).
 
     Example:
-        >>> [round(p, 4) for p in adjusted_stepwise([0.01, 0.5, 0.02])]
+        >>> [round(p, 4) for p in adjust_p_values_stepwise([0.01, 0.5, 0.02])]
         [0.03, 0.5, 0.04]
     """
     found, least = [1.0] * len(p_values), 0.0
@@ -52,7 +52,7 @@ def shrink_estimates(values: Sequence[float], errors: Sequence[float]) -> list[f
         The shrunken values; None of fewer than three.
 
     Example:
-        >>> shrunken([-1.0, 0.0, 1.0], [2.0, 2.0, 2.0])
+        >>> shrink_estimates([-1.0, 0.0, 1.0], [2.0, 2.0, 2.0])
         [0.0, 0.0, 0.0]
     """
     if len(values) < MIN_ESTIMATES:

@@ -29,7 +29,7 @@ class Rows(NamedTuple):
     """Rows of each group, ``(G,)`` float64."""
 
     @classmethod
-    def of(cls, values: Tensor, group: Tensor | None = None) -> Rows:
+    def center(cls, values: Tensor, group: Tensor | None = None) -> Rows:
         """Centre rows ``(N, D)``; without groups every row is one."""
         group = torch.arange(len(values)) if group is None else group.unique(return_inverse=True)[1]
         values = values.double()
@@ -40,13 +40,13 @@ class Rows(NamedTuple):
         sizes = centered.new_zeros(count).index_add_(0, group, torch.ones_like(centered[:, 0]))
         return cls(mean, centered, group, sums, sizes)
 
-    def alone(self) -> Rows:
+    def ungroup(self) -> Rows:
         """The same rows, each a group of its own."""
         return self._replace(
             group=torch.arange(len(self.centered)), sums=self.centered, sizes=torch.ones_like(self.centered[:, 0])
         )
 
-    def within(self) -> tuple[Tensor, Tensor]:
+    def multiply_within(self) -> tuple[Tensor, Tensor]:
         """Sum of the squared products of a row with all rows of its group, and its product with their sum, ``(N,)``."""
         if len(self.sizes) == len(self.centered):
             square = square_norms(self.centered)
@@ -124,7 +124,7 @@ def unbiased_traces(rows: Rows, second: Tensor) -> Traces:
     two, three, four = (float(sizes.pow(power).sum()) for power in (2, 3, 4))
     pairs, triples = n**2 - two, n**3 - 3 * n * two + 2 * three
     quadruples = n**4 - 6 * n**2 * two + 3 * two**2 + 8 * n * three - 6 * four
-    within, along = rows.within()
+    within, along = rows.multiply_within()
     norms = square_norms(rows.centered)
     total, squares = norms.sum(), torch.zeros_like(sizes).index_add_(0, rows.group, norms)
     lengths = square_norms(rows.sums)
@@ -170,7 +170,7 @@ def offset_influence(rows: Rows, traces: Traces) -> Tensor:
 def participation_influence(rows: Rows, second: Tensor, traces: Traces) -> Tensor:
     """How far each row moves the logarithm of the participation ratio, as :func:`offset_influence`, ``(N,)``."""
     others = len(rows.centered) - rows.sizes[rows.group]
-    across = (quadratic_form(rows.centered, second) - rows.within()[0]) / others
+    across = (quadratic_form(rows.centered, second) - rows.multiply_within()[0]) / others
     values = 2 * square_norms(rows.centered) / traces.trace - 2 * across / traces.bounded
     return values - values.mean()
 

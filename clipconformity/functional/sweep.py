@@ -89,7 +89,7 @@ class Pairs(NamedTuple):
     image: Tensor
     text: Tensor
 
-    def shifted(self, image_alpha: float, text_alpha: float) -> Pairs:
+    def shift(self, image_alpha: float, text_alpha: float) -> Pairs:
         """Shift each modality along its own mean, checked for rows that this takes to the origin."""
         result = []
         for name, rows, alpha in zip(self._fields, self, (image_alpha, text_alpha), strict=True):
@@ -184,14 +184,14 @@ def shift_sweep(
     draw = make_generator(generator)
     every = [0.0, *steps]  # the differences are from alpha 0
     dtype = torch.promote_types(result_dtype(image), result_dtype(text))
-    loss = torch.stack([nt_xent(*pairs.shifted(a, a).to(dtype), logit_scale).double().cpu() for a in every])
-    compared = [_compare(*(conformity(x).cpu() for x in pairs.shifted(a, a))) for a in every]
+    loss = torch.stack([nt_xent(*pairs.shift(a, a).to(dtype), logit_scale).double().cpu() for a in every])
+    compared = [_compare(*(conformity(x).cpu() for x in pairs.shift(a, a))) for a in every]
     kl = torch.stack([c.kl for c in compared])
     if any(c.lower_bound for c in compared[1:]):
         warn_lower_bound()
     left = torch.stack([left_out_losses_at(pairs.to(dtype), a, float(logit_scale)) for a in every])
     draws = _bootstrap(pairs, resamples, draw)
-    kls = torch.stack([_redraw_kl(pairs.shifted(a, a), a, c, draws) for a, c in zip(every, compared, strict=True)])
+    kls = torch.stack([_redraw_kl(pairs.shift(a, a), a, c, draws) for a, c in zip(every, compared, strict=True)])
     columns = (
         torch.tensor(steps, dtype=torch.float64),
         *(x[1:] for x in (loss, *jackknife_interval(left, loss, confidence, 0.0))),
@@ -239,12 +239,12 @@ def shift_grid(
     """
     pairs = _check(image, text)
     images, texts = _check_alphas(image_alphas, "image_alphas"), _check_alphas(text_alphas, "text_alphas")
-    image_conformity = [conformity(pairs.shifted(a, 0.0).image).cpu() for a in images]
-    text_conformity = [conformity(pairs.shifted(0.0, b).text).cpu() for b in texts]
+    image_conformity = [conformity(pairs.shift(a, 0.0).image).cpu() for a in images]
+    text_conformity = [conformity(pairs.shift(0.0, b).text).cpu() for b in texts]
     compared = [[_compare(x, y) for y in text_conformity] for x in image_conformity]
     dtype = torch.promote_types(result_dtype(image), result_dtype(text))
     loss = torch.stack(
-        [torch.stack([nt_xent(*pairs.shifted(a, b).to(dtype), logit_scale) for b in texts]) for a in images]
+        [torch.stack([nt_xent(*pairs.shift(a, b).to(dtype), logit_scale) for b in texts]) for a in images]
     )
     kl = torch.stack([torch.stack([c.kl for c in row]) for row in compared])
     bounds = torch.tensor([[c.lower_bound for c in row] for row in compared])

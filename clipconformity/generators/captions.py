@@ -64,7 +64,7 @@ class TransformersCaptioner:
         if self.prompt is not None:  # padded where images of many sizes take different numbers of tokens
             text = {"text": [self.prompt] * len(images), "padding": True}
         inputs = self.processor(images=images, return_tensors="pt", **text)
-        moved = {name: self._moved(value) for name, value in inputs.items()}
+        moved = {name: self._move_inputs(value) for name, value in inputs.items()}
         with torch.inference_mode():
             tokens = self.model.generate(**moved, **self.options)
         given = moved.get("input_ids")
@@ -78,7 +78,7 @@ class TransformersCaptioner:
         texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [_strip_prefix(text.strip(), start) for text in texts]
 
-    def _moved(self, value: Any) -> Any:
+    def _move_inputs(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         return value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)

@@ -136,10 +136,10 @@ def generate_images(
         run.refuse_surplus(every)
         todo = run.resume(samples)
         if on_images is not None:
-            for reused in split_batches(run.kept(samples), batch_size):
+            for reused in split_batches(run.list_kept(samples), batch_size):
                 on_images(to_images(reused))
         _generate(run, call, todo, batch_size if together else 1, on_images, progress, len(samples))
-    return ImageRun(run.kept(samples), run.manifest, len(todo), len(samples) - len(todo), run.blacks(samples))
+    return ImageRun(run.list_kept(samples), run.manifest, len(todo), len(samples) - len(todo), run.list_black(samples))
 
 
 def read_manifest(output: Path | str) -> list[dict[str, Any]]:
@@ -198,7 +198,7 @@ class _Run:
             if not found:
                 todo.append(sample)
                 continue
-            about = self._about(found[0], sample)
+            about = self._read_own(found[0], sample)
             path = self._path(sample, SUFFIXES[about["black"] and self.on_black == "exclude"])
             if path != found[0]:
                 found[0].replace(path)
@@ -235,13 +235,13 @@ class _Run:
                     kept.append(image)
         return kept
 
-    def kept(self, samples: list[Sample]) -> list[Path]:
+    def list_kept(self, samples: list[Sample]) -> list[Path]:
         """List the files that count."""
         exclude = self.on_black == "exclude"
         entries = [self.entries[sample.stem] for sample in samples if sample.stem in self.entries]
         return [self.folder / entry["file"] for entry in entries if not (exclude and entry["black"])]
 
-    def blacks(self, samples: list[Sample]) -> list[Path]:
+    def list_black(self, samples: list[Sample]) -> list[Path]:
         """List the black ones."""
         entries = [self.entries[sample.stem] for sample in samples]
         return [self.folder / entry["file"] for entry in entries if entry["black"]]
@@ -249,7 +249,7 @@ class _Run:
     def _path(self, sample: Sample, suffix: str) -> Path:
         return self.folder / (sample.stem + suffix)
 
-    def _about(self, path: Path, sample: Sample) -> dict[str, Any]:
+    def _read_own(self, path: Path, sample: Sample) -> dict[str, Any]:
         """Read what an image says of itself; it must be of this run."""
         about = _read_about(path)
         expected = sample._asdict() | {"settings": self.settings}

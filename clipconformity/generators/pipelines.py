@@ -121,8 +121,8 @@ def _describe_weight(value: torch.Tensor) -> str:
 
 def _format_plain(value: Any) -> Any:
     if isinstance(value, (str, Path)):
-        told = shorten_paths(str(value))  # the images carry it: by its name and a hash, another is told from it
-        return told if told == str(value) else f"{told} {_hash_bytes(str(value).encode(errors='surrogatepass'))}"
+        text = shorten_paths(str(value))  # the images carry it: by its name and a hash, another is told from it
+        return text if text == str(value) else f"{text} {_hash_bytes(str(value).encode(errors='surrogatepass'))}"
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, np.generic):

@@ -66,8 +66,8 @@ class CLIPScore(PairMetric):
     @property
     def num_samples(self) -> int:
         """Number of pairs so far, on all ranks."""
-        with self._synced():
-            return int(self._scores().total)
+        with self._synchronise():
+            return int(self._score_pairs().total)
 
     def update(  # type: ignore[override]
         self, images: Any, texts: Any, *, groups: Labels | None = None, ids: Sequence[object] | None = None
@@ -85,7 +85,7 @@ class CLIPScore(PairMetric):
             ValueError: If lengths or dimensions differ, or groups or ids do not fit. Bad values are reported by
                 ``compute``.
         """
-        self._take_in(self._scores(), *self._encoded(images, texts), groups, ids)
+        self._take_in(self._score_pairs(), *self._encode_pair(images, texts), groups, ids)
 
     @full_precision
     def forward(  # type: ignore[override]
@@ -94,13 +94,13 @@ class CLIPScore(PairMetric):
         """Accumulate a batch of pairs, and give its own value: NaN of a single pair."""
         if self._is_synced:
             raise TorchMetricsUserError("forward was called on a synchronised metric; call unsync first.")
-        pair = self._encoded(images, texts)
+        pair = self._encode_pair(images, texts)
         self.update(*pair, groups=groups, ids=ids)
-        batch = MeanScore({name: torch.zeros_like(value) for name, value in self._scores().state.items()})
+        batch = MeanScore({name: torch.zeros_like(value) for name, value in self._score_pairs().state.items()})
         with torch.no_grad():
             self._take_in(batch, *pair, groups, ids)
             try:
-                fields: Mapping[str, Tensor] = self.readout.of(batch)
+                fields: Mapping[str, Tensor] = self.readout.read_sums(batch)
             except ValueError:  # only compute raises for what the values are
                 fields = {self.readout.name: torch.tensor(float("nan"))}
         self._forward_cache: Any = self._value(fields)
@@ -113,13 +113,13 @@ class CLIPScore(PairMetric):
         Raises:
             ValueError: If there are fewer than two pairs, or rows that were zero, NaN or infinite.
         """
-        return self._value(self.readout.of(self._scores()))
+        return self._value(self.readout.read_sums(self._score_pairs()))
 
     @full_precision
     def interval(self, confidence: float = 0.95) -> Interval:
         """Interval of the mean: buckets of whole groups are left out in turn; NaN where it cannot be had."""
-        with self._synced():
-            return self._scores().estimate().interval(confidence)
+        with self._synchronise():
+            return self._score_pairs().estimate().interval(confidence)
 
     def _plot_figures(self, ax: Any) -> Any:
         from clipconformity import plots
@@ -128,7 +128,7 @@ class CLIPScore(PairMetric):
         value = float(self.compute())
         return plots.forest([value], [low], [high], ["CLIPScore"], quantity=format_quantity(self.readout), ax=ax)
 
-    def _scores(self) -> MeanScore:
+    def _score_pairs(self) -> MeanScore:
         return MeanScore({name: getattr(self, name) for name in SUMS})
 
     @full_precision

@@ -56,7 +56,7 @@ class EmbeddingMetric(Metric):
         encoder = open_encoder(encoder)
         self.embed_dim = resolve_dimension(type(self).__name__, reference, encoder, embed_dim)
         if reference is not None and encoder is not None and reference.encoder_id is not None:
-            reference.provenance.check(Provenance.of(encoder))
+            reference.provenance.check(Provenance.from_encoder(encoder))
         self.allow_normalized = allow_normalized or (reference is not None and reference.normalized)
         # Past nn.Module.__setattr__, which would register an encoder that is a module.
         self.__dict__.update(_encoder=encoder, _encoder_spec=None, _reference=reference)
@@ -99,13 +99,13 @@ class EmbeddingMetric(Metric):
     @property
     def num_samples(self) -> int:
         """Number of evaluated samples so far, on all ranks."""
-        with self._synced():
+        with self._synchronise():
             return int(self._stream().evaluated.total)
 
     @property
     def exact(self) -> bool:
         """Whether what is not additive rests on every sample so far rather than on the row sample."""
-        with self._synced():
+        with self._synchronise():
             return self._stream().exact
 
     def update(
@@ -147,7 +147,7 @@ class EmbeddingMetric(Metric):
             try:
                 self._forward_cache = self._value(self._read(stream))
             except ValueError:
-                self._forward_cache = self._value(self._without_values(stream))
+                self._forward_cache = self._value(self._make_nan_fields(stream))
         return self._forward_cache
 
     @full_precision
@@ -161,9 +161,9 @@ class EmbeddingMetric(Metric):
 
     def _read(self, stream: Stream) -> dict[str, Tensor]:
         """Read the fields out; what cannot be had stays NaN, so that the keys are the same for every batch."""
-        return self._without_values(stream) | self.readout.read(stream)
+        return self._make_nan_fields(stream) | self.readout.read(stream)
 
-    def _without_values(self, stream: Stream) -> dict[str, Tensor]:
+    def _make_nan_fields(self, stream: Stream) -> dict[str, Tensor]:
         return {name: torch.tensor(float("nan")) for name in self.readout.names(stream.has_reference)}
 
     def _value(self, fields: Mapping[str, Tensor]) -> Any:
@@ -204,7 +204,7 @@ class EmbeddingMetric(Metric):
         return Stream(self._layouts, reference=self.reference, allow_normalized=self.allow_normalized, states=states)
 
     @contextmanager
-    def _synced(self) -> Iterator[None]:
+    def _synchronise(self) -> Iterator[None]:
         """Synchronise for a read-out beside ``compute``."""
         if self._is_synced:
             yield
@@ -215,7 +215,7 @@ class EmbeddingMetric(Metric):
     @contextmanager
     def _read_stream(self) -> Iterator[Stream]:
         """Give the stream of all ranks, for a read-out beside ``compute``."""
-        with self._synced():
+        with self._synchronise():
             yield self._stream()
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
@@ -317,7 +317,7 @@ class SetMetric(EmbeddingMetric):
 class PairMetric(SetMetric):
     """A metric of pairs of images and texts: row i of one belongs to row i of the other."""
 
-    def _encoded(self, images: Any, texts: Any) -> tuple[Tensor, Tensor]:
+    def _encode_pair(self, images: Any, texts: Any) -> tuple[Tensor, Tensor]:
         pair = encode_batch(images, self.encoder), encode_batch(texts, self.encoder)
         for rows in pair:
             check_same_dim(rows, self.embed_dim, "batch", "this metric")

@@ -242,14 +242,14 @@ class ConformityMetrics(MetricCollection):
         kinds: tuple[Any, ...] = (Conformity, ConformityKL, EmbeddingNorm)
         axes = [None] * len(kinds) if ax is None else list(ax)
         return [
-            kind.plot(self._core, None if val is None else self._part(kind.readout, val), own)
+            kind.plot(self._core, None if val is None else self._select_values(kind.readout, val), own)
             for kind, own in zip(kinds, axes, strict=True)
         ]
 
-    def _part(self, readout: ReadOut, val: Any) -> Any:
+    def _select_values(self, readout: ReadOut, val: Any) -> Any:
         """Take one metric's values out of those of ``compute``."""
         if isinstance(val, list | tuple):
-            return [self._part(readout, one) for one in val]
+            return [self._select_values(readout, one) for one in val]
         if readout.value is not None:
             return val[self._set_name(readout.value)]
         return {name: val[self._set_name(name)] for name in readout.names(compared=True)}

@@ -85,7 +85,7 @@ class Conformity(EmbeddingMetric):
 
         reference = None
         with self._read_stream() as stream:
-            known = stream.compared_with()
+            known = stream.get_reference()
         if known is not None:
             reference = trim_histogram(known.grid.counts(known.null_conformities), known.grid)
         modality = None if known is None else known.modality
@@ -166,19 +166,19 @@ class ConformityKL(EmbeddingMetric):
     higher_is_better = False
     plot_lower_bound = 0.0
 
-    def _standing(self) -> Standing:
+    def _read_standing(self) -> Standing:
         with self._read_stream() as stream:
-            return Standing.of(stream)
+            return Standing.from_stream(stream)
 
     @property
     def is_lower_bound(self) -> bool:
         """Whether the supports barely overlap, so that the divergence is at least what ``compute`` says."""
-        return self._standing().is_lower_bound
+        return self._read_standing().is_lower_bound
 
     @full_precision
     def reverse(self) -> Tensor:
         """KL(Q || P) in nats: large where the evaluated samples leave out what the reference has."""
-        return self._standing().divergences().reverse.float()
+        return self._read_standing().divergences().reverse.float()
 
     @full_precision
     def interval(
@@ -194,7 +194,7 @@ class ConformityKL(EmbeddingMetric):
         Returns:
             The low and the high end, in nats.
         """
-        return self._standing().interval(confidence, resamples, generator)
+        return self._read_standing().interval(confidence, resamples, generator)
 
     @full_precision
     def noise_floor(
@@ -207,7 +207,7 @@ class ConformityKL(EmbeddingMetric):
             resamples: Number of redraws of both sides as if they were of one distribution.
             generator: Source of randomness; by default freshly seeded.
         """
-        return self._standing().under_one_distribution(quantile, resamples, generator).floor
+        return self._read_standing().redraw_null(quantile, resamples, generator).floor
 
     @full_precision
     def p_value(self, *, resamples: int = 1000, generator: torch.Generator | None = None) -> float:
@@ -220,7 +220,7 @@ class ConformityKL(EmbeddingMetric):
             resamples: Number of redraws R; the value is at least 1/(R + 1).
             generator: Source of randomness; by default freshly seeded.
         """
-        return self._standing().under_one_distribution(0.95, resamples, generator).p_value
+        return self._read_standing().redraw_null(0.95, resamples, generator).p_value
 
 
 class EmbeddingNorm(SetMetric):
@@ -260,7 +260,7 @@ class EmbeddingNorm(SetMetric):
         from clipconformity import plots
 
         with self._read_stream() as stream:
-            norms, centered = compute_sampled_norms(stream.checked())
+            norms, centered = compute_sampled_norms(stream.read_side())
         return plots.norm_histogram(norms, centered, ax=ax)
 
 

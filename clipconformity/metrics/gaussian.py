@@ -66,7 +66,7 @@ class _GivenReadOut(LikelihoodReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the figures that rest on no row of a reference."""
-        return compute_under(self.gaussian, stream.checked())[0]
+        return compute_under(self.gaussian, stream.read_side())[0]
 
     def names(self, compared: bool) -> list[str]:
         """Names of what :meth:`read` gives."""
@@ -164,9 +164,9 @@ class GaussianLikelihood(EmbeddingMetric):
         quantity = "log-likelihood under the reference's Gaussian (nats)"
         with self._read_stream() as stream:
             if isinstance(self.readout, _GivenReadOut):
-                values = compute_under(self.readout.gaussian, stream.checked())[1]
+                values = compute_under(self.readout.gaussian, stream.read_side())[1]
                 return plots.distributions({"evaluated": values}, quantity="log-likelihood (nats)", ax=ax)
-            reference = stream.needed_reference(type(self).__name__)
+            reference = stream.require_reference(type(self).__name__)
             values = sampled_likelihoods(stream, reference)
         return plots.distributions(
             {"evaluated": values},

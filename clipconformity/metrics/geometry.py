@@ -133,7 +133,7 @@ class ModalityGap(PairMetric):
     @property
     def num_samples(self) -> int:
         """Number of pairs so far, on all ranks."""
-        with self._synced():
+        with self._synchronise():
             return int(self._stream().sides[modality_gap.IMAGE].total)
 
     def update(self, images: Any, texts: Any, *, groups: Labels | None = None) -> None:  # type: ignore[override]
@@ -150,7 +150,7 @@ class ModalityGap(PairMetric):
             ValueError: If lengths or dimensions differ, or groups do not fit. Bad values are reported by ``compute``.
         """
         self.matched_sum: Tensor
-        image, text = self._encoded(images, texts)
+        image, text = self._encode_pair(images, texts)
         self.matched_sum.add_(modality_gap.take_in(self._stream(), image, text, groups).to(self.matched_sum))
 
     @full_precision
@@ -160,7 +160,7 @@ class ModalityGap(PairMetric):
         """Accumulate a batch of pairs, and give its own value: NaN where it is too small for one."""
         if self._is_synced:
             raise TorchMetricsUserError("forward was called on a synchronised metric; call unsync first.")
-        pair = self._encoded(images, texts)
+        pair = self._encode_pair(images, texts)
         self.update(*pair, groups=groups)
         states = {side: layout.zeros(self.matched_sum.device) for side, layout in self._layouts.items()}
         stream = Stream(self._layouts, allow_normalized=self.allow_normalized, states=states)
@@ -193,12 +193,12 @@ class ModalityGap(PairMetric):
         Of each group one pair is taken, since the redraws take pairs as independent.
         """
         with self._read_stream() as stream:
-            image, text = modality_gap.choose_independent_pairs(*self._sides(stream))
+            image, text = modality_gap.choose_independent_pairs(*self._read_sides(stream))
         sweep = shift_sweep(image, text, [0.0], confidence=confidence, resamples=resamples, generator=generator)
         return Interval(float(sweep.kl_low[0]), float(sweep.kl_high[0]))
 
-    def _sides(self, stream: Stream) -> tuple[Moments, Moments]:
-        return stream.checked(modality_gap.IMAGE, 10), stream.checked(modality_gap.TEXT, 10)
+    def _read_sides(self, stream: Stream) -> tuple[Moments, Moments]:
+        return stream.read_side(modality_gap.IMAGE, 10), stream.read_side(modality_gap.TEXT, 10)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Sketch both modalities along the gap between their means, or plot ``val``: values of ``compute``.
@@ -211,5 +211,5 @@ class ModalityGap(PairMetric):
         if val is not None:
             return plots.figures(val, ax=ax)
         with self._read_stream() as stream:
-            image, text = (side.good_sample().rows for side in self._sides(stream))
+            image, text = (side.good_sample().rows for side in self._read_sides(stream))
         return plots.shells(image, text, ax=ax)

@@ -59,18 +59,18 @@ class PRDC(EmbeddingMetric):
     def intervals(self) -> dict[str, Interval]:
         """95% intervals of the four, of what sets of these sizes have on average; NaN where they cannot be had."""
         with self._read_stream() as stream:
-            found = self.readout.neighbourhood(stream).intervals
+            found = self.readout.find_neighbourhood(stream).intervals
         return {name: interval for (name, _), interval in zip(FIGURES, found, strict=True)}
 
     @full_precision
     def off_manifold(self) -> list[str]:
         """Ids of the samples that lie in no ball of the reference, the farthest first; those given with ``ids=``."""
         with self._read_stream() as stream:
-            return self.readout.neighbourhood(stream).off_manifold(stream.evaluated.names)[1]
+            return self.readout.find_neighbourhood(stream).off_manifold(stream.evaluated.names)[1]
 
     @full_precision
     def uncovered(self) -> list[str]:
         """Ids of the reference's rows whose ball holds no sample, the farthest first; those it was given with."""
         with self._read_stream() as stream:
-            names = stream.needed_reference("PRDC").moments.names
-            return self.readout.neighbourhood(stream).uncovered(names)[1]
+            names = stream.require_reference("PRDC").moments.names
+            return self.readout.find_neighbourhood(stream).uncovered(names)[1]

@@ -21,7 +21,7 @@ def draw_figures(readout: ReadOut, stream: Stream, ax: Any) -> Any:
     """Draw the figures that have the unit of the read-out's value, a line each, with intervals and noise floor."""
     from clipconformity import plots
 
-    reference, values = stream.compared_with(), readout.figures(stream, resamples=RESAMPLES)
+    reference, values = stream.get_reference(), readout.figures(stream, resamples=RESAMPLES)
     degrees = effective_number(stream.evaluated["count"]) - 1
     fields = {one.name: one for one in readout.fields}
     unit = fields[readout.value].unit if readout.value else ""

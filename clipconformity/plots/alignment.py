@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from clipconformity.plots.style import POINTS, choose_run_look, make_axes, thin_rows
+from clipconformity.plots.style import POINTS, make_axes, run_look, thin_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def typicality_alignment(
     most = max(1, points // len(runs))
     for number, (name, pair) in enumerate(runs.items()):
         x, y = (thin_rows(values.detach().double().cpu(), most).numpy() for values in pair)
-        look = choose_run_look(number, len(runs), modality)
+        look = run_look(number, len(runs), modality)
         ax.scatter(x, y, s=12, alpha=0.6, color=look.color, marker=look.marker, linewidths=0, label=name)
     ax.set_xlabel("conformity (cosine)")
     ax.set_ylabel("CLIPScore")

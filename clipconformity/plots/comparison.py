@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from clipconformity.plots.style import COLORS, REFERENCE_COLOR, choose_run_look, make_axes, to_floats
+from clipconformity.plots.style import COLORS, REFERENCE_COLOR, make_axes, run_look, to_floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +73,7 @@ def typicality_and_variety(
     ax.plot(0, 1, marker="+", markersize=12, color=REFERENCE_COLOR)
     ax.annotate("reference", (0, 1), (6, 6), textcoords="offset points", color=REFERENCE_COLOR, fontsize="small")
     for number, (across_run, up_run) in enumerate(places.values()):
-        look = choose_run_look(number, len(places), modality)
+        look = run_look(number, len(places), modality)
         across, up = ([[max(0.0, at - one)], [max(0.0, other - at)]] for at, one, other in (across_run, up_run))
         ax.errorbar(
             across_run[0], up_run[0], up, across, color=look.color, marker=look.marker, markersize=8, capsize=3,
@@ -193,7 +193,7 @@ def forest(
     if null is not None:
         ax.axvline(null, color=REFERENCE_COLOR, linewidth=0.8)
     for row, (value, *ends) in enumerate(zip(points, to_floats(low), to_floats(high), strict=True)):
-        look = choose_run_look(row if runs else 0, len(points) if runs else 1, modality)
+        look = run_look(row if runs else 0, len(points) if runs else 1, modality)
         error = _compute_reaches([value], ends[:1], ends[1:])
         ax.errorbar(value, row, xerr=error, color=look.color, marker=look.marker, capsize=4, linewidth=2)
     known = [(floor, row) for row, floor in enumerate(floors) if floor is not None]

@@ -18,10 +18,10 @@ from clipconformity.plots.style import (
     LINE_STYLES,
     REFERENCE_COLOR,
     Histogram,
-    choose_run_look,
     count_cells,
     draw_density,
     make_axes,
+    run_look,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def distributions(
     if reference is not None:
         draw_density(ax, count_cells(reference, edges), REFERENCE_COLOR, reference_label, fill=True)
     for number, (name, values) in enumerate(runs.items()):
-        look = choose_run_look(number, len(runs), modality)
+        look = run_look(number, len(runs), modality)
         draw_density(ax, count_cells(values, edges), look.color, name, fill=False, linestyle=look.line)
     ax.set_xlabel(quantity)
     ax.set_ylabel("density")
@@ -131,7 +131,7 @@ def ridgelines(
     highest = max(float(one.max()) for one in (behind, *drawn.values()))
     ends = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
     for number, (name, ridge) in enumerate(drawn.items()):
-        look, ground = choose_run_look(number, len(runs), modality), float(len(runs) - 1 - number)
+        look, ground = run_look(number, len(runs), modality), float(len(runs) - 1 - number)
         for heights, color in ((behind, REFERENCE_COLOR), (ridge, look.color)):
             top = ground + RIDGE_HEIGHT * heights / highest
             ax.fill_between(middle, ground, top, color=color, alpha=0.35, linewidth=0)

@@ -136,7 +136,7 @@ def compute_density(histogram: Histogram) -> Tensor:
     return counts / (counts.sum() * torch.diff(edges))
 
 
-def choose_run_look(number: int, count: int, modality: str | None) -> Look:
+def run_look(number: int, count: int, modality: str | None) -> Look:
     """Give a run its look by its number: colour, line style and marker; a single run has its modality's colour."""
     marker = MARKERS[number % len(MARKERS)]
     if count == 1:

@@ -197,6 +197,6 @@ def _draw_sweep(sweep: ShiftSweep) -> list[Drawing]:
 def _list_settings(
     properties: Sequence[Property], rows: Mapping[str, Tensor], measured: Mapping[str, Any] | None
 ) -> dict[str, str]:
-    told = {name.replace("_", " ").capitalize(): str(value) for name, value in (measured or {}).items()}
-    told |= {f"Samples of {name}": f"{len(x)}, {x.shape[1]} dimensions" for name, x in rows.items()}
-    return told if rows else told | {"Samples": str(max(p.samples for p in properties))}
+    settings = {name.replace("_", " ").capitalize(): str(value) for name, value in (measured or {}).items()}
+    settings |= {f"Samples of {name}": f"{len(x)}, {x.shape[1]} dimensions" for name, x in rows.items()}
+    return settings if rows else settings | {"Samples": str(max(p.samples for p in properties))}

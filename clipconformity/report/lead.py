@@ -42,7 +42,7 @@ def summarise_runs(panel: Panel) -> list[RunSummary]:
     """Say of every run how typical and how varied it is beside the reference."""
     said = []
     for number_, (name, score) in enumerate(panel.scores.items()):
-        look = plots.choose_run_look(number_, len(panel.scores), panel.reference.modality)
+        look = plots.run_look(number_, len(panel.scores), panel.reference.modality)
         typical, varied = (_describe_verdict(key, score.verdicts[key]) for key in ADJECTIVES)
         sentence = f"{typical} and {varied}; N = {score.count:,}."
         mark = RunLook(look.color, draw_marker(look))
@@ -60,15 +60,15 @@ def _describe_verdict(key: str, verdict: Verdict) -> str:
         "undecided": f"{key} undecided",
     }[verdict.outcome]
     sign, unit = ("+", " std") if key == "typicality" else ("", " times")
-    told = f"{verdict.effect:{sign}.2f}{unit}"
+    text = f"{verdict.effect:{sign}.2f}{unit}"
     if verdict.interval is not None:
         low, high = verdict.interval
-        told += f", {low:{sign}.2f} to {high:{sign}.2f}"
+        text += f", {low:{sign}.2f} to {high:{sign}.2f}"
     if verdict.needed is not None:
-        told += f"; about {round_up(verdict.needed):,} samples would tell"
+        text += f"; about {round_up(verdict.needed):,} samples would tell"
     elif verdict.reason:
-        told += f"; {verdict.reason}"
-    return f"{words} ({told})"
+        text += f"; {verdict.reason}"
+    return f"{words} ({text})"
 
 
 def collect_notes(scores: Mapping[str, Score]) -> list[str]:
@@ -108,14 +108,14 @@ def describe_margins(panel: Panel) -> str:
     verdicts = next(iter(panel.scores.values())).verdicts
     pairs = len(panel.scores) * (len(panel.scores) - 1) // 2
     same = f"{verdicts['typicality'].margin:g} standard deviations or {verdicts['variety'].margin:.0%} of variety"
-    told = (
+    text = (
         "In brackets: typicality shift in the reference's standard deviations, and variety as a multiple of the "
         f"reference's, with 95% intervals. Within {same} counts as the same."
     )
     together = "for both runs" if pairs == 1 else f"for all {pairs} pairs of runs together (Holm)"
     ranked = f" Which run is most so is decided {together}: with 95% nothing of it is wrong."
     best = " Neither is better when it is higher: a good model is near the reference."
-    return told + (ranked if pairs else "") + best
+    return text + (ranked if pairs else "") + best
 
 
 def describe_ranking(panel: Panel) -> list[str]:

@@ -101,8 +101,8 @@ def _make_policy(script: str) -> str:
 
 def format_date() -> str:
     """The date, UTC; of a build that is to be repeated, that of ``SOURCE_DATE_EPOCH``."""
-    told = os.environ.get("SOURCE_DATE_EPOCH")
-    now = datetime.fromtimestamp(int(told), timezone.utc) if told else datetime.now(timezone.utc)
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    now = datetime.fromtimestamp(int(epoch), timezone.utc) if epoch else datetime.now(timezone.utc)
     return f"{now:%Y-%m-%d}"
 
 

@@ -38,16 +38,16 @@ class Panel(NamedTuple):
         """Words such as "of images", with a space before; empty where the modality is not known."""
         return f" of {self.reference.modality}s" if self.reference.modality else ""
 
-    def has(self, name: str) -> bool:
+    def has_figure(self, name: str) -> bool:
         """Whether every run has a figure."""
         found = [score.figures.get(name) for score in self.scores.values()]
         return all(one is not None and one.value is not None for one in found)
 
-    def labelled(self, take: Callable[[Score], Any]) -> dict[str, Any]:
+    def label_runs(self, take: Callable[[Score], Any]) -> dict[str, Any]:
         """Give something of each run by its name in a drawing."""
         return {format_label(name): take(score) for name, score in self.scores.items()}
 
-    def told(self, tell: Callable[[Score], str]) -> str:
+    def describe_runs(self, tell: Callable[[Score], str]) -> str:
         """Say something of each run."""
         return "; ".join(f"{name}: {tell(score)}" for name, score in self.scores.items())
 
@@ -94,7 +94,7 @@ def draw_plots(key: str, panel: Panel) -> dict[str, Drawing]:
             size=(WIDTH, row.height(len(panel.scores))),
         )
         for row in PLOTS
-        if all(map(panel.has, row.needs))
+        if all(map(panel.has_figure, row.needs))
     }
 
 
@@ -103,7 +103,7 @@ def _draw_distributions(
 ) -> None:
     """Draw something of the samples over that of the reference."""
     draw = plots.distributions if len(panel.scores) <= MAX_OVERLAID else plots.ridgelines
-    draw(panel.labelled(take), own, quantity=quantity, modality=panel.reference.modality, ax=ax)
+    draw(panel.label_runs(take), own, quantity=quantity, modality=panel.reference.modality, ax=ax)
 
 
 def _draw_conformity(ax: Axes, panel: Panel) -> None:
@@ -112,7 +112,7 @@ def _draw_conformity(ax: Axes, panel: Panel) -> None:
 
 def _describe_conformity(panel: Panel) -> str:
     own = panel.reference.conformities
-    runs = panel.told(
+    runs = panel.describe_runs(
         lambda s: f"mean {format_number(s.conformity_mean)}, std {format_number(s.value('conformity_std'))}"
     )
     return (
@@ -139,7 +139,8 @@ def _describe_map(panel: Panel) -> str:
             f"variety ratio {format_number(score.variety_ratio)} ({variety})"
         )
 
-    return f"Typicality against variety{panel.of}, with 95% intervals; the reference is at 0 and 1. {panel.told(tell)}."
+    runs = panel.describe_runs(tell)
+    return f"Typicality against variety{panel.of}, with 95% intervals; the reference is at 0 and 1. {runs}."
 
 
 def _draw_variety(ax: Axes, panel: Panel) -> None:
@@ -155,7 +156,7 @@ def _describe_variety(panel: Panel) -> str:
         value, *ends = score.figures["variety_ratio"].with_ends
         return f"{format_number(value)} ({format_interval(*ends)})"
 
-    return f"Variety ratio{panel.of} with 95% intervals. {panel.told(tell)}."
+    return f"Variety ratio{panel.of} with 95% intervals. {panel.describe_runs(tell)}."
 
 
 def _draw_forest(ax: Axes, panel: Panel, values: Sequence[tuple[float, float, float]], **options: Any) -> None:
@@ -177,7 +178,7 @@ def _describe_kl(panel: Panel) -> str:
         floor = "" if score.noise_floor is None else f", noise floor {format_number(score.noise_floor)}"
         return format_number(score.conformity_kl) + interval + floor
 
-    return f"KL of conformity with 95% intervals, in nats. {panel.told(tell)}."
+    return f"KL of conformity with 95% intervals, in nats. {panel.describe_runs(tell)}."
 
 
 def _draw_norm(ax: Axes, panel: Panel) -> None:
@@ -186,7 +187,7 @@ def _draw_norm(ax: Axes, panel: Panel) -> None:
 
 
 def _describe_norm(panel: Panel) -> str:
-    runs = panel.told(lambda s: f"mean {format_number(float(s.norms.mean()))}")
+    runs = panel.describe_runs(lambda s: f"mean {format_number(float(s.norms.mean()))}")
     own = format_number(float(panel.reference.norms.mean()))
     return f"Norms of the raw embeddings{panel.of}. Reference: mean {own}; {runs}."
 
@@ -197,11 +198,11 @@ def _list_alignment(score: Score) -> tuple[Tensor, Tensor]:
 
 
 def _draw_alignment(ax: Axes, panel: Panel) -> None:
-    plots.typicality_alignment(panel.labelled(_list_alignment), modality=panel.reference.modality, ax=ax)
+    plots.typicality_alignment(panel.label_runs(_list_alignment), modality=panel.reference.modality, ax=ax)
 
 
 def _describe_alignment(panel: Panel) -> str:
-    runs = panel.told(
+    runs = panel.describe_runs(
         lambda s: f"mean {format_number(s.value('clip_score'))}, correlation {format_number(float(_correlate(s)))}"
     )
     return f"CLIPScore over conformity{panel.of}. {runs}."

@@ -243,33 +243,33 @@ def _list_settings(panels: Sequence[Panel]) -> list[dict[str, str]]:
     parts = []
     for reference, scores in panels:
         about = reference.describe()
-        told = {
+        settings = {
             "Reference": name_reference(reference),
             "Samples of the reference": f"{about['count']}, {about['embed_dim']} dimensions",
             "Encoder": str(about["spec"] or "not known"),
             "Embeddings": "L2-normalised" if about["normalized"] else "raw",
         }
-        told |= {f"Encoder's {name}": str(value) for name, value in (about["encoder_id"] or {}).items()}
-        told["Runs"] = "; ".join(f"{name}, N = {score.count}" for name, score in scores.items())
+        settings |= {f"Encoder's {name}": str(value) for name, value in (about["encoder_id"] or {}).items()}
+        settings["Runs"] = "; ".join(f"{name}, N = {score.count}" for name, score in scores.items())
         for name, score in scores.items():
-            told |= _list_remarks(name, score)
-        parts.append(told)
+            settings |= _list_remarks(name, score)
+        parts.append(settings)
     return parts
 
 
 def _list_remarks(name: str, score: Score) -> dict[str, str]:
-    told = {}
+    settings = {}
     if remarks := score.measured.get("remarks"):
-        told[f"Remarks on {name}"] = " ".join(str(remark) for remark in remarks)
+        settings[f"Remarks on {name}"] = " ".join(str(remark) for remark in remarks)
     if skipped := score.remarks.get("skipped"):
-        told[f"Left out of {name}"] = f"{skipped['count']} that could not be read"
+        settings[f"Left out of {name}"] = f"{skipped['count']} that could not be read"
     if truncated := score.remarks.get("truncated"):
-        told[f"Cut in {name}"] = f"{truncated} captions beyond the encoder's context length"
+        settings[f"Cut in {name}"] = f"{truncated} captions beyond the encoder's context length"
     if unknown := score.remarks.get("unknown_words"):
-        told[f"Unknown words in {name}"] = (
+        settings[f"Unknown words in {name}"] = (
             f"{unknown['count']} captions are mostly of words that the encoder's tokenizer does not know, such as "
             f"{', '.join(unknown['examples'])}"
         )
     if not score.exact:
-        told[f"Precision of {name}"] = "quantiles and intervals rest on a row sample"
-    return told
+        settings[f"Precision of {name}"] = "quantiles and intervals rest on a row sample"
+    return settings

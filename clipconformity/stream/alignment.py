@@ -84,11 +84,11 @@ class MeanScore:
         """Mean with its uncertainty, buckets left out in turn.
 
         Raises:
-            ValueError: As :meth:`without`.
+            ValueError: As :meth:`leave_out_buckets`.
         """
-        return jackknife(*self.without())
+        return jackknife(*self.leave_out_buckets())
 
-    def without(self) -> tuple[Tensor, Tensor, Tensor]:
+    def leave_out_buckets(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, what it is without each bucket, and the number of pairs in each, ``(G,)``.
 
         Raises:

@@ -88,7 +88,7 @@ def look(layout: Layout, values: Tensor, labelled: Labelled, last_key: int | Non
     if layout.max_samples and keys is not None:
         columns = torch.stack([checked.norms] if conformity is None else [checked.norms, conformity], 1)
         rows = checked.values if layout.rows else values.new_empty(len(values), 0)
-        sampled = Sample(rows, columns, keys, groups, labelled.ids, torch.ones_like(keys)).taken(last_key)
+        sampled = Sample(rows, columns, keys, groups, labelled.ids, torch.ones_like(keys)).copy_rows(last_key)
     return Chunk(checked, whole, labelled.grouped, bucket, conformity, sampled)
 
 

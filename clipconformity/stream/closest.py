@@ -33,7 +33,7 @@ class Closest(NamedTuple):
     """Whether both sides are one set."""
 
     @classmethod
-    def of(cls, rows: Sample, others: Sample | None = None, *, grouped: bool = False) -> Closest:
+    def find(cls, rows: Sample, others: Sample | None = None, *, grouped: bool = False) -> Closest:
         """Find the nearest rows in another set, by default in the own one, each row itself excluded.
 
         Args:

@@ -58,7 +58,7 @@ class Contrast:
     overlap: Overlap
 
     @classmethod
-    def of(cls, evaluated: Moments, reference: ReferenceSet) -> Contrast:
+    def build(cls, evaluated: Moments, reference: ReferenceSet) -> Contrast:
         """Find what both sides share, and put them beside each other."""
         sketch = evaluated.sketch().cpu()
         grouped = evaluated.grouped and reference.grouped
@@ -70,13 +70,13 @@ class Contrast:
         Args:
             of_one_kind: Whether encoder and modality of both sides are known to agree.
         """
-        told, below = self.overlap.notes(), -float(self.typicality_shift.value)
+        notes, below = self.overlap.notes(), -float(self.typicality_shift.value)
         if below > MAX_SHIFT and not of_one_kind:
-            told.append(
+            notes.append(
                 f"the mean conformity lies {below:.1f} standard deviations below the reference's: are these embeddings "
                 "of the other modality, or of another encoder?"
             )
-        return told
+        return notes
 
     @property
     def count(self) -> int:
@@ -192,7 +192,7 @@ class Contrast:
     @cached_property
     def view(self) -> Moments:
         """The evaluated side as seen from the reference: its own stream, else its row sample."""
-        return self.evaluated.towards(self.reference.view(max_samples=self.evaluated.layout.max_samples))
+        return self.evaluated.relate_to(self.reference.view(max_samples=self.evaluated.layout.max_samples))
 
     @cached_property
     def _own_rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -209,7 +209,7 @@ class Contrast:
     @property
     def sample(self) -> Sample:
         """The evaluated rows that are kept, as often as they came."""
-        return self.sketch.expanded(self.evaluated.layout.max_samples)
+        return self.sketch.repeat_copies(self.evaluated.layout.max_samples)
 
     @property
     def unit_mean(self) -> Tensor:

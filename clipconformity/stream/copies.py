@@ -33,38 +33,38 @@ class Copies(NamedTuple):
     """Whether rows of one group are no neighbours, on either side."""
 
     @classmethod
-    def of(cls, evaluated: Sample, reference: Sample, grouped: tuple[bool, bool]) -> Copies:
+    def find(cls, evaluated: Sample, reference: Sample, grouped: tuple[bool, bool]) -> Copies:
         """Find the nearest rows; with groups on both sides those of other groups."""
         return cls(
             evaluated,
             reference,
-            Closest.of(evaluated, reference, grouped=all(grouped)),
-            Closest.of(evaluated, grouped=grouped[0]),
-            Closest.of(reference, grouped=grouped[1]),
+            Closest.find(evaluated, reference, grouped=all(grouped)),
+            Closest.find(evaluated, grouped=grouped[0]),
+            Closest.find(reference, grouped=grouped[1]),
             grouped,
         )
 
-    def near(self) -> list[tuple[Estimate, Interval]]:
+    def mean_nearest(self) -> list[tuple[Estimate, Interval]]:
         """Mean cosine of the samples to their nearest reference rows, and of the reference inside itself."""
         return [(mean, mean.interval()) for mean in (self.across.mean(), self.in_reference.mean())]
 
-    def shares(self) -> list[tuple[Estimate, Interval]]:
+    def compute_shares(self) -> list[tuple[Estimate, Interval]]:
         """Share of the samples that copy the reference, of those that repeat another, and of the reference's rows."""
         sides = ((self.across, self.evaluated), (self.within, self.evaluated), (self.in_reference, self.reference))
         found = [(closest.mean(is_close), sample) for closest, sample in sides]
         return [(share, estimate_share(share, count_independent(sample))) for share, sample in found]
 
-    def authentic(self) -> Tensor:
+    def compute_authentic(self) -> Tensor:
         """Share of the samples that are authentic, and of the reference's rows against the others, ``(2,)``."""
         return _find_authentic(self.across, self.in_reference, self.reference)
 
-    def authentic_intervals(self) -> list[Interval]:
+    def compute_authentic_intervals(self) -> list[Interval]:
         """95% intervals of both, of what sets of these sizes have on average."""
-        value, sides = self.authentic(), (self.evaluated, self.reference)
+        value, sides = self.compute_authentic(), (self.evaluated, self.reference)
 
         def figures(mine: Sample, theirs: Sample) -> Tensor:
-            across = Closest.of(mine, theirs, grouped=all(self.grouped))
-            return _find_authentic(across, Closest.of(theirs, grouped=self.grouped[1]), theirs)
+            across = Closest.find(mine, theirs, grouped=all(self.grouped))
+            return _find_authentic(across, Closest.find(theirs, grouped=self.grouped[1]), theirs)
 
         spread, degrees = estimate_spread(sides, MIN_NEIGHBOURS, figures, share_variance, value)
         return [
@@ -76,7 +76,7 @@ class Copies(NamedTuple):
         """What the intervals of authenticity need, where they are not there."""
         return explain_missing_spread("authenticity", (self.evaluated, self.reference), MIN_NEIGHBOURS)
 
-    def copied(self, names: dict[int, str], others: dict[int, str]) -> list[dict[str, Any]]:
+    def count_copied(self, names: dict[int, str], others: dict[int, str]) -> list[dict[str, Any]]:
         """Reference rows by the number of samples that are near-duplicates of them before all others."""
         cosine = self.across.cosine
         rows = (cosine >= DUPLICATE).nonzero()[:, 0]
@@ -94,7 +94,7 @@ class Copies(NamedTuple):
             })  # fmt: skip
         return listed
 
-    def repeated(self, names: dict[int, str]) -> list[dict[str, Any]]:
+    def count_repeated(self, names: dict[int, str]) -> list[dict[str, Any]]:
         """Samples by the number of their near-duplicates, one for those that are near-duplicates of each other."""
         units = self.evaluated.rows / self.evaluated.values[:, :1].float()
         often = close_counts(units, DUPLICATE)

@@ -297,7 +297,7 @@ class Moments:
         """Read the row sample: ``max_samples`` different rows of smallest key among those held."""
         empty = self.layout.empty_sample(self["count"].device)
         parts = (torch.cat([none, *self._list(name)]) for name, none in zip(SAMPLE, empty, strict=True))
-        return Sample(*parts).smallest(self.layout.max_samples)
+        return Sample(*parts).keep_smallest(self.layout.max_samples)
 
     def sketch(self) -> Sample:
         """Read the different rows of smallest key, without rows that were bad; this waits for the device."""
@@ -305,7 +305,7 @@ class Moments:
 
     def good_sample(self) -> Sample:
         """Read the row sample as rows: every row while there are at most ``max_samples``, else so many of them."""
-        return self.sketch().expanded(self.layout.max_samples)
+        return self.sketch().repeat_copies(self.layout.max_samples)
 
     def merge(self, other: Moments) -> Moments:
         """Add two streams into a new one."""
@@ -380,13 +380,13 @@ class Moments:
         first, second, total = self["conformity_sum"].sum(), self["conformity_square_sum"].sum(), self.total
         return ((second - first.square() / total) / (total - 1)).clamp_min(0).sqrt()
 
-    def towards(self, layout: Layout) -> Moments:
+    def relate_to(self, layout: Layout) -> Moments:
         """Give the stream as seen from a reference: itself if it was accumulated so, else its row sample."""
         if self.layout.direction is not None:
             return self
         return self._again(layout, self.good_sample())
 
-    def of_rows(self, sample: Sample) -> Moments:
+    def select_rows(self, sample: Sample) -> Moments:
         """Give the stream that some of the sampled rows alone would have made."""
         return self._again(self.layout, sample)
 

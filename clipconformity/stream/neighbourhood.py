@@ -60,9 +60,11 @@ class Neighbourhood:
     @cached_property
     def _spread(self) -> tuple[Tensor, float]:
         """Standard errors of the four, ``(4,)``, and their degrees of freedom; 0 where there are too few rows."""
-        return estimate_spread((self.evaluated, self.reference), self.k, self._figures, _share_variances, self.values)
+        return estimate_spread(
+            (self.evaluated, self.reference), self.k, self._compute_figures, _share_variances, self.values
+        )
 
-    def _figures(self, mine: Sample, theirs: Sample) -> Tensor:
+    def _compute_figures(self, mine: Sample, theirs: Sample) -> Tensor:
         return torch.stack(list(cover(mine.rows.double(), theirs.rows.double(), self.k).result()))
 
     def off_manifold(self, names: dict[int, str]) -> tuple[int, list[str]]:

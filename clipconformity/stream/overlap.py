@@ -47,18 +47,18 @@ class Overlap(NamedTuple):
 
     def notes(self) -> list[str]:
         """Say what was found, a sentence each."""
-        told = []
+        notes = []
         if self.rows:
-            told.append(
+            notes.append(
                 f"{self.rows} of {self.sampled} samples are also in the reference (cosine above 1 - {MAX_DISTANCE:g}); "
                 "each is left out of the mean that it is compared with."
             )
         if self.shared_groups:
-            told.append(
+            notes.append(
                 f"{self.shared_groups} of {self.groups} groups are also in the reference; no row is compared with its "
                 "own group."
             )
-        return told
+        return notes
 
 
 def find_overlap(mine: Sample, theirs: Sample, *, grouped: bool) -> Overlap:
@@ -123,10 +123,10 @@ def _find_matches(first: Sample, second: Sample, apart: bool) -> tuple[Tensor, T
 
 
 def find_near_pairs(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers of the unit rows of ``(n, D)`` and ``(m, D)`` whose cosine is above 1 - ``NEAR``.
+    """Numbers of the unit rows of ``(n, D)`` and ``(m, D)`` whose cosine is above 1 - ``MAX_DISTANCE``.
 
-    Such rows lie within sqrt(2 NEAR) of each other along any direction, hence in the same cell of that width, or in one
-    beside it, along each of a few directions in which rows vary much. Of sets that do not vary, the first
+    Such rows lie within sqrt(2 MAX_DISTANCE) of each other along any direction, so in the same cell of that width or in
+    one beside it, along each of a few directions in which rows vary much. Of sets that do not vary, the first
     ``DENSE_ROWS`` are compared.
     """
     axes, near = _choose_axes(others), math.sqrt(2 * MAX_DISTANCE) + 1e-6

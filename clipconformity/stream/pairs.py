@@ -27,7 +27,7 @@ class Without(NamedTuple):
     reference: Tensor
 
     @classmethod
-    def of_one_side(cls, whole: Tensor, left: Tensor) -> Without:
+    def from_one_side(cls, whole: Tensor, left: Tensor) -> Without:
         """Give a figure of the evaluated side alone: whole, and without each bucket ``(G,)``."""
         return cls(whole, left, left, whole.expand_as(left))
 
@@ -124,7 +124,7 @@ def influence_without(value: Tensor, *sides: tuple[Tensor, Sample, Moments], log
         left.append(value - sums / (count.sum() - count))
         counts.append(count)
     if len(left) == 1:
-        return LeftOut(Without.of_one_side(value, left[0]), tuple(counts), logarithm)
+        return LeftOut(Without.from_one_side(value, left[0]), tuple(counts), logarithm)
     return LeftOut(Without(value, left[0] + left[1] - value, left[0], left[1]), tuple(counts), logarithm)
 
 

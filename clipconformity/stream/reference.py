@@ -105,7 +105,7 @@ class ReferenceSet:
             >>> ReferenceSet.fit((torch.randn(50, 8, generator=g) + 1 for _ in range(4)), modality="image")
             ReferenceSet(count=200, embed_dim=8, modality='image')
         """
-        provenance = Provenance.of(spec, modality)
+        provenance = Provenance.from_encoder(spec, modality)
         check_labels(groups)
         moments: Moments | None = None
         seen = 0
@@ -215,7 +215,7 @@ class ReferenceSet:
     @cached_property
     def sample(self) -> Sample:
         """Row sample: raw embeddings ``(k, D)``, k = min(N, ``max_samples``), their keys, groups and ids."""
-        return self.sketch.expanded(self.max_samples)
+        return self.sketch.repeat_copies(self.max_samples)
 
     @property
     def sample_ids(self) -> list[str] | None:

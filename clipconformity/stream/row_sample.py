@@ -42,7 +42,7 @@ class Sample(NamedTuple):
         """Rows over their norms, ``(k, D)`` float64."""
         return self.rows.double() / self.values[:, :1]
 
-    def smallest(self, size: int) -> Sample:
+    def keep_smallest(self, size: int) -> Sample:
         """Keep the ``size`` different rows of smallest key, in the order of their keys.
 
         Of equal rows the one of smallest id stands for all, so that it is the same whatever came first.
@@ -57,7 +57,7 @@ class Sample(NamedTuple):
         kept = Sample(*(part[first] for part in self))
         return kept._replace(copies=copies[:size])
 
-    def taken(self, last_key: int | None) -> Sample:
+    def copy_rows(self, last_key: int | None) -> Sample:
         """Copy the rows, in float32, but for those of a key beyond ``last_key``, where it is given."""
         if last_key is None:
             return self._replace(rows=self.rows.to(torch.float32, copy=True), groups=self.groups.clone())
@@ -70,7 +70,7 @@ class Sample(NamedTuple):
         good = self.keys != NO_KEY
         return self if bool(good.all()) else Sample(*(part[good] for part in self))
 
-    def expanded(self, size: int) -> Sample:
+    def repeat_copies(self, size: int) -> Sample:
         """Repeat each row as often as it came; where that gives more than ``size`` rows, in proportion."""
         total = int(self.copies.sum())
         if total <= size and total == len(self.keys):

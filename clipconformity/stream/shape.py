@@ -32,7 +32,7 @@ def shape_intervals(moments: Moments, values: dict[str, Tensor]) -> dict[str, Te
         values: The figures that the intervals are of.
     """
     sample = moments.good_sample()
-    rows = Rows.of(sample.rows, sample.groups if moments.grouped else None)
+    rows = Rows.center(sample.rows, sample.groups if moments.grouped else None)
     if len(rows.sizes) < MIN_GROUPS:
         return {}
     second = gram(rows.centered)
@@ -69,7 +69,7 @@ def _scale_to_population(moments: Moments, rows: Rows, second: Tensor) -> Traces
     every = plain_traces(moments.mean, moments.covariance)
     here = plain_traces(rows.mean, second / (count - 1))
     grouped = unbiased_traces(rows, second)
-    alone = grouped if len(rows.sizes) == count else unbiased_traces(rows.alone(), second)
+    alone = grouped if len(rows.sizes) == count else unbiased_traces(rows.ungroup(), second)
     mean_square, trace, trace_square, square_trace = (
         whole - share * (own - single) - (single - between)
         for whole, own, single, between in zip(every[:4], here[:4], alone[:4], grouped[:4], strict=True)

@@ -48,8 +48,8 @@ def push(
             )
         except Exception as error:  # of the client or the connection, of many kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
-            told = f"{address}: cannot be shared ({reason}); log in by `hf auth login` to write to it."
-            raise OSError(told) from error
+            message = f"{address}: cannot be shared ({reason}); log in by `hf auth login` to write to it."
+            raise OSError(message) from error
     return str(address._replace(revision=commit.oid))
 
 

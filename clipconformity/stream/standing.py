@@ -72,14 +72,14 @@ class Standing:
     contrast: Contrast
 
     @classmethod
-    def of(cls, stream: Stream) -> Standing:
+    def from_stream(cls, stream: Stream) -> Standing:
         """Read both sides out of a stream.
 
         Raises:
             ValueError: If there is no reference, or either side has too few samples.
         """
-        moments = stream.checked(min_samples=MIN_SAMPLES)
-        reference = stream.needed_reference("ConformityKL")
+        moments = stream.read_side(min_samples=MIN_SAMPLES)
+        reference = stream.require_reference("ConformityKL")
         if len(reference.conformities) < MIN_SAMPLES:
             raise ValueError(f"reference: expected at least {MIN_SAMPLES} samples, got {reference.count}.")
         contrast = stream.contrast("ConformityKL")
@@ -126,13 +126,11 @@ class Standing:
         check_level(confidence)
         check_resamples(resamples)
         check_clusters(self.parts)
-        draws = compute_plug_in(self.plan, *self._redrawn(resamples, make_generator(generator))).forward
+        draws = compute_plug_in(self.plan, *self._redraw(resamples, make_generator(generator))).forward
         low, high = basic_interval(self.plain.forward[0], sum(self.plan.biases), draws, confidence)
         return Interval(float(low), float(high))
 
-    def under_one_distribution(
-        self, quantile: float, resamples: int, generator: torch.Generator | None
-    ) -> NullDistribution:
+    def redraw_null(self, quantile: float, resamples: int, generator: torch.Generator | None) -> NullDistribution:
         """Floor of the divergence, and the test whether it is one distribution, from the same redraws."""
         check_level(quantile, "quantile")
         check_resamples(resamples)
@@ -142,9 +140,9 @@ class Standing:
         pooled = mine + theirs
         observed = anderson_darling(mine[None], theirs[None], pooled)
         p_value = tail_probability(observed, anderson_darling(redraws.evaluated, redraws.reference, pooled))
-        return NullDistribution(float(self._divergences_of(redraws).quantile(quantile)), p_value)
+        return NullDistribution(float(self._compute_divergences(redraws).quantile(quantile)), p_value)
 
-    def _divergences_of(self, redraws: Redraws) -> Tensor:
+    def _compute_divergences(self, redraws: Redraws) -> Tensor:
         """Bias-corrected divergences of redraws, ``(R,)``.
 
         The smoothing is settled on redraws, a part of them each: on the pooled histogram, which has less noise than
@@ -162,7 +160,7 @@ class Standing:
                 found.append(correct_bias(readout, compute_plug_in(readout, mine, theirs)).forward)
         return scale * torch.cat(found)
 
-    def _redrawn(self, resamples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _redraw(self, resamples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Histograms ``(R, CELLS + 2)`` of both sides, from redrawn buckets."""
         counts = self.buckets.sum(1), self.against.moments["count"]
         if self.contrast.overlap.shared_groups:

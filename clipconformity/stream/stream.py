@@ -106,7 +106,7 @@ class Stream:
         self._once: dict[Hashable, Any] = {}  # what read-outs found, likewise
 
     @classmethod
-    def against(
+    def open_against(
         cls,
         reference: ReferenceSet,
         needs: Needs,
@@ -159,7 +159,7 @@ class Stream:
                 self.ref_clip_scores.update(partners.ref_clip_scores(embeddings), bucket)
         return self.sides[side].update(embeddings, groups, ids, placed=placed)
 
-    def checked(self, side: str = EVALUATED, min_samples: int = 2) -> Moments:
+    def read_side(self, side: str = EVALUATED, min_samples: int = 2) -> Moments:
         """Give a side that can be read out.
 
         Raises:
@@ -173,11 +173,11 @@ class Stream:
         """Whether there is something to compare with, be it fit for that or not."""
         return self.reference is not None or (REAL in self.sides and self.sides[REAL].started)
 
-    def compared_with(self) -> ReferenceSet | None:
+    def get_reference(self) -> ReferenceSet | None:
         """Give the reference, else the one that the real rows make, else None."""
         if REAL in self.sides and self.sides[REAL].started:
             if self._real is None:
-                self._real = ReferenceSet.from_moments(self.checked(REAL), allow_normalized=self.allow_normalized)
+                self._real = ReferenceSet.from_moments(self.read_side(REAL), allow_normalized=self.allow_normalized)
             return self._real
         return self.reference
 
@@ -188,25 +188,25 @@ class Stream:
             ValueError: If there is nothing; ``name`` is who asks.
         """
         if self._contrast is None:
-            self._contrast = Contrast.of(self.checked(), self.needed_reference(name))
+            self._contrast = Contrast.build(self.read_side(), self.require_reference(name))
             if self._contrast.overlap.rows:
                 warnings.warn(self._contrast.overlap.notes()[0], OverlapWarning, stacklevel=2)
         return self._contrast
 
-    def needed_reference(self, name: str) -> ReferenceSet:
+    def require_reference(self, name: str) -> ReferenceSet:
         """Give what the samples are compared with.
 
         Raises:
             ValueError: If there is nothing; ``name`` is who asks.
         """
-        reference = self.compared_with()
+        reference = self.get_reference()
         if reference is None:
             raise ValueError(
                 f"{name}: there is no reference; give one at construction, or real rows by update(..., real=True)."
             )
         return reference
 
-    def once(self, key: Hashable, make: Callable[[], Value]) -> Value:
+    def cache(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """Make what a read-out asks for several times, and keep it until the next update."""
         if key not in self._once:
             self._once[key] = make()

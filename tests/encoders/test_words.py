@@ -35,14 +35,14 @@ def of_tokens(encode, unknown=None) -> BaseEncoder:
     """An encoder of which only the words are asked."""
 
     class Words(BaseEncoder):
-        preprocess_images = _project_image = _project_text = _preprocessing = None  # type: ignore[assignment]
+        preprocess_images = _project_image = _project_text = _describe_preprocessing = None  # type: ignore[assignment]
         spec = "words"
         _unknown_token = unknown  # type: ignore[assignment]
 
         def __init__(self):
             self._known_words = {}
 
-        def _word_tokens(self, words):
+        def _tokenise_words(self, words):
             return [encode(word) for word in words]
 
     return Words()

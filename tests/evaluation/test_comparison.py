@@ -61,7 +61,7 @@ def compared(reference, *rows, **labels):
 
 def left_out(rows, reference, figures=JUDGED, **labels) -> dict[str, LeftOut]:
     """What a run is compared by, by default in the two figures that are judged."""
-    stream = Stream.against(reference, Needs(conformity=True, rows=True, reference=True))
+    stream = Stream.open_against(reference, Needs(conformity=True, rows=True, reference=True))
     stream.update(rows, **labels)
     outs = [read_outs()[name] for name in ("conformity", "norm", "cosine_mmd")]
     found = {name: one for out in outs for name, one in out.left_out(stream).items()}

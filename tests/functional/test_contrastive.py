@@ -206,7 +206,7 @@ def test_intervals_of_the_loss_cover_its_expectation(generator):
     alphas, runs = [0.0, 0.3, 1.0], 100
 
     def losses(pairs: Pairs) -> torch.Tensor:
-        return torch.stack([nt_xent_at_once(*pairs.shifted(a, a), 20.0) for a in alphas])
+        return torch.stack([nt_xent_at_once(*pairs.shift(a, a), 20.0) for a in alphas])
 
     truth = torch.stack([losses(correlated(100, generator)) for _ in range(1000)]).mean(0)
     hits = torch.zeros(6)
@@ -252,9 +252,9 @@ def test_a_pair_that_is_left_out_moves_the_means_too(alpha, generator):
     for pair in range(200):
         kept = torch.arange(200) != pair
         rest = Pairs(pairs.image[kept], pairs.text[kept])
-        explicit.append(nt_xent_at_once(*rest.shifted(alpha, alpha), 20.0))
+        explicit.append(nt_xent_at_once(*rest.shift(alpha, alpha), 20.0))
     truth = torch.stack(explicit)
-    fixed = left_out_losses(*pairs.shifted(alpha, alpha), 20.0)
+    fixed = left_out_losses(*pairs.shift(alpha, alpha), 20.0)
     missed, without = ((truth - found).std() / truth.std() for found in (left_out_losses_at(pairs, alpha, 20.0), fixed))
     assert float(missed) < 0.01
     assert float(without) > 10 * float(missed)
@@ -305,7 +305,7 @@ def test_redrawn_conformities_equal_those_of_the_redrawn_rows(alpha, generator):
     pairs = correlated(30, generator)
     draws = _bootstrap(pairs, 3, generator)
     weights = count_draws(draws.chosen, draws.chosen.shape[1])
-    moved = _redraw_conformities(pairs.shifted(alpha, alpha).image, alpha * draws.moves.image, weights)
+    moved = _redraw_conformities(pairs.shift(alpha, alpha).image, alpha * draws.moves.image, weights)
     for chosen, values in zip(draws.chosen, moved, strict=True):
         u = unit(double(shift(pairs.image[chosen], alpha)))
         cosine = u @ u.T
@@ -317,7 +317,7 @@ def test_redrawn_conformities_equal_those_of_the_redrawn_rows(alpha, generator):
 
 def test_redrawn_divergences_are_those_of_the_redrawn_pairs(generator):
     pairs, alpha = correlated(40, generator), 0.8
-    shifted = pairs.shifted(alpha, alpha)
+    shifted = pairs.shift(alpha, alpha)
     compared = _compare(*(conformity(x) for x in shifted))
     draws = _bootstrap(pairs, 4, generator)
     histograms: list[list[torch.Tensor]] = [[], []]
@@ -333,7 +333,7 @@ def test_redrawn_divergences_are_those_of_the_redrawn_pairs(generator):
 def test_draws_in_parts_are_those_at_once(generator, monkeypatch):
     """Seven draws of 40 pairs, three at a time."""
     pairs, found = correlated(40, generator), []
-    shifted = pairs.shifted(0.5, 0.5)
+    shifted = pairs.shift(0.5, 0.5)
     compared = _compare(*(conformity(x) for x in shifted))
     for entries in (2**21, 130):
         monkeypatch.setattr("clipconformity.functional.sweep.CHUNK_ENTRIES", entries)

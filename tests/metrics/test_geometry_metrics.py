@@ -243,7 +243,7 @@ def test_few_rows_of_many_are_corrected_as_many(generator):
 
 def test_the_estimate_of_a_population_is_that_of_the_function_where_all_rows_are_kept(generator):
     rows, group = ellipsoid_rows(60, DIM, generator), torch.arange(60).square() % 17
-    given = Rows.of(rows, group)
+    given = Rows.center(rows, group)
     known = unbiased_traces(given, given.centered.T @ given.centered)
     found = shape_of(rows, group)["population_participation_ratio"]
     assert found == pytest.approx(float(known.participation_ratio), rel=1e-5)

@@ -115,7 +115,7 @@ def test_a_run_without_intervals_is_drawn(row):
     assert alone["one group"].kl_interval is None
     for scores in (alone, alone | {"other": scored("image")}):
         runs = Panel(reference("image"), scores)
-        if all(map(runs.has, row.needs)):
+        if all(map(runs.has_figure, row.needs)):
             axes(row, runs)
             assert "None" not in row.alt(runs)
 

@@ -19,7 +19,7 @@ NEEDS = Needs(conformity=True, rows=True, reference=True)
 
 
 def contrast(rows, reference, groups=None, ids=None):
-    stream = Stream.against(reference, NEEDS)
+    stream = Stream.open_against(reference, NEEDS)
     stream.update(rows, groups=groups, ids=ids)
     return stream.contrast("test")
 

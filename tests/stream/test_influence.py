@@ -40,7 +40,7 @@ def jackknifed(figure, mine: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def streamed(rows, reference, **options) -> Stream:
-    stream = Stream.against(reference, NEEDS, **options)
+    stream = Stream.open_against(reference, NEEDS, **options)
     stream.update(rows, ids=range(len(rows)))
     return stream
 

@@ -25,7 +25,7 @@ NEEDS = Needs(rows=True, unit_second_moment=True, reference=True)
 
 def contrasted(rows, others, groups=None, other_groups=None, ids=None, other_ids=None, max_samples=10_000) -> Contrast:
     reference = ReferenceSet.fit(others, groups=other_groups, ids=other_ids, max_samples=max_samples)
-    stream = Stream.against(reference, NEEDS, max_samples=max_samples)
+    stream = Stream.open_against(reference, NEEDS, max_samples=max_samples)
     stream.update(rows, groups=groups, ids=ids)
     return stream.contrast("test")
 
@@ -70,7 +70,7 @@ def test_with_groups_the_pairs_are_of_different_ones(shared, generator):
 
 
 def stream_of(contrast: Contrast) -> Stream:
-    stream = Stream.against(contrast.reference, NEEDS)
+    stream = Stream.open_against(contrast.reference, NEEDS)
     stream.sides["evaluated"] = contrast.evaluated
     return stream
 

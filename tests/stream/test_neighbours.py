@@ -32,7 +32,7 @@ def names(count: int, what: str = "row") -> list[str]:
 
 
 def read(one, rows, reference, groups=None, max_samples=10_000, size=64):
-    stream = Stream.against(reference, one.needs, max_samples=max_samples)
+    stream = Stream.open_against(reference, one.needs, max_samples=max_samples)
     for part in torch.arange(len(rows)).split(size):
         own = None if groups is None else groups[part]
         stream.update(rows[part], groups=own, ids=[f"row {n}" for n in part.tolist()])
@@ -250,7 +250,7 @@ def test_the_mean_without_a_bucket_is_that_without_its_rows(copied, own):
     rows, reference = copied
     stream = read(NearestReadOut(), rows, fit(reference))
     mine, theirs = stream.evaluated.good_sample(), stream.reference.sample
-    found = Closest.of(mine, None if own else theirs)
+    found = Closest.find(mine, None if own else theirs)
     buckets = (found.buckets[0], found.buckets[0] if own else torch.as_tensor(stream.reference.buckets))
     u, w = unit(double(mine.rows)), unit(double(mine.rows if own else theirs.rows))
     cosine = u @ w.T
@@ -276,7 +276,7 @@ def test_a_bucket_goes_with_a_row_and_its_nearest(own, generator):
         ).sample
         for _ in range(1 if own else 2)
     ]
-    found = Closest.of(*sides)
+    found = Closest.find(*sides)
     buckets = found.buckets[0], assign_buckets(sides[-1].groups)
     assert (found.buckets[0] == found.buckets[1]).double().mean() > 0.9
     cosine = torch.from_numpy(unit(double(sides[0].rows)) @ unit(double(sides[-1].rows)).T)
@@ -301,14 +301,14 @@ def test_fewer_rows_than_are_looked_at_are_enough(generator):
     assert len(sample.keys) < CANDIDATES + 1
     cosine = unit(double(sample.rows)) @ unit(double(sample.rows)).T
     np.fill_diagonal(cosine, -1)
-    np.testing.assert_allclose(Closest.of(sample).cosine, cosine.max(1), atol=1e-6)
-    np.testing.assert_allclose(Closest.of(sample, sample).cosine, 1, atol=1e-6)
+    np.testing.assert_allclose(Closest.find(sample).cosine, cosine.max(1), atol=1e-6)
+    np.testing.assert_allclose(Closest.find(sample, sample).cosine, 1, atol=1e-6)
 
 
 def test_where_only_the_own_group_is_near_the_farthest_that_was_looked_at_stands_for_others(generator):
     rows = torch.randn(1, DIM, generator=generator) + 0.01 * torch.randn(30, DIM, generator=generator)
     sample = fit(rows, groups=torch.arange(30) // 29).sample
-    found = Closest.of(sample, grouped=True)
+    found = Closest.find(sample, grouped=True)
     cosine = unit(double(sample.rows)) @ unit(double(sample.rows)).T
     np.fill_diagonal(cosine, -1)
     many = (sample.groups == sample.groups.mode().values).numpy()
@@ -385,9 +385,9 @@ def test_the_interval_of_authenticity_holds_what_sets_of_these_sizes_have_on_ave
     for _ in range(60):
         rows, others = ellipsoid_rows(120, DIM, source, offset=1.1), ellipsoid_rows(240, DIM, source)
         rows[:copies] = others[:copies] * 1.001
-        found = Copies.of(cc.ReferenceSet.fit(rows).sample, cc.ReferenceSet.fit(others).sample, (False, False))
-        values.append(found.authentic())
-        ends.append(torch.tensor(found.authentic_intervals()))
+        found = Copies.find(cc.ReferenceSet.fit(rows).sample, cc.ReferenceSet.fit(others).sample, (False, False))
+        values.append(found.compute_authentic())
+        ends.append(torch.tensor(found.compute_authentic_intervals()))
     value, interval = torch.stack(values), torch.stack(ends)
     mean = value.mean(0)
     held = ((interval[..., 0] <= mean) & (mean <= interval[..., 1])).double().mean(0)
@@ -401,17 +401,17 @@ def test_groups_widen_the_interval_of_authenticity(generator):
     reference = cc.ReferenceSet.fit(ellipsoid_rows(300, DIM, generator)).sample
     widths = []
     for groups in (torch.arange(60).repeat_interleave(5), None):
-        interval = Copies.of(cc.ReferenceSet.fit(rows, groups=groups).sample, reference, (False, False))
-        low, high = interval.authentic_intervals()[0]
+        interval = Copies.find(cc.ReferenceSet.fit(rows, groups=groups).sample, reference, (False, False))
+        low, high = interval.compute_authentic_intervals()[0]
         widths.append(high - low)
     assert widths[0] > 1.2 * widths[1]
 
 
 def test_too_few_rows_have_an_authenticity_without_an_interval(generator):
     rows, others = ellipsoid_rows(20, DIM, generator), ellipsoid_rows(90, DIM, generator)
-    found = Copies.of(cc.ReferenceSet.fit(rows).sample, cc.ReferenceSet.fit(others).sample, (False, False))
-    assert bool(found.authentic().isfinite().all())
-    assert all(math.isnan(end) for interval in found.authentic_intervals() for end in interval)
+    found = Copies.find(cc.ReferenceSet.fit(rows).sample, cc.ReferenceSet.fit(others).sample, (False, False))
+    assert bool(found.compute_authentic().isfinite().all())
+    assert all(math.isnan(end) for interval in found.compute_authentic_intervals() for end in interval)
 
 
 def test_rows_and_groups_that_intervals_need_are_told(generator):

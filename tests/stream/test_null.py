@@ -30,7 +30,7 @@ def drawn(groups: int, per_group: int, generator: torch.Generator, shift: float 
 
 
 def compared(rows, reference, groups=None):
-    stream = Stream.against(reference, NEEDS)
+    stream = Stream.open_against(reference, NEEDS)
     stream.update(rows, groups=groups)
     return stream.contrast("test")
 

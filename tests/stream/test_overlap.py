@@ -18,7 +18,7 @@ NEEDS = Needs(conformity=True, rows=True, reference=True)
 
 
 def compared(rows, reference, groups=None, ids=None) -> Stream:
-    stream = Stream.against(reference, NEEDS)
+    stream = Stream.open_against(reference, NEEDS)
     stream.update(rows, groups=groups, ids=ids)
     return stream
 

@@ -492,7 +492,7 @@ def test_a_file_of_format_2_serves_all_but_what_needs_the_unit_second_moment(tmp
     new = ReferenceSet.fit(rows, groups=torch.arange(9) // 3, spec="tiny", modality="image")
     cc.Conformity(old).update(rows)
     with pytest.raises(ValueError, match="its file is of format 2, .* build it again with `clipconformity reference`"):
-        Stream.against(old, Needs(unit_second_moment=True))
+        Stream.open_against(old, Needs(unit_second_moment=True))
     for merged in (old.merge(new), new.merge(old)):
         merged.save(tmp_path / "r.safetensors")
         found = ReferenceSet.load(tmp_path / "r.safetensors")

@@ -27,7 +27,7 @@ DIM = 6
 def figures(name: str, rows, others, groups=None, other_groups=None, max_samples=10_000) -> dict[str, float]:
     one = read_outs()[name]
     reference = ReferenceSet.fit(others, groups=other_groups, max_samples=max_samples)
-    stream = Stream.against(reference, one.needs, max_samples=max_samples)
+    stream = Stream.open_against(reference, one.needs, max_samples=max_samples)
     stream.update(rows, groups=groups)
     return {key: float(value) for key, value in one.figures(stream, resamples=10).items()}
 
@@ -70,7 +70,7 @@ def test_the_metric_of_any_order_equals_the_function(order, generator):
 @pytest.mark.parametrize("order", [0.0, math.inf])
 def test_orders_that_are_not_smooth_have_no_interval(order, generator):
     one = VendiReadOut(order)
-    stream = Stream.against(ReferenceSet.fit(ellipsoid_rows(90, DIM, generator)), one.needs)
+    stream = Stream.open_against(ReferenceSet.fit(ellipsoid_rows(90, DIM, generator)), one.needs)
     stream.update(ellipsoid_rows(90, DIM, generator))
     found = one.figures(stream, resamples=10)
     assert all(math.isnan(float(found[f"vendi_{end}"])) for end in ("low", "high"))
@@ -128,7 +128,7 @@ def test_repeats_of_one_row_have_one_effective_sample_and_no_figure_is_infinite(
 
 
 def vendi_of(order: float, rows, others) -> dict[str, float]:
-    stream = Stream.against(ReferenceSet.fit(others), VendiReadOut(order).needs)
+    stream = Stream.open_against(ReferenceSet.fit(others), VendiReadOut(order).needs)
     stream.update(rows)
     return {key: float(value) for key, value in VendiReadOut(order).figures(stream, resamples=10).items()}
 
@@ -191,7 +191,7 @@ def test_the_extrapolation_is_the_line_that_numpy_fits(generator, monkeypatch):
 @pytest.mark.parametrize("value", [5.0, 0.1])
 def test_the_interval_of_the_extrapolation_knows_of_the_error_of_its_line(value, generator, monkeypatch):
     told = torch.tensor(value).double(), torch.tensor(0.7).double()
-    monkeypatch.setattr("clipconformity.stream.readouts.frechet.at_infinite_n", lambda *_: told)
+    monkeypatch.setattr("clipconformity.stream.readouts.frechet.extrapolate_to_infinite_n", lambda *_: told)
     found = figures("frechet", *gaussians(90, 300, generator, 1.2))
     half = math.hypot((found["frechet_high"] - found["frechet_low"]) / 2, 1.96 * 0.7)
     assert found["frechet_low"] > 0
@@ -224,7 +224,7 @@ def test_the_rows_that_an_extrapolation_needs_are_told(generator):
     told = []
     for size in (20, 64):
         rows, others = gaussians(size, 500, generator, 1.0)
-        stream = Stream.against(ReferenceSet.fit(others), one.needs)
+        stream = Stream.open_against(ReferenceSet.fit(others), one.needs)
         stream.update(rows)
         told.append(one.notes(stream))
     assert told == [["frechet_infinite_n needs at least 64 rows of either side at 16 dimensions; there are 20."], []]
@@ -315,7 +315,7 @@ def test_no_figure_depends_on_order_batches_or_parts(name, size, generator):
     def figures_of(reference, batches) -> dict[str, float]:
         streams = []
         for indices in batches:
-            streams.append(Stream.against(reference, one.needs, max_samples=size))
+            streams.append(Stream.open_against(reference, one.needs, max_samples=size))
             for index in indices:
                 streams[-1].update(rows[index], groups=groups[index])
         first, *further = streams

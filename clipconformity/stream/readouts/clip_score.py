@@ -26,18 +26,18 @@ class CLIPScoreReadOut(ReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the mean, exact, and its standard error."""
-        return self.of(self.sums(stream))
+        return self.read_sums(self.sum_scores(stream))
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
         """Give the mean."""
-        whole, left, count = (part.cpu() for part in self.sums(stream).without())
-        return {self.name: LeftOut(Without.of_one_side(whole, left), (count,))}
+        whole, left, count = (part.cpu() for part in self.sum_scores(stream).leave_out_buckets())
+        return {self.name: LeftOut(Without.from_one_side(whole, left), (count,))}
 
-    def sums(self, stream: Stream) -> MeanScore:
+    def sum_scores(self, stream: Stream) -> MeanScore:
         """Give what is read."""
         return stream.clip_scores
 
-    def of(self, scores: MeanScore) -> dict[str, Tensor]:
+    def read_sums(self, scores: MeanScore) -> dict[str, Tensor]:
         """Read the fields out of sums."""
         found = scores.estimate()
         return {self.name: found.value, f"{self.name}_se": found.error}
@@ -59,7 +59,7 @@ class RefCLIPScoreReadOut(CLIPScoreReadOut):
         Field("ref_clip_score_se", "standard error of the RefCLIPScore"),
     )
 
-    def sums(self, stream: Stream) -> MeanScore:
+    def sum_scores(self, stream: Stream) -> MeanScore:
         """Give what is read."""
         return stream.ref_clip_scores
 

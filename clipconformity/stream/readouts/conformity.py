@@ -44,9 +44,9 @@ class ConformityReadOut(ReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the fields; without a reference conformity is taken inside the own set."""
-        moments = stream.checked()
+        moments = stream.read_side()
         own = own_pairs(moments)
-        if stream.compared_with() is None:
+        if stream.get_reference() is None:
             values = own_set_values(moments)
             result = {"conformity_mean": own.value, "conformity_std": values.std(), "conformity_se": own.error}
             compared = {}
@@ -74,7 +74,7 @@ class ConformityReadOut(ReadOut):
 
     def notes(self, stream: Stream) -> list[str]:
         """Say what the samples share with the reference."""
-        return [] if stream.compared_with() is None else stream.contrast(self.name).notes(stream.of_one_kind)
+        return [] if stream.get_reference() is None else stream.contrast(self.name).notes(stream.of_one_kind)
 
 
 def _compare(contrast: Contrast) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ class SelfConformityReadOut(ReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the mean pairwise cosine, exact, and its standard error."""
-        own = own_pairs(stream.checked())
+        own = own_pairs(stream.read_side())
         return {"self_conformity_mean": own.value, "self_conformity_se": own.error}
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
@@ -105,8 +105,8 @@ class SelfConformityReadOut(ReadOut):
 
 
 def _own_left_out(stream: Stream) -> dict[str, LeftOut]:
-    moments = stream.checked().cpu()
-    return {"self_conformity_mean": LeftOut(Without.of_one_side(*own_pairs_without(moments)), (moments["count"],))}
+    moments = stream.read_side().cpu()
+    return {"self_conformity_mean": LeftOut(Without.from_one_side(*own_pairs_without(moments)), (moments["count"],))}
 
 
 def own_set_values(moments: Moments) -> Tensor:
@@ -119,8 +119,8 @@ def histogram(stream: Stream) -> tuple[Tensor, Grid]:
 
     They are anchored on the reference; without one on the set's own conformities, and the row sample is counted.
     """
-    if stream.compared_with() is None:
-        values = own_set_values(stream.checked())
+    if stream.get_reference() is None:
+        values = own_set_values(stream.read_side())
         grid = make_grid(values)
         return grid.counts(values), grid
     contrast = stream.contrast("Conformity")

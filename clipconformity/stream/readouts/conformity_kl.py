@@ -34,22 +34,22 @@ class ConformityKLReadOut(ReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the bias-corrected divergence; warn where it is only a lower bound."""
-        return _get_value(Standing.of(stream))
+        return _get_value(Standing.from_stream(stream))
 
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Give the reverse divergence, the interval, the noise floor and the p-value."""
-        return _compute_uncertainty(Standing.of(stream), resamples, generator)
+        return _compute_uncertainty(Standing.from_stream(stream), resamples, generator)
 
     def figures(self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Give all fields; the densities are fitted once for them."""
-        standing = Standing.of(stream)
+        standing = Standing.from_stream(stream)
         return _get_value(standing) | _compute_uncertainty(standing, resamples, generator)
 
     def notes(self, stream: Stream) -> list[str]:
         """Say where the tails may be heavier than the fitted densities."""
-        return [HEAVY_TAILS_NOTE] if Standing.of(stream).heavy_tails else []
+        return [HEAVY_TAILS_NOTE] if Standing.from_stream(stream).heavy_tails else []
 
 
 def _get_value(standing: Standing) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ def _compute_uncertainty(standing: Standing, resamples: int, generator: torch.Ge
     found = dict.fromkeys(("kl_low", "kl_high", "noise_floor", "p_value"), float("nan"))
     if standing.parts > 1:  # one group alone says nothing of what another would give
         found["kl_low"], found["kl_high"] = standing.interval(0.95, resamples, generator)
-        found["noise_floor"], found["p_value"] = standing.under_one_distribution(0.95, resamples, generator)
+        found["noise_floor"], found["p_value"] = standing.redraw_null(0.95, resamples, generator)
     tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
     tensors["reverse_kl"] = standing.divergences().reverse
     return tensors | {"kl_is_lower_bound": torch.tensor(standing.is_lower_bound)}

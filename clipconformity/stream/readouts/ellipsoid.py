@@ -55,7 +55,7 @@ class EllipsoidReadOut(ReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the figures; what cannot be had, such as a tilt in one dimension, is left out."""
-        moments = stream.checked(min_samples=self.min_samples)
+        moments = stream.read_side(min_samples=self.min_samples)
         rows, covariance = moments.good_sample().rows.double(), moments.covariance
         if not float(covariance.trace()) > 1e-12 * float(moments.mean.square().sum()):
             raise ValueError("embeddings: expected samples that differ, got equal ones; check what was encoded.")
@@ -73,7 +73,7 @@ class EllipsoidReadOut(ReadOut):
 
     def notes(self, stream: Stream) -> list[str]:
         """Say where there are too few rows for the condition of the spectrum."""
-        moments = stream.checked(min_samples=self.min_samples)
+        moments = stream.read_side(min_samples=self.min_samples)
         dim, count = len(moments.mean), int(moments.total)
         if count > dim:
             return []
@@ -90,4 +90,4 @@ def _compute_condition(moments: Moments, covariance: Tensor) -> Tensor:
 
 def spectrum(stream: Stream) -> Tensor:
     """Eigenvalues of the sample covariance, descending, ``(D,)`` float64."""
-    return torch.linalg.eigvalsh(stream.checked().covariance).flip(0).clamp_min(0)
+    return torch.linalg.eigvalsh(stream.read_side().covariance).flip(0).clamp_min(0)

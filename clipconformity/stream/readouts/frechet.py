@@ -44,8 +44,8 @@ class FrechetReadOut(ReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the distance, exact whatever the number of rows."""
-        moments = stream.checked()
-        reference = stream.needed_reference(NAME)
+        moments = stream.read_side()
+        reference = stream.require_reference(NAME)
         other = (reference.mean.to(moments.mean), reference.covariance.to(moments.mean))
         return {"frechet": gaussian_distance(moments.mean, moments.covariance, *other)}
 
@@ -62,12 +62,12 @@ class FrechetReadOut(ReadOut):
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
         """Give the distance, from what each row adds."""
-        return {"frechet": influence_without(self.read(stream)["frechet"].cpu(), *self._influences(stream))}
+        return {"frechet": influence_without(self.read(stream)["frechet"].cpu(), *self._compute_influences(stream))}
 
     def notes(self, stream: Stream) -> list[str]:
         """Say where there are too few rows to extrapolate from."""
-        reference, dim = stream.needed_reference(NAME), stream.evaluated.layout.dim
-        size = min(len(stream.checked().good_sample().keys), len(reference.sample.keys))
+        reference, dim = stream.require_reference(NAME), stream.evaluated.layout.dim
+        size = min(len(stream.read_side().good_sample().keys), len(reference.sample.keys))
         least = min_rows(dim)
         if size >= least:
             return []
@@ -76,13 +76,13 @@ class FrechetReadOut(ReadOut):
         ]
 
     def _uncertainty(self, stream: Stream, value: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        moments, reference = stream.checked().cpu(), stream.needed_reference(NAME)
+        moments, reference = stream.read_side().cpu(), stream.require_reference(NAME)
         sample, theirs = moments.good_sample(), reference.sample
         size, equal = compute_at_equal_n(sample, theirs, generator)
         found = {"frechet_n": torch.tensor(float(size)), "frechet_equal_n": equal}
         found["frechet_infinite_n"], line_error = extrapolate_to_infinite_n(sample, theirs, size, equal, generator)
         found["frechet_noise_floor"] = compute_noise_floor((sample, moments), (theirs, reference.moments), generator)
-        estimate = estimate_by_influence(value.cpu(), *self._influences(stream))
+        estimate = estimate_by_influence(value.cpu(), *self._compute_influences(stream))
         half = torch.tensor(estimate.half_width(), dtype=torch.float64)
         halves = {"frechet": half, "frechet_infinite_n": torch.hypot(half, 1.96 * line_error)}
         for name, width in halves.items():
@@ -90,9 +90,9 @@ class FrechetReadOut(ReadOut):
             found |= name_ends(name, (float((center - width).clamp_min(0)), float((center + width).clamp_min(0))))
         return found
 
-    def _influences(self, stream: Stream) -> list[tuple[Tensor, Sample, Moments]]:
+    def _compute_influences(self, stream: Stream) -> list[tuple[Tensor, Sample, Moments]]:
         """What each sampled row of either side moves the distance by."""
-        moments, reference = stream.checked().cpu(), stream.needed_reference(NAME)
+        moments, reference = stream.read_side().cpu(), stream.require_reference(NAME)
         mine, theirs = (moments.mean, moments.covariance), (reference.mean, reference.covariance)
         sample, others = moments.good_sample(), reference.sample
         return [

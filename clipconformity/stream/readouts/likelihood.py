@@ -44,10 +44,10 @@ class LikelihoodReadOut(ReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the figures; means are exact."""
-        reference = stream.needed_reference("GaussianLikelihood")
+        reference = stream.require_reference("GaussianLikelihood")
         shrinkage = oas_shrinkage(reference.covariance, reference.count)
         gaussian = check_gaussian(reference.mean, reference.covariance, shrinkage, symmetric=False)
-        own, sampled = compute_under(gaussian, stream.checked())
+        own, sampled = compute_under(gaussian, stream.read_side())
         held_out = held_out_likelihoods(reference)
         shift = (own["log_likelihood_mean"] - held_out.mean()) / held_out.std()
         interval = _shift_estimate(stream, reference, shift, sampled, held_out).interval()
@@ -86,7 +86,7 @@ def _shift_estimate(
     stream: Stream, reference: ReferenceSet, shift: Tensor, sampled: Tensor, held_out: Tensor
 ) -> Estimate:
     """Estimate the shift with the reference's Gaussian as it is: both sides are off by its errors alike."""
-    moments, spread = stream.checked(), held_out.std()
+    moments, spread = stream.read_side(), held_out.std()
     z = (held_out - held_out.mean()) / spread
     return estimate_by_influence(
         shift,
@@ -99,7 +99,7 @@ def sampled_likelihoods(stream: Stream, reference: ReferenceSet) -> Tensor:
     """Log-likelihood of each sampled row under the reference's shrunk Gaussian, ``(k,)``."""
     shrinkage = oas_shrinkage(reference.covariance, reference.count)
     return compute_under(
-        check_gaussian(reference.mean, reference.covariance, shrinkage, symmetric=False), stream.checked()
+        check_gaussian(reference.mean, reference.covariance, shrinkage, symmetric=False), stream.read_side()
     )[1]
 
 

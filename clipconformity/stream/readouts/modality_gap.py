@@ -64,7 +64,7 @@ def read(stream: Stream, matched_sum: Tensor) -> dict[str, Tensor]:
     Raises:
         ValueError: If there are too few pairs, or some rows are bad.
     """
-    image, text = (stream.checked(side, min_samples=MIN_SAMPLES) for side in (IMAGE, TEXT))
+    image, text = (stream.read_side(side, min_samples=MIN_SAMPLES) for side in (IMAGE, TEXT))
     apart = image["unit_sum"] - text["unit_sum"]  # (G, D): a pair is in one bucket
     count, total = image["count"], image.total
     gap = torch.linalg.vector_norm(apart.sum(0)) / total

@@ -47,33 +47,35 @@ class NearestReadOut(ReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the figures; the intervals of all but authenticity leave buckets of rows out of both sides."""
-        found = self.copies(stream)
+        found = self.find_copies(stream)
         figures: dict[str, Tensor] = {}
-        for (name, *_), (estimate, interval) in zip(FIGURES, found.near() + found.shares(), strict=True):
+        for (name, *_), (estimate, interval) in zip(
+            FIGURES, found.mean_nearest() + found.compute_shares(), strict=True
+        ):
             figures |= {name: estimate.value} | name_ends(name, interval)
-        return figures | {name: value for (name, _), value in zip(AUTHENTIC, found.authentic(), strict=True)}
+        return figures | {name: value for (name, _), value in zip(AUTHENTIC, found.compute_authentic(), strict=True)}
 
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Give the intervals of authenticity, by the parts that both sides are split into; nothing is drawn."""
         found: dict[str, Tensor] = {}
-        for (name, _), interval in zip(AUTHENTIC, self.copies(stream).authentic_intervals(), strict=True):
+        for (name, _), interval in zip(AUTHENTIC, self.find_copies(stream).compute_authentic_intervals(), strict=True):
             found |= name_ends(name, interval)
         return found
 
-    def copies(self, stream: Stream) -> Copies:
+    def find_copies(self, stream: Stream) -> Copies:
         """Find the nearest rows of the row samples; with groups on both sides those of other groups."""
-        moments, reference = stream.checked(), stream.needed_reference(self.name)
+        moments, reference = stream.read_side(), stream.require_reference(self.name)
 
         def make() -> Copies:
-            return Copies.of(moments.good_sample().cpu(), reference.sample, (moments.grouped, reference.grouped))
+            return Copies.find(moments.good_sample().cpu(), reference.sample, (moments.grouped, reference.grouped))
 
-        return stream.once(self.name, make)
+        return stream.cache(self.name, make)
 
     def notes(self, stream: Stream) -> list[str]:
         """Say where copies were looked for, unless that is everywhere, and what is missing for intervals."""
-        reference, missing = stream.needed_reference(self.name), self.copies(stream).notes()
+        reference, missing = stream.require_reference(self.name), self.find_copies(stream).notes()
         kept, count = len(reference.sample.keys), reference.count
         if kept == count:
             return missing
@@ -82,12 +84,12 @@ class NearestReadOut(ReadOut):
 
     def details(self, stream: Stream) -> dict[str, Any]:
         """Name the reference rows that most samples copy, and the samples that are repeated most."""
-        found, names = self.copies(stream), stream.evaluated.names
+        found, names = self.find_copies(stream), stream.evaluated.names
         return {
             "threshold": DUPLICATE,
             "looked_at": {"samples": len(found.evaluated.keys), "reference": len(found.reference.keys)},
-            "copied": found.copied(names, stream.needed_reference(self.name).moments.names),
-            "repeated": found.repeated(names),
+            "copied": found.count_copied(names, stream.require_reference(self.name).moments.names),
+            "repeated": found.count_repeated(names),
         }
 
     def columns(self, batch: Batch, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:

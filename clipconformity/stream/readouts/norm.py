@@ -38,7 +38,7 @@ class NormReadOut(ReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give mean, standard deviation and error, exact, and the rest from the row sample."""
-        moments = stream.checked()
+        moments = stream.read_side()
         total = moments.total
         first, second = moments["norm_sum"].sum(), moments["norm_square_sum"].sum()
         norms, centered = compute_sampled_norms(moments)
@@ -57,10 +57,10 @@ class NormReadOut(ReadOut):
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
         """Give the mean norm."""
-        moments = stream.checked().cpu()
+        moments = stream.read_side().cpu()
         sums, count = moments["norm_sum"], moments["count"]
         left = (sums.sum() - sums) / (count.sum() - count)
-        return {"norm_mean": LeftOut(Without.of_one_side(sums.sum() / count.sum(), left), (count,))}
+        return {"norm_mean": LeftOut(Without.from_one_side(sums.sum() / count.sum(), left), (count,))}
 
 
 def compute_sampled_norms(moments: Moments) -> tuple[Tensor, Tensor]:

@@ -44,40 +44,40 @@ class PRDCReadOut(ReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the four figures of the row samples of both sides."""
-        return {name: value for (name, _), value in zip(FIGURES, self.neighbourhood(stream).values, strict=True)}
+        return {name: value for (name, _), value in zip(FIGURES, self.find_neighbourhood(stream).values, strict=True)}
 
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Give the intervals, by the parts that both sides are split into; nothing is drawn."""
         found: dict[str, Tensor] = {}
-        for (name, _), interval in zip(FIGURES, self.neighbourhood(stream).intervals, strict=True):
+        for (name, _), interval in zip(FIGURES, self.find_neighbourhood(stream).intervals, strict=True):
             found |= name_ends(name, interval)
         return found
 
-    def neighbourhood(self, stream: Stream) -> Neighbourhood:
+    def find_neighbourhood(self, stream: Stream) -> Neighbourhood:
         """Put the row samples of both sides beside each other.
 
         Raises:
             ValueError: If there are too few rows, or no reference.
         """
-        moments, reference = stream.checked(), stream.needed_reference("PRDC")
+        moments, reference = stream.read_side(), stream.require_reference("PRDC")
 
         def make() -> Neighbourhood:
             return Neighbourhood(moments.good_sample().cpu(), reference.sample, self.k)
 
-        return stream.once(("prdc", self.k), make)
+        return stream.cache(("prdc", self.k), make)
 
     def notes(self, stream: Stream) -> list[str]:
         """Say what the numbers of rows do."""
-        return self.neighbourhood(stream).notes()
+        return self.find_neighbourhood(stream).notes()
 
     def details(self, stream: Stream) -> dict[str, Any]:
         """Name the samples that lie in no ball of the reference, and the reference's whose ball holds no sample."""
-        found = self.neighbourhood(stream)
+        found = self.find_neighbourhood(stream)
         sides = {
             "off_manifold": (found.off_manifold(stream.evaluated.names), found.evaluated),
-            "uncovered": (found.uncovered(stream.needed_reference("PRDC").moments.names), found.reference),
+            "uncovered": (found.uncovered(stream.require_reference("PRDC").moments.names), found.reference),
         }
         return {
             key: {"count": count, "of": len(side.keys), "ids": names[:MAX_SHOWN]}

@@ -53,16 +53,16 @@ class VendiReadOut(ReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Give the values, exact whatever the number of rows."""
-        moments = stream.checked()
-        found = dict(zip(("vendi", "rke"), self._values(moments), strict=True))
+        moments = stream.read_side()
+        found = dict(zip(("vendi", "rke"), self._compute_values(moments), strict=True))
         squares = own_squares(moments.good_sample().cpu(), moments)
         found["rke_unbiased"] = torch.where(squares > 0, 1 / squares, math.nan)
-        reference = stream.compared_with()
+        reference = stream.get_reference()
         if reference is not None:
-            found |= zip(("reference_vendi", "reference_rke"), self._values(reference.moments), strict=True)
+            found |= zip(("reference_vendi", "reference_rke"), self._compute_values(reference.moments), strict=True)
         return found
 
-    def _values(self, moments: Moments) -> tuple[Tensor, Tensor]:
+    def _compute_values(self, moments: Moments) -> tuple[Tensor, Tensor]:
         """Vendi score of this order, and RKE."""
         matrix = moments.unit_second_moment.cpu()
         return effective_rank(torch.linalg.eigvalsh(matrix), self.order), 1 / matrix.square().sum()
@@ -71,11 +71,11 @@ class VendiReadOut(ReadOut):
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Give intervals, from what each row adds, and both sides at the same number of rows, by seeded subsamples."""
-        moments, reference = stream.checked(), stream.compared_with()
+        moments, reference = stream.read_side(), stream.get_reference()
         values, sides = self.read(stream), [(moments.good_sample().cpu(), moments)]
-        found = self._ends("vendi", values["vendi"], sides[:1], self.order)
+        found = self._compute_ends("vendi", values["vendi"], sides[:1], self.order)
         for name in ("rke", "rke_unbiased"):
-            found |= self._ends(name, values[name], sides[:1], 2.0)
+            found |= self._compute_ends(name, values[name], sides[:1], 2.0)
         if reference is None:
             return found
         sides.append((reference.sample, reference.moments))
@@ -86,11 +86,11 @@ class VendiReadOut(ReadOut):
         ]
         keys = ("vendi_n", "vendi_equal_n", "reference_vendi_equal_n", "vendi_ratio")
         found |= zip(keys, (torch.tensor(float(size)), *equal, equal[0] / equal[1]), strict=True)
-        return found | self._ends("vendi_ratio", equal[0] / equal[1], sides, self.order)
+        return found | self._compute_ends("vendi_ratio", equal[0] / equal[1], sides, self.order)
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
         """Give the logarithms of what each row adds to; of the Vendi score where its order has an interval."""
-        moments, values = stream.checked(), self.read(stream)
+        moments, values = stream.read_side(), self.read(stream)
         side, found = (moments.good_sample().cpu(), moments), {}
         for name, order in (("vendi", self.order), ("rke", 2.0), ("rke_unbiased", 2.0)):
             if 0 < order < math.inf:
@@ -99,7 +99,7 @@ class VendiReadOut(ReadOut):
         return found
 
     @staticmethod
-    def _ends(name: str, value: Tensor, sides: list[Side], order: float) -> dict[str, Tensor]:
+    def _compute_ends(name: str, value: Tensor, sides: list[Side], order: float) -> dict[str, Tensor]:
         """Ends of the interval of a value, or of a ratio of two, on the log scale."""
         ends = Interval(math.nan, math.nan)
         if 0 < order < math.inf:

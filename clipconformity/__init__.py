@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _is_public(name: str) -> bool:
-    """Whether a name may be one of ours: the metrics are classes, and asking for them loads torchmetrics."""
+    """Whether a name may be public here: the metrics are classes, and importing them loads torchmetrics."""
     return name in _HOMES or name[:1].isupper()
 
 

@@ -19,7 +19,7 @@ OUTSIDE_PATH = re.compile(r"(?:^|(?<=[=:/]))(?:/|~[^/]*/|(?:[^/]+/)*?\.\.(?:/|$)
 
 
 class Identified(Protocol):
-    """An encoder, as far as its origin goes."""
+    """An encoder's spec and identity."""
 
     @property
     def spec(self) -> str:
@@ -27,12 +27,12 @@ class Identified(Protocol):
 
     @property
     def id(self) -> dict[str, str]:
-        """What must agree between two uses: hash of the weights, preprocessing, precision, backend."""
+        """What identifies the encoder: hash of the weights, preprocessing, precision, backend."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where embeddings come from; None is what is not known.
+    """Where embeddings come from; None stands for unknown.
 
     Attributes:
         spec: The encoder, as ``load_encoder`` takes it; of a folder elsewhere its name alone, since files and reports
@@ -56,7 +56,7 @@ class Provenance:
 
     @classmethod
     def from_encoder(cls, encoder: str | Identified | None, modality: str | None = None) -> Provenance:
-        """Describe embeddings by their encoder, or by its spec alone.
+        """Make the provenance of embeddings from their encoder, or its spec alone.
 
         Raises:
             TypeError: If it is neither.
@@ -69,7 +69,7 @@ class Provenance:
 
     @classmethod
     def combine(cls, parts: Iterable[Provenance], what: str = "the files") -> Provenance:
-        """Settle what several descriptions say of one set.
+        """Combine several descriptions of one set, which must agree.
 
         Raises:
             ValueError: If two of them disagree.
@@ -84,7 +84,7 @@ class Provenance:
         return cls(**found)
 
     def check(self, other: Provenance) -> list[str]:
-        """Compare samples with this reference.
+        """Refuse samples that cannot be compared with this reference.
 
         Returns:
             What differs without mattering much, precision or backend, in words; a warning says it too.
@@ -120,20 +120,20 @@ class Provenance:
         return remarks
 
     def is_same_encoder(self, other: Provenance) -> bool:
-        """Whether nothing that is known of the two encoders tells them apart; the same weights may have two names."""
+        """Whether the two encoders agree in all that is known; the same weights may have two names."""
         mine, theirs = ((one.encoder_id or {}).get("weights") for one in (self, other))
         if None in (mine, theirs):
             mine, theirs = self.spec, other.spec
         return None in (mine, theirs) or mine == theirs
 
     def describe(self) -> dict[str, Any]:
-        """Give the fields as plain values, for JSON."""
+        """Return the fields as plain values, for JSON."""
         encoder_id = None if self.encoder_id is None else dict(self.encoder_id)
         return {"spec": self.spec, "encoder_id": encoder_id, "modality": self.modality}
 
 
 def shorten_paths(word: str, inside: Path | None = None) -> str:
-    """Shorten the path that a word is, or ends in, where it tells of the machine: absolute, of a home, or with ``..``.
+    """Shorten a path in a word that reveals the machine: absolute, of a home folder, or with ``..``.
 
     Args:
         word: An argument of a command, or a spec.

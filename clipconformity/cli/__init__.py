@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None, **others: Any) -> Any:
-        """Name the option that was meant before one that is missing for want of it."""
+        """Name a mistyped option before a required one that is missing because of it."""
         known = self._option_string_actions
         for word in sys.argv[1:] if args is None else args:
             name = word.partition("=")[0]
@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace, **others)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Write help and version as results are written; argparse would pass over what cannot be."""
+        """Write help and version as results are written; argparse would ignore a failed write."""
         if file is sys.stderr:
             file.write(message)
         elif status := _write_output(message):
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _handle_error(error: Exception) -> int:
-    """Tell an error in one line, and give the exit status; what is no error of the user or the machine is raised."""
+    """Print an error in one line and return the exit status; a bug of the library is raised."""
     if isinstance(error, OSError):
         return _fail(error, _choose_status(error))
     if isinstance(error, (ValueError, TypeError, ImportError)):
@@ -106,7 +106,7 @@ def _handle_error(error: Exception) -> int:
 
 
 def _report_unmet(result: dict[str, Any]) -> int:
-    """Tell of requirements that do not hold, and give the exit status."""
+    """Print the requirements that do not hold, and return the exit status."""
     failed = [one for one in result.get("requirements", ()) if not one["holds"]]
     for one in failed:
         print_message("error", f"--require {one['requirement']} does not hold: {_format_bound(one)}.")
@@ -121,7 +121,7 @@ def _format_bound(one: dict[str, Any]) -> str:
 
 
 def _write_output(text: str) -> int:
-    """Write to standard output, and give the exit status."""
+    """Write to standard output, and return the exit status."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -135,7 +135,7 @@ def _write_output(text: str) -> int:
 
 
 def _choose_status(error: OSError) -> int:
-    """1 for what failed under way, such as a full disk, and 2 for what was given wrong."""
+    """Return 1 for a failure while running, such as a full disk, and 2 for invalid input."""
     from clipconformity.data.files import DEVICE_ERRORS
 
     return 1 if error.errno in DEVICE_ERRORS else 2
@@ -147,7 +147,7 @@ def _fail(message: object, status: int) -> int:
 
 
 def _ignore_warning(*_: Any, **__: Any) -> None:
-    """Show no warning."""
+    """Ignore a warning."""
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -155,7 +155,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def parse_reference(text: str) -> Path | str:
-    """Give the path of a reference, or its address on the hub, which is no path."""
+    """Return the path of a reference, or its address on the hub as it is."""
     return text if is_shared(text) else Path(text)
 
 

@@ -35,7 +35,7 @@ def list_encoders(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_demo(options: argparse.Namespace) -> str:
-    """Score simulated generators on the embedded default, and give the table."""
+    """Score simulated generators with the embedded encoder, and return the table."""
     from clipconformity.encoders import hide_progress_bars
 
     hide_progress_bars()

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def print_message(kind: str, message: object) -> None:
-    """Tell something in one line."""
+    """Print a message in one line."""
     with suppress(OSError):  # of a standard error that is full there is nobody to tell
         print(f"clipconformity: {kind}: {' '.join(str(message).split())}", file=sys.stderr)  # noqa: T201
 
 
 def print_summary(options: argparse.Namespace, source: Source) -> None:
-    """Tell what was found, used and ignored of a source that was read, unless the command is to be quiet."""
+    """Print what was found, used and ignored of a source, unless ``--quiet`` is given."""
     if not options.quiet:
         for one in (source, *source.beside):
             print_message("summary", one.summary)
@@ -31,13 +31,13 @@ def print_summary(options: argparse.Namespace, source: Source) -> None:
 
 
 def print_details(options: argparse.Namespace, message: str) -> None:
-    """Tell what only ``--verbose`` asks for."""
+    """Print a message where ``--verbose`` is given."""
     if options.verbose:
         print_message("verbose", message)
 
 
 def print_encoder(options: argparse.Namespace, encoder: Encoder) -> None:
-    """Tell which encoder is at work, and how, where ``--verbose`` asks for it."""
+    """Print which encoder is used, and how, where ``--verbose`` is given."""
     if not options.verbose:
         return
     details = [f"dimension {encoder.embed_dim}", *(f"{name} {value}" for name, value in encoder.id.items())]
@@ -47,7 +47,7 @@ def print_encoder(options: argparse.Namespace, encoder: Encoder) -> None:
 
 @contextmanager
 def report_time(options: argparse.Namespace, name: str, *sources: Source) -> Iterator[None]:
-    """Tell how long something took, where ``--verbose`` asks for it.
+    """Print how long a step took, where ``--verbose`` is given.
 
     Args:
         options: Of the command.

@@ -20,7 +20,7 @@ KINDS = {
 
 
 def check(options: argparse.Namespace, outputs: Sequence[tuple[str, Path | None]]) -> None:
-    """Refuse outputs that cannot be written, are an input or another kind of file, or are there already.
+    """Refuse outputs that cannot be written, are an input or another kind of file, or exist already.
 
     Args:
         options: Of the command; with ``--overwrite`` what is there may be replaced.

@@ -28,7 +28,7 @@ _NAME = re.compile(r"\d{9}\.safetensors")
 
 
 class Parts:
-    """The folder ``OUTPUT.parts`` of a command that encodes; it goes when the command is done.
+    """The folder ``OUTPUT.parts`` of a command that encodes; it is removed when the command is done.
 
     A part holds whole batches, with what they were made from: the encoder, the batch size, and of each sample its name
     and content, or of an image file its size and time. So what is taken up is what would have been computed again, bit
@@ -57,7 +57,7 @@ class Parts:
     def make_source(
         self, encoder: Encoder, samples: Sequence[str], settings: Sequence[object], rest: Callable[[int], Source]
     ) -> Source:
-        """Give the source of all samples: what lies here first, and what is encoded then, which is kept here.
+        """Return a source of all samples: those stored here first, then newly encoded ones, which are stored here.
 
         Args:
             encoder: What encodes.
@@ -81,7 +81,7 @@ class Parts:
         return source
 
     def _enter(self) -> bool:
-        """Take the folder, unless another run has it or other things lie in it."""
+        """Lock the folder, unless another run has it or it holds other files."""
         with suppress(FileExistsError):
             self.folder.mkdir()
         if not self.folder.is_dir():
@@ -96,7 +96,7 @@ class Parts:
     def _read_stored(
         self, about: dict[str, Any], samples: Sequence[str]
     ) -> Iterator[tuple[dict[str, Any], list[SourceBatch]]]:
-        """Read the parts from the first sample on, as far as they are of these; the others are removed."""
+        """Read the parts from the first sample on, as long as they are of these samples; remove the others."""
         done = 0
         while (found := _read(self._path(done), about, samples, done)) is not None:
             done = found[0]["end"]
@@ -113,7 +113,7 @@ class Parts:
         samples: Sequence[str],
         done: int,
     ) -> Iterator[SourceBatch]:
-        """Keep what comes, every while."""
+        """Store the batches that come, at intervals."""
         skipped, cut = len(source.skipped), source.encoder.truncated if source.encoder else 0
         waiting: list[SourceBatch] = []
         since = time.monotonic()
@@ -133,7 +133,7 @@ class Parts:
 
 
 class Cache:
-    """A folder in which samples are kept encoded, for every run with the same samples, encoder and settings."""
+    """A folder of embeddings, reused by every run with the same samples, encoder and settings."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -141,7 +141,7 @@ class Cache:
     def make_source(
         self, encoder: Encoder, samples: Sequence[str], settings: Sequence[object], rest: Callable[[int], Source]
     ) -> Source:
-        """Give the source of all samples: what lies here, else what is encoded and then kept; see :class:`Parts`."""
+        """Return a source of all samples: the stored ones, else newly encoded ones, which are then stored."""
         about, source = _describe_settings(encoder, settings), rest(0)
         path = self.folder / f"{_hash_samples([to_json(about), *samples])}.safetensors"
         found = _read(path, about, samples)
@@ -157,7 +157,7 @@ class Cache:
     def _store_all(
         self, path: Path, source: Source, batches: Iterator[SourceBatch], about: dict[str, Any], samples: Sequence[str]
     ) -> Iterator[SourceBatch]:
-        """Keep all, once the last has come."""
+        """Store all batches after the last one."""
         cut, kept = source.encoder.truncated if source.encoder else 0, []
         for batch in batches:
             kept.append(batch)
@@ -170,13 +170,13 @@ class Cache:
 
 
 def _add_truncated(source: Source, truncated: int) -> None:
-    """Count texts that were cut when they were encoded."""
+    """Add to the number of texts that were cut when they were encoded."""
     if source.encoder is not None:
         source.encoder.truncated += truncated
 
 
 def _describe_settings(encoder: Encoder, settings: Sequence[object]) -> dict[str, Any]:
-    """What embeddings depend on beside the samples."""
+    """Describe what embeddings depend on beside the samples."""
     return {"format": FORMAT, "encoder": encoder.id, "settings": [str(one) for one in settings]}
 
 
@@ -198,7 +198,7 @@ def _write(path: Path, batches: Sequence[SourceBatch], about: dict[str, Any]) ->
 def _read(
     path: Path, about: dict[str, Any], samples: Sequence[str], first: int = 0
 ) -> tuple[dict[str, Any], list[SourceBatch]] | None:
-    """Read a part that begins with a sample; None where there is none, it is damaged, or is of other samples."""
+    """Read the part that begins with a sample; None where it is missing, damaged or of other samples."""
     from safetensors import safe_open
 
     from clipconformity.evaluation.sources import SourceBatch

@@ -91,7 +91,7 @@ def _build_from_coco(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _name_files(specs: Sequence[str]) -> list[str]:
-    """What the files of each encoder are told apart by; nothing where there is one.
+    """Return the part of the file names that is of each encoder; empty for a single one.
 
     Raises:
         ValueError: If two of them are the same, or would have the same files.
@@ -185,7 +185,7 @@ def merge_references(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def describe_reference(reference: ReferenceSet, path: Path) -> dict[str, Any]:
-    """Say what a reference is that is written, with its figures, as plain values."""
+    """Describe a written reference with its figures, as plain values."""
     values = reference.conformities
     figures = {
         "conformity_mean": float(reference.self_conformity),

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class ReferenceSamples(NamedTuple):
-    """What the reference's samples look like, by id."""
+    """Images and captions of the reference's samples, by id."""
 
     images: dict[str, Path] | None
     captions: dict[str, str] | None
 
 
 def read_reference_samples(options: argparse.Namespace, reference: ReferenceSet) -> ReferenceSamples:
-    """Find the images and captions of ``--reference-images`` and ``--reference-captions``, before any work is done.
+    """Find the images and captions of ``--reference-images`` and ``--reference-captions``, before any work.
 
     Raises:
         OSError: If there is no such folder or file.
@@ -52,7 +52,7 @@ def read_reference_samples(options: argparse.Namespace, reference: ReferenceSet)
 
 
 def _check_known(option: str, reference: ReferenceSet, given: Mapping[str, object]) -> None:
-    """Refuse what holds none of the reference's samples, and tell how many are not in it."""
+    """Refuse input that holds none of the reference's samples, and warn of samples that it lacks."""
     ids = reference.sample_ids or []
     lacking = [name for name in ids if name not in given]
     if len(lacking) == len(ids):
@@ -67,7 +67,7 @@ def _check_known(option: str, reference: ReferenceSet, given: Mapping[str, objec
 
 
 def make_run(options: argparse.Namespace, result: Score, partner_of: Mapping[str, str], name: str | None = None) -> Run:
-    """Give a scored run its images and captions for the report, unless they are to be left out."""
+    """Return a scored run with its images and captions for the report, unless they are to be left out."""
     from clipconformity.data import read_captions
     from clipconformity.report import Run
 

@@ -148,7 +148,7 @@ def _score_run(
     encoder: Encoder | None,
     settings: dict[str, Any],
 ) -> Score:
-    """Score what one ``NAME=SOURCE`` names, or load what was saved of it."""
+    """Score the source of one ``NAME=SOURCE``, or load its saved score."""
     from clipconformity.evaluation import Score, score
 
     if kind == SAVED:
@@ -162,7 +162,7 @@ def _score_run(
 
 
 def _choose_columns(metrics: Sequence[str]) -> list[str]:
-    """The figures that a table of runs has."""
+    """Choose the figures of a table of runs."""
     from clipconformity.evaluation.scoring import choose_read_outs, list_pair_metrics
     from clipconformity.evaluation.tables import FIGURES
 
@@ -171,7 +171,7 @@ def _choose_columns(metrics: Sequence[str]) -> list[str]:
 
 
 def _format_tables(options: argparse.Namespace, found: Comparison, figures: Sequence[str]) -> str:
-    """Give the table that is asked for; under that of the runs that of the classes, where a format takes two."""
+    """Return the requested table; below that of the runs that of the classes, where the format allows two."""
     from clipconformity.evaluation.scoring import list_pair_metrics
 
     of_pairs = [name for name in list_pair_metrics() if all(name in one.figures for one in found.scores.values())]
@@ -204,7 +204,7 @@ def _parse_models(models: Sequence[str]) -> list[tuple[str, Path]]:
 
 
 def _select_model(options: argparse.Namespace, kind: str, path: Path) -> argparse.Namespace:
-    """Give the options as they are for one of the models."""
+    """Return the options for one of the models."""
     listed = kind == "images" and path.is_file()
     others = options.captions or any(path.is_file() for path in options.images)
     named = listed or kind == "captions" or (kind == "embeddings" and not others)
@@ -215,7 +215,7 @@ def _select_model(options: argparse.Namespace, kind: str, path: Path) -> argpars
 
 
 def _find_kind(name: str, path: Path, column: str | None) -> str:
-    """Say what a source is: images, captions, embeddings, or a saved score, as its metadata say."""
+    """Return the kind of a source: images, captions, embeddings, or a saved score, as its metadata say."""
     from clipconformity.data.captions import FORMATS
     from clipconformity.data.folders import walk_images
     from clipconformity.data.formats import KINDS as FILE_KINDS
@@ -242,7 +242,7 @@ def _open_cache(options: argparse.Namespace) -> Cache | None:
 
 
 def _list_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What ``score`` takes beside the samples and the reference."""
+    """Return the options of ``score`` beside the samples and the reference."""
     from clipconformity.data import read_classes
 
     return {
@@ -255,7 +255,7 @@ def _list_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_classes(options: argparse.Namespace, source: Source, by: Mapping[str, str] | None) -> None:
-    """Refuse classes of none of the images, before these are encoded; ids of other samples are known when read."""
+    """Refuse classes of which no image is in, before images are encoded; other ids are known only when read."""
     if by is None or source.folder is None:
         return
     names = source.folder.ids

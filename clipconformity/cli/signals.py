@@ -13,7 +13,7 @@ STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class Signals:
-    """What came.
+    """The signal that was caught.
 
     Attributes:
         status: Exit status of the first signal that came, as of a shell: 128 and its number.
@@ -28,7 +28,7 @@ class Signals:
 
 @contextmanager
 def catch_stop_signals() -> Iterator[Signals]:
-    """Raise ``KeyboardInterrupt`` for each of :data:`STOP_SIGNALS`, but for those that are ignored or handled already.
+    """Raise ``KeyboardInterrupt`` for each of :data:`STOP_SIGNALS` that is not ignored or handled already.
 
     Signals reach the main thread alone; in another nothing changes.
     """

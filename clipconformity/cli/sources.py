@@ -44,7 +44,7 @@ COLUMNS = ("ids", "groups")
 
 
 def list_inputs(options: argparse.Namespace) -> Iterator[NamedPath]:
-    """Find every file that a command reads, each with the option that leads to it."""
+    """List every file that a command reads, each with the option that names it."""
     from clipconformity.data.folders import find_image_files
     from clipconformity.data.layout import list_embedding_files
     from clipconformity.encoders.registry import find_encoder_files
@@ -69,7 +69,7 @@ def list_inputs(options: argparse.Namespace) -> Iterator[NamedPath]:
 
 
 def _as_list(value: Any) -> list[Any]:
-    """Give what an option has as a list, also where it takes one or was not given."""
+    """Return the values of an option as a list, also where it takes one value or was not given."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
@@ -84,7 +84,7 @@ def open_source(
     parts: Parts | Cache | None = None,
     encoder: Encoder | None = None,
 ) -> Source:
-    """Open what one of ``--images``, ``--captions`` and ``--embeddings`` names.
+    """Open the source that ``--images``, ``--captions`` or ``--embeddings`` names.
 
     Args:
         options: Of the command.
@@ -100,7 +100,7 @@ def open_source(
 
 
 def name_source(options: argparse.Namespace, source: Source, *places: Path) -> Source:
-    """Give a source with what the messages about it need."""
+    """Name a source for messages about it."""
     source.quiet = options.quiet
     source.name = str(places[0]) + (f" and {len(places) - 1} more" if len(places) > 1 else "")
     return source
@@ -158,13 +158,13 @@ def _open_single(
 
 
 def get_embedding_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Say how embeddings are read."""
+    """Return the options for reading embeddings."""
     columns = {name: getattr(options, name, None) for name in ("column", *COLUMNS)}
     return {"modality": options.modality, **columns, "skip_errors": options.on_error == "skip"}
 
 
 def read_images(options: argparse.Namespace, place: Path) -> ImageFolder:
-    """Look through a folder of images, or read a list of them.
+    """List the images of a folder, or read a list of them.
 
     Raises:
         OSError: If it is not there, or images of a list are not.
@@ -178,18 +178,18 @@ def read_images(options: argparse.Namespace, place: Path) -> ImageFolder:
 
 
 def find_image_folder(options: argparse.Namespace, place: Path) -> Path:
-    """Give the folder that the ids of images are relative to."""
+    """Return the folder that the ids of images are relative to."""
     return place if place.is_dir() else options.image_root or place.parent
 
 
 def _identify_file(path: Path, name: str) -> str:
-    """What an image file is told by, without reading it."""
+    """Return what identifies an image file, without reading it."""
     found = path.stat()
     return f"{name} {found.st_size} {found.st_mtime_ns}"
 
 
 def check_given(options: argparse.Namespace) -> None:
-    """Refuse what is neither one source nor images and captions together.
+    """Refuse options that name neither one source nor images with captions.
 
     Raises:
         ValueError: If it is not.
@@ -204,7 +204,7 @@ def check_given(options: argparse.Namespace) -> None:
 
 
 def open_against(options: argparse.Namespace) -> Iterator[Source] | None:
-    """Open what ``--against`` names one after the other; None where there is nothing."""
+    """Open the sources of ``--against`` one after the other; None where it is not given."""
     from clipconformity.data.files import refuse_same
     from clipconformity.data.layout import find_embeddings
     from clipconformity.data.untrusted import check_input
@@ -221,7 +221,7 @@ def open_against(options: argparse.Namespace) -> Iterator[Source] | None:
 
 
 def open_pairs(options: argparse.Namespace, reference: ReferenceSet, parts: Cache | None = None) -> Source:
-    """Open images and captions, joined by id; what the reference is of is scored.
+    """Open images and captions, joined by id; the modality of the reference is scored.
 
     Raises:
         ValueError: As :func:`open_source`, or if nothing says which of them is scored.
@@ -250,13 +250,13 @@ def open_pairs(options: argparse.Namespace, reference: ReferenceSet, parts: Cach
 
 
 def select_kind(options: argparse.Namespace, kind: str, given: object, column: str | None = None) -> argparse.Namespace:
-    """Give the options as they are for one kind of samples alone."""
+    """Return the options for one kind of samples alone."""
     others = dict.fromkeys(KINDS if kind == "embeddings" else (*KINDS, *COLUMNS))
     return argparse.Namespace(**vars(options) | others | {kind: given, "column": column})
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Refuse numbers that are too small, and options that go with others.
+    """Refuse numbers that are too small, and options that need another one.
 
     Raises:
         ValueError: If there are some.
@@ -275,7 +275,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def check_columns(options: argparse.Namespace) -> None:
-    """Refuse names of columns of embeddings where there are none.
+    """Refuse options for columns of embeddings where no embeddings are read.
 
     Raises:
         ValueError: If there are some.
@@ -286,7 +286,7 @@ def check_columns(options: argparse.Namespace) -> None:
 
 
 def require_spec(spec: str | None) -> str:
-    """Give a spec.
+    """Return the spec of an encoder that has to be given.
 
     Raises:
         ValueError: If none was told.
@@ -322,7 +322,7 @@ def open_encoder(options: argparse.Namespace, of_reference: str | None = None) -
 
 
 def choose_image_settings(options: argparse.Namespace, count: int) -> dict[str, Any]:
-    """Say how so many images are encoded."""
+    """Return the settings for encoding this many images."""
     workers = options.workers
     if workers is None:
         workers = min(8, os.cpu_count() or 1) if count >= MIN_FOR_WORKERS else 0

@@ -39,13 +39,13 @@ class Captions:
 
     @classmethod
     def of_images(cls, images: Sequence[ImageId], texts: Sequence[str]) -> Captions:
-        """Give each of the images its caption."""
+        """Join images and their captions."""
         groups: Any = list(images)
         return cls(list(texts), [str(image) for image in images], groups)
 
 
 def read_captions(path: Path | str, column: str | None = None) -> Captions:
-    """Read captions from a file, in the forms that people have them in.
+    """Read captions from a file, in the usual forms.
 
     - ``.txt``: one caption a line, blank lines left out.
     - ``.json``: a list of strings; a list of entries; ``{"annotations": [entries]}``, as MS-COCO has it; or a map from
@@ -109,7 +109,7 @@ def _find_entries(path: Path, content: Any) -> Iterator[Entry]:
 
 
 def _is_caption(value: object) -> bool:
-    """Whether it is a caption, or a list of captions."""
+    """Whether a value is a caption or a list of captions."""
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
 
 
@@ -123,7 +123,7 @@ def _read_plain(path: Path, entries: Sequence[Entry], column: str | None) -> Cap
 
 
 def _read_keyed(path: Path, entries: Sequence[Entry], column: str | None) -> Captions:
-    """Read entries with keys, those of the first one."""
+    """Read entries that have keys; those of the first entry hold for all."""
     if not entries:
         return Captions([], [])
     image_key, text_key, remark = _find_keys(path, entries[0], column)
@@ -158,7 +158,7 @@ def _read_keyed(path: Path, entries: Sequence[Entry], column: str | None) -> Cap
 
 
 def _find_keys(path: Path, first: Entry, column: str | None) -> tuple[str | None, str, str]:
-    """Find under which keys entries have their image and their caption, and say so where it is not plain."""
+    """Find the keys of image and caption, and remark on them where they are not the usual ones."""
     there = list(first.value) if isinstance(first.value, dict) else []
     image = next((key for key in IMAGE_KEYS if key in there), None)
     said = [key for key in TEXT_KEYS if key in there and key != image]

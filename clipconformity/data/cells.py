@@ -22,14 +22,14 @@ def escape_formula(text: str) -> str:
 
 
 def format_cell(value: object) -> object:
-    """Write a value for a cell: texts safely, numbers with nine digits, None as nothing."""
+    """Format a value for a cell: texts without formulas, numbers with nine digits, None as empty."""
     if isinstance(value, str):
         return escape_formula(value)
     return f"{value:.9g}" if isinstance(value, float) else value
 
 
 def write_table(path: Path | str, head: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    """Write a CSV file, each value as of :func:`format_cell`; it appears whole or not at all.
+    """Write a CSV file, each value by :func:`format_cell`; the file appears whole or not at all.
 
     Raises:
         OSError: If it cannot be written.

@@ -12,7 +12,7 @@ HEADER = ["id", "class"]
 
 
 def read_classes(path: Path | str) -> dict[str, str]:
-    """Read a CSV file of two columns, id and class, into the class of each id; a first row ``id,class`` is the head.
+    """Read the class of each id from a CSV file of two columns; a first row ``id,class`` is the header.
 
     Raises:
         FileNotFoundError: If there is no such file.

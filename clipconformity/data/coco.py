@@ -22,7 +22,7 @@ MAX_NAMED = 3
 
 @dataclass(frozen=True)
 class Coco:
-    """Images and chosen captions of one split.
+    """Images and selected captions of one split.
 
     Attributes:
         split: Which one.
@@ -44,13 +44,13 @@ class Coco:
 
     @property
     def name(self) -> str:
-        """What the samples are, for ``ReferenceSet.dataset``."""
+        """Name of the samples, for ``ReferenceSet.dataset``."""
         if self.per_image is None:
             return f"coco {self.split}, all captions"
         return f"coco {self.split}, captions per image: {self.per_image}, seed {self.seed}"
 
     def describe(self) -> dict[str, Any]:
-        """Give the choice as plain values, without the ids."""
+        """Return the selection as plain values, without the ids."""
         return {
             "dataset": self.name,
             "images": len(self.image_paths),
@@ -59,7 +59,7 @@ class Coco:
         }
 
     def save_captions(self, path: Path | str) -> None:
-        """Write the chosen captions with their ids as COCO annotations, which ``read_captions`` reads.
+        """Write the selected captions with their ids as COCO annotations, which ``read_captions`` reads.
 
         Raises:
             OSError: If the file cannot be written.
@@ -236,7 +236,7 @@ def _find_folder(root: Path, name: str) -> Path:
 
 
 def _read_fields(path: Path, part: str, number: int, entry: Any, wanted: dict[str, type]) -> Any:
-    """Take the wanted keys of an entry, which must be of the wanted types."""
+    """Return the wanted fields of an entry, after checking their types."""
 
     def values() -> Iterator[Any]:
         for key, kind in wanted.items():

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Columns(NamedTuple):
-    """Which arrays or columns of a file are read; None of the usual names."""
+    """The arrays or columns of a file that are read; None means the usual names."""
 
     embeddings: str | None = None
     ids: str | None = None
@@ -41,7 +41,7 @@ class Columns(NamedTuple):
 
 @dataclass(frozen=True)
 class EmbeddingFile:
-    """Embeddings read from a file, and what the file says of them.
+    """Embeddings read from a file, and their description there.
 
     Attributes:
         path: The file.
@@ -61,7 +61,7 @@ class EmbeddingFile:
 
 
 class EmbeddingBlock(NamedTuple):
-    """Some rows of a file, one after the other."""
+    """Consecutive rows of a file."""
 
     embeddings: Tensor
     """``(n, D)``."""
@@ -71,7 +71,7 @@ class EmbeddingBlock(NamedTuple):
 
 @dataclass(frozen=True)
 class EmbeddingShard:
-    """A file of embeddings of which the header is read and checked.
+    """A file of embeddings whose header was read and checked.
 
     Attributes:
         path: The file.
@@ -94,7 +94,7 @@ class EmbeddingShard:
     columns: Columns
 
     def blocks(self, rows: int, first: int | None = None, name: str | None = None) -> Iterator[EmbeddingBlock]:
-        """Read it in order: ``first`` rows, then ``rows`` at a time, then what is left; one block is held at a time.
+        """Read the rows in order: ``first`` rows, then ``rows`` at a time, then the rest; one block is held at a time.
 
         Args:
             rows: Of a block.
@@ -122,7 +122,7 @@ class EmbeddingShard:
 
 
 def open_embeddings(path: Path | str, columns: Columns | None = None) -> EmbeddingShard:
-    """Read and check the header of a file of raw embeddings, of which blocks of rows can be read then.
+    """Read and check the header of a file of raw embeddings, so that blocks of rows can be read.
 
     Files as of :func:`read_embeddings`; ``.pt`` files are read whole, twice.
 
@@ -175,7 +175,7 @@ def read_embeddings(path: Path | str, *, column: str | None = None) -> Embedding
 
 
 class _OpenFile(NamedTuple):
-    """What is to be read of a file."""
+    """The arrays of a file that are to be read."""
 
     values: Tensor | Stored
     shape: tuple[int, int]
@@ -185,7 +185,7 @@ class _OpenFile(NamedTuple):
 
 
 def _open(path: Path, columns: Columns) -> _OpenFile:
-    """Read the header of a file, and find and check what is read of it."""
+    """Read the header of a file, and find and check the arrays that are to be read."""
     check_input(path, "file")
     if path.suffix not in READERS:
         raise ValueError(f"{path}: expected a file ending in {list_suffixes()}.")
@@ -207,7 +207,7 @@ def _open(path: Path, columns: Columns) -> _OpenFile:
 
 
 def _call_reader(path: Path, read: Callable[[], T]) -> T:
-    """Read from a file; a damaged one makes its reader fail in any way, and is named."""
+    """Call a reader, and turn any failure of it into an error that names the file."""
     try:
         return read()
     except (RefusedError, ImportError):
@@ -223,7 +223,7 @@ def _call_reader(path: Path, read: Callable[[], T]) -> T:
 def _read_blocks(
     path: Path, array: Array | list[str], rows: int, first: int | None = None
 ) -> Iterator[Tensor | list[str]]:
-    """Read an array in blocks, as :func:`_call_reader` does."""
+    """Read an array in blocks; errors as of :func:`_call_reader`."""
     own = getattr(array, "path", path)  # of a column that lies in another file
     blocks = read_blocks(array, rows, first)
     while (block := _call_reader(own, lambda: next(blocks, None))) is not None:
@@ -231,7 +231,7 @@ def _read_blocks(
 
 
 def _choose_array(path: Path, arrays: Mapping[str, Array], column: str | None) -> Tensor | Stored:
-    """Find the embeddings."""
+    """Choose the array of embeddings."""
     if column is not None:
         found = _get_array(path, arrays, column)
     elif key := next((key for key in KEYS if key in arrays), None):
@@ -261,7 +261,7 @@ def _list_arrays(arrays: Mapping[str, Array]) -> str:
 
 
 def _check_shape(path: Path, value: Tensor | Stored) -> tuple[int, int]:
-    """Refuse what are no embeddings; the shape without axes of length 1 beyond the first."""
+    """Refuse arrays that are no embeddings; return the shape without axes of length 1 beyond the first."""
     shape, dtype = _check_dense(path, value)
     if len(shape) > 2:
         shape = (shape[0], *(n for n in shape[1:] if n != 1))
@@ -271,7 +271,7 @@ def _check_shape(path: Path, value: Tensor | Stored) -> tuple[int, int]:
 
 
 def _check_dense(path: Path, value: Tensor | Stored, what: str = "array") -> tuple[tuple[int, ...], torch.dtype]:
-    """Refuse what has no plain values of its own, or repeats them beyond the limit; shape and type."""
+    """Refuse tensors without plain values, or that expand beyond the limit; return shape and type."""
     if isinstance(value, Tensor):
         if value.is_nested or value.layout != torch.strided:
             kind = "a nested tensor" if value.is_nested else value.layout
@@ -343,7 +343,7 @@ def write_embeddings(
     groups: Tensor | None = None,
     provenance: Provenance = UNKNOWN,
 ) -> None:
-    """Write embeddings ``(N, D)`` as safetensors with what is known of them; whole or not at all.
+    """Write embeddings ``(N, D)`` as safetensors with ids, groups and provenance; whole or not at all.
 
     Raises:
         OSError: If the file cannot be written.

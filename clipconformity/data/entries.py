@@ -26,7 +26,7 @@ class Entry(NamedTuple):
 
 
 def read_entries(path: Path, what: str, column: str | None = None) -> list[Entry]:
-    """Read the entries of a file whose name ends as of :data:`LINES`; blank lines are left out.
+    """Read the entries of a file with a suffix of :data:`LINES`; blank lines are skipped.
 
     Args:
         path: The file.
@@ -52,7 +52,7 @@ def read_entries(path: Path, what: str, column: str | None = None) -> list[Entry
 
 
 def _read_table(path: Path, text: str, delimiter: str) -> Iterator[Entry]:
-    """Find the rows of a table, under the names in its header."""
+    """Read the rows of a table by the names in its header."""
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="", strict=True)
     try:
         names = reader.fieldnames or []

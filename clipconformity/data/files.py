@@ -28,7 +28,7 @@ DEVICE_ERRORS = frozenset(
 
 
 def check_output(path: Path) -> Path:
-    """Refuse what cannot be written as a file, before any work is done.
+    """Refuse an output that cannot be written, before any work is done.
 
     Returns:
         Where the file comes to lie: behind a symbolic link, which stays.
@@ -69,7 +69,7 @@ def check_outputs(outputs: Sequence[NamedPath], inputs: Iterable[NamedPath] = ()
 
 
 def refuse_same(paths: Sequence[NamedPath], others: Iterable[NamedPath] = ()) -> None:
-    """Refuse paths that lead to one file, by whatever links: among themselves, or from one of the others.
+    """Refuse paths that lead to the same file, also by links: among themselves, or with one of the others.
 
     Raises:
         ValueError: If two do; names both.
@@ -85,7 +85,7 @@ def refuse_same(paths: Sequence[NamedPath], others: Iterable[NamedPath] = ()) ->
 
 
 def _identify(path: Path) -> object:
-    """Tell files apart: by device and number, which hard links share, and by place where there is no file yet."""
+    """Identify a file: by device and inode, which hard links share, or by its path where it does not exist yet."""
     try:
         found = path.stat()
     except OSError:
@@ -95,7 +95,7 @@ def _identify(path: Path) -> object:
 
 @dataclass
 class _Part:
-    """A file of a publication: where it is written, and where it comes to lie."""
+    """A file of a publication: where it is written, and its final path."""
 
     path: Path
     """As it was asked for."""
@@ -104,12 +104,12 @@ class _Part:
 
     @property
     def written(self) -> Path:
-        """The file until it is published; hidden, and with the suffix that was asked for."""
+        """The hidden temporary file, with the suffix of the final one."""
         return self.place.folder / f".{self.path.name}"
 
     @property
     def older(self) -> Path:
-        """What was replaced, until all is published."""
+        """The replaced file, until all files are published."""
         return self.place.folder / ".older"
 
     def publish(self, overwrite: bool) -> None:
@@ -121,7 +121,7 @@ class _Part:
         return None
 
     def _publish_new(self) -> None:
-        """Give the file its name unless another has it by now."""
+        """Rename the file to its final name unless another file has it by now."""
         try:
             os.link(self.written, self.target)
         except OSError as error:
@@ -133,7 +133,7 @@ class _Part:
             self.written.replace(self.target)  # the file system has no second names
 
     def take_back(self) -> None:
-        """Undo :meth:`publish`, as far as it came."""
+        """Undo :meth:`publish` as far as it was done."""
         if self.written.exists() and not (self.target.exists() and self.written.samefile(self.target)):
             return
         if self.older.exists():
@@ -143,7 +143,7 @@ class _Part:
 
 
 class Publication:
-    """Files that appear together, once all are written, or not at all.
+    """Files that appear together after all are written, or not at all.
 
     Until then each lies in a hidden folder beside its place. What a killed process left in such a folder is removed by
     the next that writes to the same place; that of a living process is not touched.
@@ -160,7 +160,7 @@ class Publication:
         self._parts: list[_Part] = []
 
     def add(self, path: Path | str) -> Path:
-        """Give a temporary file to write to, which becomes ``path``; through a symbolic link the file behind it.
+        """Return a temporary file that will become ``path``; a symbolic link is followed.
 
         Raises:
             OSError: If there can be no such file, as of :func:`check_output`.
@@ -202,7 +202,7 @@ class Publication:
             raise
 
     def _rename_error(self, error: OSError) -> OSError:
-        """Say it of the file that was asked for, where the error is of one of these."""
+        """Make an error about a temporary file one about the final file."""
         name = error.filename
         if name is None and self._parts:
             return _replace_path(self._parts[-1].path, error)
@@ -219,7 +219,7 @@ def _replace_path(path: Path, error: OSError) -> OSError:
 
 @contextmanager
 def replace_file(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
-    """Give a temporary file to write to, which becomes ``path`` when all went well.
+    """Yield a temporary file that becomes ``path`` if the block succeeds.
 
     Through a symbolic link the file behind it is replaced.
 
@@ -232,7 +232,7 @@ def replace_file(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def make_scratch_folder(beside: Path) -> Iterator[Path]:
-    """Give a folder of temporary files beside a place; that of a killed run is removed by the next.
+    """Yield a folder of temporary files beside a path; the next run removes that of a killed run.
 
     Raises:
         OSError: If it cannot be made.

@@ -52,7 +52,7 @@ MAX_NAMED = 5
 
 @dataclass
 class ImageFolder:
-    """What a folder and its subfolders hold, or a list names: the images, and what is not among them.
+    """The images of a folder with its subfolders, or of a list, and the files that are not among them.
 
     Attributes:
         root: The folder that names are relative to.
@@ -82,7 +82,7 @@ class ImageFolder:
 
     @property
     def ids(self) -> list[str]:
-        """Name of each image: as the list has it, or relative to the folder."""
+        """Name of each image: as in the list, or relative to the folder."""
         return self.names if self.file else [str(path.relative_to(self.root)) for path in self.paths]
 
     @property
@@ -108,7 +108,7 @@ class ImageFolder:
 
     @property
     def remark(self) -> str:
-        """Say in a line what is not among the images, or counts twice; empty where there is nothing of the kind."""
+        """Describe in a line what is left out or repeated; empty where nothing is."""
         remarks = []
         for name, word in (IGNORED | OTHER_KINDS).items():
             names = getattr(self, name)
@@ -118,13 +118,13 @@ class ImageFolder:
         return f"{self.file or self.root}: {len(self.paths)} images found; {'; '.join(remarks)}." if remarks else ""
 
     def survey(self) -> ImageFolder:
-        """Look for images that repeat the content of others."""
+        """Find images with the content of another one."""
         self.repeated = sorted(os.path.relpath(path, self.root) for path in _find_repeats(self.paths))
         return self
 
 
 def walk_images(root: Path) -> ImageFolder:
-    """Look through a folder and its subfolders; what is hidden and links to folders are left out."""
+    """List a folder and its subfolders; hidden files and links to folders are left out."""
     found = ImageFolder(root)
 
     def failed(error: OSError) -> None:
@@ -185,7 +185,7 @@ def survey_images(root: Path | str) -> ImageFolder:
 
 
 def make_missing_error(where: Path, of: str, missing: Sequence[Path]) -> FileNotFoundError:
-    """Make the error for images that a file names and that are not there.
+    """Make the error for images that a file names and that do not exist.
 
     Args:
         where: What names them.
@@ -213,7 +213,7 @@ def _list_images(root: Path | str) -> ImageFolder:
 
 
 def _find_repeats(paths: Sequence[Path]) -> Iterator[Path]:
-    """Find the files with the content of an earlier one; only those of one size and one ending are read whole."""
+    """Find the files with the content of an earlier one; only those of equal size and tail are read whole."""
     same = [list(paths)]
     for key in (_read_size, _read_tail, _hash_file):
         same = [part for group in same for part in _group_by(group, key)]

@@ -61,7 +61,7 @@ def _parse_type(file: Any, name: str) -> torch.dtype:
 
 
 def _locate_tensors(path: Path, types: dict[str, torch.dtype]) -> dict[str, Array]:
-    """Say where the tensors of a safetensors file are, whose library would map all of the file into memory."""
+    """Locate the tensors of a safetensors file; its library would map all of the file into memory."""
     from clipconformity.data.stored import StoredRows
 
     with path.open("rb") as file:
@@ -82,7 +82,7 @@ def _open_at(path: Path, place: int) -> IO[bytes]:
 
 
 class _Header(NamedTuple):
-    """What an array in NumPy's format says of itself."""
+    """The header of an array in NumPy's format."""
 
     shape: tuple[int, ...]
     by_columns: bool
@@ -92,7 +92,7 @@ class _Header(NamedTuple):
 
     @property
     def types(self) -> tuple[torch.dtype, np.dtype | None]:
-        """The type of the values, and the same as NumPy has it where their bytes are in another order than here."""
+        """The type of the values, and NumPy's type where their byte order is not the native one."""
         import numpy as np
         import torch
 
@@ -121,7 +121,7 @@ def _read_npz(path: Path) -> Arrays:
 
 
 def _read_member(path: Path, name: str, header: _Header) -> Array:
-    """Give an array of a zip file; by rows it is read as a stream, by columns at once."""
+    """Return an array of a zip file; one stored by rows is read as a stream, one by columns at once."""
     from clipconformity.data.stored import StoredRows, read_whole
 
     shape = header.shape[::-1] if header.by_columns else header.shape
@@ -137,7 +137,7 @@ def _open_member(path: Path, name: str, place: int) -> IO[bytes]:
 
 
 def _check_members(path: Path) -> None:
-    """Refuse a zip file whose members grow without bounds as they are read."""
+    """Refuse a zip file whose members expand beyond the limit."""
     with zipfile.ZipFile(path) as members:
         found = members.infolist()
     for member in found:
@@ -171,7 +171,7 @@ def _read_header(file: IO[bytes], size: int) -> _Header:
 
 
 def check_expansion(path: Path, size: int) -> None:
-    """Refuse arrays that are far larger than the file that they come from.
+    """Refuse arrays that are far larger than their file.
 
     Raises:
         ValueError: If they are.
@@ -214,7 +214,7 @@ READERS: dict[str, Callable[[Path], Arrays]] = {
 
 
 def read_kind(path: Path) -> str | None:
-    """Give which of ``KINDS`` a safetensors file says that it is; None of other files, and where it says nothing."""
+    """Return which of ``KINDS`` the metadata of a safetensors file name; None where they name none."""
     from safetensors import SafetensorError, safe_open
 
     if path.suffix != ".safetensors" or not path.is_file():
@@ -228,5 +228,5 @@ def read_kind(path: Path) -> str | None:
 
 
 def list_suffixes() -> str:
-    """The ends of the names that can be read, as help and errors show them."""
+    """List the suffixes that can be read, for help and errors."""
     return ", ".join(READERS)

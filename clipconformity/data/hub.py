@@ -21,7 +21,7 @@ _ADDRESS = re.compile(r"hf://(datasets/)?([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+))
 
 
 class Address(NamedTuple):
-    """Where a file lies on the hub: ``hf://user/repo/file``, ``hf://user/repo@revision/file``, ``hf://datasets/...``."""
+    """Address of a file on the hub: ``hf://user/repo/file``, ``hf://user/repo@revision/file``, ``hf://datasets/...``."""
 
     repo: str
     kind: str
@@ -36,7 +36,7 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Take an address apart; that of a repository alone has no file.
+        """Parse an address; that of a repository alone has no file.
 
         Raises:
             ValueError: If it is none.
@@ -56,7 +56,7 @@ class Address(NamedTuple):
 
 
 def is_shared(place: object) -> bool:
-    """Whether it is the address of a file on the hub, and no path."""
+    """Whether a place is the address of a file on the hub rather than a path."""
     return isinstance(place, str) and place.startswith(SCHEME)
 
 
@@ -98,7 +98,7 @@ def fetch_file(text: str) -> Path:
 
 
 def import_client(what: str) -> Any:
-    """Give the module huggingface_hub.
+    """Import the module huggingface_hub.
 
     Raises:
         ImportError: If it is not installed; says that it is needed for ``what``.
@@ -113,7 +113,7 @@ def import_client(what: str) -> Any:
 
 
 def _explain_absence(address: Address, error: Exception, usable: bool) -> Exception:
-    """Tell in one line why a file could not be had."""
+    """Explain in one line why a file could not be fetched."""
     from huggingface_hub import errors
 
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, errors.HfHubHTTPError):
@@ -136,7 +136,7 @@ def _explain_absence(address: Address, error: Exception, usable: bool) -> Except
 
 
 def _count_partial_bytes(address: Address) -> int:
-    """Bytes of the downloads of a repository that were not finished."""
+    """Count the bytes of unfinished downloads of a repository."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -145,7 +145,7 @@ def _count_partial_bytes(address: Address) -> int:
 
 
 def is_hub_reachable() -> bool:
-    """Whether the model hub can be asked: it is not switched off, and answers, in whatever words, within seconds."""
+    """Whether the model hub can be reached: it is not switched off, and responds within :data:`TIMEOUT`."""
     from huggingface_hub import constants
 
     return not constants.HF_HUB_OFFLINE and _ask_hub(constants.ENDPOINT)

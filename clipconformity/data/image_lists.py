@@ -23,7 +23,7 @@ def read_image_list(
     root: Path | str | None = None,
     on_missing: Literal["raise", "skip"] = "raise",
 ) -> ImageFolder:
-    """Read which images a file names, in its order; ``ids`` are the names as it has them.
+    """Read a list of images in its order; ``ids`` are the names as in the file.
 
     - ``.txt``: a path a line, blank lines left out.
     - ``.jsonl``: a path, or an entry, in each line.
@@ -68,7 +68,7 @@ def read_image_list(
 
 
 def is_image_list(path: Path, column: str | None = None) -> bool:
-    """Whether a file names images, by its first entry, and not captions."""
+    """Whether a file lists images rather than captions, by its first entry."""
     try:
         entries = read_entries(path, _WHAT, column) if path.suffix.lower() in LINES else []
         first = entries[0].value if entries else None
@@ -81,7 +81,7 @@ def is_image_list(path: Path, column: str | None = None) -> bool:
 
 
 def _read_names(path: Path, entries: Sequence[Entry], column: str | None) -> list[str]:
-    """Take the path of each entry, under the key of the first one."""
+    """Read the path of each entry, under the key of the first one."""
     if not entries:
         raise ValueError(f"{path}: names no images.")
     first = entries[0].value

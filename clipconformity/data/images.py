@@ -51,7 +51,7 @@ def open_image(path: Path | str) -> Image.Image:
 
 
 def _open_limited(path: Path | str) -> Image.Image:
-    """Open an image, with the limit in place of Pillow's warning."""
+    """Open an image, with the library's limit in place of Pillow's warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
@@ -63,7 +63,7 @@ def _open_limited(path: Path | str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn an image of any mode upright and into RGB; 16 bits and floats in [0, 1] are scaled, not cut off.
+    """Convert an image of any mode to upright RGB; 16 bits and floats in [0, 1] are scaled, not clipped.
 
     What is transparent shows the colour stored beneath it, as in the preprocessing of CLIP itself.
     """
@@ -76,7 +76,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scale(values: np.ndarray, floats: bool) -> Image.Image:
-    """Scale values to 8 bits, some rows at once: they are as float64 only for as long as it takes."""
+    """Scale values to 8 bits, a few rows at once, so that little is held as float64."""
     largest = values.max(initial=0)
     top = 1.0 if floats and largest <= 1 else 65535.0 if largest > 255 else 255.0
     scaled = np.empty(values.shape, np.uint8)
@@ -88,7 +88,7 @@ def _scale(values: np.ndarray, floats: bool) -> Image.Image:
 
 
 def to_images(batch: Any) -> list[Image.Image]:
-    """Turn a batch into RGB images.
+    """Convert a batch to RGB images.
 
     Args:
         batch: A PIL image, a ``pathlib.Path``, a tensor ``(3, H, W)`` or ``(N, 3, H, W)``, uint8 or float in [0, 1], an
@@ -102,7 +102,7 @@ def to_images(batch: Any) -> list[Image.Image]:
 
 
 def iterate_images(batch: Any) -> Iterator[Image.Image]:
-    """Turn a batch into RGB images one after another, as of :func:`to_images`; files are opened as they come up."""
+    """Convert a batch to RGB images one by one, as :func:`to_images` does; each file is opened when its turn comes."""
     if isinstance(batch, (Tensor, np.ndarray)) and batch.ndim == 4:
         yield from map(_convert_array, batch)
     elif isinstance(batch, Sequence) and not isinstance(batch, str):

@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """Put signals that are caught off until the end of the block; in another thread than the main one none comes."""
+    """Defer :data:`SIGNALS` that are handled to the end of the block; only the main thread receives any."""
     handlers = {kind: signal.getsignal(kind) for kind in SIGNALS}
     caught = {kind: handler for kind, handler in handlers.items() if callable(handler)}
     if threading.current_thread() is not threading.main_thread() or not caught:

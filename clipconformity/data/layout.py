@@ -22,7 +22,7 @@ MODALITIES = {"img": "image", "text": "text"}
 
 @dataclass
 class EmbeddingFiles:
-    """The files that places name.
+    """The files that paths name.
 
     Attributes:
         paths: In the order of the places; within one, by name, with numbers in their order.
@@ -36,7 +36,7 @@ class EmbeddingFiles:
 
 
 def find_embeddings(places: Sequence[Path | str], modality: str | None = None) -> EmbeddingFiles:
-    """Find the files of embeddings that places name.
+    """Find the files of embeddings that paths name.
 
     Args:
         places: Each a file; a folder, in which files are looked for as in its subfolders, but for what is hidden and
@@ -69,7 +69,7 @@ def find_embeddings(places: Sequence[Path | str], modality: str | None = None) -
 
 
 def is_pattern(place: Path) -> bool:
-    """Whether a place is no file, and its name fits several."""
+    """Whether a path is a pattern such as ``*.npy`` rather than a file."""
     return not os.path.lexists(place) and glob.has_magic(str(place))
 
 
@@ -78,7 +78,7 @@ def _find_matches(place: Path) -> Iterator[Path]:
 
 
 def list_embedding_files(place: Path) -> Iterator[Path]:
-    """Find the files of embeddings of one place of :func:`find_embeddings`, whatever they are; none where none are."""
+    """List the files of embeddings of one path of :func:`find_embeddings`, of any kind; none where there are none."""
     if place.is_dir():
         yield from _list_folder(place, EmbeddingFiles())
     elif is_pattern(place):
@@ -104,13 +104,13 @@ def _list_folder(root: Path, found: EmbeddingFiles) -> list[Path]:
 
 
 def _split_numbers(path: Path) -> tuple[tuple[int, str], ...]:
-    """Order names as people do: of 2 and 10, 2 comes first."""
+    """Return a sort key that orders numbers in names by value: 2 comes before 10."""
     words = re.findall(r"\d+|\D+", str(path))
     return tuple((int(word[:4000]), word) if word.isascii() and word.isdigit() else (-1, word) for word in words)
 
 
 def _choose_kind(place: Path, files: list[Path], modality: str | None) -> list[Path]:
-    """Refuse embeddings of images and of texts together, or take those of one."""
+    """Choose the embeddings of one modality; refuse both together."""
     if not files:
         raise ValueError(f"{place}: no embeddings in this folder (looked for {', '.join(READERS)}).")
     kinds = {path: parse_modality(path) for path in files}
@@ -126,13 +126,13 @@ def _choose_kind(place: Path, files: list[Path], modality: str | None) -> list[P
 
 
 def parse_modality(path: Path) -> str | None:
-    """Say what a file of clip-retrieval is of, which has it in its name; None of any other file."""
+    """Return the modality in the name of a file of clip-retrieval; None for any other file."""
     found = CLIP_RETRIEVAL_NAME.fullmatch(path.name)
     return None if found is None else MODALITIES[found[1]]
 
 
 def find_metadata(path: Path, needed: bool = False) -> Path | None:
-    """Find the metadata of a file of clip-retrieval: in its own folder, or in ``metadata`` beside that.
+    """Find the metadata of a file of clip-retrieval: in its folder, or in ``metadata`` beside it.
 
     Args:
         path: The file.
@@ -155,7 +155,7 @@ def find_metadata(path: Path, needed: bool = False) -> Path | None:
 
 
 def _name_files(paths: Sequence[Path]) -> list[str]:
-    """Name each file: by its stem, where these differ, else by its path from the folder that all are in."""
+    """Name each file by its stem where these differ, else by its path from the common folder."""
     if not paths:
         return []
     root = os.path.commonpath([path.absolute().parent for path in paths])

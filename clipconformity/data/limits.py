@@ -13,15 +13,15 @@ ENVIRONMENT = "CLIPCONFORMITY_LIMITS"
 
 
 class RefusedError(ValueError):
-    """A file is not read, whole as it may be."""
+    """A file is not read, although it may be intact."""
 
 
 class LimitError(RefusedError):
-    """Something is over a limit."""
+    """A value is over a limit."""
 
 
 class Limit(NamedTuple):
-    """A bound on what a file may ask for."""
+    """A bound on the resources that a file may request."""
 
     value: int
     what: str
@@ -48,7 +48,7 @@ LIMITS = {
 
 
 def get_limit(name: str) -> int:
-    """What a limit is now.
+    """Return the present value of a limit.
 
     Raises:
         ValueError: If :data:`ENVIRONMENT` is wrong.
@@ -57,7 +57,7 @@ def get_limit(name: str) -> int:
 
 
 def check_limit(where: object, name: str, found: int) -> None:
-    """Refuse what is over a limit.
+    """Refuse a value over a limit.
 
     Raises:
         LimitError: If it is; names the limit, and how to raise it.
@@ -72,7 +72,7 @@ def check_limit(where: object, name: str, found: int) -> None:
 
 @contextmanager
 def raise_limits(limits: Sequence[str]) -> Iterator[None]:
-    """Raise limits for a while, in this process and in those that it starts.
+    """Raise limits inside the block, in this process and in those that it starts.
 
     Args:
         limits: Each as ``NAME=NUMBER``.

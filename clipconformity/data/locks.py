@@ -31,7 +31,7 @@ POLL_SECONDS = 0.1
 
 @dataclass
 class Lock:
-    """A lock that is held: a file that is there as long.
+    """A held lock: a file that exists as long.
 
     Attributes:
         path: The file.
@@ -44,7 +44,7 @@ class Lock:
     sure: bool
 
     def release(self) -> None:
-        """Let go; the file is removed first, so that who waits for it sees that it is another's no more."""
+        """Release the lock; the file is removed first, so that a waiting process sees that it is free."""
         try:
             self.path.unlink()
         except PermissionError:  # of Windows, where an open file is not removed
@@ -58,7 +58,7 @@ class Lock:
 
 
 def try_lock(path: Path) -> Lock | None:
-    """Lock a file, which is made; None where another process or thread has it.
+    """Make and lock a file; None where another process or thread holds the lock.
 
     Raises:
         OSError: If the file cannot be made.
@@ -78,7 +78,7 @@ def try_lock(path: Path) -> Lock | None:
 
 
 def _lock_handle(handle: int) -> bool | None:
-    """Lock an open file; False where another has it, None where nothing locks."""
+    """Lock an open file; False where another process holds it, None where locks are not supported."""
     if fcntl is None:
         return None
     try:
@@ -99,7 +99,7 @@ def _is_at(handle: int, path: Path) -> bool:
 
 @contextmanager
 def hold_lock(path: Path, place: object) -> Iterator[None]:
-    """Hold a lock; where another process has it, warn and wait for that one to end.
+    """Hold a lock in the block; where another process has it, warn and wait for it.
 
     Where the system locks nothing there is no waiting.
 
@@ -126,13 +126,13 @@ def hold_lock(path: Path, place: object) -> Iterator[None]:
 
 @dataclass
 class Workplace:
-    """A folder of temporary files that belongs to this process; others see by its lock that it lives."""
+    """A folder of temporary files of this process; its lock shows other processes that it is in use."""
 
     folder: Path
     lock: Lock
 
     def remove(self) -> None:
-        """Remove the folder with all that is in it."""
+        """Remove the folder with its content."""
         with defer_signals():
             with suppress(OSError):
                 self.clear()
@@ -141,7 +141,7 @@ class Workplace:
                 self.folder.rmdir()
 
     def clear(self) -> None:
-        """Remove what is in it but the lock."""
+        """Remove the content but for the lock."""
         for path in self.folder.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -150,7 +150,7 @@ class Workplace:
 
 
 def claim_workplace(target: Path) -> Workplace:
-    """Make a folder of temporary files beside ``target``, and remove those that killed processes left there.
+    """Make a folder of temporary files beside ``target``, and remove those of killed processes.
 
     Its name is made of the target's and a number, the first that no living process has: so what was left is found
     without looking through a folder of a million files.
@@ -180,7 +180,7 @@ def _make_place(target: Path, number: int) -> Path:
 
 
 def _enter_folder(folder: Path) -> Workplace | None:
-    """Take a folder, new or left by a killed process; None where it is, or may be, another's."""
+    """Lock a folder, new or left by a killed process; None where another process has or may have it."""
     while True:
         try:
             folder.mkdir()

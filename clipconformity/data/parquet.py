@@ -51,7 +51,7 @@ def import_pyarrow(path: Path) -> tuple[Any, Any]:
 
 
 def open_columns(path: Path) -> dict[str, Array]:
-    """Give the columns of vectors, numbers and texts of a file, of which nothing but the header is read.
+    """Return the columns of vectors, numbers and texts of a file; only the header is read.
 
     Raises:
         ImportError: If pyarrow is not installed.
@@ -98,7 +98,7 @@ class _Column:
         return torch.from_numpy(np.empty(0, self.kind.to_pandas_dtype())).dtype
 
     def read_arrays(self, rows: int, first: int | None = None) -> Iterator[Any]:
-        """Read the column as pyarrow's arrays, in blocks as of ``Stored.blocks``, whatever the groups of rows are.
+        """Read the column as pyarrow arrays, in blocks as ``Stored.blocks``, whatever the row groups.
 
         Raises:
             ValueError: If a row is null, or there are fewer than the header says.
@@ -138,14 +138,14 @@ class NumberColumn(_Column):
         return (self.count,)
 
     def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
-        """Read it in order, as of ``Stored.blocks``."""
+        """Read the rows in order, as ``Stored.blocks``."""
         for values in self.read_arrays(rows, first):
             yield _copy_tensor(values, (len(values),), self.dtype)
 
 
 @dataclass(frozen=True)
 class VectorColumn(_Column):
-    """A column with a list of numbers in each row, all as long; a ``Stored`` of shape ``(N, D)``.
+    """A column with a list of numbers of equal length in each row; a ``Stored`` of shape ``(N, D)``.
 
     Attributes:
         fixed: The length, where the type has it; else that of the first row.
@@ -155,14 +155,14 @@ class VectorColumn(_Column):
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """``(N, D)``; reads a row where the header does not have the length."""
+        """``(N, D)``; reads a row where the header does not give the length."""
         if self.fixed is not None or not self.count:
             return (self.count, self.fixed or 0)
         first = next(_Column(self.path, self.name, 1, self.kind).read_arrays(1))
         return (self.count, len(first.flatten()))
 
     def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
-        """Read it in order, as of ``Stored.blocks``.
+        """Read the rows in order, as ``Stored.blocks``.
 
         Raises:
             ValueError: If the lists are not all as long, or numbers are null.
@@ -181,7 +181,7 @@ class WordColumn(_Column):
     """A column with a text in each row; a ``StoredWords``."""
 
     def read_words(self, rows: int, first: int | None = None) -> Iterator[list[str]]:
-        """Read it in order, as of ``StoredWords.words``.
+        """Read the texts in order, as ``StoredWords.read_words``.
 
         Raises:
             ValueError: If a text is too long, or holds what is no character.
@@ -193,7 +193,7 @@ class WordColumn(_Column):
 
 
 def _copy_tensor(values: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Copy numbers out of pyarrow's memory, which is not to be written to."""
+    """Copy numbers out of pyarrow's memory, which is read-only."""
     found = torch.empty(shape, dtype=dtype)
     found.view(-1).numpy()[:] = values.to_numpy(zero_copy_only=False)
     return found

@@ -93,7 +93,7 @@ def read_results(
 
 
 def merge_results(paths: Sequence[Path | str], output: Path | str) -> Captions:
-    """Join the results of several processes, an image of each in turn, as they shared them.
+    """Join the results of several processes, interleaved as the images were split.
 
     That is the order of the images, unless some were left out for their empty captions.
 
@@ -145,7 +145,7 @@ def list_ids(ids: Any) -> list[ImageId]:
 
 
 def refuse_duplicates(where: str, ids: Sequence[ImageId]) -> None:
-    """Refuse ids that come twice, and count them."""
+    """Refuse duplicate ids, with their number."""
     seen: set[ImageId] = set()
     twice = list(dict.fromkeys(name for name in ids if name in seen or seen.add(name)))  # type: ignore[func-returns-value]
     if twice:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Stored(Protocol):
-    """An array of numbers in a file: its header is read, its values are not."""
+    """An array of numbers in a file whose header was read, but not its values."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -23,7 +23,7 @@ class Stored(Protocol):
         """The type of its values."""
 
     def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
-        """Read it in order: ``first`` rows, then ``rows`` at a time, then what is left; each block is new memory."""
+        """Read the rows in order: ``first`` rows, then ``rows`` at a time, then the rest; each block is new memory."""
 
 
 @runtime_checkable
@@ -35,7 +35,7 @@ class StoredWords(Protocol):
         """Number of its rows."""
 
     def read_words(self, rows: int, first: int | None = None) -> Iterator[list[str]]:
-        """Read it in order, in blocks as of :meth:`Stored.blocks`."""
+        """Read the texts in order, in blocks as :meth:`Stored.blocks`."""
 
 
 Array: TypeAlias = "Tensor | Stored | StoredWords"
@@ -43,7 +43,7 @@ Array: TypeAlias = "Tensor | Stored | StoredWords"
 
 
 def split_rows(count: int, rows: int, first: int | None = None) -> Iterator[slice]:
-    """Cut so many rows into blocks: ``first`` rows, then ``rows`` at a time, then what is left."""
+    """Split a number of rows into blocks: ``first`` rows, then ``rows`` at a time, then the rest."""
     start, size = 0, first or rows
     while start < count:
         stop = min(start + size, count)
@@ -53,7 +53,7 @@ def split_rows(count: int, rows: int, first: int | None = None) -> Iterator[slic
 
 @dataclass(frozen=True)
 class StoredRows:
-    """An array of rows one after the other; a :class:`Stored`.
+    """An array stored by rows; a :class:`Stored`.
 
     Attributes:
         opened: Opens the file where its first row begins.
@@ -68,7 +68,7 @@ class StoredRows:
     foreign: np.dtype | None = None
 
     def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
-        """Read it in order, as of :meth:`Stored.blocks`.
+        """Read the rows in order, as :meth:`Stored.blocks`.
 
         Raises:
             ValueError: If the file ends too early.
@@ -86,7 +86,7 @@ class StoredRows:
 
 @dataclass(frozen=True)
 class StoredColumns:
-    """An array of columns one after the other, NumPy's Fortran order; a :class:`Stored` with the same attributes.
+    """An array stored by columns, NumPy's Fortran order; a :class:`Stored` with the same attributes.
 
     Axes of length 1 do not matter to the order, and are read as if they were not there.
     """
@@ -97,7 +97,7 @@ class StoredColumns:
     foreign: np.dtype | None = None
 
     def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
-        """Read it in order, as of :meth:`Stored.blocks`; each block takes a piece of every column.
+        """Read the rows in order, as :meth:`Stored.blocks`; each block takes a piece of every column.
 
         Raises:
             ValueError: If the file ends too early.
@@ -115,7 +115,7 @@ class StoredColumns:
 
 
 def read_bytes(file: IO[bytes], size: int) -> Tensor:
-    """Read so many bytes into new memory, uint8 ``(size,)``.
+    """Read ``size`` bytes into new memory, uint8 ``(size,)``.
 
     Raises:
         ValueError: If the file ends too early.
@@ -131,14 +131,14 @@ def read_bytes(file: IO[bytes], size: int) -> Tensor:
 
 
 def decode_numbers(content: Tensor, dtype: torch.dtype, foreign: np.dtype | None) -> Tensor:
-    """Take bytes for numbers ``(n,)``."""
+    """Decode bytes to numbers ``(n,)``."""
     if foreign is None:
         return content.view(dtype)
     return torch.from_numpy(content.numpy().view(foreign).astype(foreign.newbyteorder("=")))
 
 
 def read_blocks(array: Array | list[str], rows: int, first: int | None = None) -> Iterator[Tensor | list[str]]:
-    """Read an array or a list in blocks, whether it is held or not."""
+    """Read an array or a list in blocks, from memory or from the file."""
     if isinstance(array, (Tensor, list)):
         yield from (array[part] for part in split_rows(len(array), rows, first))
     elif isinstance(array, StoredWords):
@@ -156,7 +156,7 @@ def read_whole(array: Tensor | Stored) -> Tensor:
 
 
 def count_rows(array: Array | list[str]) -> int:
-    """Number of rows of an array or a list; 0 of a single number."""
+    """Number of rows of an array or a list; 0 for a scalar."""
     if isinstance(array, list):
         return len(array)
     if isinstance(array, StoredWords):

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Write plain values as JSON; NaN and infinities, which JSON has not, become null.
+    """Format plain values as JSON; NaN and infinities, which JSON lacks, become null.
 
     Raises:
         TypeError: If a value is none that JSON has.

@@ -31,12 +31,12 @@ _brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlong = 2, 60, 60, 
 
 
 def format_value(value: object) -> str:
-    """Show a value of a file in an error: short and in one line, however large or deep it is."""
+    """Format a value of a file for an error: short and in one line, however large or deep it is."""
     return _brief.repr(value)[:80]
 
 
 def check_input(path: Path, what: str) -> Path:
-    """Refuse what is not there, and what is no regular file: reading a pipe or a device might never end.
+    """Refuse a missing file, and anything but a regular file: reading a pipe or a device might never end.
 
     Args:
         path: What is to be read.
@@ -57,7 +57,7 @@ def check_input(path: Path, what: str) -> Path:
 
 
 def format_path(path: Path) -> str:
-    """Show a path in one line, also one with characters that cannot be printed."""
+    """Format a path in one line, also one with unprintable characters."""
     return str(path) if str(path).isprintable() else repr(str(path))
 
 
@@ -109,7 +109,7 @@ def _read_bounded(path: Path, what: str) -> str:
 
 
 def _parse_json(text: str, path: Path, what: str, first: int = 1) -> Any:
-    """Parse JSON that begins in a line of a file."""
+    """Parse JSON that starts at a line of a file."""
     try:
         return json.loads(text, parse_constant=_refuse)
     except json.JSONDecodeError as error:
@@ -125,7 +125,7 @@ def _refuse(name: str) -> NoReturn:
 
 
 def check_words(where: object, text: str) -> str:
-    """Refuse a text that no tokenizer takes, or only at length.
+    """Refuse a text that no tokenizer accepts, or that would take long.
 
     Raises:
         ValueError: If it holds a character that is none, or is too long.
@@ -138,7 +138,7 @@ def check_words(where: object, text: str) -> str:
 
 
 def check_all_words(texts: Sequence[str], where: Callable[[int], object]) -> None:
-    """Refuse texts as :func:`check_words` does; those of a whole file soon, since nearly always all are right.
+    """Refuse texts as :func:`check_words` does, fast where all texts of a file are valid.
 
     Args:
         texts: All of them.
@@ -153,7 +153,7 @@ def check_all_words(texts: Sequence[str], where: Callable[[int], object]) -> Non
 
 
 def check_inside(path: Path, name: str) -> str:
-    """Refuse the name of a file that leads out of its folder, or that no file has.
+    """Refuse a file name that leads out of its folder, or that no file can have.
 
     Args:
         path: The file in which it is named.

@@ -139,7 +139,7 @@ def scene_log_frequency(scene: Scene) -> float:
 
 
 def sample_scenes(count: int, *, seed: int, concentration: float = 1.0) -> list[Scene]:
-    """Draw scenes with a probability proportional to ``p ** concentration``.
+    """Sample scenes with a probability proportional to ``p ** concentration``.
 
     Args:
         count: Number of scenes, at least 0.
@@ -275,7 +275,7 @@ def scene_captions(scene: Scene, *, count: int = 5, seed: int) -> list[str]:
 
 
 def caption_is_true(caption: str, scene: Scene) -> bool:
-    """Whether every attribute that the caption states is the scene's; other words are passed over.
+    """Whether every attribute that the caption states is the scene's; other words are ignored.
 
     Raises:
         ValueError: The caption names no attribute at all.

@@ -50,7 +50,7 @@ class Run(NamedTuple):
 
 
 def run(output: Path) -> tuple[dict[str, Any], str]:
-    """Build references from real scenes, score five simulated generators, and write figures, a plot and a report.
+    """Build references from real scenes, score five simulated generators, and write results, a plot and a report.
 
     Args:
         output: Folder to write :data:`RESULTS`, :data:`PLOT` and :data:`REPORT` to; made if absent. Those of an earlier
@@ -87,7 +87,7 @@ def run(output: Path) -> tuple[dict[str, Any], str]:
 
 
 def _refuse_foreign(output: Path) -> None:
-    """Refuse a folder with files in it that no demo made."""
+    """Refuse a folder with files that a demo did not make."""
     if not any(path for path in output.iterdir() if not path.name.endswith(FOLDER_SUFFIX)):
         return
     try:

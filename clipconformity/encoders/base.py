@@ -94,7 +94,7 @@ class BaseEncoder(ABC):
         return self.project_image(join_inputs(inputs))
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
-        """Encode texts; those beyond the context length are cut, with their end token kept, and counted.
+        """Encode texts; those beyond the context length are cut before their end token, and counted.
 
         Args:
             texts: A text or a list of texts.
@@ -109,7 +109,7 @@ class BaseEncoder(ABC):
         return self._run(self._project_text, list_texts(texts))
 
     def unknown_texts(self, texts: Sequence[str]) -> list[int]:
-        """Find the texts that the tokenizer does not know, such as those in another script than it was made for.
+        """Find the texts that the tokenizer does not know, such as those in a script that it was not made for.
 
         A word is not known if it is dropped, becomes the unknown token, or is taken apart into letters or bytes; a
         text, if over half of its letters are in such words. Its embedding then says little.
@@ -128,11 +128,11 @@ class BaseEncoder(ABC):
 
     @property
     def _unknown_token(self) -> int | None:
-        """The tokenizer's token for what it does not know; None if it has none."""
+        """The tokenizer's unknown token; None if it has none."""
         return None
 
     def _tokenise_words(self, words: list[str]) -> Sequence[Sequence[int]] | None:
-        """Tokens of each word by itself, without start and end; None where they are not told."""
+        """Tokenise each word by itself, without start and end tokens; None where the tokenizer does not allow it."""
         return None
 
     def __call__(self, batch: Any) -> Tensor:
@@ -145,7 +145,7 @@ class BaseEncoder(ABC):
         return self.encode_text(batch) if is_text(batch) else self.encode_image(batch)
 
     def _try(self) -> None:
-        """Run once, so that settings of wrong types are found now, and not amid an evaluation.
+        """Run once, so that wrong settings show now, and not in the middle of an evaluation.
 
         Raises:
             ValueError: If it cannot encode a grey square and a word, or gives them different dimensions.
@@ -169,14 +169,14 @@ class BaseEncoder(ABC):
             )
 
     def _make_modality_error(self, modality: str) -> ValueError:
-        """Make the error for samples of a modality that the model does not have."""
+        """Make the error for a modality that the model does not have."""
         return ValueError(
             f"{self.spec}: this model encodes {' and '.join(self.modalities)} alone, and was given {modality}s; give "
             "an encoder of both, such as 'tiny' or one of CLIP's."
         )
 
     def project_image(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Run the image tower on what :attr:`preprocess_images` made; raw float32 ``(N, D)``."""
+        """Run the image tower on outputs of :attr:`preprocess_images`; raw float32 ``(N, D)``."""
         moved = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
         return self._run(self._project_image, moved)
 
@@ -188,7 +188,7 @@ class BaseEncoder(ABC):
         return check_matrix(embeddings, "the encoder's output").to(torch.float32, copy=True)
 
     def _check_tokens(self, tokens: Tensor, known: object) -> None:
-        """Refuse tokens that the model does not have; on a GPU they would end the process."""
+        """Refuse tokens that the model does not have; on a GPU they would abort the process."""
         most = int(tokens.max())
         if isinstance(known, int) and most >= known:
             raise ValueError(
@@ -196,7 +196,7 @@ class BaseEncoder(ABC):
             )
 
     def _count_cut(self, lengths: Sequence[int]) -> None:
-        """Count the texts whose number of tokens is beyond the context length, and warn of the first ones."""
+        """Count the texts with more tokens than the context length, and warn once."""
         cut = [length for length in lengths if length > self.context_length]
         if cut and not self.truncated:
             warnings.warn(
@@ -209,7 +209,7 @@ class BaseEncoder(ABC):
     @property
     @abstractmethod
     def preprocess_images(self) -> Preprocess:
-        """Turns RGB images into the image tower's inputs, on the CPU; worker processes get it without the model."""
+        """Converts RGB images to the image tower's inputs, on the CPU; worker processes get it without the model."""
 
     @abstractmethod
     def _project_image(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -225,7 +225,7 @@ class BaseEncoder(ABC):
 
 
 def make_unreachable_error(spec: str, reason: str) -> FileNotFoundError:
-    """Make the error for a model that is neither here nor could be downloaded."""
+    """Make the error for a model that is not here and cannot be downloaded."""
     return FileNotFoundError(
         f"{spec}: could not be loaded ({reason}). Check the name and the connection, or download the model "
         "elsewhere and give its directory or checkpoint; HF_HUB_OFFLINE=1 uses local files only."
@@ -233,7 +233,7 @@ def make_unreachable_error(spec: str, reason: str) -> FileNotFoundError:
 
 
 def make_code_error(spec: str) -> ValueError:
-    """Make the error for a checkpoint that cannot be loaded without running what it brings."""
+    """Make the error for a checkpoint that cannot be loaded without running its own code."""
     return ValueError(
         f"{spec}: the checkpoint needs Python code of its own, and code that comes with a checkpoint is not run here; "
         "give a model that the library itself has, or load it yourself and give it as a CallableEncoder."
@@ -241,12 +241,12 @@ def make_code_error(spec: str) -> ValueError:
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether a library failed: the tokenizers, in Rust, do so with what is no Exception."""
+    """Whether an error is a failure of a library: tokenizers, in Rust, raise one that is not an ``Exception``."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def explain_error(spec: str, error: BaseException) -> Exception:
-    """Tell in one line what a library raised as it opened or ran a model."""
+    """Explain in one line an error that a library raised when it opened or ran a model."""
     if "trust_remote_code" in str(error):
         return make_code_error(spec)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -21,7 +21,7 @@ from clipconformity.functional.validation import check_matrix
 
 
 class CallableEncoder:
-    """An encoder made of two functions that give *raw* embeddings.
+    """An encoder made of two functions that return *raw* embeddings.
 
     Args:
         encode_image: From a list of RGB images to ``(N, D)``.
@@ -80,7 +80,7 @@ class CallableEncoder:
 
 
 def is_function(spec: str) -> bool:
-    """Whether a spec names a function, ``package.module:function``, of a module that is there."""
+    """Whether a spec names a function, ``package.module:function``, of a module that exists."""
     found = re.fullmatch(r"([^\W\d]\w*)[\w.]*:[^\W\d][\w.]*", spec)
     if found is None or any(spec.startswith(family.start) for family in FAMILIES):
         return False
@@ -89,7 +89,7 @@ def is_function(spec: str) -> bool:
 
 
 def call_function(spec: str) -> Encoder:
-    """Call a function without arguments that makes an encoder; modules in the current folder are found too.
+    """Call a function without arguments that makes an encoder; modules in the current folder are found as well.
 
     It runs the user's own code, so only a command line may give the spec, and never a file.
 

@@ -31,7 +31,7 @@ MAX_BUFFER_VALUES = 2**20
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Refuse a folder whose files are no regular ones, are too large, or ask for a model that is.
+    """Refuse a folder with files that are not regular or too large, or that describe a model that is too large.
 
     Raises:
         OSError: If a file is a pipe, a device, or not there.
@@ -54,7 +54,7 @@ def check_checkpoint(folder: Path) -> None:
 
 
 def _check_settings(path: Path, content: dict[str, Any]) -> None:
-    """Refuse settings that ask for endless layers or for images of any size."""
+    """Refuse settings with too many layers or too large images."""
     processes = "processor" in path.name  # in a model's own settings, a width is that of a layer
     todo = [(content, processes)]
     while todo:
@@ -73,7 +73,7 @@ def _check_settings(path: Path, content: dict[str, Any]) -> None:
 
 
 def check_size(folder: Path, skeleton: torch.nn.Module) -> None:
-    """Refuse a model with more values than its files can hold: the rest would be made up, at any size.
+    """Refuse a model with more values than its files can hold: the rest would be random, at any size.
 
     Args:
         folder: Of the checkpoint.
@@ -125,7 +125,7 @@ def _check_held(folder: Path, asked: int) -> None:
 
 @contextmanager
 def use_hub(asked: bool) -> Iterator[bool]:
-    """Have the hub's client work from its cache alone where nobody asked for the hub, or where it does not answer.
+    """Make the hub's client use its cache alone where the hub is not needed or does not answer.
 
     Left to itself the client asks again and again for a minute. open_clip hands no option of it on.
 

@@ -18,7 +18,7 @@ NO_IMAGE = "images: expected at least one image, got an empty list."
 
 
 def is_text(batch: Any) -> bool:
-    """Tell a string or a list of strings from images.
+    """Whether a batch is a string or a list of strings, and not images.
 
     Raises:
         ValueError: If a string names an existing file: images are given as ``pathlib.Path``.
@@ -41,7 +41,7 @@ def join_inputs(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def list_texts(texts: str | Sequence[str]) -> list[str]:
-    """Turn a text or a sequence of texts into a list.
+    """Convert a text or a sequence of texts to a list.
 
     Raises:
         TypeError: If they are no strings.
@@ -60,7 +60,7 @@ def list_texts(texts: str | Sequence[str]) -> list[str]:
 
 
 def list_images(images: Any) -> list[Image.Image]:
-    """Turn a batch into a list of RGB images, as :func:`as_images` does.
+    """Convert a batch to a list of RGB images, as :func:`to_images` does.
 
     Raises:
         TypeError: If they are no images.

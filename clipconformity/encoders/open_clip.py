@@ -94,7 +94,7 @@ class OpenCLIPEncoder(BaseEncoder):
 
     @property
     def preprocess_images(self) -> Preprocess:
-        """Turns RGB images into the image tower's inputs."""
+        """Converts RGB images to the image tower's inputs."""
         return partial(_stack, self.preprocess)
 
     def _project_image(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -107,7 +107,7 @@ class OpenCLIPEncoder(BaseEncoder):
         return self.model.encode_text(tokens.to(self.device), normalize=False)  # type: ignore[operator]
 
     def _find_full_rows(self, tokens: Tensor) -> list[int]:
-        """Find the texts that fill the context, padding apart; only these can have been cut."""
+        """Find the texts that fill the context without padding; only these can have been cut."""
         inner = getattr(self.tokenizer, "tokenizer", None)
         padding = 0 if inner is None else inner.pad_token_id
         full = tokens[:, -1] != padding
@@ -141,7 +141,7 @@ class OpenCLIPEncoder(BaseEncoder):
 
 @contextmanager
 def _silence_logged_errors() -> Iterator[None]:
-    """Keep open_clip from logging, on the root logger, the errors that it raises as well."""
+    """Keep open_clip from logging errors, on the root logger, that it raises as well."""
 
     def below(record: logging.LogRecord) -> bool:
         return record.levelno < logging.ERROR
@@ -156,7 +156,7 @@ def _silence_logged_errors() -> Iterator[None]:
 
 @contextmanager
 def _refuse_questions() -> Iterator[None]:
-    """Keep a yes on standard input from running a checkpoint's own Python.
+    """Keep an answer on standard input from allowing a checkpoint's own Python.
 
     open_clip loads some text towers and tokenizers by transformers without saying that their code is not trusted, and
     transformers then asks. Asked of an empty input, it refuses.
@@ -171,7 +171,7 @@ def _refuse_questions() -> Iterator[None]:
 
 
 def _allows_own_code(name: str) -> bool:
-    """Whether a model's own settings have its tokenizer run code, which open_clip hands on to transformers unasked."""
+    """Whether a model's settings let its tokenizer run code, which open_clip passes on to transformers."""
     from huggingface_hub import hf_hub_download
 
     kind, _, place = name.partition(":")
@@ -199,7 +199,7 @@ def _import_open_clip(spec: str) -> Any:
 
 
 def _find_weights(open_clip: Any, name: str, pretrained: str | None, spec: str) -> dict[str, Any]:
-    """Settle where a built-in architecture gets its weights from; without any, open_clip would draw random ones.
+    """Find the weights of a built-in architecture; without any, open_clip would initialise random ones.
 
     Raises:
         FileNotFoundError: If the checkpoint is not there.

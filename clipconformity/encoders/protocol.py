@@ -20,7 +20,7 @@ class Encoder(Protocol):
 
     @property
     def id(self) -> dict[str, str]:
-        """What must agree between two uses: hash of the weights, preprocessing, precision, backend."""
+        """What identifies the encoder: hash of the weights, preprocessing, precision, backend."""
 
     @property
     def embed_dim(self) -> int:

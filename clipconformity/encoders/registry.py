@@ -31,7 +31,7 @@ TINY = Path(__file__).parent / "tiny_checkpoint"
 
 
 class Package(NamedTuple):
-    """What a family rests on."""
+    """The package that a family needs."""
 
     module: str
     name: str
@@ -59,11 +59,11 @@ class Family(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What ``available_encoders`` calls it."""
+        """Name in ``available_encoders``."""
         return self.start.removesuffix(":")
 
     def model(self, spec: str) -> str | Path | None:
-        """What a spec says to load; None if it is of another family."""
+        """Return the model that a spec names; None if it is of another family."""
         fits = spec.startswith(self.start) if self.start.endswith(":") else spec == self.start
         return (self.place or spec.removeprefix(self.start)) if fits else None
 
@@ -76,7 +76,7 @@ def hide_progress_bars() -> None:
 
 
 def find_encoder_files(spec: str) -> Iterator[Path]:
-    """Find the local files that a spec names: a checkpoint, or all that lies in the folder of one."""
+    """Find the local files that a spec names: a checkpoint, or all files of its folder."""
     family, model = _find_family(spec)
     if family is not None and family.files is not None:
         yield from family.files(str(model))
@@ -85,14 +85,14 @@ def find_encoder_files(spec: str) -> Iterator[Path]:
 
 
 def list_encoder_forms() -> str:
-    """How specs look, as help and errors show it."""
+    """List the forms of specs, for help and errors."""
     return f"{', '.join(repr(family.start + family.form) for family in FAMILIES)} or a local directory"
 
 
 def load_encoder(
     spec: str | Path, device: str | torch.device | None = None, *, dtype: torch.dtype | None = None
 ) -> BaseEncoder:
-    """Load an encoder that gives raw embeddings.
+    """Load an encoder of raw embeddings.
 
     Args:
         spec: ``"tiny"``, the small CLIP that comes with the package; ``"open_clip:ViT-B-32/openai"``, a model and its
@@ -133,7 +133,7 @@ def load_encoder(
 
 
 def _find_family(spec: str) -> tuple[Family | None, str | Path]:
-    """Give the family of a spec, and the model that the spec says; None and the spec where no family has it."""
+    """Return the family of a spec, and the model that it names; None and the spec where there is no such family."""
     for family in FAMILIES:
         model = family.model(spec)
         if model is not None:
@@ -142,7 +142,7 @@ def _find_family(spec: str) -> tuple[Family | None, str | Path]:
 
 
 def _check_device(device: str | torch.device) -> torch.device:
-    """Give a device after a first allocation on it.
+    """Return a device after a first allocation on it.
 
     Raises:
         ValueError: If it cannot be used here.
@@ -168,7 +168,7 @@ def _make_unknown_error(name: str) -> str:
 
 
 def available_encoders() -> dict[str, Any]:
-    """Say which kinds of encoder are usable, with dimension and resolution where they are known without a download.
+    """List the kinds of encoder that can be used, with dimension and resolution where known without a download.
 
     Returns:
         For each kind its specs, the version of what it rests on, or the extra that is missing.
@@ -181,7 +181,7 @@ def available_encoders() -> dict[str, Any]:
 
 
 def encoder_specs() -> list[dict[str, Any]]:
-    """List every spec that can be given as it is, with its licence, and dimension and resolution where known."""
+    """List every complete spec with its licence, and dimension and resolution where known."""
     found = []
     for about in available_encoders().values():
         for model in about.get("models", [about]):
@@ -219,7 +219,7 @@ def _find_open_clip_files(model: str) -> Iterator[Path]:
 
 
 def _read_licence(settings: dict[str, Any]) -> str:
-    """What the card of the repository that open_clip takes weights from says; of others, that it is to be read."""
+    """Return the licence in the card of the weights' repository; for others, a hint to read the card."""
     repository = str(settings.get("hf_hub") or "").lower()
     return next((licence for name, licence in LICENCES.items() if re.match(name, repository)), SEE_CARD)
 

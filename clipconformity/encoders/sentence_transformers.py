@@ -31,7 +31,7 @@ OPTIONS = ("torch_dtype", "dtype", "padding_side", "truncation_side", "model_max
 
 
 class SentenceEncoder(BaseEncoder):
-    """Raw sentence embeddings: what a model gives before its last ``Normalize`` module; of texts alone.
+    """Raw sentence embeddings: outputs of a model before its last ``Normalize`` module; texts only.
 
     A prompt that the model puts before every text by default is put there.
     """
@@ -66,7 +66,7 @@ class SentenceEncoder(BaseEncoder):
 
     @property
     def preprocess_images(self) -> Preprocess:
-        """There is none.
+        """Not available: the encoder takes texts only.
 
         Raises:
             ValueError: Always.
@@ -111,7 +111,7 @@ class SentenceEncoder(BaseEncoder):
 
 
 def _describe_module(module: Any) -> str:
-    """Say of a module what decides on the embeddings beside its weights, whatever the version of the library."""
+    """Describe what the embeddings depend on beside a module's weights, for any version of the library."""
     name = type(module).__name__
     if name == "Pooling":
         modes = module.get_pooling_mode_str() if hasattr(module, "get_pooling_mode_str") else module.pooling_mode
@@ -121,7 +121,7 @@ def _describe_module(module: Any) -> str:
 
 
 def _download_model(name: str, spec: str) -> Path:
-    """Find a model of the hub in the cache, or download it; its settings and safetensors alone."""
+    """Find a model of the hub in the cache, or download its settings and safetensors."""
     from huggingface_hub import hf_hub_download, snapshot_download
 
     repository = name if "/" in name else f"{ORGANISATION}/{name}"
@@ -143,7 +143,7 @@ def _download_model(name: str, spec: str) -> Path:
 
 
 def check_modules(folder: Path) -> Path:
-    """Refuse a model whose modules would bring code or pickles, are unknown, or lie elsewhere.
+    """Refuse a model whose modules bring code or pickles, are unknown, or lie outside its folder.
 
     Returns:
         The folder of the first module, a transformer.
@@ -172,7 +172,7 @@ def check_modules(folder: Path) -> Path:
 
 
 def _parse_module(entry: dict[str, Any]) -> tuple[str, str]:
-    """Give the name and the folder of a module that is known and lies inside of the model."""
+    """Return the name and the folder of a module, which must be known and inside the model's folder."""
     kind, place = str(entry.get("type")), entry.get("path", "")
     package, _, name = kind.rpartition(".")
     if not package.startswith("sentence_transformers.") or name not in KNOWN_MODULES:
@@ -186,7 +186,7 @@ def _parse_module(entry: dict[str, Any]) -> tuple[str, str]:
 
 
 def _check_module(folder: Path, name: str) -> None:
-    """Refuse weights in pickles alone, and settings that name code."""
+    """Refuse weights that are only in pickles, and settings that name code."""
     weights = [path.suffix for path in folder.iterdir() if path.suffix in WEIGHTS]
     if name == "Transformer" and not weights:
         raise FileNotFoundError("its weights are not there, as after a download that was interrupted")
@@ -210,7 +210,7 @@ def _check_module(folder: Path, name: str) -> None:
 
 
 def _load_model(folder: Path, first: Path) -> Any:
-    """Load a model without its last ``Normalize``, all of whose weights the checkpoint has."""
+    """Load a model without its last ``Normalize``; the checkpoint must have all of its weights."""
     import transformers
     from sentence_transformers import SentenceTransformer
 
@@ -232,7 +232,7 @@ def _load_model(folder: Path, first: Path) -> Any:
 
 
 def _check_weights(transformers: Any, tower: torch.nn.Module, first: Path) -> None:
-    """Refuse weights that would be random; the pooler of BERT, which takes no part, is left out where it would be."""
+    """Refuse weights that would be random; BERT's pooler, which is not used, may be missing."""
     _, info = transformers.AutoModel.from_pretrained(
         first, output_loading_info=True, trust_remote_code=False, local_files_only=True, use_safetensors=True
     )

@@ -67,7 +67,7 @@ class TransformersEncoder(BaseEncoder):
 
     @property
     def preprocess_images(self) -> Preprocess:
-        """Turns RGB images into the image tower's inputs."""
+        """Converts RGB images to the image tower's inputs."""
         return partial(_preprocess, self.processor)
 
     def _project_image(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -116,7 +116,7 @@ class TransformersEncoder(BaseEncoder):
 
 
 def _load_towers(transformers: Any, location: str | Path, silent: bool, here: bool) -> Any:
-    """Load a model with two towers, all of whose weights the checkpoint has."""
+    """Load a model with two towers; the checkpoint must have all of its weights."""
     # Told each time, since left open transformers asks standard input whether to run the checkpoint's own Python.
     if here:
         config = transformers.AutoConfig.from_pretrained(location, trust_remote_code=False, local_files_only=True)
@@ -143,18 +143,18 @@ def _preprocess(processor: Any, images: list[Image.Image]) -> dict[str, Tensor]:
 
 
 def _get_projection(output: Any) -> Tensor:
-    """Transformers 4 gives the projection itself, transformers 5 an object that holds it."""
+    """Return the projection, which transformers 4 returns itself and transformers 5 inside an object."""
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
 def _choose_pil_backend(version: str) -> dict[str, Any]:
-    """Ask for CLIP's own preprocessing, with PIL: with and without torchvision the same pixels come out."""
+    """Choose CLIP's preprocessing with PIL, so that pixels are the same with and without torchvision."""
     major, minor = (int(part) for part in re.findall(r"\d+", version)[:2])
     return {"backend": "pil"} if (major, minor) >= (5, 4) else {"use_fast": False}
 
 
 def _describe_backend(processor: Any) -> str:
-    """Say what the image processor runs on, which may be another than asked for where a model has but one."""
+    """Return the backend of the image processor, which may differ from the requested one."""
     info = getattr(processor, "backend", None)
     if isinstance(info, str):
         return info

@@ -22,7 +22,7 @@ _INVISIBLE = str.maketrans("", "", "\u200d\ufe0e\ufe0f")
 
 
 def split_words(text: str) -> list[str]:
-    """Split a text into its words: runs of letters, and of signs such as emoji.
+    """Split a text into words: runs of letters, and of symbols such as emoji.
 
     Example:
         >>> split_words("A naïve café, 2 dogs ☕")

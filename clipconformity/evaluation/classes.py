@@ -23,7 +23,7 @@ CORRECTION = "Benjamini-Hochberg over the classes that are compared with the sam
 
 
 class ClassScore(NamedTuple):
-    """A class of the samples, beside the same class of the reference or, where that has none, the whole of it."""
+    """A class of the samples, compared with the same class of the reference or, where that has none, with all of it."""
 
     name: str
     count: int  # type: ignore[assignment]
@@ -66,12 +66,12 @@ class ByClass(NamedTuple):
     """What the p-values are adjusted by."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values."""
+        """Return plain values."""
         return self._asdict() | {"classes": [one._asdict() for one in self.classes]}
 
 
 def score_by_class(stream: Stream, by: Mapping[str, str], ids: Sequence[str]) -> ByClass:
-    """Score each class on the row samples of both sides, those first that lost most variety.
+    """Score each class on the row samples of both sides; the classes with the largest loss of variety come first.
 
     A class is compared with the reference's rows of the same class, where ``by`` gives at least five of these rows the
     class by their ids, else with the whole reference: then it is less varied by nature, which is not tested, and such
@@ -106,7 +106,7 @@ def score_by_class(stream: Stream, by: Mapping[str, str], ids: Sequence[str]) ->
 def _score_class(
     plain: ClassScore, sample: Sample, whole: Moments, reference: ReferenceSet
 ) -> tuple[ClassScore, tuple[Estimate, Estimate] | None]:
-    """Compare a class; give its shift and its variety, as logarithm, for what is judged of all classes together."""
+    """Compare a class; return also its shift and log variety, for the adjustment over all classes."""
     if len(sample.keys) < MIN_ROWS:
         few = f"fewer than {MIN_ROWS} samples" + ("" if plain.count < MIN_ROWS else " in the row sample")
         return plain._replace(reason=few), None
@@ -153,7 +153,7 @@ def _adjust_together(classes: Sequence[tuple[ClassScore, tuple[Estimate, Estimat
 
 
 def _sort_key(one: ClassScore) -> tuple[float, str]:
-    """The least varied first, those without figures last."""
+    """Return a sort key: least varied first, classes without figures last."""
     value = one.variety_ratio if one.variety_ratio_shrunken is None else one.variety_ratio_shrunken
     return (math.inf if value is None else value, one.name)
 
@@ -171,7 +171,7 @@ def _select_rows(sample: Sample, rows: list[int]) -> Sample:
 
 
 def _make_reference(reference: ReferenceSet, rows: list[int]) -> ReferenceSet | None:
-    """Make a reference of some of the rows that one keeps; None of few, of one group, and of rows that do not vary."""
+    """Make a reference of some sampled rows; None for too few, for one group, and for rows that do not vary."""
     if len(rows) < MIN_ROWS:
         return None
     part = _select_rows(reference.sample, rows)
@@ -184,7 +184,7 @@ def _make_reference(reference: ReferenceSet, rows: list[int]) -> ReferenceSet | 
 
 
 def _choose_labels(sample: Sample, names: Mapping[int, str], grouped: bool) -> dict[str, Any]:
-    """What the rows are dealt by, as before: their groups, else their ids where they were dealt by these."""
+    """Return the labels that assign rows to buckets: their groups, else their ids where these were used."""
     if grouped:
         return {"groups": sample.groups}
     if len(sample.ids) and bool((sample.ids == sample.groups).all()):
@@ -197,7 +197,7 @@ def _to_finite(value: Any) -> float | None:
 
 
 def write_classes(path: Path | str, classes: Sequence[ClassScore]) -> None:
-    """Write the classes as CSV, in their order.
+    """Write the classes as CSV, in the given order.
 
     Raises:
         OSError: If the file cannot be written.
@@ -206,6 +206,6 @@ def write_classes(path: Path | str, classes: Sequence[ClassScore]) -> None:
 
 
 def get_interval(one: ClassScore, figure: str) -> Interval | None:
-    """Give the 95% interval of a figure of a class; None where it cannot be had."""
+    """Return the 95% interval of a figure of a class; None where it cannot be computed."""
     low, high = (getattr(one, f"{figure}_{end}") for end in Interval._fields)
     return None if low is None or high is None else Interval(low, high)

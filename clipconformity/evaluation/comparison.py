@@ -36,7 +36,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs scored against one reference, and how every two of them differ.
+    """Runs scored against one reference, and the differences between every two of them.
 
     Attributes:
         scores: Of each run, by name.
@@ -47,7 +47,7 @@ class Comparison:
     differences: Sequence[Difference]
 
     def difference(self, first: str, second: str, figure: str = "typicality_shift") -> Difference:
-        """Give the difference of two runs, in the order in which they were given.
+        """Return the difference of two runs, in the given order.
 
         Raises:
             KeyError: If there is none.
@@ -59,11 +59,11 @@ class Comparison:
 
     @property
     def judged(self) -> list[Difference]:
-        """The differences in typicality and in variety, which a text tells."""
+        """The differences in typicality and in variety, which are stated in sentences."""
         return [one for one in self.differences if one.figure in JUDGED]
 
     def ranks(self, figure: str = "typicality_shift") -> dict[str, int]:
-        """Rank the runs from the most typical, varied, or highest on: 1 and the number of runs that are surely more so.
+        """Rank the runs from the most typical, varied, or highest on: 1 plus the number of runs significantly above.
 
         Runs between which nothing is decided may share a rank.
 
@@ -84,7 +84,7 @@ class Comparison:
         *,
         of: Literal["runs", "differences", "classes"] = "runs",
     ) -> str:
-        """Give a table; under that of the runs, as text, stands how they differ in typicality and variety.
+        """Return a table; as text, the differences in typicality and variety follow the table of runs.
 
         Args:
             format: ``"text"``, ``"markdown"``, ``"csv"``, ``"latex"`` or ``"html"``.
@@ -119,12 +119,12 @@ class Comparison:
         return found
 
     def _repr_html_(self) -> str:
-        """Show it in a notebook: the table, and the differences under it."""
+        """Show the table in a notebook, with the differences below it."""
         selected = "".join(f"<li>{escape(one.text())}</li>" for one in self.judged)
         return f"{self.table('html')}<ul>{selected}</ul>"
 
     def plot(self, ax: Any = None, *, people: HumanSpread | None = None) -> Any:
-        """Draw every run on the map of typicality and variety, with its intervals; give ``(figure, axes)``.
+        """Draw every run on the map of typicality and variety, with intervals; return ``(figure, axes)``.
 
         Args:
             ax: Axes to draw on.
@@ -141,7 +141,7 @@ class Comparison:
         return plots.typicality_and_variety(places, margins=margins, people=yardstick, ax=ax)
 
     def plot_differences(self, figure: str = "typicality_shift", ax: Any = None) -> Any:
-        """Draw the difference of every pair in a figure with its interval; give ``(figure, axes)``."""
+        """Draw the difference of every pair in a figure with its interval; return ``(figure, axes)``."""
         from clipconformity import plots
 
         selected = [one for one in self.differences if one.figure == figure]
@@ -163,14 +163,14 @@ class Comparison:
         )
 
     def plot_distributions(self, ax: Any = None) -> Any:
-        """Draw the conformities of every run over the reference's, a ridge each; give ``(figure, axes)``."""
+        """Draw the conformities of every run over the reference's, a ridge each; return ``(figure, axes)``."""
         from clipconformity import plots
 
         values = {name: one.conformities for name, one in self.scores.items()}
         return plots.ridgelines(values, next(iter(self.scores.values())).reference.null_conformities, ax=ax)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values."""
+        """Return plain values."""
         return {
             "runs": {name: one.to_dict() for name, one in self.scores.items()},
             "differences": [one._asdict() for one in self.differences],
@@ -203,7 +203,7 @@ def compare(runs: Mapping[str, Source | Score], reference: ReferenceSet, **optio
 def compare_scores(
     scores: Mapping[str, Score], reference: ReferenceSet, metrics: Sequence[str] | None = None
 ) -> Comparison:
-    """Compare every two of several scores; ``metrics`` are those whose figures are compared, by default all.
+    """Compare every two of several scores, in the figures of ``metrics``, by default all.
 
     Raises:
         ValueError: If a score is of another reference.
@@ -221,7 +221,7 @@ def compare_scores(
 
 
 def _collect_figures(name: str, one: Score, reference: ReferenceSet, metrics: Sequence[str]) -> dict[str, LeftOut]:
-    """Give what a run is compared by, those first that are judged."""
+    """Return the figures that a run is compared by; the judged ones come first."""
     if one.stream is None or not same_reference(one.reference, reference):
         raise ValueError(f"runs: {name!r} was scored against another reference; score all against the same.")
     known, found = read_outs(), dict[str, LeftOut]()
@@ -236,7 +236,7 @@ def _collect_figures(name: str, one: Score, reference: ReferenceSet, metrics: Se
 def compare_pair(
     first: str, mine: Mapping[str, LeftOut], second: str, theirs: Mapping[str, LeftOut]
 ) -> list[Difference]:
-    """Give the differences of a pair in what both have; their outcomes wait for the other pairs."""
+    """Return the differences of a pair in the figures that both have; outcomes are decided with the other pairs."""
     found = []
     for figure in mine:
         if figure not in theirs:
@@ -264,7 +264,7 @@ def _compute_p_value(estimate: Estimate) -> float:
 
 
 def correct_outcomes(differences: Sequence[Difference]) -> list[Difference]:
-    """Decide outcomes of all pairs in each figure together."""
+    """Decide the outcomes of all pairs in each figure, corrected for their number."""
     decided: dict[Difference, Difference] = {}
     for figure in dict.fromkeys(one.figure for one in differences):
         selected = [one for one in differences if one.figure == figure and one.p_value is not None]
@@ -278,7 +278,7 @@ def correct_outcomes(differences: Sequence[Difference]) -> list[Difference]:
 
 
 def _compare_figure(mine: LeftOut, theirs: LeftOut) -> Estimate:
-    """Difference of two runs' figures: each bucket is left out of both runs and of the reference at once."""
+    """Compute the difference of two runs in a figure; a bucket is left out of both runs and the reference at once."""
     one, other = mine.figure, theirs.figure
     sides = (
         one.evaluated - other.whole,

@@ -20,7 +20,7 @@ class Difference(NamedTuple):
     figure: str
     """Its key, such as ``"typicality_shift"``."""
     value: float
-    """First less second, or first over second, which is told between 1/1000 and 1000."""
+    """First minus second, or first over second, limited to 1/1000 to 1000."""
     interval: Interval | None
     """95% interval of this pair alone; None where it cannot be had."""
     outcome: Outcome
@@ -34,11 +34,11 @@ class Difference(NamedTuple):
 
     @property
     def no_difference(self) -> float:
-        """What the value is where the two do not differ."""
+        """The value where the two do not differ."""
         return 1.0 if self.ratio else 0.0
 
     def text(self) -> str:
-        """Say it in a sentence."""
+        """State the difference in a sentence."""
         adjective, of = "typical", "standard deviations of the reference apart"
         if self.figure == "variety_ratio":
             adjective, of = "varied", "times as varied"
@@ -54,7 +54,7 @@ class Difference(NamedTuple):
         return f"{self.first} is {self.outcome} {adjective} than {self.second} ({apart})"
 
     def _format_unjudged(self) -> str:
-        """Say it of a figure that is not judged."""
+        """State the difference in a figure that is not judged."""
         what = self.figure.replace("_", " ")
         if self.interval is None:
             return f"{self.first}, {self.second}: nothing is known of the difference in {what}"

@@ -82,7 +82,7 @@ def six_properties(
     image_groups: Tensor | None = None,
     text_groups: Tensor | None = None,
 ) -> list[Property]:
-    """Measure the six properties: thin shell, ellipsoid, tilt, offset, separability, and the place of the lowest loss.
+    """Measure the six properties: thin shell, ellipsoid, tilt, offset, separability, and the alpha of lowest loss.
 
     A property holds, or does not, when the whole 95% interval lies on one side of its threshold; otherwise the verdict
     is "cannot tell at this N". Those of thin shell, ellipsoid and offset cover the population's value, of which the
@@ -124,7 +124,7 @@ def six_properties(
 
 
 def sweep_loss(image: Tensor, text: Tensor, logit_scale: float = 100.0) -> ShiftSweep:
-    """Sweep the loss over the shifts that the last property looks at; where the divergence is a bound, it says so."""
+    """Sweep the loss over the shifts of the last property, and mark divergences that are lower bounds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LowerBoundWarning)
         return shift_sweep(image, text, ALPHAS, logit_scale)
@@ -138,7 +138,7 @@ def compute_gap_figures(
     image_groups: Tensor | None = None,
     text_groups: Tensor | None = None,
 ) -> dict[str, float]:
-    """Modality gap of two sets as plain numbers; see :func:`clipconformity.functional.modality_gap`.
+    """Compute the modality gap of two sets as plain numbers; see :func:`clipconformity.functional.modality_gap`.
 
     Pairs are grouped by the coarser of both groups.
     """
@@ -150,7 +150,7 @@ def compute_gap_figures(
 
 
 def _number_groups(count: int, groups: Tensor | None) -> Tensor:
-    """Number of each row's group, from 0, ``(count,)``; without groups every row is one."""
+    """Number the groups from 0, ``(count,)`` for the rows; without groups every row is its own."""
     if groups is None:
         return torch.arange(count)
     return groups.cpu().unique(return_inverse=True)[1]
@@ -229,13 +229,13 @@ def _judge(
 
 
 def _assign_parts(group: Tensor) -> Tensor:
-    """Part of each row, that of its group: at random, but the same for the same groups."""
+    """Assign each row the part of its group, pseudo-randomly by the group."""
     order = torch.randperm(int(group.max()) + 1, generator=torch.Generator().manual_seed(0))
     return (order % min(PARTS, len(order)))[group]
 
 
 def _measure_separability(image: Tensor, text: Tensor, counts: Sequence[int]) -> Property:
-    """Accuracy with its interval for the number of independent samples of each modality."""
+    """Measure the accuracy, with its interval for the number of independent samples of each modality."""
     found = linear_separability(image, text, k=2)
     value = float(found.held_out_accuracy)
     low, high = compute_balanced_interval(found.held_out_recalls.tolist(), counts)
@@ -258,7 +258,7 @@ def _measure_separability(image: Tensor, text: Tensor, counts: Sequence[int]) ->
 
 
 def compute_balanced_interval(recalls: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
-    """95% interval of a balanced accuracy, the mean of two recalls that rest on samples of their own.
+    """Compute the 95% interval of a balanced accuracy, the mean of two recalls from separate samples.
 
     The distances to the ends of each recall's interval are added up in quadrature (Newcombe 1998 for a difference;
     Zou and Donner 2008, MOVER), so that the accuracy is no better known than that of the smaller class allows.
@@ -271,7 +271,7 @@ def compute_balanced_interval(recalls: Sequence[float], counts: Sequence[int]) -
 
 
 def _find_lowest_loss(sweep: ShiftSweep, logit_scale: float, count: int) -> Property:
-    """Where the loss is lowest: alpha 0 unless the paired intervals of the difference from it say otherwise."""
+    """Find the alpha of lowest loss: 0 unless the paired intervals of the difference from it exclude that."""
     alphas, low, high = sweep.alphas, sweep.loss_difference_low, sweep.loss_difference_high
     apart = alphas.abs() >= 0.25 - 1e-9
     if bool((low[apart] > 0).all()):
@@ -300,7 +300,7 @@ def _find_lowest_loss(sweep: ShiftSweep, logit_scale: float, count: int) -> Prop
 
 
 def format_table(properties: list[Property]) -> str:
-    """Lay properties out as text."""
+    """Format properties as a text table."""
     lines = [f"{'property':20} {'of':6} {'value':>9} {'95% interval':>21} {'null':>8} {'paper':>7} {'N':>7}  verdict"]
     for p in properties:
         interval = f"[{p.low:.4g}, {p.high:.4g}]"
@@ -313,5 +313,5 @@ def format_table(properties: list[Property]) -> str:
 
 
 def as_json(properties: list[Property]) -> list[dict[str, Any]]:
-    """Give properties as plain data."""
+    """Return properties as plain data."""
     return [p._asdict() for p in properties]

@@ -97,7 +97,7 @@ def image_sources(
 
 
 def _name_files(paths: Sequence[Path] | ImageFolder, root: Path | None) -> Iterator[tuple[Path, str]]:
-    """Give each file its name."""
+    """Name each file."""
     if isinstance(paths, ImageFolder):
         yield from zip(paths.paths, paths.ids, strict=True)
         return
@@ -114,7 +114,7 @@ def _make_source(
     folder: ImageFolder | None,
     skip_errors: bool,
 ) -> Source:
-    """Give the embeddings of one of the encoders."""
+    """Make the source of one of the encoders."""
     skipped: list[dict[str, str]] = []
 
     def batches() -> Iterator[SourceBatch]:
@@ -131,7 +131,7 @@ def _make_source(
 
 
 def _open_images(files: Files, take: Callable[[Image.Image], T]) -> tuple[list[T], list[str], Failed]:
-    """Open images and take what is wanted of each; names, and the files that could not be read, with the reason."""
+    """Open and convert images; return the results, names, and unreadable files with the reason."""
     taken, ids, failed = [], [], []
     for path, name in files:
         try:
@@ -143,7 +143,7 @@ def _open_images(files: Files, take: Callable[[Image.Image], T]) -> tuple[list[T
 
 
 class _ImageBatches(Dataset[tuple[list[dict[str, Tensor]], list[str], Failed]]):
-    """Batches of files, decoded, and preprocessed for each encoder: inputs, names, and what could not be read."""
+    """Batches of files, decoded and preprocessed for each encoder: inputs, names, and unreadable files."""
 
     def __init__(self, files: Files, encoders: Sequence[BaseEncoder], batch_size: int) -> None:
         self.files, self.batch_size = files, batch_size
@@ -162,7 +162,7 @@ class _ImageBatches(Dataset[tuple[list[dict[str, Tensor]], list[str], Failed]]):
 def _encode_preprocessed(
     files: Files, encoders: Sequence[BaseEncoder], batch_size: int, workers: int
 ) -> Iterator[_Encoded]:
-    """Encode images that other processes may decode ahead."""
+    """Encode images that worker processes may decode ahead."""
     pin = any(encoder.device.type == "cuda" for encoder in encoders)
     batches = _ImageBatches(files, encoders, batch_size)
     for inputs, ids, failed in DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=pin):
@@ -171,12 +171,12 @@ def _encode_preprocessed(
 
 
 def _encode_decoded(files: Files, encoders: Sequence[Encoder], batch_size: int) -> Iterator[_Encoded]:
-    """Encode images with encoders that take them as they are."""
+    """Encode images with encoders that preprocess them by themselves."""
     for start in range(0, len(files), batch_size):
         images, ids, failed = _open_images(files[start : start + batch_size], lambda image: image)
         yield _Encoded([encoder(images) for encoder in encoders] if ids else [], ids, failed)
 
 
 def _find_common_folder(paths: Sequence[Path]) -> Path:
-    """Give the folder that all files are in."""
+    """Find the folder that all files are in."""
     return Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()

@@ -17,7 +17,7 @@ from clipconformity.stream.alignment import Partners
 
 
 class _SourceRows(NamedTuple):
-    """All rows of one source, by what they are joined by."""
+    """All rows of one source by the key of the join."""
 
     rows: Tensor
     ids: list[str]
@@ -32,7 +32,7 @@ def paired_source(
     references: Source | None = None,
     on_missing: Literal["raise", "skip"] = "raise",
 ) -> Source:
-    """Join images and captions by id, so that ``score`` gives their CLIPScore beside the figures of one of them.
+    """Join images and captions by id, so that ``score`` adds their CLIPScore to the figures of one of them.
 
     An image belongs to the captions whose image id is the number in its name, as in MS-COCO, or its name without folder
     and suffix; a caption without an image id, as in a file of lines, to the image of its own id. The side that is not
@@ -115,7 +115,7 @@ def _read_source(source: Source, of_images: bool) -> _SourceRows:
 
 
 def _get_keys(batch: SourceBatch, of_images: bool) -> list[str]:
-    """What each row is joined by: the id of its image."""
+    """Return the key of each row: the id of its image."""
     names: Any = batch.ids if of_images or batch.groups is None else batch.groups
     listed = names.tolist() if hasattr(names, "tolist") else names
     is_file = [of_images or Path(str(name)).suffix.lower() in IMAGE_FORMATS for name in listed]
@@ -144,7 +144,7 @@ def _pair_rows(
     people: _SourceRows | None,
     partner_of: dict[str, str],
 ) -> SourceBatch:
-    """Give some rows of a batch with their partners."""
+    """Return the chosen rows of a batch with their partners."""
     own = [held.places[keys[row]] for row in kept]
     ids = [str(batch.ids[row]) for row in kept]
     partner_of.update((name, held.ids[places[0]]) for name, places in zip(ids, own, strict=True))

@@ -18,7 +18,7 @@ from clipconformity.stream.stream import Stream
 
 
 class HumanSpread(NamedTuple):
-    """How far one human caption an image lies from the others: what a captioner can be measured by.
+    """How far one human caption per image lies from the others: a yardstick for captioners.
 
     Each field has a value for every fold ``(K,)``, float64.
     """
@@ -35,7 +35,7 @@ class HumanSpread(NamedTuple):
     """Self-conformity of the left-out captions."""
 
     def one_more(self, quantity: str = "typicality_shift") -> tuple[float, float]:
-        """Range in which one more person would lie in 95% of cases, by Student's t over the folds.
+        """95% prediction interval for one more person, by Student's t over the folds.
 
         A captioner outside it differs from people. The range of the folds themselves is left by one more person in a
         quarter of cases.
@@ -118,7 +118,7 @@ def human_spread(
 
 
 def _compute_figures(embeddings: Tensor, groups: Tensor, reference: ReferenceSet) -> dict[str, Tensor]:
-    """Figures of one set against a reference: no caption is compared with others of its image."""
+    """Compute the figures of one set against a reference; no caption is compared with others of its image."""
     parts = (ConformityReadOut(), ConformityKLReadOut())
     stream = Stream.open_against(reference, parts[0].needs, max_samples=reference.max_samples)
     stream.update(embeddings, groups=groups)

@@ -18,7 +18,7 @@ FORM = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*(\S+)\s*")
 
 
 class Requirement(NamedTuple):
-    """A figure, how it is compared, and with what."""
+    """A figure, a comparison and a bound."""
 
     name: str
     comparison: str
@@ -43,7 +43,7 @@ class Requirement(NamedTuple):
         return f"{self.name}{self.comparison}{self.bound:g}"
 
     def judge(self, score: Score) -> dict[str, Any]:
-        """Judge a score by the bound of the figure's interval, so that the requirement holds only where it surely does.
+        """Judge a score by the unfavourable end of the figure's interval: a requirement holds only with confidence.
 
         Raises:
             ValueError: If the score has no such figure.

@@ -48,17 +48,17 @@ class Figure(NamedTuple):
 
     @property
     def half_width(self) -> float:
-        """Half of the interval's width, for an error bar; 0 where there is none."""
+        """Half width of the interval, for an error bar; 0 where there is none."""
         return 0.0 if self.interval is None else (self.interval.high - self.interval.low) / 2
 
     @property
     def with_ends(self) -> tuple[float, float, float]:
-        """Value and ends of its interval, for a drawing; an end that cannot be had is the value."""
+        """Value and ends of its interval, for a drawing; an unknown end is the value."""
         value = 0.0 if self.value is None else self.value
         return value, *(self.interval or (value, value))
 
     def text(self, digits: int = 3) -> str:
-        """The value; empty where it cannot be had."""
+        """The value as text; empty where it is unknown."""
         return "" if self.value is None else f"{self.value:.{digits}f}"
 
     def interval_text(self, digits: int = 3) -> str:
@@ -127,11 +127,11 @@ class Score:
 
     @property
     def contrast(self) -> Contrast | None:
-        """The buckets of both sides; None of a score without :attr:`stream`."""
+        """The buckets of both sides; None for a score without :attr:`stream`."""
         return None if self.stream is None else self.stream.contrast("score")
 
     def save(self, path: Path | str) -> None:
-        """Write what figures and comparisons rest on as safetensors; the file appears whole or not at all.
+        """Write the state behind figures and comparisons as safetensors; the file appears whole or not at all.
 
         Figures of ``against`` and ``by`` are not kept, nor why samples were skipped, which names files.
 
@@ -145,7 +145,7 @@ class Score:
 
     @classmethod
     def load(cls, path: Path | str, reference: ReferenceSet, **options: Any) -> Score:
-        """Read a score that :meth:`save` wrote; its figures are read out anew, the same to the last bits.
+        """Read a score that :meth:`save` wrote; its figures are computed again, equal to the last bit.
 
         Args:
             path: The file.
@@ -163,7 +163,7 @@ class Score:
         return read_score(path, reference, **options)
 
     def value(self, name: str) -> float:
-        """Give the value of a figure.
+        """Return the value of a figure.
 
         Raises:
             KeyError: If there is no such figure, or its value cannot be had.
@@ -186,7 +186,7 @@ class Score:
 
     @property
     def typicality_shift(self) -> float:
-        """Mean conformity less the reference's, in the reference's standard deviations."""
+        """Mean conformity minus the reference's, in the reference's standard deviations."""
         return self.value("typicality_shift")
 
     @property
@@ -201,7 +201,7 @@ class Score:
 
     @property
     def p_value(self) -> float | None:
-        """Of the test that the conformities are of one distribution; None where all samples belong to one group."""
+        """p-value of the test for one distribution of conformity; None where all samples belong to one group."""
         return self.figures["p_value"].value
 
     @property
@@ -216,7 +216,7 @@ class Score:
 
     @property
     def noise_floor(self) -> float | None:
-        """What sampling noise alone gives :attr:`conformity_kl`, nats; None where all samples belong to one group."""
+        """Noise floor of :attr:`conformity_kl` in nats; None where all samples belong to one group."""
         return self.figures["noise_floor"].value
 
     @property
@@ -228,7 +228,7 @@ class Score:
         }
 
     def _repr_html_(self) -> str:
-        """Show it in a notebook: both verdicts in words, then every figure with its interval."""
+        """Show the score in a notebook: both verdicts in words, then every figure with its interval."""
         ends = {name for name in self.figures if name.endswith(("_low", "_high", "_se"))}
         rows = "".join(
             f"<tr><th>{escape(name)}</th><td>{one.text(4)}</td><td>{one.interval_text(4)}</td>"
@@ -241,7 +241,7 @@ class Score:
         return f"{words}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>\n"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values, as the command prints them; what cannot be had is None."""
+        """Return plain values, as the command prints them; unknown ones are None."""
         reference = self.reference
         result: dict[str, Any] = {"count": self.count} | {name: one.value for name, one in self.figures.items()}
         result |= {
@@ -266,7 +266,7 @@ class Score:
 def to_figures(
     fields: tuple[Field, ...], values: Mapping[str, Tensor], degrees: float, unknown: str
 ) -> dict[str, Figure]:
-    """Give values their meaning, error and interval; those of other fields are passed over.
+    """Make figures of values, with description, error and interval; values of other fields are ignored.
 
     Args:
         fields: Their declarations.
@@ -324,7 +324,7 @@ def judge(contrast: Contrast, margins: Mapping[str, float] | None = None) -> dic
 
 
 def check_margins(margins: Mapping[str, float]) -> dict[str, float]:
-    """Refuse margins that nothing is judged by."""
+    """Refuse margins of unknown names or out of range."""
     for name, value in margins.items():
         if name not in MARGINS:
             raise ValueError(f"margins: {name!r} is unknown; expected {' or '.join(MARGINS)}.")
@@ -352,7 +352,7 @@ def _make_verdict(
 
 
 def _estimate_needed(estimate: Estimate, effect: float, margin: float, count: int) -> int | None:
-    """Samples at which a true zero would be ``same`` in 80% of cases; None where the reference is too small for any.
+    """Estimate the samples at which a true zero is ``same`` in 80% of cases; None where the reference is too small.
 
     The chance is 2 Phi(margin/se - 1.96) - 1, and the square of the error is a part over n and the reference's. Where
     so many samples are there, the effect lies between zero and the margin: then those at which an effect of this size
@@ -371,12 +371,12 @@ def _estimate_needed(estimate: Estimate, effect: float, margin: float, count: in
 
 
 def describe_typicality(verdict: Verdict) -> str:
-    """Say a verdict on typicality in words."""
+    """Describe a verdict on typicality in words."""
     return _choose_words(verdict, "typicality", "typical")
 
 
 def describe_variety(verdict: Verdict) -> str:
-    """Say a verdict on variety in words."""
+    """Describe a verdict on variety in words."""
     return _choose_words(verdict, "variety", "varied")
 
 
@@ -392,6 +392,6 @@ def _choose_words(verdict: Verdict, noun: str, adjective: str) -> str:
 
 
 def round_up(count: int) -> int:
-    """Two digits of a number of samples, upwards."""
+    """Round a number of samples up to two digits."""
     unit = 10 ** max(0, len(str(count)) - 2)
     return -(-count // unit) * unit

@@ -41,7 +41,7 @@ JUDGED_OF_CLASS = ("typicality_shift", "variety_ratio")
 def format_differences(
     differences: Sequence[Difference], format: Format = "text", figures: Sequence[str] | None = None
 ) -> str:
-    """Give differences as a table, a row each.
+    """Format differences as a table, a row each.
 
     Args:
         differences: Of all pairs, as of ``Comparison.differences``.
@@ -81,7 +81,7 @@ def _format_difference(one: Difference) -> list[str]:
 
 
 def format_classes(runs: Mapping[str, ByClass], format: Format = "text") -> str:
-    """Give how runs do in each class as a table, a row for each class and run.
+    """Format the classes of runs as a table, a row for each class and run.
 
     Those classes stand first in which two runs differ most, in typicality or in variety, in standard errors of that
     difference, the two taken as independent: by the difference alone the smallest classes would.
@@ -114,7 +114,7 @@ def format_classes(runs: Mapping[str, ByClass], format: Format = "text") -> str:
 
 
 def _sort_classes(runs: Mapping[str, ByClass]) -> Iterator[tuple[str, ClassScore]]:
-    """Give every class of every run, in the order of the classes."""
+    """Sort the classes of all runs; those with the largest differences come first."""
     classes: dict[str, dict[str, ClassScore]] = {}
     for name, by in runs.items():
         for one in by.classes:
@@ -124,7 +124,7 @@ def _sort_classes(runs: Mapping[str, ByClass]) -> Iterator[tuple[str, ClassScore
 
 
 def _find_largest(scores: Sequence[ClassScore]) -> float:
-    """Largest difference of two runs in a class, in half intervals of it; below 0 where nothing can be compared."""
+    """Find the largest difference of two runs in a class, in half intervals; below 0 where nothing can be compared."""
     found = [-1.0]
     for first, second in combinations(scores, 2):
         for figure in JUDGED_OF_CLASS:
@@ -136,7 +136,7 @@ def _find_largest(scores: Sequence[ClassScore]) -> float:
 
 
 def _scale_figure(one: ClassScore, figure: str) -> tuple[float, float]:
-    """Value and half of the interval; of a ratio, on the log scale, up to its lower end, which nothing raises."""
+    """Return value and half interval; for a ratio on the log scale and down to the lower end, which is never raised."""
     value, ends = getattr(one, figure), get_interval(one, figure)
     assert ends is not None
     if figure == "variety_ratio":

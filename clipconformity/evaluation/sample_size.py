@@ -23,7 +23,7 @@ FIELDS = ("n", "figure", "value", "low", "high", "verdict")
 
 
 class SizePoint(NamedTuple):
-    """A score as it would have been with so many samples."""
+    """A score as it would have been with fewer samples."""
 
     size: int
     """Number of samples."""
@@ -32,7 +32,7 @@ class SizePoint(NamedTuple):
 
 
 def sample_size_curve(result: Score, sizes: Sequence[int] | None = None, *, resamples: int = 200) -> list[SizePoint]:
-    """Give every figure and verdict of a score at growing numbers of samples, against the same reference.
+    """Compute every figure and verdict of a score at growing numbers of samples, against the same reference.
 
     The samples of a smaller number are among those of a larger, in a seeded order that has nothing to do with the one
     they came in. They are taken from the row sample of at most 10,000; the last point is the score itself. Figures that
@@ -76,7 +76,7 @@ def sample_size_curve(result: Score, sizes: Sequence[int] | None = None, *, resa
 
 
 def decided_at(curve: Sequence[SizePoint], verdict: str) -> int | None:
-    """Smallest number of samples from which on a verdict stays what it is at the end; None where that is undecided.
+    """Find the smallest number of samples from which a verdict stays as at the end; None where that is undecided.
 
     Args:
         curve: As of :func:`sample_size_curve`.
@@ -94,7 +94,7 @@ def decided_at(curve: Sequence[SizePoint], verdict: str) -> int | None:
 
 
 def write_curve(path: Path | str, curve: Sequence[SizePoint]) -> None:
-    """Write a curve as CSV: n, figure, value, ends of its 95% interval, and the verdict that is about it.
+    """Write a curve as CSV: n, figure, value, ends of its 95% interval, and the verdict on it.
 
     Raises:
         OSError: If the file cannot be written.
@@ -110,7 +110,7 @@ def _list_rows(point: SizePoint) -> Iterator[list[object]]:
 
 
 def _choose_read_outs(result: Score) -> list[ReadOut]:
-    """The read-outs that a score was read out by, but for those of pairs, which no row sample holds."""
+    """Choose the read-outs of a score but for those of pairs, which no row sample holds."""
     return [one for name, one in read_outs().items() if name in result.metrics and not one.needs.partners]
 
 

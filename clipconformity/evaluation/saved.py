@@ -96,7 +96,7 @@ def write_score(path: Path | str, score: Score) -> None:
 
 
 def _describe_samples(score: Score, moments: Moments) -> dict[str, Any]:
-    """What the file says of the samples, but for whether there are pairs."""
+    """Describe the samples for the file, but for whether there are pairs."""
     return score.provenance.describe() | {
         "count": score.count,
         "embed_dim": moments.layout.dim,
@@ -114,7 +114,7 @@ def _describe_samples(score: Score, moments: Moments) -> dict[str, Any]:
 
 
 def _describe_reference(reference: ReferenceSet) -> dict[str, Any]:
-    """What a reference is told by: its checksum, and what it is of for a reader."""
+    """Describe a reference for the file: its checksum, and what it is of for a reader."""
     return {"identity": reference_identity(reference)} | reference.describe()
 
 
@@ -127,7 +127,7 @@ def read_score(
     margins: Mapping[str, float] | None = None,
     by: Mapping[str, str] | None = None,
 ) -> Score:
-    """Read what :func:`write_score` wrote, and its figures out of it; arguments and errors as of ``Score.load``."""
+    """Read a file of :func:`write_score` and compute its figures; arguments and errors as of ``Score.load``."""
     path = Path(path)
     check_margins(margins or {})
     tensors, metadata = read_state(path, KIND)
@@ -163,7 +163,7 @@ def _refuse(path: Path, damage: Iterator[str]) -> None:
 
 
 def _check_reference(path: Path, recorded: dict[str, Any], reference: ReferenceSet) -> None:
-    """Refuse another reference than the one that the samples were scored against."""
+    """Refuse a reference other than the one that the samples were scored against."""
     here = _describe_reference(reference)
     if recorded.get("identity") != here["identity"]:
         raise ValueError(
@@ -173,7 +173,7 @@ def _check_reference(path: Path, recorded: dict[str, Any], reference: ReferenceS
 
 
 def _name_reference(reference: Mapping[str, Any]) -> str:
-    """Name a reference by what it is of, its size and the beginning of its checksum."""
+    """Name a reference by its dataset, size and start of its checksum."""
     recorded = [
         format_value(reference[name]) for name in ("dataset", "spec", "modality") if reference.get(name) is not None
     ]
@@ -182,7 +182,7 @@ def _name_reference(reference: Mapping[str, Any]) -> str:
 
 
 def _check_needs(path: Path, about: Mapping[str, Any], chosen: Sequence[ReadOut]) -> None:
-    """Refuse read-outs for which nothing was accumulated."""
+    """Refuse read-outs whose state was not accumulated."""
     there = {"conformity", "rows", "reference", *(name for name in SECOND_MOMENTS if about[name])}
     there |= {"partners"} if about["paired"] else set()
     there |= {"references"} if about["with_references"] else set()
@@ -199,7 +199,7 @@ def _check_needs(path: Path, about: Mapping[str, Any], chosen: Sequence[ReadOut]
 def _find_damage(
     about: dict[str, Any], ids: Any, words: Any, tensors: dict[str, Tensor], layout: Layout
 ) -> Iterator[str]:
-    """Say what no saved score has; what comes later may rest on what comes before."""
+    """List damage of a saved score; later checks may rely on earlier ones."""
     count = about["count"]
     if about["embed_dim"] != layout.dim:
         yield f"embed_dim is {about['embed_dim']}, and the reference's {layout.dim}"
@@ -230,7 +230,7 @@ def _are_words(column: Any, count: int) -> bool:
 def _find_value_damage(
     about: Mapping[str, Any], ids: list[str], tensors: dict[str, Tensor], layout: Layout
 ) -> Iterator[str]:
-    """Say where values of samples do not fit the sums of them, or the rows."""
+    """List values of samples that do not fit their sums, or the rows."""
     count = tensors["count"]
     first, second = tensors["conformity_sum"], tensors["conformity_square_sum"]
     if bool((first.abs() > count * (1 + ROUNDING)).any()) or bool((second > count * (1 + ROUNDING)).any()):
@@ -260,7 +260,7 @@ def _find_value_damage(
 def _compute_conformities(
     rows: Tensor, about: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
 ) -> Tensor:
-    """Conformity of the sampled rows to the reference, ``(k,)``."""
+    """Compute the conformity of the sampled rows to the reference, ``(k,)``."""
     assert layout.direction is not None
     directions = units(rows)
     if about["grouped"] and layout.between is not None:

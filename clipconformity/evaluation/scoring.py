@@ -85,7 +85,7 @@ def score(
 
 
 class SampleValues(NamedTuple):
-    """What falls out of the pass for every sample."""
+    """Values of every sample, computed in the same pass."""
 
     ids: Sequence[str]
     norms: Tensor
@@ -94,7 +94,7 @@ class SampleValues(NamedTuple):
 
 
 class AccumulatedSamples(NamedTuple):
-    """Samples, taken in."""
+    """Samples after the pass."""
 
     stream: Stream
     rows: SampleValues
@@ -114,7 +114,7 @@ def read_score(
     by: Mapping[str, str] | None,
     elsewhere: Callable[[], NearestElsewhere] | None = None,
 ) -> Score:
-    """Read a score out of samples that were taken in; arguments and errors as of :func:`score`.
+    """Compute a score from accumulated samples; arguments and errors as of :func:`score`.
 
     Args:
         taken: The samples.
@@ -159,7 +159,7 @@ def read_score(
 
 
 class ReadFigures(NamedTuple):
-    """What is read out of a stream."""
+    """Figures and verdicts computed from a stream."""
 
     figures: dict[str, Figure]
     verdicts: dict[str, Verdict]
@@ -172,7 +172,7 @@ class ReadFigures(NamedTuple):
 def read_figures(
     chosen: Sequence[ReadOut], stream: Stream, resamples: int, margins: Mapping[str, float] | None = None
 ) -> ReadFigures:
-    """Read figures and verdicts out of a stream; the core is among the read-outs.
+    """Compute figures and verdicts from a stream; the read-outs include the core.
 
     Raises:
         ValueError: As :func:`score`.
@@ -189,23 +189,23 @@ def read_figures(
 
 
 def metric_names() -> list[str]:
-    """Names that ``score`` takes as metrics beside ``"all"``."""
+    """List the names that ``score`` takes as metrics beside ``"all"``."""
     return sorted(set(read_outs()) - set(CORE) | {CORE[0]})
 
 
 def list_uncertainty_fields() -> set[str]:
-    """Names of the figures that are the error of another one, or an end of its interval."""
+    """List the figures that are the error of another one, or an end of its interval."""
     fields = [field for one in read_outs().values() for field in one.fields]
     return {name for field in fields for name in (field.error, *(field.interval or ())) if name is not None}
 
 
 def list_core_fields() -> set[str]:
-    """Names of the figures that every score has."""
+    """List the figures that every score has."""
     return {field.name for name in CORE for field in read_outs()[name].fields}
 
 
 def choose_read_outs(names: Sequence[str], *, paired: bool = False, with_references: bool = False) -> list[ReadOut]:
-    """Give the read-outs of the core, of the names, and what pairs have, where the samples are of pairs.
+    """Return the read-outs of the core and of the names, and for pairs those of pairs.
 
     Args:
         names: Names of read-outs, or ``"all"``.
@@ -237,12 +237,12 @@ def choose_read_outs(names: Sequence[str], *, paired: bool = False, with_referen
 
 
 def list_pair_metrics() -> list[str]:
-    """Names of the read-outs of images with captions."""
+    """List the read-outs of images with captions."""
     return [name for name, one in read_outs().items() if one.needs.partners]
 
 
 def suggest_name(name: str, known: Iterable[str]) -> str:
-    """End an error about a name that is none of the known ones."""
+    """Return the end of an error about an unknown name: the closest known one."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else "."
 
@@ -252,7 +252,7 @@ _KeptRows = list[tuple[Tensor, Tensor]]
 
 
 def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: bool) -> tuple[SampleValues, _KeptRows]:
-    """Take every batch in; what there is of each sample falls out of the same pass."""
+    """Accumulate every batch, and collect the values of each sample in the same pass."""
     ids = Names()
     norms, conformities = array("d"), array("d")
     columns: dict[str, list[float | str]] = {}
@@ -297,7 +297,7 @@ def _look_elsewhere(rows: SampleValues, held: _KeptRows, source: Source, against
 
 @full_precision
 def _read_fields(chosen: Sequence[ReadOut], stream: Stream, resamples: int) -> tuple[dict[str, Tensor], bool]:
-    """Read every field out, and whether the KL is only a lower bound."""
+    """Compute every field, and whether the KL is only a lower bound."""
     values: dict[str, Tensor] = {}
     for one in chosen:
         values |= {name: torch.tensor(float("nan")) for name in one.names(compared=True)}

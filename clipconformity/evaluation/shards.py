@@ -34,7 +34,7 @@ def embedding_source(
     groups: str | None = None,
     skip_errors: bool = False,
 ) -> Source:
-    """Read raw embeddings from files, which may say what they are; what is told must agree.
+    """Read raw embeddings from files, which may describe themselves; given values must agree with that.
 
     Every header is checked before the first row is read. Of the rows a batch is held at a time.
 
@@ -83,7 +83,7 @@ def embedding_source(
 
 
 def _check_alike(shards: Sequence[EmbeddingShard]) -> None:
-    """Refuse files that do not fit together, and warn of those whose values are of several types."""
+    """Refuse files that do not fit together, and warn of different types of values."""
     first = shards[0]
     for shard in shards:
         if shard.dim != first.dim:
@@ -104,7 +104,7 @@ def _check_alike(shards: Sequence[EmbeddingShard]) -> None:
 
 
 def _read_batches(source: Source, shards: Sequence[EmbeddingShard], skip_errors: bool) -> Iterator[SourceBatch]:
-    """Read the files one after the other, in batches that do not end where they end."""
+    """Read the files one after the other, in batches that may span several files."""
     waiting: list[SourceBatch] = []
     for file, shard in zip(source.files, shards, strict=True):
         if waiting and not _can_join(shard, waiting[-1]):
@@ -133,7 +133,7 @@ def _read_batches(source: Source, shards: Sequence[EmbeddingShard], skip_errors:
 
 
 class _NormalizedError(ValueError):
-    """A file is normalised, which is no damage."""
+    """A file is normalised, which is not damage."""
 
 
 def _refuse_normalized(shard: EmbeddingShard, block: EmbeddingBlock) -> None:
@@ -147,7 +147,7 @@ def _refuse_normalized(shard: EmbeddingShard, block: EmbeddingBlock) -> None:
 
 
 def _can_join(shard: EmbeddingShard, batch: SourceBatch) -> bool:
-    """Whether rows of a file can be of one batch with these."""
+    """Whether rows of a file can be in one batch with these."""
     return shard.named != batch.placed and shard.dtype == batch.embeddings.dtype
 
 

@@ -61,7 +61,7 @@ class FileRows:
 
 @dataclass
 class Source:
-    """Samples to be measured, as a stream that is read once.
+    """Samples to be scored, as a stream that is read once.
 
     Attributes:
         batches: The stream.
@@ -111,7 +111,7 @@ class Source:
 
     @property
     def remarks(self) -> dict[str, Any]:
-        """What was found, left out or cut, once the stream is read."""
+        """What was found, left out or cut, after the stream was read."""
         found: dict[str, Any] = {} if self.folder is None else {"folder": self.folder.describe()}
         if self.skipped:
             found["skipped"] = {"count": len(self.skipped), "files": self.skipped}
@@ -127,7 +127,7 @@ class Source:
 
     @property
     def summary(self) -> str:
-        """Say in a line what was found, used and ignored, once the stream is read."""
+        """Summarise in a line what was found, used and ignored, after the stream was read."""
         line = f"{self.name}: {self.count} {self.kind} found, {self.used} used{self._by_file}"
         ignored = self.ignored if self.folder is None else self.folder.ignored
         for number, words in (
@@ -140,7 +140,7 @@ class Source:
 
     @property
     def _by_file(self) -> str:
-        """Say how many rows came of each of several files, and that they were rounded."""
+        """Describe how many rows came from each of several files, and rounded values."""
         files = self.files
         rough = "".join(f", rounded to {name}" for name in ROUNDING_REMARKS if any(one.dtype == name for one in files))
         if len(files) < 2:
@@ -153,7 +153,7 @@ class Source:
 
     @property
     def nothing_read(self) -> str:
-        """What to say where no sample came."""
+        """Message for a stream without samples."""
         return f"no sample could be read: {len(self.skipped)} of {self.count} were skipped."
 
     def __iter__(self) -> Iterator[SourceBatch]:
@@ -172,7 +172,7 @@ class Source:
 
 
 def list_paths(paths: Sequence[Path | str]) -> list[Path]:
-    """Refuse a single path, whose letters would be taken for files.
+    """Refuse a single path, whose letters would be read as files.
 
     Raises:
         TypeError: If it is one.
@@ -186,7 +186,7 @@ def list_paths(paths: Sequence[Path | str]) -> list[Path]:
 
 
 def check_source(source: object) -> None:
-    """Refuse what is no source.
+    """Refuse anything but a source.
 
     Raises:
         TypeError: If it is none.
@@ -254,7 +254,7 @@ def build_reference(
 def build_references(
     sources: Sequence[Source], *, dataset: str | None = None, max_samples: int = 10_000, allow_normalized: bool = False
 ) -> list[ReferenceSet]:
-    """Build a reference set from each source, a batch of each in turn, as :func:`image_sources` reads its files once.
+    """Build a reference set from each source, a batch of each in turn: :func:`image_sources` reads its files once.
 
     Args:
         sources: With batches of the same samples.

@@ -20,7 +20,7 @@ DIGITS = 3
 
 
 class Mark(NamedTuple):
-    """What is written around the best value of a column, and around those that cannot be told from it."""
+    """Markup of the best value of a column, and of those that do not differ from it significantly."""
 
     best: str
     tied: str
@@ -39,7 +39,7 @@ SIGNS = {"text": "+-", "markdown": "±", "latex": r"$\pm$", "html": "±"}
 
 
 def format_plus_minus(figure: Figure, sign: str = "+-") -> str:
-    """Write a figure with half of its 95% interval, to the first digit of that, or two where the first is a 1.
+    """Format a figure with half of its 95% interval, to the first digit of that, or two where the first is a 1.
 
     Example:
         >>> from clipconformity.functional.resampling import Interval
@@ -60,7 +60,7 @@ def format_plus_minus(figure: Figure, sign: str = "+-") -> str:
 
 
 def format_table(scores: Mapping[str, Score], format: Format = "text", figures: Sequence[str] | None = None) -> str:
-    """Give scores as a table, a row each.
+    """Format scores as a table, a row each.
 
     The best value of a figure with a direction is marked, and so are those that cannot be told from it: they are no
     further from it than the half intervals of both allow, taken as independent.
@@ -92,7 +92,7 @@ def format_table(scores: Mapping[str, Score], format: Format = "text", figures: 
 
 
 def check_format(format: str) -> None:
-    """Refuse a format that no table has.
+    """Refuse an unknown format of tables.
 
     Raises:
         ValueError: If it is none.
@@ -104,7 +104,7 @@ def check_format(format: str) -> None:
 def arrange_cells(
     head: Sequence[str], rows: Sequence[Sequence[str]], format: Format, legend: str, words: int = 1
 ) -> str:
-    """Set cells as a table.
+    """Arrange cells as a table.
 
     Args:
         head: Titles of the columns.
@@ -177,7 +177,7 @@ def _format_latex(head: Sequence[str], rows: Sequence[Sequence[str]], words: int
 
 
 def _escape_latex(text: str) -> str:
-    """Write a text so that LaTeX shows it."""
+    """Escape a text for LaTeX."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(special.get(one, f"\\{one}" if one in "&%$#_{}" else one) for one in text)
 
@@ -194,7 +194,7 @@ def _format_scores_csv(scores: Mapping[str, Score], names: Sequence[str]) -> str
 
 
 def format_csv(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
-    """Give a table as CSV, each value as of ``format_cell``."""
+    """Format a table as CSV, each value by ``format_cell``."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(head)

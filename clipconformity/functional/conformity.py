@@ -12,7 +12,7 @@ from clipconformity.functional.validation import check_matrix, check_norms, chec
 
 
 class HasUnitMean(Protocol):
-    """Anything that carries the mean of its unit embeddings, such as a ``ReferenceSet``."""
+    """An object with the mean of its unit embeddings, such as a ``ReferenceSet``."""
 
     @property
     def unit_mean(self) -> Tensor:
@@ -79,7 +79,7 @@ def cosines(embeddings: Tensor, norms: Tensor, direction: Tensor) -> Tensor:
 
 
 def own_set_conformity(cosine_to_mean: Tensor, count: int | Tensor) -> Tensor:
-    """Take the sample itself (cosine 1) out of its mean cosine: ``(N c - 1) / (N - 1)``, not above 1 by rounding."""
+    """Exclude the sample itself (cosine 1) from its mean cosine: ``(N c - 1) / (N - 1)``, clipped to [-1, 1]."""
     return ((count * cosine_to_mean - 1) / (count - 1)).clamp(-1, 1)
 
 
@@ -126,7 +126,7 @@ def conformity(embeddings: Tensor, reference: Tensor | HasUnitMean | None = None
 
 
 def reference_unit_mean(reference: Tensor | HasUnitMean) -> Tensor:
-    """Mean unit vector of a reference given as embeddings or as an object that knows it."""
+    """Mean unit vector of a reference, given as embeddings or as an object that has it."""
     if not isinstance(reference, Tensor):
         if not hasattr(reference, "unit_mean"):
             raise TypeError(

@@ -74,7 +74,7 @@ def _row_blocks(rows: Tensor) -> list[tuple[int, Tensor]]:
 
 
 def _checkpoint(function: Callable[..., Tensor], *args: Tensor | int) -> Tensor:
-    """Call ``function``; the backward pass computes what is inside again instead of keeping it."""
+    """Call ``function`` without storing its intermediate values; the backward pass computes them again."""
     if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
         return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
     return function(*args)
@@ -88,7 +88,7 @@ def _cross_entropy(rows: Tensor, columns: Tensor, start: int, scale: Tensor) -> 
 
 @full_precision
 def left_out_losses(image: Tensor, text: Tensor, logit_scale: float) -> Tensor:
-    """NT-Xent without each pair, ``(N,)`` float64; arguments as of :func:`nt_xent`, which is the loss of all."""
+    """NT-Xent with each pair left out in turn, ``(N,)`` float64; arguments as of :func:`nt_xent`."""
     u, w = _unit_pairs(image, text)
     total, moved = (torch.zeros(len(u), dtype=torch.float64, device=u.device) for _ in range(2))
     for whole, columns in ((u, w), (w, u)):
@@ -213,7 +213,7 @@ def shift(embeddings: Tensor, alpha: float, mean: Tensor | None = None) -> Tenso
 
 
 def check_mean(mean: object, dim: int) -> Tensor:
-    """Refuse anything but a finite floating-point vector ``(dim,)``; give it back in working precision.
+    """Refuse anything but a finite floating-point vector ``(dim,)``; return it in working precision.
 
     Raises:
         TypeError: If it is not a floating-point tensor.

@@ -52,7 +52,7 @@ Index = NDArray[np.intp]
 
 
 class Grid(NamedTuple):
-    """Cells anchored on a reference: ``CELLS`` of width ``cell`` around ``center``."""
+    """Histogram cells fixed by a reference: ``CELLS`` of width ``cell`` around ``center``."""
 
     center: float
     cell: float
@@ -164,7 +164,7 @@ class Augmented:
 
 
 def _maximise(counts: Array, eta: Array, penalty: float, rows: Index, steps: Callable[[Array, Array], Array]) -> Index:
-    """Climb in place until no step gains ``TOLERANCE`` in log-likelihood; give the rows that have not got there."""
+    """Maximise in place until no step gains ``TOLERANCE`` in log-likelihood; return the rows that did not converge."""
     for _ in range(MAX_STEPS):
         if not len(rows):
             break
@@ -195,7 +195,7 @@ def _compute_steps(slope: Array, eta: Array, penalty: float) -> Array:
 
 
 def _make_solver(eta: Array, penalty: float) -> Callable[[Array], Array]:
-    """Make what solves H x = right for columns ``(K, B)``: by Cholesky, twice as fast, where rounding allows it."""
+    """Return a solver of H x = right for columns ``(K, B)``: by Cholesky, twice as fast, where rounding allows it."""
     from scipy.linalg.lapack import dpbtrf, dpbtrs
 
     band = penalty * _gram_band(len(eta))
@@ -220,7 +220,7 @@ def _difference(values: Array) -> Array:
 
 
 def _transposed_difference(values: Array) -> Array:
-    """D' times each row, ``(B, K - 3)`` to ``(B, K)``; rounding then stays where the penalty can undo it."""
+    """D' times each row, ``(B, K - 3)`` to ``(B, K)``; rounding errors stay where the penalty acts."""
     padded = np.zeros((len(values), values.shape[1] + 2 * BAND))
     padded[:, BAND:-BAND] = values
     return -_difference(padded)

@@ -31,7 +31,7 @@ MIN_SQUARED_DISTANCE = 1e-30
 
 
 class Points(NamedTuple):
-    """Rows, moved and scaled alike, with their squared norms."""
+    """Rows after a common shift and scaling, with their squared norms."""
 
     rows: Tensor
     """``(N, D)`` float64."""
@@ -45,7 +45,7 @@ class Points(NamedTuple):
         return Points(*(one[which] for one in self))
 
     def margin(self, limit: Tensor) -> Tensor:
-        r"""How far a squared distance of a row may be off in float32, where it is about ``limit``, ``(N,)``.
+        r"""Bound on the float32 error of a squared distance of about ``limit``, ``(N,)`` for the rows.
 
         A sum of D products is off by at most :math:`D\,2^{-24}\,|x||y|`, in whatever order; the rest takes less than 16
         roundings. A pair at a squared distance r has :math:`|y|^2 \le 2(|x|^2 + r)`, and one with a longer y is farther
@@ -55,7 +55,7 @@ class Points(NamedTuple):
 
 
 def center_and_scale(first: Tensor, second: Tensor) -> tuple[Points, Points, float]:
-    """Take the second set's mean off both sets, in float64, and scale both by a power of two to norms of about 1.
+    """Subtract the second set's mean from both sets, in float64, and scale both by a power of two to norms of about 1.
 
     Distances stay but for the scale, and far from the origin they round less.
 
@@ -72,7 +72,7 @@ def center_and_scale(first: Tensor, second: Tensor) -> tuple[Points, Points, flo
 
 
 def _is_full_float32() -> bool:
-    """Whether a product of float32 matrices has the digits of float32, and not those of TF32 or bfloat16."""
+    """Whether float32 matrix products have full float32 precision, not that of TF32 or bfloat16."""
     try:
         return torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:  # set for each backend, where this function does not answer
@@ -100,7 +100,7 @@ def kth_distance(points: Points, k: int) -> Tensor:
 
 
 def _exact_kth_distance(which: Tensor, points: Points, k: int) -> Tensor:
-    """The same of some rows, in float64 throughout."""
+    """The same for some rows, entirely in float64."""
     found = [points.rows.new_empty(0)]
     for part in which.split(max(1, ROWS * COLUMNS // len(points.rows))):
         distance = _multiply_blocks(points.rows[part], points.rows, points.squares[part], points.squares)
@@ -110,7 +110,7 @@ def _exact_kth_distance(which: Tensor, points: Points, k: int) -> Tensor:
 
 
 class BallBlock(NamedTuple):
-    """What is found in a block of pairs of a row of a first and one of a second set."""
+    """The pairs found in a block of rows of a first and of a second set."""
 
     rows: slice
     columns: slice
@@ -123,7 +123,7 @@ class BallBlock(NamedTuple):
 
 
 def find_ball_blocks(first: Points, second: Points, reaches: tuple[Tensor, Tensor]) -> Iterator[BallBlock]:
-    """Find all pairs of two sets of which one lies in the ball of the other, an edge being outside, block by block.
+    """Find all pairs of two sets of which one lies inside the ball of the other, block by block; an edge is outside.
 
     Args:
         first: One set.
@@ -150,7 +150,7 @@ def _find_ball_block(
 
 
 def _find_inside(sides: tuple[Points, Points], distance: Tensor, edge: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Places in a block where a distance is below a limit, which is broadcast, as is what float32 may be off by."""
+    """Find the entries of a block with a distance below a limit; limit and float32 error are broadcast."""
     limit, margin = edge
     first, second = sides
     row, column = (distance < (limit + margin).to(distance)).nonzero(as_tuple=True)
@@ -174,7 +174,7 @@ def _multiply_blocks(first: Tensor, second: Tensor, squares: Tensor, others: Ten
 
 
 def _exact_distances(first: Points, second: Points, row: Tensor, column: Tensor) -> Tensor:
-    """Squared distances of some pairs, float64, which no other pair has a part in."""
+    """Squared distances of some pairs in float64, each computed on its own."""
     found = [first.rows.new_empty(0)]
     for mine, theirs in zip(row.split(PAIRS), column.split(PAIRS), strict=True):
         found.append((first.rows[mine] - second.rows[theirs]).square().sum(1))
@@ -182,7 +182,7 @@ def _exact_distances(first: Points, second: Points, row: Tensor, column: Tensor)
 
 
 def find_largest(rows: Tensor, others: Tensor | None, k: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The k largest of ``rows @ others.T`` in each row, descending, and where they are, ``(N, k)`` each.
+    """The k largest of ``rows @ others.T`` in each row, descending, and their columns, ``(N, k)`` each.
 
     Args:
         rows: ``(N, D)``.

@@ -34,11 +34,11 @@ MAX_OUTSIDE = 0.25
 
 
 class LowerBoundWarning(UserWarning):
-    """The supports barely overlap, a set is too narrow, or a tail decides: the KL is finite but only a lower bound."""
+    """The supports barely overlap, a set is too narrow, or a tail dominates: the KL is only a lower bound."""
 
 
 class Side(NamedTuple):
-    """One side of a divergence: its histogram on the common grid and how many independent samples it is worth."""
+    """One side of a divergence: its histogram on the common grid and its effective number of samples."""
 
     counts: Tensor
     """Histogram ``(CELLS + 2,)``."""
@@ -47,7 +47,7 @@ class Side(NamedTuple):
 
 
 class Readout(NamedTuple):
-    """How histograms are read out: settled once on the observed pair, then shared by all its resamples."""
+    """Settings of the density fits: chosen once on the observed pair, then shared by all its resamples."""
 
     factor: int
     first: int
@@ -61,7 +61,7 @@ class Readout(NamedTuple):
 
 
 class Divergences(NamedTuple):
-    """Plug-in divergences ``(B,)`` in nats, before the bias is taken off."""
+    """Plug-in divergences ``(B,)`` in nats, before the bias correction."""
 
     forward: Tensor
     reverse: Tensor
@@ -163,7 +163,7 @@ def is_lower_bound(readout: Readout, evaluated: Side, reference: Side) -> bool:
 
 
 def warn_lower_bound() -> None:
-    """Say once, at the caller's line, that a value is only a lower bound."""
+    """Warn, at the caller's line, that a value is only a lower bound."""
     warnings.warn(
         "the two conformity distributions barely overlap, one is too narrow to resolve, or a tail decides that is not "
         "sampled: the KL divergence is only a lower bound.",
@@ -173,13 +173,13 @@ def warn_lower_bound() -> None:
 
 
 def correct_bias(readout: Readout, values: Divergences, squeeze: bool = False) -> Divergences:
-    """Take the bias off plug-in divergences and cut at 0."""
+    """Subtract the bias from plug-in divergences and clip at 0."""
     cut = [(value - sum(readout.biases)).clamp_min(0) for value in values]
     return Divergences(*(value[0] if squeeze else value for value in cut))
 
 
 def plan_readout(evaluated: Side, reference: Side) -> Readout:
-    """Settle cell width, window and smoothing on the observed pair."""
+    """Choose cell width, window and smoothing on the observed pair."""
     counts = [_fold_overflow(side.counts) for side in (evaluated, reference)]
     stds = [_std(side.counts) for side in (evaluated, reference)]
     factor = MAX_COARSENING
@@ -212,7 +212,7 @@ def plan_readout(evaluated: Side, reference: Side) -> Readout:
 
 
 def compute_plug_in(readout: Readout, evaluated: Tensor, reference: Tensor) -> Divergences:
-    """Plug-in divergences of histograms ``(B, CELLS + 2)`` under a settled read-out."""
+    """Plug-in divergences of histograms ``(B, CELLS + 2)`` under a given read-out."""
     logs = _log_densities(readout, evaluated, reference)
     forward = relative_entropy(logs[0], logs[1], _log_floor(readout, 1))
     reverse = relative_entropy(logs[1], logs[0], _log_floor(readout, 0))
@@ -220,7 +220,7 @@ def compute_plug_in(readout: Readout, evaluated: Tensor, reference: Tensor) -> D
 
 
 def is_tail_decisive(readout: Readout, evaluated: Tensor, reference: Tensor) -> bool:
-    """Whether the forward divergence rests on how far the reference's smooth tail is followed.
+    """Whether the forward divergence depends on how far the reference's smooth tail is extrapolated.
 
     Held at a thousandth of ``TAIL_FLOOR``, it would then be larger by more than ``MAX_TAIL_CHANGE`` of itself,
     and by more than noise adds to it.
@@ -253,7 +253,7 @@ def excess_kurtosis(counts: Tensor) -> float:
 
 
 def _fold_overflow(counts: Tensor) -> Tensor:
-    """Put the overflow counts into the outermost cells, ``(..., CELLS + 2)`` to ``(..., CELLS)``."""
+    """Add the overflow counts to the outermost cells, ``(..., CELLS + 2)`` to ``(..., CELLS)``."""
     inner = counts[..., 1:-1].clone()
     inner[..., 0] += counts[..., 0]
     inner[..., -1] += counts[..., -1]

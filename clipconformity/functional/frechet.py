@@ -15,7 +15,7 @@ SINGULAR = 1e-10
 
 
 class HasGaussian(Protocol):
-    """Anything that carries the moments of its embeddings, such as a ``ReferenceSet``."""
+    """An object with the moments of its embeddings, such as a ``ReferenceSet``."""
 
     @property
     def count(self) -> int:
@@ -88,7 +88,7 @@ def gaussian_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, othe
 
 
 def factored_distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
-    """The same of two Gaussians given by mean ``(D,)`` and factor L ``(D, K)`` of the covariance, L L'."""
+    """The same for two Gaussians given by mean ``(D,)`` and factor L ``(D, K)`` of the covariance, L L'."""
     overlap = torch.linalg.svdvals(other[1].T @ one[1]).sum()
     traces = one[1].square().sum() + other[1].square().sum()
     return ((one[0] - other[0]).square().sum() + traces - 2 * overlap).clamp_min(0)
@@ -104,7 +104,7 @@ def fit_gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def distance_influence(rows: Tensor, mean: Tensor, covariance: Tensor, other_mean: Tensor, other: Tensor) -> Tensor:
-    """How much each row moves the squared Frechet distance of its Gaussian to another, to first order, ``(N,)``.
+    """Influence of each row on the squared Frechet distance of its Gaussian to another, to first order, ``(N,)``.
 
     With T = L (L' S1 L)^-1/2 L', L L' = S2, which transports the one Gaussian to the other, it is the centred
     2 (m1 - m2) . (x - m1) + (x - m1)' (I - T) (x - m1). Directions without variance are left out.
@@ -126,7 +126,7 @@ def distance_influence(rows: Tensor, mean: Tensor, covariance: Tensor, other_mea
 
 
 def factorise_covariance(covariance: Tensor) -> Tensor:
-    """A matrix L ``(D, D)`` with L L' the covariance, which one does not matter: Cholesky's, in a sixth of the time.
+    """A matrix L ``(D, D)`` with L L' the covariance: Cholesky's factor, in a sixth of the time of a square root.
 
     Of a singular covariance it is the symmetric square root, where eigenvalues that are rounding are 0: their roots
     would not be small.

@@ -24,7 +24,7 @@ from clipconformity.functional.validation import check_pairs, check_rows, check_
 
 
 class ThinShell(NamedTuple):
-    """How thin the shell is that holds the centred embeddings."""
+    """Thickness of the shell that holds the centred embeddings."""
 
     mu: Tensor
     """Mean of the centred norms |v - m|."""
@@ -347,7 +347,7 @@ def _squared_gap(sides: list[Rows]) -> Estimate | None:
 
 
 def _of_squared(known: Estimate | None, square: Tensor) -> tuple[Tensor | None, ...]:
-    """Squared gap, null, and the ends of the interval, where they can be had."""
+    """Squared gap, null, and the ends of the interval, where they can be computed."""
     if known is None:
         return None, None, None, None
     ends = [

@@ -17,11 +17,11 @@ BLOCK = 1024
 
 
 class SingularWarning(UserWarning):
-    """A given Gaussian has no variance along some directions, and is used on the others alone."""
+    """A given Gaussian has no variance along some directions, and is used on the others only."""
 
 
 class Gaussian(NamedTuple):
-    """A checked Gaussian, ready to whiten, float64."""
+    """A checked Gaussian, with its whitening matrix, float64."""
 
     mean: Tensor
     root: Tensor
@@ -162,7 +162,7 @@ def check_gaussian(
     *,
     symmetric: bool = True,
 ) -> Gaussian:
-    """Check a Gaussian that is given by its covariance or by a whitening matrix, and make it ready to whiten.
+    """Check a Gaussian given by its covariance or by a whitening matrix, and compute its whitening matrix.
 
     The root of a covariance is the symmetric one; where any will do, with ``symmetric=False``, it may be another that
     takes a tenth of the time.
@@ -211,7 +211,7 @@ def _finite(name: str, value: object) -> Tensor:
 
 
 def _factorise_full_rank(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage: float) -> Gaussian | None:
-    """Take a covariance by Cholesky where that tells it to be of full rank; None where its eigenvalues must tell.
+    """Factorise a covariance by Cholesky where it is clearly of full rank; None where eigenvalues must decide.
 
     The sum of the squares of a root is that of the inverse eigenvalues, so that none is below its inverse.
     """
@@ -251,7 +251,7 @@ def _read_covariance(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage
 
 
 def _read_whitening(mean: Tensor, root: Tensor, dtype: torch.dtype) -> Gaussian:
-    """Take a whitening matrix; its rows may be of any scale, so that the rank is that of the rows at length 1."""
+    """Read a whitening matrix; its rows may be of any scale, so the rank is that of the rows at length 1."""
     length = torch.linalg.vector_norm(root, dim=1, keepdim=True)
     if not float(length.max()) > 0:
         raise ValueError("whitening: expected a matrix of rank 1 at least, got zeros.")
@@ -263,7 +263,7 @@ def _read_whitening(mean: Tensor, root: Tensor, dtype: torch.dtype) -> Gaussian:
 
 
 def _estimate_rounding(matrix: Tensor, largest: float, dtype: torch.dtype) -> float:
-    """Eigenvalue that rounding alone may make: of entries kept in ``dtype``, and of the decomposition in float64.
+    """Largest eigenvalue that rounding alone may cause: of entries in ``dtype``, and of the decomposition in float64.
 
     Rounding moves an entry by up to eps/2 of itself, evenly; a matrix of such moves has a norm of about twice the root
     of the largest sum of their variances in a row or column.

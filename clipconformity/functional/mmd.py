@@ -21,7 +21,7 @@ MAX_PAIRS = 1 << 22
 
 
 class HasSelfConformity(Protocol):
-    """Anything that carries mean and self-conformity of its unit embeddings, such as a ``ReferenceSet``."""
+    """An object with mean and self-conformity of its unit embeddings, such as a ``ReferenceSet``."""
 
     @property
     def unit_mean(self) -> Tensor:
@@ -33,7 +33,7 @@ class HasSelfConformity(Protocol):
 
 
 class MMDHalves(NamedTuple):
-    """What a cosine MMD is the sum of, in squared cosine distance."""
+    """The two parts of a cosine MMD, in squared cosine distance."""
 
     typicality: Tensor
     """Above 0 where the samples are less typical than the reference, a scalar."""
@@ -77,7 +77,7 @@ def cosine_mmd(embeddings: Tensor, reference: Tensor | HasSelfConformity) -> Ten
 
 @full_precision
 def mmd_halves(embeddings: Tensor, reference: Tensor | HasSelfConformity) -> MMDHalves:
-    r"""What a :func:`cosine_mmd` is made of: typicality and variety, which add up to it.
+    r"""The parts of a :func:`cosine_mmd`: typicality and variety, which add up to it.
 
     .. math:: \text{typicality} = 2\, (SC(Q) - C(P, Q)), \quad \text{variety} = SC(P) - SC(Q)
 
@@ -175,7 +175,7 @@ def cmmd(embeddings: Tensor, reference: Tensor, *, sigma: float = SIGMA, unbiase
 
 
 def _mean_kernel(first: Tensor, second: Tensor, sigma: float, *, apart: bool = False) -> Tensor:
-    """Mean of k - 1 over pairs of unit rows, a scalar; ``apart``: without those of a row with itself, where it is 0."""
+    """Mean of k - 1 over pairs of unit rows, a scalar; ``apart``: without pairs of a row with itself, where it is 0."""
     total = first.new_zeros(())
     for block in first.split(max(1, MAX_PAIRS // len(second))):
         total += torch.expm1((block @ second.T - 1).clamp_max(0) / sigma**2).sum()
@@ -183,7 +183,7 @@ def _mean_kernel(first: Tensor, second: Tensor, sigma: float, *, apart: bool = F
 
 
 def third_order(first: Tensor, second: Tensor, sigma: float = SIGMA) -> Tensor:
-    r"""CMMD from the discrepancies of the first two powers of the cosine, which leaves out the third and all above.
+    r"""CMMD from the discrepancies of the first two powers of the cosine, without the third and higher powers.
 
     On unit vectors :math:`k = e^{-g} (1 + g c + g^2 c^2 / 2 + ...)`, with c the cosine and :math:`g = 1/\sigma^2`. What
     is left out is the sum of :math:`1000\, e^{-g} g^k / k!` times the discrepancy of the k-th power, from k = 3 on. As

@@ -11,7 +11,7 @@ MIN_ESTIMATES = 3
 
 
 def adjust_p_values(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number: of those at most q, a share of q is by chance (Benjamini and Hochberg 1995).
+    """Adjust p-values to control the false discovery rate (Benjamini and Hochberg 1995).
 
     Example:
         >>> [round(p, 4) for p in adjust_p_values([0.01, 0.5, 0.02])]
@@ -26,7 +26,7 @@ def adjust_p_values(p_values: Sequence[float]) -> list[float]:
 
 
 def adjust_p_values_stepwise(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values so that at most q is the chance that any of those at most q is by chance (Holm 1979).
+    """Adjust p-values to control the family-wise error rate (Holm 1979).
 
     Example:
         >>> [round(p, 4) for p in adjust_p_values_stepwise([0.01, 0.5, 0.02])]
@@ -40,7 +40,7 @@ def adjust_p_values_stepwise(p_values: Sequence[float]) -> list[float]:
 
 
 def shrink_estimates(values: Sequence[float], errors: Sequence[float]) -> list[float] | None:
-    """Shrink estimates towards their mean by empirical Bayes: of many noisy ones the extremes are so by chance.
+    """Shrink estimates towards their mean by empirical Bayes: the extremes of many noisy ones are partly chance.
 
     The variance between them is that of DerSimonian and Laird (1986).
 

@@ -32,7 +32,7 @@ class PRDCResult(NamedTuple):
 
 
 class HasUnits(Protocol):
-    """Anything that keeps unit rows, such as a ``ReferenceSet``."""
+    """An object with unit rows, such as a ``ReferenceSet``."""
 
     @property
     def units(self) -> Tensor:
@@ -92,7 +92,7 @@ def prdc(embeddings: Tensor, reference: Tensor, k: int = 5) -> PRDCResult:
 
 
 class Coverage(NamedTuple):
-    """Which rows of two sets lie in balls of the other."""
+    """Which rows of two sets lie in balls of the other set."""
 
     balls: Tensor
     """Number of the reference's balls that each embedding is in, ``(N,)``."""
@@ -115,7 +115,7 @@ class Coverage(NamedTuple):
 
 
 def cover(embeddings: Tensor, reference: Tensor, k: int) -> Coverage:
-    """Find who lies in whose balls, of checked rows ``(N, D)`` and ``(M, D)``, N and M > k."""
+    """Find which rows lie in balls of the other set, of checked rows ``(N, D)`` and ``(M, D)``, N and M > k."""
     mine, theirs, scale = center_and_scale(embeddings, reference)
     own_reach, their_reach = kth_distance(mine, k), kth_distance(theirs, k)
     balls = torch.zeros(len(own_reach), dtype=torch.int64, device=own_reach.device)
@@ -133,7 +133,7 @@ def cover(embeddings: Tensor, reference: Tensor, k: int) -> Coverage:
 
 
 def expected_coverage(count: int, reference_count: int, k: int) -> float:
-    """Coverage that ``count`` samples of the reference's own kind have on average (Naeem et al. 2020, without ties)."""
+    """Expected coverage of ``count`` samples of the reference's distribution (Naeem et al. 2020, without ties)."""
     missed = 1.0
     for i in range(1, k + 1):
         missed *= (reference_count - i) / (count + reference_count - i)
@@ -218,7 +218,7 @@ def authenticity(embeddings: Tensor, reference: Tensor | HasUnits) -> Tensor:
 
 
 def is_authentic(cosine: Tensor, own: Tensor, dtype: torch.dtype) -> Tensor:
-    """Whether rows are farther from their nearest row than that is from another one, by more than rounding.
+    """Whether rows are farther from their nearest row than that row is from its own nearest, beyond rounding.
 
     Args:
         cosine: Of each row to its nearest, ``(N,)``.
@@ -229,7 +229,7 @@ def is_authentic(cosine: Tensor, own: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def close_counts(units: Tensor, least: float) -> Tensor:
-    """Number of unit rows ``(N, D)`` whose cosine to each is at least so much, itself included, ``(N,)``."""
+    """Number of unit rows ``(N, D)`` with at least a given cosine to each, itself included, ``(N,)``."""
     counts = torch.zeros(len(units), dtype=torch.int64, device=units.device)
     for row in split_slices(len(units), ROWS):
         for column in split_slices(len(units), ROWS)[row.start // ROWS :]:
@@ -241,7 +241,7 @@ def close_counts(units: Tensor, least: float) -> Tensor:
 
 
 def check_neighbours(k: object) -> None:
-    """Refuse what is no number of neighbours.
+    """Refuse an invalid number of neighbours.
 
     Raises:
         TypeError: If it is no whole number.

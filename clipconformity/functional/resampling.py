@@ -24,7 +24,7 @@ class Interval(NamedTuple):
 
 
 def make_generator(generator: torch.Generator | None) -> torch.Generator:
-    """Take the given generator, or a freshly seeded one so that the same data gives the same result."""
+    """Return the given generator, or a new one with a fixed seed, so that the same data gives the same result."""
     return torch.Generator().manual_seed(0) if generator is None else generator
 
 
@@ -39,7 +39,7 @@ def check_level(level: float, name: str = "confidence") -> None:
 
 
 def check_resamples(resamples: int, least: int = 1) -> None:
-    """Refuse fewer than ``least`` redraws.
+    """Refuse fewer than ``least`` resamples.
 
     Raises:
         ValueError: If there are.
@@ -49,7 +49,7 @@ def check_resamples(resamples: int, least: int = 1) -> None:
 
 
 def check_clusters(count: int) -> None:
-    """Refuse to give an interval from one group.
+    """Refuse a single group, which gives no interval.
 
     Raises:
         ValueError: If there are fewer than two.
@@ -84,7 +84,7 @@ def student_quantile(probability: float, degrees: float) -> float:
 
 
 def student_tail(value: float, degrees: float) -> float:
-    """Chance that Student's t is at least so far from 0 on either side.
+    """Two-sided tail probability of Student's t.
 
     Example:
         >>> round(student_tail(2.0395, 31), 3)
@@ -96,7 +96,7 @@ def student_tail(value: float, degrees: float) -> float:
 
 
 def share_interval(hits: float, count: float, confidence: float = 0.95) -> Interval:
-    """Exact interval of a share (Clopper and Pearson 1934), each side missed in at most half of 1 - ``confidence``.
+    """Exact interval of a share (Clopper and Pearson 1934), with equal error probabilities at both ends.
 
     Wilson's interval of 20 samples covers a share of 0.9915 in 84% of cases; near 0 and 1 only the exact one holds.
 
@@ -124,7 +124,7 @@ def share_interval(hits: float, count: float, confidence: float = 0.95) -> Inter
 
 
 def name_ends(name: str, interval: tuple[float, float]) -> dict[str, Tensor]:
-    """Give the ends of an interval as scalars, under ``NAME_low`` and ``NAME_high``."""
+    """Return the ends of an interval as scalars, under ``NAME_low`` and ``NAME_high``."""
     return {
         f"{name}_{end}": torch.as_tensor(x, dtype=torch.float64)
         for end, x in zip(Interval._fields, interval, strict=True)
@@ -132,12 +132,12 @@ def name_ends(name: str, interval: tuple[float, float]) -> dict[str, Tensor]:
 
 
 def exponentiate_interval(interval: Interval) -> Interval:
-    """Interval of a ratio from that of its logarithm."""
+    """Convert the interval of a logarithm to that of the ratio."""
     return Interval(*(math.exp(min(end, MAX_EXPONENT)) for end in interval))
 
 
 class Estimate(NamedTuple):
-    """A figure with what is known of its uncertainty."""
+    """A figure with its uncertainty."""
 
     value: Tensor
     error: Tensor
@@ -148,25 +148,25 @@ class Estimate(NamedTuple):
     """What each of several sides adds to the squared error, if they are independent."""
 
     def half_width(self, confidence: float = 0.95) -> float:
-        """Half of the interval by Student's t; NaN where it cannot be had."""
+        """Half width of the interval by Student's t; NaN where it is unknown."""
         if not self.degrees > 0:
             return math.nan
         return student_quantile((1 + confidence) / 2, self.degrees) * float(self.error)
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        """Interval by Student's t; NaN where it cannot be had."""
+        """Interval by Student's t; NaN where it is unknown."""
         half = self.half_width(confidence)
         return Interval(float(self.value) - half, float(self.value) + half)
 
 
 def effective_number(count: Tensor) -> float:
-    """How many buckets of equal size these are worth, (sum n)^2 / sum n^2 (Kish 1965); 0 where there is nothing."""
+    """Effective number of buckets of these sizes, (sum n)^2 / sum n^2 (Kish 1965); 0 where all are empty."""
     squares = float(count.square().sum())
     return float(count.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
 def estimate_share(estimate: Estimate, count: float, confidence: float = 0.95) -> Interval:
-    """Interval of a share whose standard error is known: the exact one of so many samples as the error tells of.
+    """Interval of a share with a known standard error: the exact one at the number of samples that the error implies.
 
     Korn and Graubard (1998). Where all or none are hits the error is 0 and tells nothing: then of ``count``.
 
@@ -189,7 +189,7 @@ def estimate_share(estimate: Estimate, count: float, confidence: float = 0.95) -
 
 
 def jackknife_error(left_out: Tensor, count: Tensor) -> Tensor:
-    """Standard error of a scalar from its values with one bucket left out each; NaN where all rows are in one bucket.
+    """Standard error of a scalar from its values without each bucket; NaN where all rows are in one bucket.
 
     Args:
         left_out: The read-out without bucket g, ``(G,)``.
@@ -203,12 +203,12 @@ def jackknife_error(left_out: Tensor, count: Tensor) -> Tensor:
 
 
 def jackknife(value: Tensor, left_out: Tensor, count: Tensor) -> Estimate:
-    """Estimate a figure of one side; arguments as of :func:`jackknife_error`."""
+    """Estimate a figure of one side with its error; arguments as of :func:`jackknife_error`."""
     return _make_estimate(value, jackknife_error(left_out, count), effective_number(count) - 1)
 
 
 def joint_jackknife(value: Tensor, left_out: Tensor, sides: tuple[Tensor, ...], counts: tuple[Tensor, ...]) -> Estimate:
-    """Estimate a figure of several sides whose rows are dealt to the same buckets; each is left out of all at once.
+    """Estimate a figure of several sides with common buckets; each bucket is left out of all sides at once.
 
     Where sides share groups they are paired by that; where they do not, the covariance of what a bucket adds to
     each is 0, and the error is that of independent sides. The degrees of freedom are Satterthwaite's.
@@ -240,14 +240,14 @@ def mean_error(sums: Tensor, count: Tensor) -> Tensor:
 
 
 def bootstrap_weights(resamples: int, clusters: int, generator: torch.Generator) -> Tensor:
-    """How often each of ``clusters`` is drawn, ``(resamples, clusters)`` float64."""
+    """Number of times that each of ``clusters`` is drawn, ``(resamples, clusters)`` float64."""
     return count_draws(
         torch.randint(clusters, (resamples, clusters), generator=generator, device=generator.device), clusters
     )
 
 
 def count_draws(drawn: Tensor, clusters: int) -> Tensor:
-    """How often each number below ``clusters`` comes in each row, ``(R, N)`` to ``(R, clusters)`` float64."""
+    """Count each number below ``clusters`` in each row, ``(R, N)`` to ``(R, clusters)`` float64."""
     ones = torch.ones((), dtype=torch.float64, device=drawn.device).expand(drawn.shape)
     return torch.zeros(len(drawn), clusters, dtype=torch.float64, device=drawn.device).scatter_add_(1, drawn, ones)
 
@@ -258,7 +258,7 @@ def quantile_levels(confidence: float) -> Tensor:
 
 
 def basic_interval(point: Tensor, bias: Tensor | float, draws: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
-    """Basic bootstrap interval of a divergence, cut at 0.
+    """Basic bootstrap interval of a divergence, clipped at 0.
 
     The plug-in divergence of resamples exceeds that of the sample as that exceeds the truth, so twice the sample's
     value less the resamples' quantiles is free of the bias which makes the percentile interval miss a value of 0

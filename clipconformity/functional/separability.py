@@ -112,7 +112,7 @@ def linear_separability(
 
 
 def _rank_dimensions(classes: _Classes, k: int) -> Tensor:
-    """Rank dimensions by AUC, then d', then index; give the first k."""
+    """Rank dimensions by AUC, then d', then index; return the first k."""
     area = area_under_curve(*classes)
     distance = (classes.image.mean(0) - classes.text.mean(0)).abs() / _spread(classes)
     order = distance.argsort(descending=True, stable=True)
@@ -134,7 +134,7 @@ def _select_dimensions(classes: _Classes, dimensions: Tensor) -> _Classes:
 
 
 def _discriminate(train: _Classes, test: _Classes) -> tuple[Tensor, Tensor]:
-    """Which samples of each class LDA, fitted on ``train``, puts right: two bool vectors.
+    """Samples of each class that LDA, fitted on ``train``, classifies correctly: two bool vectors.
 
     In units of the spread within the classes the pooled covariance has a unit diagonal; dimensions that copy each
     other are dealt with by its pseudo-inverse.
@@ -151,7 +151,7 @@ def _discriminate(train: _Classes, test: _Classes) -> tuple[Tensor, Tensor]:
 
 
 def _recalls(image_right: Tensor, text_right: Tensor) -> Tensor:
-    """Share of each class that is right, ``(2, ...)``; their mean is the balanced accuracy."""
+    """Share of each class that is classified correctly, ``(2, ...)``; their mean is the balanced accuracy."""
     return torch.stack([image_right.double().mean(0), text_right.double().mean(0)])
 
 

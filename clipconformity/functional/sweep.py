@@ -42,7 +42,7 @@ CHUNK_ENTRIES = 2**21
 
 
 class ShiftSweep(NamedTuple):
-    """Loss and KL over alpha; every vector has the length A of ``alphas``; 95% intervals unless told otherwise."""
+    """Loss and KL over alpha; every vector has the length A of ``alphas``; intervals at 95% by default."""
 
     alphas: Tensor
     loss: Tensor
@@ -90,7 +90,7 @@ class Pairs(NamedTuple):
     text: Tensor
 
     def shift(self, image_alpha: float, text_alpha: float) -> Pairs:
-        """Shift each modality along its own mean, checked for rows that this takes to the origin."""
+        """Shift each modality along its own mean, and refuse a shift that takes rows to the origin."""
         result = []
         for name, rows, alpha in zip(self._fields, self, (image_alpha, text_alpha), strict=True):
             moved = rows - alpha * rows.mean(0)
@@ -99,12 +99,12 @@ class Pairs(NamedTuple):
         return Pairs(*result)
 
     def to(self, dtype: torch.dtype) -> Pairs:
-        """Give the pairs in another precision."""
+        """Return the pairs in another precision."""
         return Pairs(self.image.to(dtype), self.text.to(dtype))
 
 
 class _Compared(NamedTuple):
-    """A divergence settled at one alpha: how it is read out, and its plug-in value."""
+    """A divergence at one alpha: its read-out settings and plug-in value."""
 
     grid: Grid
     readout: Readout
@@ -118,7 +118,7 @@ class _Compared(NamedTuple):
 
 
 class _Draws(NamedTuple):
-    """Bootstrap draws of pairs, and how far they move the raw means: shared by all alphas."""
+    """Bootstrap draws of pairs, and the changes of the raw means: shared by all alphas."""
 
     chosen: Tensor
     """Pairs drawn, ``(R, N)``."""
@@ -280,7 +280,7 @@ def _compare(image: Tensor, text: Tensor) -> _Compared:
 
 
 def left_out_losses_at(pairs: Pairs, alpha: float, logit_scale: float) -> Tensor:
-    """Loss at one alpha without each pair, whose means are those without it to first order, ``(N,)`` float64."""
+    """Loss at one alpha with each pair left out, also from the means to first order, ``(N,)`` float64."""
     means = [x.mean(0).requires_grad_() for x in pairs]
     with torch.enable_grad():
         image, text = (x - alpha * mean for x, mean in zip(pairs, means, strict=True))
@@ -293,7 +293,7 @@ def left_out_losses_at(pairs: Pairs, alpha: float, logit_scale: float) -> Tensor
 
 
 def jackknife_interval(left_out: Tensor, value: Tensor, confidence: float, least: float) -> tuple[Tensor, Tensor]:
-    """Ends of the interval of a loss from its values without each pair, ``(A, N)``."""
+    """Interval of a loss from its values without each pair, ``(A, N)``."""
     ones = torch.ones(left_out.shape[1], dtype=torch.float64)
     half = torch.tensor(
         [jackknife(one, rest, ones).half_width(confidence) for one, rest in zip(value, left_out, strict=True)],
@@ -316,7 +316,7 @@ def _parts(index: Tensor) -> tuple[Tensor, ...]:
 
 
 def _redraw_kl(shifted: Pairs, alpha: float, compared: _Compared, draws: _Draws) -> Tensor:
-    """Plug-in KL of every draw, its means and conformities recomputed, ``(R,)``."""
+    """Plug-in KL of every draw, with recomputed means and conformities, ``(R,)``."""
     histograms = []
     for rows, moves in zip(shifted, draws.moves, strict=True):
         parts = []
@@ -335,7 +335,7 @@ def _parts_like(moves: Tensor, index: Tensor) -> tuple[Tensor, ...]:
 
 
 def _redraw_conformities(rows: Tensor, move: Tensor, weight: Tensor) -> Tensor:
-    """Conformity of every row inside its redrawn set, whose raw mean takes ``move`` off each row; ``(b, N)``.
+    """Conformity of every row inside its redrawn set; ``move`` is subtracted from each row, ``(b, N)``.
 
     The moved rows themselves are never built: |x - d|^2 and (x - d) . m_u follow from products of matrices.
     """

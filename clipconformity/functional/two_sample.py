@@ -13,7 +13,7 @@ from torch import Tensor
 def permute_histograms(
     evaluated: Tensor, reference: Tensor, resamples: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Histograms of both sides after permutations of the labels: for independent rows.
+    """Histograms of both sides under random permutations of the labels, for independent rows.
 
     Args:
         evaluated: Whole counts ``(K,)``.
@@ -38,7 +38,7 @@ def permute_histograms(
 def flip_histograms(
     evaluated: Tensor, reference: Tensor, resamples: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Histograms of both sides under one distribution, for rows that depend on each other inside buckets.
+    """Histograms of both sides under random bucket sign flips, for rows that are dependent inside buckets.
 
     What a bucket adds to its side beyond its share has mean 0: its sign is drawn, the same for both sides, so that what
     they share in a bucket stays shared. Added to the pooled distribution, a count may be below 0.
@@ -84,6 +84,6 @@ def anderson_darling(evaluated: Tensor, reference: Tensor, pooled: Tensor) -> Te
 
 
 def tail_probability(observed: Tensor, draws: Tensor) -> float:
-    """p-value: how often a draw reaches what was observed, which counts as a draw itself."""
+    """p-value: share of draws that reach the observed value, which counts as a draw."""
     reached = int((draws >= observed * (1 - 1e-12)).sum())
     return (1 + reached) / (1 + len(draws))

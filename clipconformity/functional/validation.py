@@ -13,7 +13,7 @@ every function and metric is right; beyond them some would be wrong without a wo
 
 
 def check_matrix(embeddings: object, name: str = "embeddings", min_rows: int = 1) -> Tensor:
-    """Refuse anything but a floating-point ``(N, D)`` tensor; values are not read, so a GPU is not waited for.
+    """Refuse anything but a floating-point ``(N, D)`` tensor; values are not read, so a GPU is not synchronised.
 
     Raises:
         TypeError: If ``embeddings`` is not a tensor of floating-point numbers.
@@ -51,12 +51,12 @@ def check_same_dim(embeddings: Tensor, dim: int, name: str, other: str) -> None:
 
 
 def is_in_range(norms: Tensor) -> Tensor:
-    """Say of every norm whether its row is taken; NaN, infinity and zero are outside like all that is too far off."""
+    """Whether each norm is in the valid range; NaN, infinity and zero are not."""
     return (norms >= MIN_NORM) & (norms <= MAX_NORM)
 
 
 def check_directions(norms: Tensor, name: str) -> None:
-    """Refuse rows whose norm says that they hold NaN or infinity, or are zero."""
+    """Refuse rows that by their norm are zero or hold NaN or infinity."""
     _refuse(
         ~torch.isfinite(norms) | (norms == 0),
         name,
@@ -66,7 +66,7 @@ def check_directions(norms: Tensor, name: str) -> None:
 
 
 def check_norms(norms: Tensor, name: str = "embeddings") -> None:
-    """Refuse rows whose float64 norm says that they hold NaN or infinity, are zero, or are out of range.
+    """Refuse rows that by their float64 norm are zero, out of range, or hold NaN or infinity.
 
     Raises:
         ValueError: If there are any.
@@ -84,7 +84,7 @@ def _refuse(bad: Tensor, name: str, what: str, advice: str) -> None:
 
 
 def check_rows(embeddings: object, name: str = "embeddings", min_rows: int = 1) -> Tensor:
-    """Refuse anything but finite, non-zero rows ``(N, D)``; give them back in working precision, without their graph.
+    """Refuse anything but finite, non-zero rows ``(N, D)``; return them detached, in working precision.
 
     Raises:
         TypeError: If ``embeddings`` is not a floating-point tensor.
@@ -114,7 +114,7 @@ def check_pairs(image: Tensor, text: Tensor, min_rows: int = 1, advice: str = ""
 
 
 def check_spread(total_variance: Tensor, mean: Tensor, dtype: torch.dtype, name: str = "embeddings") -> None:
-    """Refuse a set whose spread is no more than the rounding of its entries.
+    """Refuse a set whose spread is within the rounding of its entries.
 
     Args:
         total_variance: Trace of the covariance.

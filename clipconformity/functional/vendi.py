@@ -16,7 +16,7 @@ NEAR_ONE = 1e-8
 
 @full_precision
 def vendi_score(embeddings: Tensor, order: float = 1.0) -> Tensor:
-    r"""Vendi score of a set of embeddings: the effective number of different ones, by the spectrum of their cosines.
+    r"""Vendi score of a set of embeddings: its effective number of different samples, by the spectrum of cosines.
 
     .. math:: \exp H_q(\lambda), \quad H_1 = -\sum_i \lambda_i \log \lambda_i, \quad
               H_q = \frac{1}{1 - q} \log \sum_i \lambda_i^q
@@ -59,7 +59,7 @@ def vendi_score(embeddings: Tensor, order: float = 1.0) -> Tensor:
 
 
 def check_order(order: float) -> None:
-    """Refuse what is no order.
+    """Refuse an invalid order.
 
     Raises:
         ValueError: If it is below 0 or NaN.
@@ -69,7 +69,7 @@ def check_order(order: float) -> None:
 
 
 def effective_rank(spectrum: Tensor, order: float) -> Tensor:
-    """Exponential of the Renyi entropy of eigenvalues ``(K,)`` that add up to 1; those that are rounding count as 0."""
+    """Exponential of the Renyi entropy of eigenvalues ``(K,)`` that add up to 1; those within rounding count as 0."""
     values = drop_rounding(spectrum)
     if abs(order - 1) < NEAR_ONE:
         return (-(values * values.log()).sum()).exp()
@@ -79,12 +79,12 @@ def effective_rank(spectrum: Tensor, order: float) -> Tensor:
 
 
 def drop_rounding(spectrum: Tensor) -> Tensor:
-    """Eigenvalues that are more than rounding."""
+    """Return the eigenvalues above rounding."""
     return spectrum[spectrum > spectrum.max() * len(spectrum) * torch.finfo(torch.float64).eps]
 
 
 def entropy_influence(rows: Tensor, second_moment: Tensor, order: float) -> Tensor:
-    """How much each unit row moves the Renyi entropy of a set's second moment, to first order, ``(N,)``, of mean 0.
+    """Influence of each unit row on the Renyi entropy of a set's second moment, to first order, ``(N,)``, of mean 0.
 
     With M the second moment that is u' f(M) u less its mean, where f is -log for order 1, else q/(1 - q) times
     M^(q - 1) over tr M^q. Orders of 0 and infinity are not smooth, and have none.

@@ -28,7 +28,7 @@ from clipconformity.generators.runs import check_split, format_json_line, make_p
 
 
 class TransformersCaptioner:
-    """A captioner of transformers as a function from images to strings.
+    """A captioner of transformers as a function from images to texts.
 
     For BLIP, GIT and LLaVA-like models, ``processor`` is the model's own. A vision-encoder-decoder has an image
     processor and a tokenizer apart: give both. Captions do not depend on the batch size as long as nothing is sampled.
@@ -85,7 +85,7 @@ class TransformersCaptioner:
 
 
 def _apply_template(processor: Any, prompt: str) -> str:
-    """Put an instruction into the chat template of a LLaVA-like model; what has none takes the text as it is."""
+    """Insert an instruction into the chat template of a LLaVA-like model; without a template return it as it is."""
     words = getattr(processor, "tokenizer", None)
     if words is not None:
         words.padding_side = "left"  # the caption begins where the prompt ends
@@ -98,7 +98,7 @@ def _apply_template(processor: Any, prompt: str) -> str:
 
 
 def _strip_prefix(text: str, start: str) -> str:
-    """Cut whole words off the beginning."""
+    """Remove a prefix of whole words."""
     if not start or not text.lower().startswith(start.lower()):
         return text
     rest = text[len(start) :]
@@ -107,7 +107,7 @@ def _strip_prefix(text: str, start: str) -> str:
 
 @dataclass
 class CaptionRun:
-    """What a run made of its share.
+    """Results of this rank.
 
     Attributes:
         path: The COCO results file.
@@ -137,7 +137,7 @@ def caption_images(
     settings: str | None = None,
     progress: bool | None = None,
 ) -> CaptionRun:
-    """Caption images into a COCO results file, or what is still missing there.
+    """Caption images into a COCO results file; captions that are there already are kept.
 
     Captions are kept in a file of JSON lines beside the output as they come, and the results file is written once all
     are there. A second call takes up the lines and captions the rest; after that it takes up the results file. While
@@ -180,7 +180,7 @@ def _run(
     on_empty: Literal["raise", "skip"],
     progress: bool | None,
 ) -> CaptionRun:
-    """Caption what is missing of a share, and write the results."""
+    """Caption the missing images of this rank, and write the results."""
     partial = target.with_name(target.name + ".partial.jsonl")
     done = _read_finished(target, partial, [name for name, _ in share])
     todo = [(name, path) for name, path in share if name not in done]
@@ -210,7 +210,7 @@ def _run(
 
 
 def _check_settings(target: Path, settings: str | None) -> None:
-    """Keep what captions beside the results, and refuse to go on with another."""
+    """Store the captioner's settings beside the results, and refuse to resume with others."""
     if settings is None:
         return
     path = target.with_name(target.name + ".settings")
@@ -247,7 +247,7 @@ def _check_texts(texts: Sequence[str], count: int) -> list[str]:
 
 
 def _read_finished(target: Path, partial: Path, ids: list[ImageId]) -> dict[ImageId, str]:
-    """Collect captions of an earlier call; a line cut off by the interruption is dropped from the file."""
+    """Read the captions of an earlier call; an incomplete last line is removed from the file."""
     done = dict(read_result_entries(target)) if target.is_file() else {}
     if partial.is_file():
         for line in partial.read_text(encoding="utf-8", errors="replace").split("\n"):

@@ -49,7 +49,7 @@ class Sample(NamedTuple):
 
 @dataclass
 class ImageRun:
-    """What a run made of its share.
+    """Results of this rank.
 
     Attributes:
         paths: Images that count, in the order of the prompts; without the black ones where they are excluded.
@@ -81,7 +81,7 @@ def generate_images(
     on_images: Callable[[list[Image.Image]], object] | None = None,
     progress: bool | None = None,
 ) -> ImageRun:
-    """Generate an image for every prompt into a folder, or what is still missing there.
+    """Generate an image for every prompt into a folder; images that are there already are kept.
 
     Every image has a seed of its own, made of ``seed`` and its prompt's place. So a run does not depend on the batch
     size, on the number of processes, or on where it was interrupted: the noise is the same bit for bit. The pixels
@@ -143,7 +143,7 @@ def generate_images(
 
 
 def read_manifest(output: Path | str) -> list[dict[str, Any]]:
-    """Read prompt, seed and file of all images in a folder, of whatever process, as the images themselves say.
+    """Read prompt, seed and file of all images in a folder, of all processes, from the metadata of the images.
 
     Returns:
         One entry an image, in the order of the prompts: file, prompt, prompt_index, copy, seed, black, settings.
@@ -161,7 +161,7 @@ def read_manifest(output: Path | str) -> list[dict[str, Any]]:
 
 
 def is_black(image: Image.Image) -> bool:
-    """Whether every pixel is black, as of an image that a safety checker withheld.
+    """Whether every pixel is black, as in an image that a safety checker withheld.
 
     Example:
         >>> is_black(Image.new("RGB", (4, 4)))
@@ -171,7 +171,7 @@ def is_black(image: Image.Image) -> bool:
 
 
 def _read_about(path: Path) -> dict[str, Any]:
-    """Read what an image says of its making."""
+    """Read how an image was generated from its metadata."""
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty; delete it to have the image made again.")
     try:
@@ -183,7 +183,7 @@ def _read_about(path: Path) -> dict[str, Any]:
 
 
 class _Run:
-    """The folder of a run: what is there, and what is added."""
+    """The folder of a run: existing and new images."""
 
     def __init__(self, folder: Path, on_black: OnBlack, settings: str, rank: int, world: int) -> None:
         self.folder, self.on_black, self.settings = folder, on_black, settings
@@ -191,7 +191,7 @@ class _Run:
         self.entries: dict[str, dict[str, Any]] = {}
 
     def resume(self, samples: list[Sample]) -> list[Sample]:
-        """Take up what is there, write the manifest anew, and say what is missing."""
+        """Read the existing images, write the manifest again, and return the missing ones."""
         todo = []
         for sample in samples:
             found = [path for suffix in SUFFIXES.values() if (path := self._path(sample, suffix)).is_file()]
@@ -208,7 +208,7 @@ class _Run:
         return todo
 
     def refuse_surplus(self, every: list[Sample]) -> None:
-        """Refuse a folder that holds images beyond this run, which a score of the folder would count."""
+        """Refuse a folder with images beyond this run, which a score of the folder would count."""
         known = {sample.stem for sample in every}
         extra = sorted(p.name for p in self.folder.glob("*") if _STEM.fullmatch(p.name) and p.stem not in known)
         if extra:
@@ -218,7 +218,7 @@ class _Run:
             )
 
     def add(self, samples: list[Sample], images: list[Image.Image]) -> list[Image.Image]:
-        """Store images; those that count are returned."""
+        """Store images; return those that count."""
         kept = []
         with self.manifest.open("a", encoding="utf-8") as manifest:
             for sample, image in zip(samples, images, strict=True):
@@ -250,7 +250,7 @@ class _Run:
         return self.folder / (sample.stem + suffix)
 
     def _read_own(self, path: Path, sample: Sample) -> dict[str, Any]:
-        """Read what an image says of itself; it must be of this run."""
+        """Read the metadata of an image, which must be of this run."""
         about = _read_about(path)
         expected = sample._asdict() | {"settings": self.settings}
         for name, value in expected.items():

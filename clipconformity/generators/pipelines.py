@@ -19,7 +19,7 @@ from clipconformity.provenance import shorten_paths
 
 
 def unwrap(generator: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Take a generator out of ``functools.partial`` and of its bound call: weights and options are to be seen."""
+    """Unwrap a generator from ``functools.partial`` and its bound call, to see weights and options."""
     inner: Any = generator
     given = options
     while isinstance(inner, functools.partial) and not inner.args:
@@ -45,7 +45,7 @@ def unwrap(generator: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]
 def adapt_generator(
     generator: Callable[..., Any], options: dict[str, Any]
 ) -> tuple[Callable[[list[str], list[int]], list[Image.Image]], bool]:
-    """Make one call of pipelines and functions; say whether it takes several prompts at once."""
+    """Return a function of prompts and seeds, and whether it takes several prompts at once."""
     if _is_pipeline(generator):
         takes = str(_list_parameters(generator)["generator"].annotation)
         return _adapt_pipeline(generator, options), "list" in takes.lower()
@@ -80,7 +80,7 @@ def _adapt_pipeline(
 
 
 def _extract_images(result: Any) -> list[Image.Image]:
-    """Take the images out of a pipeline's output object, its tuple, or a list."""
+    """Extract the images from a pipeline's output object, its tuple, or a list."""
     images = getattr(result, "images", result)
     if isinstance(images, tuple) and images and not isinstance(images[0], Image.Image):
         images = images[0]  # a pipeline's tuple of a batch and what it says of it
@@ -88,14 +88,14 @@ def _extract_images(result: Any) -> list[Image.Image]:
 
 
 def describe_settings(generator: Callable[..., Any], options: Mapping[str, Any]) -> str:
-    """Describe pipeline and options in a line that is the same in every process; of tensors, by their content."""
+    """Describe pipeline and options in a line that is the same in every process; tensors by their content."""
     kind = f"{type(generator).__name__} {_describe_model(generator)}" if _is_pipeline(generator) else "function"
     given = {key: _format_plain(value) for key, value in sorted(options.items())}
     return f"{kind} {json.dumps(given, ensure_ascii=False)}"
 
 
 def _describe_model(pipeline: Any) -> str:
-    """Tell one checkpoint, adapter or scheduler from another, by the ends of each weight and the scheduler's config."""
+    """Identify checkpoint, adapters and scheduler, by the ends of each weight and the scheduler's config."""
     parts = []
     for name, part in getattr(pipeline, "components", {}).items():
         if isinstance(part, torch.nn.Module):
@@ -111,7 +111,7 @@ def _describe_model(pipeline: Any) -> str:
 
 
 def _describe_weight(value: torch.Tensor) -> str:
-    """Shape and a few values of a weight; of one that is offloaded to nowhere, the shape."""
+    """Shape and a few values of a weight; of one on the meta device, the shape."""
     flat = value.detach().flatten()
     if flat.device.type == "meta":
         return str(tuple(value.shape))

@@ -29,7 +29,7 @@ def check_numbers(least: Mapping[str, tuple[int, int]]) -> None:
 
 
 def check_split(batch_size: int, rank: int, world: int) -> None:
-    """Refuse a batch size below 1, and a rank that is none of ``world``.
+    """Refuse a batch size below 1, and a rank outside ``world``.
 
     Raises:
         ValueError: If one does not fit.
@@ -44,7 +44,7 @@ def split_batches(items: list[T], size: int) -> Iterator[list[T]]:
 
 
 def sample_seed(seed: int, prompt_index: int, copy: int = 0) -> int:
-    """Seed of one image: a number of 53 bits that depends on the run's seed and the prompt's place alone.
+    """Seed of one image: a number of 53 bits that depends only on the run's seed and the prompt's index.
 
     Example:
         >>> sample_seed(0, 3) == sample_seed(0, 3), sample_seed(0, 3) == sample_seed(1, 3)
@@ -66,7 +66,7 @@ def rank_path(output: Path | str, rank: int, world: int) -> Path:
 
 
 def make_progress_bar(total: int, done: int, progress: bool | None) -> Any:
-    """Make a bar of images on standard error; by default where that is a terminal."""
+    """Make a progress bar on standard error; by default where that is a terminal."""
     from tqdm import tqdm
 
     disable = None if progress is None else not progress
@@ -74,5 +74,5 @@ def make_progress_bar(total: int, done: int, progress: bool | None) -> Any:
 
 
 def format_json_line(entry: Any) -> str:
-    """One line of a file of JSON lines."""
+    """Format an entry of a file of JSON lines."""
     return to_json(entry) + "\n"

@@ -72,7 +72,7 @@ class CLIPScore(PairMetric):
     def update(  # type: ignore[override]
         self, images: Any, texts: Any, *, groups: Labels | None = None, ids: Sequence[object] | None = None
     ) -> None:
-        """Take in a batch of pairs; one without rows changes nothing.
+        """Accumulate a batch of pairs; one without rows changes nothing.
 
         Args:
             images: Raw embeddings ``(N, D)``, or images if there is an encoder.
@@ -91,7 +91,7 @@ class CLIPScore(PairMetric):
     def forward(  # type: ignore[override]
         self, images: Any, texts: Any, *, groups: Labels | None = None, ids: Sequence[object] | None = None
     ) -> Tensor:
-        """Accumulate a batch of pairs, and give its own value: NaN of a single pair."""
+        """Accumulate a batch of pairs, and return its own value: NaN for a single pair."""
         if self._is_synced:
             raise TorchMetricsUserError("forward was called on a synchronised metric; call unsync first.")
         pair = self._encode_pair(images, texts)

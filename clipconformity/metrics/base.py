@@ -31,7 +31,7 @@ EncoderOrSpec: TypeAlias = "Encoder | str | Path"
 
 
 class EmbeddingMetric(Metric):
-    """Streams raw embeddings, or what an encoder makes of images and texts, and reads a :class:`ReadOut` out of them.
+    """Streams raw embeddings, or encoded images and texts, and computes the fields of a :class:`ReadOut`.
 
     The encoder is no part of the module tree: it is neither saved nor moved, a clone shares it, and a pickle holds
     its spec. States are float64 whatever dtype a parent module is cast to.
@@ -71,7 +71,7 @@ class EmbeddingMetric(Metric):
                 self.add_state(f"{side}_{name}", value, dist_reduce_fx="cat" if isinstance(value, list) else "sum")
 
     def _make_layouts(self) -> dict[str, Layout]:
-        """Say what either side accumulates."""
+        """Make the layouts of both sides."""
         return choose_layouts(self.embed_dim, self.readout.needs, self.reference, self.max_samples)
 
     def _layout_key(self) -> int:
@@ -84,7 +84,7 @@ class EmbeddingMetric(Metric):
 
     @property
     def encoder(self) -> Encoder | None:
-        """The encoder that turns images and texts into embeddings; after unpickling, loaded by its spec."""
+        """The encoder of images and texts; after unpickling, loaded by its spec."""
         if self.__dict__["_encoder"] is None and self.__dict__["_encoder_spec"] is not None:
             from clipconformity.encoders import load_encoder
 
@@ -104,14 +104,14 @@ class EmbeddingMetric(Metric):
 
     @property
     def exact(self) -> bool:
-        """Whether what is not additive rests on every sample so far rather than on the row sample."""
+        """Whether non-additive figures use every sample so far rather than the row sample."""
         with self._synchronise():
             return self._stream().exact
 
     def update(
         self, batch: Any, *, real: bool = False, groups: Labels | None = None, ids: Sequence[object] | None = None
     ) -> None:
-        """Take in a batch; one without rows changes nothing.
+        """Accumulate a batch; one without rows changes nothing.
 
         Args:
             batch: Raw embeddings ``(N, D)``, or images or texts if there is an encoder.
@@ -133,7 +133,7 @@ class EmbeddingMetric(Metric):
     def forward(
         self, batch: Any, *, real: bool = False, groups: Labels | None = None, ids: Sequence[object] | None = None
     ) -> Any:
-        """Accumulate the batch, and give its own value: NaN where it is too small for one, and for real rows."""
+        """Accumulate the batch, and return its own value: NaN where it is too small, and for real rows."""
         if self._is_synced:
             raise TorchMetricsUserError("forward was called on a synchronised metric; call unsync first.")
         embeddings, modality = self._encode(batch)
@@ -152,7 +152,7 @@ class EmbeddingMetric(Metric):
 
     @full_precision
     def compute(self) -> Any:
-        """Read out the metric over everything so far, on all ranks.
+        """Compute the metric over all samples so far, on all ranks.
 
         Raises:
             ValueError: If there are too few samples, or rows that were zero, NaN, infinite or L2-normalised.
@@ -160,20 +160,20 @@ class EmbeddingMetric(Metric):
         return self._value(self._read(self._stream()))
 
     def _read(self, stream: Stream) -> dict[str, Tensor]:
-        """Read the fields out; what cannot be had stays NaN, so that the keys are the same for every batch."""
+        """Compute the fields; unknown ones stay NaN, so that the keys are the same for every batch."""
         return self._make_nan_fields(stream) | self.readout.read(stream)
 
     def _make_nan_fields(self, stream: Stream) -> dict[str, Tensor]:
         return {name: torch.tensor(float("nan")) for name in self.readout.names(stream.has_reference)}
 
     def _value(self, fields: Mapping[str, Tensor]) -> Any:
-        """Give what ``compute`` gives: the read-out's one value, or a dict of all its fields, in float32."""
+        """Return the result of ``compute``: the read-out's value, or a dict of all its fields, in float32."""
         if self.readout.value is not None:
             return fields[self.readout.value].float()
         return {name: value.float() for name, value in fields.items()}
 
     def _encode(self, batch: Any) -> tuple[Tensor, str | None]:
-        """Give the embeddings of a batch, and the modality that they fix."""
+        """Return the embeddings of a batch, and the modality of the metric after it."""
         modality = check_batch_modality(batch, self._modality, self.reference)
         embeddings = encode_batch(batch, self.encoder)
         check_same_dim(embeddings, self.embed_dim, "batch", "this metric")
@@ -196,7 +196,7 @@ class EmbeddingMetric(Metric):
         )
 
     def _batch_stream(self) -> Stream:
-        """A stream for one batch, which is compared with all real rows so far."""
+        """Make a stream for one batch, which is compared with all real rows so far."""
         stream = self._stream()
         device = stream.evaluated["count"].device
         states = {side: moments.state for side, moments in stream.sides.items()}
@@ -205,7 +205,7 @@ class EmbeddingMetric(Metric):
 
     @contextmanager
     def _synchronise(self) -> Iterator[None]:
-        """Synchronise for a read-out beside ``compute``."""
+        """Synchronise ranks for a read-out beside ``compute``."""
         if self._is_synced:
             yield
             return
@@ -214,7 +214,7 @@ class EmbeddingMetric(Metric):
 
     @contextmanager
     def _read_stream(self) -> Iterator[Stream]:
-        """Give the stream of all ranks, for a read-out beside ``compute``."""
+        """Return the stream of all ranks, for a read-out beside ``compute``."""
         with self._synchronise():
             yield self._stream()
 
@@ -238,7 +238,7 @@ class EmbeddingMetric(Metric):
             super().add_state(name, default.clone() if isinstance(default, Tensor) else default, *args, **kwargs)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot the metric's figures with their intervals and floor, or ``val``: one or several values of ``compute``.
+        """Plot the metric's figures with intervals and noise floor, or ``val``: one or several values of ``compute``.
 
         Returns:
             ``(figure, axes)``.
@@ -253,11 +253,11 @@ class EmbeddingMetric(Metric):
 
     @property
     def _plotted(self) -> ReadOut:
-        """What a plot shows the figures of."""
+        """The read-out whose figures a plot shows."""
         return self.readout
 
     def set_dtype(self, dst_type: str | torch.dtype) -> EmbeddingMetric:
-        """Do nothing: states stay float64, in which a stream of any length adds up."""
+        """Do nothing: states stay float64, which is accurate for streams of any length."""
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:
@@ -284,7 +284,7 @@ class EmbeddingMetric(Metric):
 
 
 class SetMetric(EmbeddingMetric):
-    """A metric of the evaluated set alone, which is compared with no reference: real rows are left out."""
+    """A metric of the evaluated set alone, without a reference: real rows are ignored."""
 
     def __init__(
         self,
@@ -310,7 +310,7 @@ class SetMetric(EmbeddingMetric):
         )
 
     def _make_layouts(self) -> dict[str, Layout]:
-        """Say what the evaluated side accumulates; there is no other, even where the read-out could compare."""
+        """Make the layout of the evaluated side; there is no other, even where the read-out could compare."""
         return choose_layouts(self.embed_dim, self.readout.needs._replace(reference=False), None, self.max_samples)
 
 
@@ -330,7 +330,7 @@ class PairMetric(SetMetric):
 
 
 def open_encoder(encoder: EncoderOrSpec | None) -> Encoder | None:
-    """Give an encoder as it is, and one named by its spec or folder as ``load_encoder`` opens it.
+    """Return an encoder as it is, or load one by its spec or folder, as ``load_encoder`` does.
 
     Raises:
         TypeError: If it is neither.
@@ -349,7 +349,7 @@ def open_encoder(encoder: EncoderOrSpec | None) -> Encoder | None:
 
 
 def check_batch_modality(batch: Any, fixed: str | None, reference: ReferenceSet | None) -> str | None:
-    """Give the modality that a metric has after a batch: the first images or texts fix it, embeddings have none.
+    """Return the modality of a metric after a batch: the first images or texts fix it, embeddings have none.
 
     Raises:
         ValueError: If it is another than that of the batches before, or than the reference's.
@@ -369,7 +369,7 @@ def check_batch_modality(batch: Any, fixed: str | None, reference: ReferenceSet 
 
 
 def encode_batch(batch: Any, encoder: Encoder | None) -> Tensor:
-    """Give the raw embeddings of a batch: a two-dimensional tensor is taken for embeddings and passes through.
+    """Return the raw embeddings of a batch: a two-dimensional tensor is used as embeddings.
 
     Raises:
         TypeError: If the batch is no such tensor and there is no encoder.
@@ -394,7 +394,7 @@ def _is_empty(batch: Any) -> bool:
 
 
 def resolve_dimension(name: str, reference: ReferenceSet | None, encoder: Encoder | None, embed_dim: int | None) -> int:
-    """Settle the dimension of the embeddings from whatever says it.
+    """Determine the dimension of the embeddings from the reference, the encoder or ``embed_dim``.
 
     Raises:
         TypeError: If the reference is none.

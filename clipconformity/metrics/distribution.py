@@ -172,19 +172,19 @@ class ConformityKL(EmbeddingMetric):
 
     @property
     def is_lower_bound(self) -> bool:
-        """Whether the supports barely overlap, so that the divergence is at least what ``compute`` says."""
+        """Whether the supports barely overlap, so that ``compute`` returns only a lower bound."""
         return self._read_standing().is_lower_bound
 
     @full_precision
     def reverse(self) -> Tensor:
-        """KL(Q || P) in nats: large where the evaluated samples leave out what the reference has."""
+        """KL(Q || P) in nats: large where the evaluated samples lack what the reference has."""
         return self._read_standing().divergences().reverse.float()
 
     @full_precision
     def interval(
         self, confidence: float = 0.95, *, resamples: int = 1000, generator: torch.Generator | None = None
     ) -> Interval:
-        """Bootstrap interval of the divergence: both sides redrawn, groups whole, cut at 0.
+        """Bootstrap interval of the divergence: both sides resampled, whole groups at a time, clipped at 0.
 
         Args:
             confidence: Nominal coverage, in (0, 1).
@@ -200,7 +200,7 @@ class ConformityKL(EmbeddingMetric):
     def noise_floor(
         self, quantile: float = 0.95, *, resamples: int = 1000, generator: torch.Generator | None = None
     ) -> float:
-        """Quantile of the value when P = Q: what sampling noise alone gives at these sizes, in nats.
+        """Quantile of the value when P = Q, that is from sampling noise alone at these sizes, in nats.
 
         Args:
             quantile: Level in (0, 1).
@@ -211,7 +211,7 @@ class ConformityKL(EmbeddingMetric):
 
     @full_precision
     def p_value(self, *, resamples: int = 1000, generator: torch.Generator | None = None) -> float:
-        """Anderson-Darling test whether both sides' conformities are of one distribution: small where they are not.
+        """p-value of the Anderson-Darling test for one distribution of conformity on both sides.
 
         It is taken on the conformity to the mean of both sides together. Independent rows are permuted between the
         sides; rows in groups keep theirs, and the signs of what groups add are flipped.
@@ -265,7 +265,7 @@ class EmbeddingNorm(SetMetric):
 
 
 def trim_histogram(counts: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Non-empty range of a histogram ``(CELLS + 2,)`` in coarse cells: counts and edges."""
+    """Return the non-empty range of a histogram ``(CELLS + 2,)`` in coarse cells: counts and edges."""
     inner = counts[1:-1].clone()
     inner[0] += counts[0]
     inner[-1] += counts[-1]

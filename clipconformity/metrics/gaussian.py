@@ -57,7 +57,7 @@ class FrechetDistance(EmbeddingMetric):
 
 
 class _GivenReadOut(LikelihoodReadOut):
-    """What can be had of a Gaussian from elsewhere, whose own rows nobody has."""
+    """The figures of samples under a given Gaussian, without its own rows."""
 
     needs = Needs(rows=True, second_moment=True)
 
@@ -65,7 +65,7 @@ class _GivenReadOut(LikelihoodReadOut):
         self.gaussian = gaussian
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the figures that rest on no row of a reference."""
+        """Return the figures that need no row of a reference."""
         return compute_under(self.gaussian, stream.read_side())[0]
 
     def names(self, compared: bool) -> list[str]:

@@ -137,7 +137,7 @@ class ModalityGap(PairMetric):
             return int(self._stream().sides[modality_gap.IMAGE].total)
 
     def update(self, images: Any, texts: Any, *, groups: Labels | None = None) -> None:  # type: ignore[override]
-        """Take in a batch of pairs.
+        """Accumulate a batch of pairs.
 
         Args:
             images: Raw embeddings ``(N, D)``, or images if there is an encoder.
@@ -157,7 +157,7 @@ class ModalityGap(PairMetric):
     def forward(  # type: ignore[override]
         self, images: Any, texts: Any, *, groups: Labels | None = None
     ) -> dict[str, Tensor]:
-        """Accumulate a batch of pairs, and give its own value: NaN where it is too small for one."""
+        """Accumulate a batch of pairs, and return its own value: NaN where it is too small."""
         if self._is_synced:
             raise TorchMetricsUserError("forward was called on a synchronised metric; call unsync first.")
         pair = self._encode_pair(images, texts)
@@ -175,7 +175,7 @@ class ModalityGap(PairMetric):
 
     @full_precision
     def compute(self) -> dict[str, Tensor]:
-        """Read the gap out over everything so far, on all ranks.
+        """Compute the gap over all pairs so far, on all ranks.
 
         Raises:
             ValueError: If there are too few pairs, or rows that were zero, NaN, infinite or L2-normalised.

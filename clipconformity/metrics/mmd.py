@@ -63,14 +63,14 @@ class CosineMMD(EmbeddingMetric):
 
     @full_precision
     def halves(self) -> MMDHalves:
-        """What the value is made of: the two add up to it."""
+        """The two parts of the value, which add up to it."""
         with self._read_stream() as stream:
             found = discrepancy(stream.contrast(type(self).__name__))
         return MMDHalves(found.typicality.value.float(), found.variety.value.float())
 
     @full_precision
     def interval(self, confidence: float = 0.95) -> Interval:
-        """Interval of the value of the two distributions, by leaving out buckets of rows; NaN where it cannot be had.
+        """Interval of the value for the two distributions, by leaving out buckets of rows; NaN where it is unknown.
 
         It holds where they differ. Whether they do, :meth:`p_value` says.
         """
@@ -95,7 +95,7 @@ class CosineMMD(EmbeddingMetric):
 
     @full_precision
     def p_value(self, *, resamples: int = 1000, generator: torch.Generator | None = None) -> float:
-        """Test whether the mean directions are the same: small where they are not.
+        """p-value of the test whether both mean directions are the same.
 
         The signs of what buckets of rows, which hold whole groups, add to the distance are flipped.
 

@@ -57,20 +57,20 @@ class PRDC(EmbeddingMetric):
 
     @full_precision
     def intervals(self) -> dict[str, Interval]:
-        """95% intervals of the four, of what sets of these sizes have on average; NaN where they cannot be had."""
+        """95% intervals of the four, for the expectation at these sizes; NaN where they are unknown."""
         with self._read_stream() as stream:
             found = self.readout.find_neighbourhood(stream).intervals
         return {name: interval for (name, _), interval in zip(FIGURES, found, strict=True)}
 
     @full_precision
     def off_manifold(self) -> list[str]:
-        """Ids of the samples that lie in no ball of the reference, the farthest first; those given with ``ids=``."""
+        """Ids, as given with ``ids=``, of the samples that lie in no ball of the reference; the farthest first."""
         with self._read_stream() as stream:
             return self.readout.find_neighbourhood(stream).off_manifold(stream.evaluated.names)[1]
 
     @full_precision
     def uncovered(self) -> list[str]:
-        """Ids of the reference's rows whose ball holds no sample, the farthest first; those it was given with."""
+        """Ids of the reference's rows whose ball holds no sample; the farthest first."""
         with self._read_stream() as stream:
             names = stream.require_reference("PRDC").moments.names
             return self.readout.find_neighbourhood(stream).uncovered(names)[1]

@@ -55,7 +55,7 @@ def draw_values(readout: ReadOut, val: Any, ax: Any) -> Any:
 
 
 def format_quantity(readout: ReadOut) -> str:
-    """The value with its unit, for an axis."""
+    """Name the value with its unit, for an axis."""
     if readout.value is None:
         return "value"
     shown = next(one for one in readout.fields if one.name == readout.value)
@@ -63,14 +63,14 @@ def format_quantity(readout: ReadOut) -> str:
 
 
 def list_values(val: Any) -> list[Any]:
-    """Give one or several values as a list."""
+    """Return one or several values as a list."""
     if isinstance(val, Tensor):
         return list(val.reshape(-1))
     return list(val) if isinstance(val, list | tuple) else [val]
 
 
 def _get_interval(field: Field, values: Mapping[str, Tensor], degrees: float) -> tuple[float, float]:
-    """Ends of a field's 95% interval; the value where it has none."""
+    """Return the ends of a field's 95% interval; the value where it has none."""
     value = float(values[field.name])
     if field.interval is not None:
         low, high = (float(values[name]) for name in field.interval)

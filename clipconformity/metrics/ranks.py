@@ -21,7 +21,7 @@ TOLERANCE = 1e-6
 
 
 def check_ranks(metric: EmbeddingMetric, gather: Callable[..., list[Tensor]], process_group: Any = None) -> None:
-    """Refuse ranks that measure different things, on every rank alike.
+    """Refuse ranks whose metrics differ, with the same error on every rank.
 
     Args:
         metric: Of this rank.
@@ -54,7 +54,7 @@ def check_ranks(metric: EmbeddingMetric, gather: Callable[..., list[Tensor]], pr
 
 
 def _describe_rank(metric: EmbeddingMetric) -> Tensor:
-    """Say in numbers what a rank measures, ``(8,)`` float64."""
+    """Describe a rank's metric in numbers, ``(8,)`` float64."""
     sums = [getattr(metric, name) for name, kind in metric._reductions.items() if kind is dim_zero_sum]
     readout = None  # ModalityGap has none
     if hasattr(metric, "readout"):
@@ -69,7 +69,7 @@ def _describe_rank(metric: EmbeddingMetric) -> Tensor:
 
 
 def _describe_reference(reference: ReferenceSet | None) -> list[float]:
-    """Figures that two references are told apart by; none is near 0, where rounding would tell them apart too."""
+    """Return figures that identify a reference; none is near 0, where rounding would matter."""
     if reference is None:
         return [0.0] * 5
     figures = [float(reference.count)]

@@ -26,7 +26,7 @@ LABEL_GAP = 0.5
 
 
 class Place(NamedTuple):
-    """Where a run lies beside its reference."""
+    """Position of a run relative to its reference."""
 
     typicality: tuple[float, float, float]
     """Typicality shift, low and high end."""
@@ -42,7 +42,7 @@ def typicality_and_variety(
     modality: str | None = None,
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """Draw runs on a map: to the right they are more typical than the reference, upwards more varied.
+    """Draw runs on a map: more typical than the reference to the right, more varied upwards.
 
     The reference is in the middle. Each run has a marker, its intervals and its name. Runs to the right and below crowd
     around the typical; runs to the left and above stray from it.
@@ -87,7 +87,7 @@ def typicality_and_variety(
 
 
 def _name_places(ax: Axes, places: Mapping[str, Place]) -> None:
-    """Write the name of each run beside the map, in the order of their heights, with a line to its marker.
+    """Write the name of each run beside the map, ordered by height, with a line to its marker.
 
     Names beside their markers lie over each other where runs are alike.
     """
@@ -168,7 +168,7 @@ def forest(
     modality: str | None = None,
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """Draw one figure of several things, a line of the picture each, with intervals (a forest plot).
+    """Draw one figure of several runs with intervals, a line each (a forest plot).
 
     Args:
         values: The figures ``(K,)``.
@@ -208,7 +208,7 @@ def forest(
 
 
 def _compute_reaches(points: list[float], low: list[float], high: list[float]) -> list[list[float]]:
-    """How far intervals reach below and above their points."""
+    """Compute how far intervals reach below and above their points."""
     below = [max(0.0, value - end) for value, end in zip(points, low, strict=True)]
     return [below, [max(0.0, end - value) for value, end in zip(points, high, strict=True)]]
 

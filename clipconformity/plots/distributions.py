@@ -149,7 +149,7 @@ def ridgelines(
 
 
 def _choose_edges(sets: Sequence[Tensor], cells: int) -> Tensor:
-    """Edges of cells that are common to all sets."""
+    """Choose cell edges that are common to all sets."""
     everything = torch.cat([x.double().cpu() for x in sets])
     low, high = float(everything.min()), float(everything.max())
     wider = 0.0 if high > low else 1e-6 + 1e-6 * abs(low)  # equal values still have a cell
@@ -157,7 +157,7 @@ def _choose_edges(sets: Sequence[Tensor], cells: int) -> Tensor:
 
 
 def _smooth_counts(values: Tensor, edges: Tensor) -> Tensor:
-    """Density of a set in each cell, smoothed over its neighbours ``(K,)``."""
+    """Smooth the density of a set over neighbouring cells, ``(K,)``."""
     counts, _ = count_cells(values, edges)
     kernel = torch.exp(-0.5 * torch.arange(-6, 7, dtype=torch.float64).square() / 2.0**2)
     smooth = torch.nn.functional.conv1d(counts[None, None], (kernel / kernel.sum())[None, None], padding=6)[0, 0]

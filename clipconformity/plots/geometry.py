@@ -85,7 +85,7 @@ def tilt_heat_map(
 def separability_scatter(
     image: Tensor, text: Tensor, dimensions: Sequence[int], *, points: int = POINTS, ax: Axes | None = None
 ) -> tuple[Figure, Axes]:
-    """Draw images and texts in the two dimensions that tell them apart best.
+    """Draw images and texts in the two dimensions that separate them best.
 
     Args:
         image: Raw embeddings ``(N, D)``.
@@ -112,7 +112,7 @@ def over_alpha(
     quantity: str,
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """Draw a figure over the shift alpha, its interval as a band; alpha 0, where the model is, is marked.
+    """Draw a figure over the shift alpha, with its interval as a band; alpha 0, the model itself, is marked.
 
     Args:
         alphas: ``(A,)``.
@@ -153,7 +153,7 @@ def shift_panels(sweep: ShiftSweep) -> Figure:
 
 
 def project(image: Tensor, text: Tensor) -> tuple[Projection, Projection]:
-    """Project two sets on the axis between their means and the leading direction inside them, at a right angle to it.
+    """Project two sets on the axis between their means and the leading orthogonal direction inside them.
 
     Args:
         image: Raw embeddings ``(N, D)``, D at least 2.

@@ -39,7 +39,7 @@ Histogram = tuple[Tensor, Tensor]
 
 
 class Look(NamedTuple):
-    """How a run is drawn, the same in every plot."""
+    """The look of a run, the same in every plot."""
 
     color: str
     line: str
@@ -48,7 +48,7 @@ class Look(NamedTuple):
 
 @contextmanager
 def use_text_color(color: str) -> Iterator[None]:
-    """Draw text, ticks and frames in a colour and leave the background clear, for as long as the context lasts."""
+    """Draw text, ticks and frames in a colour on a transparent background, inside the context."""
     import matplotlib as mpl
 
     parts = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
@@ -65,7 +65,7 @@ _WIDTH: ContextVar[float | None] = ContextVar("width", default=None)
 
 @contextmanager
 def for_paper(columns: int = 1) -> Iterator[None]:
-    """Draw at the size of print for as long as the context lasts: one or two columns wide, with text of 8 points.
+    """Draw at print size inside the context: one or two columns wide, with text of 8 points.
 
     Example:
         >>> import torch
@@ -95,7 +95,7 @@ def for_paper(columns: int = 1) -> Iterator[None]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, or as PDF or SVG where the name ends so, and close it."""
+    """Write a figure as PNG, or as PDF or SVG by the suffix, and close it."""
     import matplotlib.pyplot as plt
 
     kind = path.suffix[1:] if path.suffix in (".pdf", ".svg") else "png"
@@ -104,7 +104,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def make_axes(ax: Axes | None, *, width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
-    """Give axes to draw on, new ones by default, and their figure."""
+    """Return axes to draw on, new ones by default, and their figure."""
     import matplotlib.pyplot as plt
 
     if ax is None:
@@ -131,13 +131,13 @@ def draw_density(ax: Axes, histogram: Histogram, color: str, label: str, *, fill
 
 
 def compute_density(histogram: Histogram) -> Tensor:
-    """Heights of a histogram whose area is 1, ``(K,)`` float64."""
+    """Compute the heights of a histogram with area 1, ``(K,)`` float64."""
     counts, edges = (part.detach().cpu().double() for part in histogram)
     return counts / (counts.sum() * torch.diff(edges))
 
 
 def run_look(number: int, count: int, modality: str | None) -> Look:
-    """Give a run its look by its number: colour, line style and marker; a single run has its modality's colour."""
+    """Return the look of a run by its number: colour, line style and marker; a single run has its modality's colour."""
     marker = MARKERS[number % len(MARKERS)]
     if count == 1:
         return Look(COLORS[modality], LINE_STYLES[0], marker)
@@ -146,12 +146,12 @@ def run_look(number: int, count: int, modality: str | None) -> Look:
 
 
 def thin_rows(rows: Tensor, most: int) -> Tensor:
-    """Thin rows out to at most so many, evenly."""
+    """Select evenly spaced rows, at most a given number."""
     return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long()]
 
 
 def to_floats(values: Sequence[float] | Tensor) -> list[float]:
-    """Give values as floats."""
+    """Convert values to floats."""
     return [float(value) for value in values]
 
 

@@ -14,7 +14,7 @@ PAPER = """@inproceedings{levi2025doubleellipsoid,
 
 
 def format_citations() -> tuple[str, str]:
-    """Give the entries of the paper and of this version of the library."""
+    """Format the entries of the paper and of this version of the library."""
     library = f"""@software{{clipconformity,
   title   = {{clipconformity: evaluation of generative models by the geometry of {{CLIP}} embeddings}},
   author  = {{{{The clipconformity developers}}}},

@@ -25,7 +25,7 @@ INK = "#010203"
 
 
 class Drawing(NamedTuple):
-    """A drawing and what stands under it."""
+    """A drawing and its caption."""
 
     svg: Markup
     caption: str
@@ -34,7 +34,7 @@ class Drawing(NamedTuple):
 def draw_figure(
     key: str, draw: Callable[[Axes], Any], *, alt: str, caption: str, size: tuple[float, float] = (5.0, 3.4)
 ) -> Drawing:
-    """Draw as inline SVG.
+    """Draw a figure as inline SVG.
 
     Args:
         key: Unlike that of any other figure on the page: put before the drawing's own names.
@@ -47,7 +47,7 @@ def draw_figure(
 
 
 def draw_marker(look: plots.Look) -> Markup:
-    """Draw a run's marker as a small inline SVG, for beside its name."""
+    """Draw a run's marker as a small inline SVG, to stand beside its name."""
     from matplotlib.markers import MarkerStyle
 
     style = MarkerStyle(look.marker)
@@ -60,7 +60,7 @@ def draw_marker(look: plots.Look) -> Markup:
 
 
 def format_label(name: str, width: int = 26) -> str:
-    """Give a run's name as text in a plot: cut, broken into lines, and not refused, read as mathematics or left out."""
+    """Format a run's name for a plot: shortened, broken into lines, and escaped from mathematics."""
     text = shorten(name.encode("utf-8", "backslashreplace").decode("utf-8"), NAME)  # a folder's name may be none
     lines = textwrap.fill(text, width).replace("$", r"\$")  # broken first: a line's end would part the two signs
     return f"\N{ZERO WIDTH SPACE}{lines}" if lines.startswith("_") else lines

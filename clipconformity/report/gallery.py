@@ -38,7 +38,7 @@ class Picture(NamedTuple):
 
 
 class Card(NamedTuple):
-    """A sample as it is shown."""
+    """A displayed sample."""
 
     name: str
     picture: Picture | Literal[False] | None
@@ -51,21 +51,21 @@ class Card(NamedTuple):
 
 
 class Extremes(NamedTuple):
-    """Rows of the extremes, each from the outermost inwards."""
+    """Rows of highest and lowest conformity, each from the outermost inwards."""
 
     most: list[int]
     least: list[int]
 
 
 def choose_extremes(conformities: Tensor, each: int) -> Extremes:
-    """Choose the rows of highest and of lowest conformity, at most ``each`` of both and none twice."""
+    """Choose the rows of highest and of lowest conformity, at most ``each`` of both, none twice."""
     order = conformities.argsort(descending=True, stable=True).tolist()
     count = min(each, len(order) // 2)
     return Extremes(order[:count], order[::-1][:count])
 
 
 def make_cards(score: Score, rows: Sequence[int], images: Samples[Path], captions: Samples[str]) -> list[Card]:
-    """Lay samples out with their conformity, norm and nearest reference; without image and caption they are named."""
+    """Make cards of samples with conformity, norm and nearest reference; without image and caption, with the name."""
     return [
         _make_card(
             score.ids[row],
@@ -89,7 +89,7 @@ def make_cards(score: Score, rows: Sequence[int], images: Samples[Path], caption
 def make_reference_cards(
     reference: ReferenceSet, rows: Sequence[int], images: Mapping[str, Path] | None, captions: Mapping[str, str] | None
 ) -> list[Card]:
-    """Lay rows of a reference's row sample out."""
+    """Make cards of rows of a reference's row sample."""
     ids = reference.sample_ids or [""] * len(reference.units)
     return [
         _make_card(
@@ -132,7 +132,7 @@ def _make_picture(path: Path) -> Picture | Literal[False]:
 
 
 def make_thumbnail(path: Path) -> tuple[str, bytes]:
-    """Give an image file at the size of a thumbnail: its kind, and its bytes.
+    """Make a thumbnail of an image file: its kind, and its bytes.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -28,7 +28,7 @@ def write_geometry_report(
     command: str | None = None,
     title: str = "Geometry report",
 ) -> None:
-    """Write the geometric properties as one HTML file that opens offline and asks for nothing outside itself.
+    """Write the geometric properties as one self-contained HTML file that opens offline.
 
     Args:
         path: File to write.

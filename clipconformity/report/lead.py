@@ -20,7 +20,7 @@ ADJECTIVES = {"typicality": "typical", "variety": "varied"}
 
 
 class RunLook(NamedTuple):
-    """How a run is marked in every plot and in the text."""
+    """Colour and marker of a run in every plot and in the text."""
 
     color: str
     marker: Markup
@@ -28,7 +28,7 @@ class RunLook(NamedTuple):
 
 
 class RunSummary(NamedTuple):
-    """What is said of a run."""
+    """Statements on a run."""
 
     name: str
     look: RunLook
@@ -39,7 +39,7 @@ class RunSummary(NamedTuple):
 
 
 def summarise_runs(panel: Panel) -> list[RunSummary]:
-    """Say of every run how typical and how varied it is beside the reference."""
+    """Summarise how typical and how varied every run is relative to the reference."""
     said = []
     for number_, (name, score) in enumerate(panel.scores.items()):
         look = plots.run_look(number_, len(panel.scores), panel.reference.modality)
@@ -51,7 +51,7 @@ def summarise_runs(panel: Panel) -> list[RunSummary]:
 
 
 def _describe_verdict(key: str, verdict: Verdict) -> str:
-    """A verdict in words, and in brackets its effect, its interval, and what would decide it."""
+    """Describe a verdict in words, with effect, interval and the samples that would decide it in brackets."""
     adjective = ADJECTIVES[key]
     words = {
         "same": f"as {adjective}",
@@ -72,7 +72,7 @@ def _describe_verdict(key: str, verdict: Verdict) -> str:
 
 
 def collect_notes(scores: Mapping[str, Score]) -> list[str]:
-    """Give what to know of the samples, each note once, with the runs that it is of."""
+    """Collect the notes on the samples, each once, with the runs that it concerns."""
     found: dict[str, list[str]] = {}
     for name, score in scores.items():
         for note in score.notes:
@@ -82,13 +82,13 @@ def collect_notes(scores: Mapping[str, Score]) -> list[str]:
 
 
 def _make_sentence(note: str) -> str:
-    """A note with a capital, unless it begins with the key of a figure, and without its stop."""
+    """Capitalise a note, unless it begins with the key of a figure, and remove its full stop."""
     first = note.split(maxsplit=1)[0]
     return (note if "_" in first else note[:1].upper() + note[1:]).rstrip(".")
 
 
 def _describe_distributions(score: Score) -> str:
-    """The test and the divergence in one line."""
+    """Describe the test and the divergence in one line."""
     kl = f"KL of conformity {format_kl(score)} nats"
     if score.kl_interval is None or score.noise_floor is None or score.p_value is None:
         return f"{kl}; {score.figures['conformity_kl'].reason}, so no interval and no test"
@@ -99,12 +99,12 @@ def _describe_distributions(score: Score) -> str:
 
 
 def format_kl(score: Score) -> str:
-    """Write the KL, and whether it is a lower bound."""
+    """Format the KL, and whether it is a lower bound."""
     return ("at least " if score.kl_is_lower_bound else "") + format_number(score.conformity_kl)
 
 
 def describe_margins(panel: Panel) -> str:
-    """Say what the brackets hold, and what differences do not matter."""
+    """Explain the brackets and the margins."""
     verdicts = next(iter(panel.scores.values())).verdicts
     pairs = len(panel.scores) * (len(panel.scores) - 1) // 2
     same = f"{verdicts['typicality'].margin:g} standard deviations or {verdicts['variety'].margin:.0%} of variety"
@@ -119,7 +119,7 @@ def describe_margins(panel: Panel) -> str:
 
 
 def describe_ranking(panel: Panel) -> list[str]:
-    """Say which run is most varied and which most typical, and whether that is sure; nothing of a single run."""
+    """Describe which run is most varied and most typical, and whether that is significant; empty for a single run."""
     scores = panel.scores
     if len(scores) < 2 or any(one.stream is None for one in scores.values()):
         return []
@@ -128,7 +128,7 @@ def describe_ranking(panel: Panel) -> list[str]:
 
 
 def _name_first(found: Comparison, figure: str, adjective: str) -> str:
-    """Name the runs than which none is surely more so."""
+    """Name the runs above which no other is significantly."""
     ranks = found.ranks(figure)
     first, others = [name for name, rank in ranks.items() if rank == 1], sum(rank > 1 for rank in ranks.values())
     if len(first) == 1:

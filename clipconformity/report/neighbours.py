@@ -27,7 +27,7 @@ class Part(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What a metric names."""
+    """Samples that a metric names."""
 
     title: str
     about: str
@@ -43,7 +43,7 @@ def collect_parts(
     reference_images: Mapping[str, Path] | None = None,
     reference_captions: Mapping[str, str] | None = None,
 ) -> tuple[list[Part], int]:
-    """Lay out the samples that ``prdc`` and ``nearest`` name, at most so many.
+    """Collect the samples that ``prdc`` and ``nearest`` name, up to a given number.
 
     Returns:
         The parts, and the number of samples that are shown.
@@ -78,7 +78,7 @@ def collect_parts(
 
 
 def _collect_samples(details: Mapping[str, Mapping[str, Any]]) -> Iterator[_Found]:
-    """Find what there is to show."""
+    """Collect the samples to show."""
     if repeated := [one for one in details.get("nearest", {}).get("repeated", ()) if one["id"]]:
         times = ", ".join(f"{one['times']} times" for one in repeated[:MAX_SHOWN])
         yield _Found(
@@ -99,7 +99,7 @@ def _collect_samples(details: Mapping[str, Mapping[str, Any]]) -> Iterator[_Foun
 
 
 def _make_copy(one: Mapping[str, Any]) -> tuple[str | None, str | None, float]:
-    """A sample, the row that it copies, and their cosine."""
+    """Make cards of a sample and the row that it copies, with their cosine."""
     if "training_id" in one:
         return one["id"], one["training_id"], one["cosine"]
     return one["ids"][0], one["reference_id"], one["cosine"]

@@ -50,7 +50,7 @@ def write_page(
     context: Mapping[str, Any],
     command: str | None = None,
 ) -> None:
-    """Write a page; all of the context is plain text to be escaped, but what is :class:`markupsafe.Markup`.
+    """Write a page; the context is escaped, except :class:`markupsafe.Markup`.
 
     Raises:
         OSError: If the file cannot be written.
@@ -91,7 +91,7 @@ def _read_file(name: str) -> str:
 
 
 def _make_policy(script: str) -> str:
-    """The page's own script alone runs, and nothing is fetched, whatever a caption or a file name holds."""
+    """Make a content security policy: only the page's own script runs, and nothing is fetched."""
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     return (
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
@@ -100,14 +100,14 @@ def _make_policy(script: str) -> str:
 
 
 def format_date() -> str:
-    """The date, UTC; of a build that is to be repeated, that of ``SOURCE_DATE_EPOCH``."""
+    """Format the date in UTC; that of ``SOURCE_DATE_EPOCH`` where it is set, for reproducible builds."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     now = datetime.fromtimestamp(int(epoch), timezone.utc) if epoch else datetime.now(timezone.utc)
     return f"{now:%Y-%m-%d}"
 
 
 def list_versions() -> str:
-    """Say what the figures were computed with."""
+    """List the versions of the software behind the figures."""
     parts = {
         "clipconformity": __version__,
         "torch": torch.__version__,
@@ -118,15 +118,15 @@ def list_versions() -> str:
 
 
 def format_number(value: float) -> str:
-    """Write a figure for reading."""
+    """Format a figure for reading."""
     return f"{value:.4g}"
 
 
 def format_interval(low: float, high: float) -> str:
-    """Write an interval for reading."""
+    """Format an interval for reading."""
     return f"{format_number(low)} to {format_number(high)}"
 
 
 def shorten(text: str, most: int) -> str:
-    """Cut text that would not end."""
+    """Shorten a long text."""
     return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"

@@ -35,20 +35,20 @@ class Panel(NamedTuple):
 
     @property
     def of(self) -> str:
-        """Words such as "of images", with a space before; empty where the modality is not known."""
+        """Words such as " of images", with the space; empty where the modality is unknown."""
         return f" of {self.reference.modality}s" if self.reference.modality else ""
 
     def has_figure(self, name: str) -> bool:
-        """Whether every run has a figure."""
+        """Whether every run has a figure of this name."""
         found = [score.figures.get(name) for score in self.scores.values()]
         return all(one is not None and one.value is not None for one in found)
 
     def label_runs(self, take: Callable[[Score], Any]) -> dict[str, Any]:
-        """Give something of each run by its name in a drawing."""
+        """Return a value of each run by its name in a drawing."""
         return {format_label(name): take(score) for name, score in self.scores.items()}
 
     def describe_runs(self, tell: Callable[[Score], str]) -> str:
-        """Say something of each run."""
+        """Describe each run in words."""
         return "; ".join(f"{name}: {tell(score)}" for name, score in self.scores.items())
 
 
@@ -80,7 +80,7 @@ class ScorePlot(NamedTuple):
 
 
 def draw_plots(key: str, panel: Panel) -> dict[str, Drawing]:
-    """Draw every plot of a panel; ``key`` is unlike that of any other panel.
+    """Draw every plot of a panel; ``key`` is unique to the panel.
 
     Returns:
         The drawings by the key of their row.
@@ -101,7 +101,7 @@ def draw_plots(key: str, panel: Panel) -> dict[str, Drawing]:
 def _draw_distributions(
     ax: Axes, panel: Panel, take: Callable[[Score], Tensor], own: Tensor, quantity: str = plots.CONFORMITY
 ) -> None:
-    """Draw something of the samples over that of the reference."""
+    """Draw a distribution of the samples over that of the reference."""
     draw = plots.distributions if len(panel.scores) <= MAX_OVERLAID else plots.ridgelines
     draw(panel.label_runs(take), own, quantity=quantity, modality=panel.reference.modality, ax=ax)
 
@@ -160,7 +160,7 @@ def _describe_variety(panel: Panel) -> str:
 
 
 def _draw_forest(ax: Axes, panel: Panel, values: Sequence[tuple[float, float, float]], **options: Any) -> None:
-    """Draw a figure of each run, with its ends."""
+    """Draw a figure of each run with its interval."""
     names = [format_label(name, 16) for name in panel.scores]
     points, low, high = zip(*values, strict=True)
     plots.forest(points, low, high, names, runs=True, modality=panel.reference.modality, ax=ax, **options)
@@ -193,7 +193,7 @@ def _describe_norm(panel: Panel) -> str:
 
 
 def _list_alignment(score: Score) -> tuple[Tensor, Tensor]:
-    """Conformity and CLIPScore of every sample."""
+    """List conformity and CLIPScore of every sample."""
     return score.conformities, torch.tensor(score.columns["clip_score"], dtype=torch.float64)
 
 

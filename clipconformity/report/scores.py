@@ -37,7 +37,7 @@ ORDERS = {
 
 @dataclass(frozen=True)
 class Run:
-    """A scored run, with what its samples look like where that is known.
+    """A scored run, with images and captions of its samples where these are known.
 
     Attributes:
         name: What the run is called in the report.
@@ -93,7 +93,7 @@ class _Gallery(NamedTuple):
 
 
 class _Neighbours(NamedTuple):
-    """What the metrics of neighbours name of a run."""
+    """Samples of a run that the metrics of neighbours name."""
 
     name: str
     parts: list[Part]
@@ -110,7 +110,7 @@ def write_report(
     reference_images: Mapping[str, Path] | None = None,
     reference_captions: Mapping[str, str] | None = None,
 ) -> None:
-    """Write scored runs as one HTML file that opens offline and asks for nothing outside itself.
+    """Write scored runs as one self-contained HTML file that opens offline.
 
     The first screen has the map of typicality and variety and a sentence for each run. Then come the distributions, a
     gallery of the most and the least typical samples, what is repeated, copied and missed, the figures, and what was
@@ -164,7 +164,7 @@ def write_report(
 
 
 def _make_panels(runs: Sequence[Run]) -> list[Panel]:
-    """Gather the runs by what they were scored against; two copies of a reference are one."""
+    """Group the runs by reference; two copies of a reference are one."""
     found: list[Panel] = []
     for run in runs:
         known = next((one for one in found if same_reference(one.reference, run.score.reference)), None)
@@ -228,7 +228,7 @@ def _make_neighbours(
     reference_images: Mapping[str, Path] | None,
     reference_captions: Mapping[str, str] | None,
 ) -> tuple[list[_Neighbours], int]:
-    """What the metrics of neighbours name, and the number of samples shown."""
+    """Collect the samples that the metrics of neighbours name, and their number."""
     found, used = [], 0
     for run in runs if thumbnails else ():
         theirs = reference_images, reference_captions

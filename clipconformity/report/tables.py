@@ -29,7 +29,7 @@ class ClassTable(NamedTuple):
 
 
 def make_figure_tables(panels: Sequence[Panel]) -> list[Table]:
-    """Lay out the figures of all runs: how typical and varied, how far the distributions are apart, further ones."""
+    """Make the tables of all runs: typicality and variety, distance of the distributions, further figures."""
     both = Table(
         "How typical and how varied",
         ["run", "N", "conformity", "typicality shift", "self-conformity", "variety ratio", "norm"],
@@ -76,7 +76,7 @@ def _format_kl(score: Score) -> str:
 
 
 def _format_figure(figure: Figure) -> str:
-    """A figure with its interval, as far as they can be had."""
+    """Format a figure with its interval, as far as they are known."""
     if figure.value is None:
         return UNKNOWN
     if figure.interval is not None:
@@ -85,7 +85,7 @@ def _format_figure(figure: Figure) -> str:
 
 
 def _make_further_tables(scores: Mapping[str, Score]) -> Iterator[Table]:
-    """What further read-outs gave, a row each; the ends of an interval stand beside their figure."""
+    """Make tables of further read-outs, a row each; the interval stands beside its figure."""
     hidden = list_core_fields() | list_uncertainty_fields()
     shown = {name: one for score in scores.values() for name, one in score.figures.items() if name not in hidden}
     left = iter(scores.items())
@@ -100,7 +100,7 @@ def _make_further_tables(scores: Mapping[str, Score]) -> Iterator[Table]:
 
 
 def make_class_tables(scores: Mapping[str, Score]) -> list[ClassTable]:
-    """Lay out the classes of each run, those first that lost most."""
+    """Make the table of classes of each run; the largest losses of variety come first."""
     head = ["class", "N", "against", "conformity", "typicality shift", "p", "variety ratio", "shrunken", "p"]
     parts = []
     for name, score in scores.items():
@@ -118,7 +118,7 @@ def make_class_tables(scores: Mapping[str, Score]) -> list[ClassTable]:
 
 
 def _format_class(one: ClassScore) -> list[str]:
-    """A row of the table of classes."""
+    """Format a row of the table of classes."""
     if one.variety_ratio is None:
         return [one.name, str(one.count), one.reason or "", *[""] * 6]
     against = f"{'its own class' if one.against == 'class' else 'the whole reference'}, {one.reference_count}"

@@ -19,7 +19,7 @@ SUMS = {"pair_count": (BUCKETS,), "pair_score_sum": (BUCKETS,), "pair_bad": ()}
 
 
 class Partners(NamedTuple):
-    """What belongs to each row of a batch: the captions of an image, or the image of a caption."""
+    """Partners of each row of a batch: the captions of an image, or the image of a caption."""
 
     embeddings: Tensor
     """All of them, ``(M, D)``, those of the first row first."""
@@ -29,7 +29,7 @@ class Partners(NamedTuple):
     """Reference captions of each row, where the rows are captions, N tensors ``(R, D)``."""
 
     def clip_scores(self, rows: Tensor) -> Tensor:
-        """CLIPScore of each row ``(N,)`` float64, over its partners; NaN of what is zero, NaN or infinite."""
+        """CLIPScore of each row ``(N,)`` float64, averaged over its partners; NaN for zero, NaN or infinite rows."""
         owner = torch.arange(len(rows), device=rows.device).repeat_interleave(
             torch.tensor(self.sizes, device=rows.device)
         )
@@ -89,7 +89,7 @@ class MeanScore:
         return jackknife(*self.leave_out_buckets())
 
     def leave_out_buckets(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, what it is without each bucket, and the number of pairs in each, ``(G,)``.
+        """Return the mean, the mean without each bucket, and the number of pairs in each, ``(G,)``.
 
         Raises:
             ValueError: If there are fewer than two pairs, or a row was zero, NaN or infinite.
@@ -107,7 +107,7 @@ class MeanScore:
 
 
 def pair_buckets(rows: Tensor, groups: Labels | None, ids: Sequence[object] | None) -> Tensor:
-    """Bucket of each pair: of its group, else of its id, else of the content of the row, ``(N,)``."""
+    """Bucket of each pair, by its group, else by its id, else by the content of the row, ``(N,)``."""
     if groups is not None:
         return assign_buckets(hash_labels(groups, len(rows), rows.device))
     if ids is not None:

@@ -15,7 +15,7 @@ MIN_ROWS = 512
 
 
 def check_batches(source: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -> Iterator[Tensor]:
-    """Give one array, or several, as tensors ``(n, D)``.
+    """Return one array, or several, as tensors ``(n, D)``.
 
     Raises:
         TypeError: If one is no floating-point array.
@@ -30,7 +30,7 @@ def check_batches(source: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -
 
 
 def join_batches(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Give the rows in order on the CPU, those of small batches together: a call costs more than what it does with few.
+    """Return the rows in order on the CPU, small batches joined: the overhead of a call exceeds its work on few rows.
 
     Raises:
         ValueError: If the dimensions of two batches differ.

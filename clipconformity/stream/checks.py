@@ -10,7 +10,7 @@ from clipconformity.stream.moments import UNIT_TOLERANCE, Moments
 
 
 def check_stream(moments: Moments, allow_normalized: bool, min_samples: int = 2) -> None:
-    """Report what a stream counted without stopping: bad rows, normalised rows, too few rows.
+    """Raise an error for invalid rows that a stream counted: bad, normalised or too few rows.
 
     Raises:
         ValueError: For any of them, with the way out.

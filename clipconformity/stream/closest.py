@@ -18,7 +18,7 @@ CANDIDATES = 12
 
 
 class Closest(NamedTuple):
-    """The nearest row of each row, ``(N,)`` each."""
+    """Nearest row of each row, ``(N,)`` each."""
 
     cosine: Tensor
     which: Tensor
@@ -61,7 +61,7 @@ class Closest(NamedTuple):
         )
 
     def mean(self, figure: Callable[[Tensor], Tensor] = lambda cosine: cosine) -> Estimate:
-        """Mean of a figure of the nearest cosine, with its uncertainty by leaving out buckets of both sides."""
+        """Mean of a function of the nearest cosine, with its uncertainty by leaving out buckets of both sides."""
         value, less = figure(self.cosine), figure(self.cosine) - figure(self.next)
         mine, theirs = self.buckets
         rows, stay, total = self.counts[0], mine != theirs, value.sum()
@@ -74,7 +74,7 @@ class Closest(NamedTuple):
 
 
 def _find_first(allowed: Tensor) -> Tensor:
-    """Place of the first that is allowed in each row, ``(N, 1)``; the last where none is."""
+    """Index of the first allowed candidate in each row, ``(N, 1)``; the last where there is none."""
     last = torch.full_like(allowed[:, :1], allowed.shape[1] - 1, dtype=torch.int64)
     return torch.where(allowed.any(1, keepdim=True), allowed.int().argmax(1, keepdim=True), last)
 

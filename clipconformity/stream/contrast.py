@@ -41,7 +41,7 @@ FEW_SAMPLES, FEW_GROUPS = "few samples", "few groups"
 
 @dataclass(frozen=True)
 class Contrast:
-    """Evaluated samples beside a reference, from the buckets of both.
+    """Evaluated samples compared with a reference, by the buckets of both.
 
     The jackknife leaves each bucket out of both sides at once.
 
@@ -59,13 +59,13 @@ class Contrast:
 
     @classmethod
     def build(cls, evaluated: Moments, reference: ReferenceSet) -> Contrast:
-        """Find what both sides share, and put them beside each other."""
+        """Compare a stream with a reference, after finding the samples that both share."""
         sketch = evaluated.sketch().cpu()
         grouped = evaluated.grouped and reference.grouped
         return cls(evaluated, reference, sketch, find_overlap(sketch, reference.sketch, grouped=grouped))
 
     def notes(self, of_one_kind: bool) -> list[str]:
-        """Say what to know of these samples, a sentence each.
+        """Describe remarkable facts about these samples, a sentence each.
 
         Args:
             of_one_kind: Whether encoder and modality of both sides are known to agree.
@@ -85,7 +85,7 @@ class Contrast:
 
     @property
     def unknown(self) -> str:
-        """Why an uncertainty cannot be had, where it cannot."""
+        """Reason why uncertainties are unknown; None where they are known."""
         for side, whose in ((self._mine, "samples"), (self.reference.moments, "reference's samples")):
             if side.total >= MIN_FOR_UNCERTAINTY and effective_number(side["count"]) < 2 + 1e-9:
                 return f"nearly all {whose} {'belong to one or two groups' if side.grouped else 'are equal'}"
@@ -93,7 +93,7 @@ class Contrast:
 
     @cached_property
     def few(self) -> str | None:
-        """Whether a side has so few samples, or groups, that intervals and tests may be off by some; None if not."""
+        """Which of few samples and few groups makes intervals and tests inaccurate; None if neither does."""
         for side, sample in ((self._mine, self.sketch), (self.reference.moments, self.reference.sketch)):
             if side.grouped:
                 sizes = torch.zeros(len(sample.keys)).index_add_(
@@ -112,7 +112,7 @@ class Contrast:
 
     @cached_property
     def typicality(self) -> Without:
-        """Mean conformity less the reference's own, in standard deviations of the reference's conformity."""
+        """Mean conformity minus the reference's own, in standard deviations of the reference's conformity."""
         spread, (own, own_without) = self.reference.spread, own_pairs_without(self.reference.moments)
         mean = self.conformity
         return Without(
@@ -179,7 +179,7 @@ class Contrast:
 
     @cached_property
     def histograms(self) -> Tensor:
-        """Conformity of the evaluated rows to the reference by bucket, ``(G, CELLS + 2)``, their own row left out."""
+        """Conformity of the evaluated rows to the reference by bucket, ``(G, CELLS + 2)``, own row excluded."""
         counts = self.view["conformity_counts"].cpu()
         if not self.overlap.pairs:
             return counts
@@ -191,12 +191,12 @@ class Contrast:
 
     @cached_property
     def view(self) -> Moments:
-        """The evaluated side as seen from the reference: its own stream, else its row sample."""
+        """The evaluated side with conformity to the reference: its own stream, else its row sample."""
         return self.evaluated.relate_to(self.reference.view(max_samples=self.evaluated.layout.max_samples))
 
     @cached_property
     def _own_rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of evaluated rows that are in the reference: bucket, how often, conformity with and without the own row."""
+        """Evaluated rows in the reference: bucket, number of copies, conformity with and without the own row."""
         own = Sample(*(part[self.overlap.own] for part in self.sketch))
         bucket, count = assign_buckets(own.groups), torch.tensor(self.reference.count).double()
         if self.reference.between is not None and self._mine.grouped:  # the own bucket is left out already
@@ -208,7 +208,7 @@ class Contrast:
 
     @property
     def sample(self) -> Sample:
-        """The evaluated rows that are kept, as often as they came."""
+        """The evaluated rows of the sample, with their repeats."""
         return self.sketch.repeat_copies(self.evaluated.layout.max_samples)
 
     @property
@@ -225,6 +225,6 @@ class Contrast:
 
 
 def _log_ratio(mine: Tensor, without: Tensor, theirs: Tensor, others: Tensor) -> Without:
-    """log(mine / theirs), of either side given whole and without each bucket."""
+    """Compute log(mine / theirs), with either side given whole and without each bucket."""
     mine, without, theirs, others = (x.log() for x in (mine, without, theirs, others))
     return Without(mine - theirs, without - others, without - theirs, mine - others)

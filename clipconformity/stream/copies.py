@@ -22,7 +22,7 @@ MIN_NEIGHBOURS = 5
 
 
 class Copies(NamedTuple):
-    """Row samples of both sides, and the nearest row of each."""
+    """Row samples of both sides, with the nearest row of each row."""
 
     evaluated: Sample
     reference: Sample
@@ -34,7 +34,7 @@ class Copies(NamedTuple):
 
     @classmethod
     def find(cls, evaluated: Sample, reference: Sample, grouped: tuple[bool, bool]) -> Copies:
-        """Find the nearest rows; with groups on both sides those of other groups."""
+        """Find the nearest rows; with groups on both sides, those of other groups."""
         return cls(
             evaluated,
             reference,
@@ -45,21 +45,21 @@ class Copies(NamedTuple):
         )
 
     def mean_nearest(self) -> list[tuple[Estimate, Interval]]:
-        """Mean cosine of the samples to their nearest reference rows, and of the reference inside itself."""
+        """Return the mean nearest cosine of the samples to the reference, and of the reference inside itself."""
         return [(mean, mean.interval()) for mean in (self.across.mean(), self.in_reference.mean())]
 
     def compute_shares(self) -> list[tuple[Estimate, Interval]]:
-        """Share of the samples that copy the reference, of those that repeat another, and of the reference's rows."""
+        """Compute the shares of copies of the reference, of repeated samples, and of repeated reference rows."""
         sides = ((self.across, self.evaluated), (self.within, self.evaluated), (self.in_reference, self.reference))
         found = [(closest.mean(is_close), sample) for closest, sample in sides]
         return [(share, estimate_share(share, count_independent(sample))) for share, sample in found]
 
     def compute_authentic(self) -> Tensor:
-        """Share of the samples that are authentic, and of the reference's rows against the others, ``(2,)``."""
+        """Compute the share of authentic samples, and of the reference's rows against the others, ``(2,)``."""
         return _find_authentic(self.across, self.in_reference, self.reference)
 
     def compute_authentic_intervals(self) -> list[Interval]:
-        """95% intervals of both, of what sets of these sizes have on average."""
+        """Compute 95% intervals of both, for the expectation at these sizes."""
         value, sides = self.compute_authentic(), (self.evaluated, self.reference)
 
         def figures(mine: Sample, theirs: Sample) -> Tensor:
@@ -73,11 +73,11 @@ class Copies(NamedTuple):
         ]
 
     def notes(self) -> list[str]:
-        """What the intervals of authenticity need, where they are not there."""
+        """Explain what missing intervals of authenticity need."""
         return explain_missing_spread("authenticity", (self.evaluated, self.reference), MIN_NEIGHBOURS)
 
     def count_copied(self, names: dict[int, str], others: dict[int, str]) -> list[dict[str, Any]]:
-        """Reference rows by the number of samples that are near-duplicates of them before all others."""
+        """Count the samples that are near-duplicates of each reference row as their nearest."""
         cosine = self.across.cosine
         rows = (cosine >= DUPLICATE).nonzero()[:, 0]
         rows = rows[cosine[rows].argsort(descending=True, stable=True)]
@@ -95,7 +95,7 @@ class Copies(NamedTuple):
         return listed
 
     def count_repeated(self, names: dict[int, str]) -> list[dict[str, Any]]:
-        """Samples by the number of their near-duplicates, one for those that are near-duplicates of each other."""
+        """Count the near-duplicates of samples; of samples that are near-duplicates of each other, one is named."""
         units = self.evaluated.rows / self.evaluated.values[:, :1].float()
         often = close_counts(units, DUPLICATE)
         listed: list[dict[str, Any]] = []
@@ -109,12 +109,12 @@ class Copies(NamedTuple):
 
 
 def is_close(cosine: Tensor) -> Tensor:
-    """Whether a cosine is that of near-duplicates, 0 or 1."""
+    """Whether a cosine is that of near-duplicates, as 0 or 1."""
     return (cosine >= DUPLICATE).double()
 
 
 def _find_authentic(across: Closest, in_reference: Closest, reference: Sample) -> Tensor:
-    """Of a reference row against the others the same holds: it is nearest to a row that is nearer to a third one."""
+    """Find authentic rows: those farther from their nearest reference row than that row is from its own nearest."""
     own = in_reference.cosine
     sides = ((across.cosine, own[across.which]), (own, own[in_reference.which]))
     return torch.stack([is_authentic(*side, reference.rows.dtype).double().mean() for side in sides])

@@ -28,7 +28,7 @@ SPLITS = 6
 
 
 def compute_at_equal_n(mine: Sample, theirs: Sample, generator: torch.Generator) -> tuple[int, Tensor]:
-    """Mean distance of subsamples of both sides of the smaller number of rows; and that number."""
+    """Compute the mean distance of subsamples of both sides at the smaller number of rows; return also that number."""
     size = min(len(mine.keys), len(theirs.keys))
     sides = [list(draw_subsamples(side, size, generator, DRAWS)) for side in (mine, theirs)]
     pairs = islice(zip(*(cycle(side) for side in sides), strict=True), max(map(len, sides)))
@@ -36,14 +36,14 @@ def compute_at_equal_n(mine: Sample, theirs: Sample, generator: torch.Generator)
 
 
 def min_rows(dim: int) -> int:
-    """Fewest rows of either side for an extrapolation: as many as dimensions in the smallest subsample."""
+    """Smallest number of rows of either side for an extrapolation: the smallest subsample has as many as dimensions."""
     return max(SHARES) * dim
 
 
 def extrapolate_to_infinite_n(
     mine: Sample, theirs: Sample, size: int, equal: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Extrapolate to infinitely many rows by a line over 1/N: the value, which may be below 0, and the line's error.
+    """Extrapolate to infinitely many rows by a line over 1/N; return the value, which may be below 0, and its error.
 
     NaN where the smallest subsample has fewer rows than dimensions: the line is then bent, and the value too high.
 
@@ -75,7 +75,7 @@ def extrapolate_to_infinite_n(
 
 
 def compute_noise_floor(mine: Side, theirs: Side, generator: torch.Generator) -> Tensor:
-    """95% quantile of the distance of two sets of these sizes and of one kind: rows of both are dealt anew.
+    """Compute the 95% quantile of the distance of two sets of one distribution, by redistributing the rows of both.
 
     Whole groups are dealt. Beyond the row samples the distance is taken at their sizes, and scaled by 1/n + 1/N.
     """
@@ -96,7 +96,7 @@ def compute_noise_floor(mine: Side, theirs: Side, generator: torch.Generator) ->
 
 
 def _split_and_fit(rows: Tensor, order: Tensor, size: int, total: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Mean and factor of the covariance of the first ``size`` rows of an order, and of the others.
+    """Split shuffled rows after ``size``; return mean and factor of the covariance of both parts.
 
     Args:
         rows: Rows whose mean is 0, ``(N, D)``.

@@ -9,7 +9,7 @@ from clipconformity.stream.reference import ReferenceSet, reference_layout
 
 
 def merge_references(first: ReferenceSet, second: ReferenceSet) -> ReferenceSet:
-    """Join two references; errors as of ``ReferenceSet.merge``."""
+    """Merge two references; errors as of ``ReferenceSet.merge``."""
     if not isinstance(second, ReferenceSet):
         raise TypeError(f"other: expected a ReferenceSet, got {type(second).__name__}.")
     identified = first.encoder_id is not None and second.encoder_id is not None

@@ -15,7 +15,7 @@ from clipconformity.stream.pairs import Without, cross_squares, own_pairs_withou
 
 
 class Discrepancy(NamedTuple):
-    """Cosine MMD and the two halves that it is the sum of, each with its uncertainty."""
+    """Cosine MMD and the two halves that add up to it, each with its uncertainty."""
 
     whole: Estimate
     typicality: Estimate
@@ -23,7 +23,7 @@ class Discrepancy(NamedTuple):
 
 
 class DiscrepancyWithout(NamedTuple):
-    """The same, whole and without each bucket."""
+    """Cosine MMD and its halves, whole and without each bucket."""
 
     whole: Without
     typicality: Without
@@ -33,7 +33,7 @@ class DiscrepancyWithout(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """What sampling noise gives where both sides are of one distribution."""
+    """Noise floor and p-value under one distribution of both sides."""
 
     floor: float
     """Quantile of the cosine MMD."""
@@ -41,12 +41,12 @@ class Noise(NamedTuple):
 
 
 def discrepancy(contrast: Contrast) -> Discrepancy:
-    """Give the unbiased cosine MMD and its halves, with groups over pairs of different ones."""
+    """Compute the unbiased cosine MMD and its halves, with groups over pairs of different groups."""
     return Discrepancy(*(_estimate(contrast, part) for part in discrepancy_without(contrast)))
 
 
 def discrepancy_without(contrast: Contrast) -> DiscrepancyWithout:
-    """Give the same without each bucket of either side."""
+    """Compute the same without each bucket of either side."""
     (mine, without), (theirs, others) = (own_pairs_without(side) for side in _get_sides(contrast))
     cross = contrast.conformity
     variety = Without(mine - theirs, without - others, without - theirs, mine - others)
@@ -56,14 +56,14 @@ def discrepancy_without(contrast: Contrast) -> DiscrepancyWithout:
 
 
 def squares_discrepancy(contrast: Contrast) -> Tensor:
-    """Give the same of the squared cosine, unbiased, without an error."""
+    """Compute the same for the squared cosine, unbiased, without an error."""
     mine, theirs = _get_sides(contrast)
     sides = (contrast.sample, mine), (contrast.reference.sample, theirs)
     return sum(own_squares(*side) for side in sides) - 2 * cross_squares(*sides, contrast.overlap)
 
 
 def compute_noise(contrast: Contrast, quantile: float, resamples: int, generator: torch.Generator) -> Noise:
-    """Draw the sign of what each bucket adds to the distance of the two means beyond its share.
+    """Compute the noise floor and the p-value by random signs of the centred bucket sums.
 
     Where both sides are of one distribution its mean is 0, whichever rows depend on each other inside a bucket; what
     both sides share in a bucket stays shared.

@@ -46,7 +46,7 @@ State: TypeAlias = "dict[str, Tensor | list[Tensor]]"
 
 
 class RowValues(NamedTuple):
-    """What a stream finds of each row of a batch, float64; NaN of a bad row."""
+    """Values of each row of a batch, float64; NaN for a bad row."""
 
     norm: Tensor
     """Norm of the raw row, ``(N,)``."""

@@ -16,7 +16,7 @@ from clipconformity.stream.row_sample import Sample
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """The row samples of both sides, and how they cover each other.
+    """The row samples of both sides, and their mutual coverage.
 
     Attributes:
         evaluated: Rows of the evaluated side, on the CPU.
@@ -35,7 +35,7 @@ class Neighbourhood:
 
     @cached_property
     def coverage(self) -> Coverage:
-        """Who lies in whose balls."""
+        """Which rows lie in balls of the other side."""
         return cover(self.evaluated.rows.double(), self.reference.rows.double(), self.k)
 
     @property
@@ -45,7 +45,7 @@ class Neighbourhood:
 
     @cached_property
     def intervals(self) -> list[Interval]:
-        """95% intervals of the four: of what sets of these sizes have on average."""
+        """95% intervals of the four, for the expectation at these sizes."""
         value, (spread, degrees) = self.values, self._spread
         estimates = [Estimate(v, s, degrees) for v, s in zip(value, spread, strict=True)]
         counts = [count_independent(self.evaluated), count_independent(self.reference)]
@@ -68,15 +68,15 @@ class Neighbourhood:
         return torch.stack(list(cover(mine.rows.double(), theirs.rows.double(), self.k).result()))
 
     def off_manifold(self, names: dict[int, str]) -> tuple[int, list[str]]:
-        """Number of the samples in no ball of the reference, and their names, the farthest from it first."""
+        """Number and names of the samples in no ball of the reference; the farthest come first."""
         return _name_rows(self.coverage.balls == 0, self.coverage.apart, self.evaluated, names)
 
     def uncovered(self, names: dict[int, str]) -> tuple[int, list[str]]:
-        """Number of the reference's rows whose ball holds no sample, and their names, likewise."""
+        """Number and names of the reference's rows whose ball holds no sample; the farthest come first."""
         return _name_rows(~self.coverage.covered, self.coverage.reference_apart, self.reference, names)
 
     def notes(self) -> list[str]:
-        """What unequal numbers of rows do to the figures, and what intervals need that are not there."""
+        """Describe the effect of unequal numbers of rows, and what missing intervals need."""
         mine, theirs = len(self.evaluated.keys), len(self.reference.keys)
         names = "precision, recall, density and coverage"
         missing = explain_missing_spread(names, (self.evaluated, self.reference), self.k)
@@ -91,7 +91,7 @@ class Neighbourhood:
 
 
 def _share_variances(values: Tensor) -> Tensor:
-    """Variance of one row's share; of a density, of which one row's is about as large, the density."""
+    """Variance of one row's share; for density, where it is about as large as the value, the value."""
     scale = share_variance(values)
     scale[2] = values[2]
     return scale

@@ -23,7 +23,7 @@ MIN_GROUPS = 50
 
 
 class Redraws(NamedTuple):
-    """Histograms of both sides, and of redraws under one distribution."""
+    """Histograms of both sides, and of their redraws under one distribution."""
 
     observed: tuple[Tensor, Tensor]
     """``(CELLS + 2,)`` each."""
@@ -59,7 +59,7 @@ def redraw(contrast: Contrast, resamples: int, generator: torch.Generator) -> Re
 
 
 def _pooled_conformities(contrast: Contrast, sample: Sample, apart: bool) -> Tensor:
-    """Conformity of each row to both sides together, its own bucket left out where there are groups, ``(k,)``."""
+    """Conformity of each row to both sides pooled, without its own bucket where there are groups, ``(k,)``."""
     rows = sample.units
     sums = contrast.evaluated["unit_sum"].cpu() + contrast.reference.moments["unit_sum"]
     count = contrast.evaluated["count"].cpu() + contrast.reference.moments["count"]
@@ -70,7 +70,7 @@ def _pooled_conformities(contrast: Contrast, sample: Sample, apart: bool) -> Ten
 
 
 def _choose_one_per_group(sample: Sample) -> Sample:
-    """The row of smallest key of every group."""
+    """Choose the row of smallest key in every group."""
     order = sample.keys.argsort(stable=True)
     groups, which = sample.groups[order].unique(return_inverse=True)
     first = torch.full((len(groups),), len(order)).scatter_reduce_(0, which, torch.arange(len(order)), "amin")

@@ -28,7 +28,7 @@ DENSE_ROWS = 2000
 
 
 class Overlap(NamedTuple):
-    """What the row samples of both sides share."""
+    """Samples and groups that both sides share, by their row samples."""
 
     rows: int
     """Evaluated rows that are also in the reference; 0 where there are no more than by chance, as of short captions."""
@@ -46,7 +46,7 @@ class Overlap(NamedTuple):
     """Groups of the evaluated side."""
 
     def notes(self) -> list[str]:
-        """Say what was found, a sentence each."""
+        """Describe the overlap, a sentence each."""
         notes = []
         if self.rows:
             notes.append(
@@ -62,7 +62,7 @@ class Overlap(NamedTuple):
 
 
 def find_overlap(mine: Sample, theirs: Sample, *, grouped: bool) -> Overlap:
-    """Find what evaluated rows share with a reference, as far as the rows tell that both keep.
+    """Find what evaluated rows share with a reference, as far as the row samples of both show.
 
     Args:
         mine: Different rows of the evaluated side.
@@ -90,7 +90,7 @@ def find_overlap(mine: Sample, theirs: Sample, *, grouped: bool) -> Overlap:
 def _count_beyond_chance(
     mine: Sample, theirs: Sample, first: Tensor, second: Tensor, grouped: bool
 ) -> tuple[int, float]:
-    """Number of rows, and of pairs, that are equal beyond what sets of one kind have in common.
+    """Count the rows, and pairs, that are equal beyond the number expected for sets of one distribution.
 
     Short captions repeat, and two sets of them share rows without one being a copy of the other. What tells a copy is a
     row that comes once in the reference: a sample of the same kind would hit such with the share of the rows that come
@@ -108,13 +108,13 @@ def _count_beyond_chance(
 
 
 def _count_occurrences(sample: Sample, apart: bool) -> Tensor:
-    """How often each row of a sample comes in it, itself included, ``(k,)``."""
+    """Count how often each row occurs in its sample, itself included, ``(k,)``."""
     first, second = _find_matches(sample, sample, apart)
     return sample.copies.index_add(0, first[first != second], sample.copies[second[first != second]])
 
 
 def _find_matches(first: Sample, second: Sample, apart: bool) -> tuple[Tensor, Tensor]:
-    """Numbers of the rows of two samples that are equal, ``(m,)`` each; ``apart``: in different buckets alone."""
+    """Find the equal rows of two samples, as indices ``(m,)`` each; ``apart``: only those in different buckets."""
     row, other = find_near_pairs(*(side.rows / side.values[:, :1].float() for side in (first, second)))
     if apart:
         differ = assign_buckets(first.groups[row]) != assign_buckets(second.groups[other])
@@ -123,7 +123,7 @@ def _find_matches(first: Sample, second: Sample, apart: bool) -> tuple[Tensor, T
 
 
 def find_near_pairs(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers of the unit rows of ``(n, D)`` and ``(m, D)`` whose cosine is above 1 - ``MAX_DISTANCE``.
+    """Find the unit rows of ``(n, D)`` and ``(m, D)`` with a cosine above 1 - ``MAX_DISTANCE``, as indices.
 
     Such rows lie within sqrt(2 MAX_DISTANCE) of each other along any direction, so in the same cell of that width or in
     one beside it, along each of a few directions in which rows vary much. Of sets that do not vary, the first
@@ -154,13 +154,13 @@ def find_near_pairs(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _number_cells(cells: Tensor) -> Tensor:
-    """One number for each cell ``(..., k)``; those of different cells seldom agree, and then cost a cosine."""
+    """Number the cells ``(..., k)``; two cells rarely share a number, which then only costs a cosine."""
     factors = torch.tensor([1, 0x9E3779B1, 0x85EBCA77C2B2])[: cells.shape[-1]]
     return (cells * factors).sum(-1)
 
 
 def _choose_axes(rows: Tensor) -> Tensor:
-    """Orthonormal directions along which rows vary much, the most first, ``(D, AXES)``."""
+    """Choose orthonormal directions of large variance, the largest first, ``(D, AXES)``."""
     some = rows[:: max(1, len(rows) // 512)]
     centered = some - some.mean(0)  # a step of subspace iteration on it comes near its principal axes
     start = torch.randn(len(some), min(AXES, rows.shape[1]), generator=make_generator(None), dtype=rows.dtype)

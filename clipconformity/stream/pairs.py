@@ -19,7 +19,7 @@ BLOCK = 512
 
 
 class Without(NamedTuple):
-    """A figure of two sides, whole and without bucket g of either side or of both, ``(G,)`` each."""
+    """A figure of two sides: whole, and without bucket g of either side or of both, ``(G,)`` each."""
 
     whole: Tensor
     both: Tensor
@@ -28,12 +28,12 @@ class Without(NamedTuple):
 
     @classmethod
     def from_one_side(cls, whole: Tensor, left: Tensor) -> Without:
-        """Give a figure of the evaluated side alone: whole, and without each bucket ``(G,)``."""
+        """Make a figure of the evaluated side alone: whole, and without each bucket ``(G,)``."""
         return cls(whole, left, left, whole.expand_as(left))
 
 
 class LeftOut(NamedTuple):
-    """A figure of samples, whole and without each bucket: what two runs are compared by."""
+    """A figure of samples, whole and without each bucket, for the comparison of two runs."""
 
     figure: Without
     counts: tuple[Tensor, ...]
@@ -49,7 +49,7 @@ def own_pairs(moments: Moments) -> Estimate:
 
 
 def own_pairs_without(moments: Moments) -> tuple[Tensor, Tensor]:
-    """Mean cosine of two different rows of a stream, or with groups of rows of different ones.
+    """Mean cosine of two different rows of a stream; with groups, of rows of different groups.
 
     With groups the pairs inside a bucket are left out, and with them all inside a group; all rows of one group are
     taken as they are, and nothing is known of what another group would give.
@@ -69,7 +69,7 @@ def own_pairs_without(moments: Moments) -> tuple[Tensor, Tensor]:
 
 
 def _mean(cosines: Tensor, pairs: Tensor) -> Tensor:
-    """Mean cosine; NaN where no pair is left, whose sum is nothing but rounding."""
+    """Mean cosine; NaN where no pair is left and the sum is only rounding."""
     return torch.where(pairs > 0.5, cosines / pairs, float("nan"))
 
 
@@ -108,7 +108,7 @@ def estimate_by_influence(value: Tensor, *sides: tuple[Tensor, Sample, Moments])
 
 
 def influence_without(value: Tensor, *sides: tuple[Tensor, Sample, Moments], logarithm: bool = False) -> LeftOut:
-    """Leave buckets out of a figure by what each sampled row moves it by, to first order, summed by bucket.
+    """Leave buckets out of a figure to first order, by the influences of sampled rows summed by bucket.
 
     Args:
         value: The figure.
@@ -129,7 +129,7 @@ def influence_without(value: Tensor, *sides: tuple[Tensor, Sample, Moments], log
 
 
 class InGroups(NamedTuple):
-    """Pairs of rows of one group, as row samples tell them of all rows."""
+    """Pairs of rows of one group, estimated for all rows from the row samples."""
 
     squares: float
     """Sum of their squared cosines."""
@@ -137,7 +137,7 @@ class InGroups(NamedTuple):
 
 
 def find_pairs_in_groups(first: Side, second: Side | None = None) -> InGroups:
-    """Find the pairs of different rows of one set that are of one group, or those of two sets; none without groups.
+    """Find the pairs of different rows in one group, of one set or of two; none without groups.
 
     Args:
         first: Row sample of a set, on the CPU, each row as often as it came; and all of the set.
@@ -164,7 +164,7 @@ def find_pairs_in_groups(first: Side, second: Side | None = None) -> InGroups:
 
 
 def own_squares(sample: Sample, moments: Moments) -> Tensor:
-    """Mean squared cosine of two different rows of a stream, with groups of different ones; NaN where there are none.
+    """Mean squared cosine of two different rows of a stream, with groups of different groups; NaN where there are none.
 
     All rows of one group are taken as they are.
     """
@@ -177,7 +177,7 @@ def own_squares(sample: Sample, moments: Moments) -> Tensor:
 
 
 def cross_squares(evaluated: Side, reference: Side, overlap: Overlap) -> Tensor:
-    """Mean squared cosine of a row of either stream; as :func:`cross_pairs` leaves out what both share."""
+    """Mean squared cosine of rows of two streams, without shared samples, as :func:`cross_pairs`."""
     mine, theirs = (side[1].unit_second_moment.cpu() for side in (evaluated, reference))
     rows, inside = float(evaluated[1].total * reference[1].total.cpu()), find_pairs_in_groups(evaluated, reference)
     left = torch.tensor(rows - overlap.pairs - inside.pairs, dtype=torch.float64)

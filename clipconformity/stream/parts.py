@@ -51,12 +51,12 @@ def estimate_spread(
 
 
 def _find_smaller(sides: Sides) -> tuple[int, float]:
-    """Rows, and what they are worth in groups, of the side that has fewer."""
+    """Return the smaller of both sides' numbers of rows, and of independent groups."""
     return min(len(side.keys) for side in sides), min(map(count_independent, sides))
 
 
 def explain_missing_spread(what: str, sides: Sides, k: int) -> list[str]:
-    """Say what the intervals of some figures need where there are too few rows for two parts; else nothing."""
+    """Explain what the intervals of some figures need where there are too few rows for two parts."""
     (rows, groups), least, fewest = _find_smaller(sides), 2 * MIN_PART_ROWS * k, 2 * MIN_PART_GROUPS
     if rows < least:
         return [f"the intervals of {what} need at least {least} rows of either side; there are {rows}."]
@@ -66,7 +66,7 @@ def explain_missing_spread(what: str, sides: Sides, k: int) -> list[str]:
 
 
 def compute_by_part(sides: Sides, parts: int, split: int, figures: Callable[[Sample, Sample], Tensor]) -> Tensor:
-    """Figures of each part of a split, ``(parts, F)``: groups go together, those of both sides to the same part."""
+    """Compute the figures of each part of a split, ``(parts, F)``; groups stay whole, across both sides."""
     dealt = [mix(side.groups, split).argsort(stable=True).tensor_split(parts) for side in sides]
     return torch.stack([
         figures(*(Sample(*(field[which] for field in side)) for side, which in zip(sides, part, strict=True)))
@@ -80,6 +80,6 @@ def share_variance(share: Tensor) -> Tensor:
 
 
 def count_independent(sample: Sample) -> float:
-    """How many independent rows a sample is worth: its groups, of which a row without one is its own."""
+    """Count the independent rows of a sample: its groups; a row without a group is its own."""
     sizes = sample.groups.unique(return_counts=True)[1].double()
     return float(sizes.sum() ** 2 / sizes.square().sum())

@@ -158,12 +158,12 @@ class ReferenceSet:
 
     @property
     def max_samples(self) -> int:
-        """The most rows kept."""
+        """Largest number of kept rows."""
         return self.moments.layout.max_samples
 
     @property
     def spec(self) -> str | None:
-        """The encoder, as ``load_encoder`` takes it; None if not known."""
+        """Spec of the encoder, as ``load_encoder`` takes it; None if unknown."""
         return self.provenance.spec
 
     @property
@@ -173,7 +173,7 @@ class ReferenceSet:
 
     @property
     def encoder_id(self) -> dict[str, str] | None:
-        """What the encoder was: hash of its weights, preprocessing, precision, backend; None if not known."""
+        """Identity of the encoder: hash of its weights, preprocessing, precision, backend; None if unknown."""
         return None if self.provenance.encoder_id is None else dict(self.provenance.encoder_id)
 
     @cached_property
@@ -203,12 +203,12 @@ class ReferenceSet:
 
     @property
     def self_conformity_se(self) -> Tensor:
-        """Standard error of :attr:`self_conformity`; groups count as one. NaN where it cannot be had."""
+        """Standard error of :attr:`self_conformity`; a group counts as one row. NaN where it is unknown."""
         return self.own_pairs.error
 
     @property
     def known_error(self) -> float | None:
-        """:attr:`self_conformity_se` as a number; None where it cannot be had."""
+        """:attr:`self_conformity_se` as a number; None where it is unknown."""
         error = float(self.self_conformity_se)
         return error if math.isfinite(error) else None
 
@@ -225,7 +225,7 @@ class ReferenceSet:
 
     @property
     def exact(self) -> bool:
-        """Whether :attr:`conformities` are those of every sample, not of the row sample."""
+        """Whether :attr:`conformities` hold every sample, not only the row sample."""
         return self.count <= self.max_samples
 
     @cached_property
@@ -240,14 +240,14 @@ class ReferenceSet:
 
     @cached_property
     def clusters(self) -> Tensor:
-        """Number of each sampled row's group, ``(k,)``; without groups every row is its own."""
+        """Index of each sampled row's group, ``(k,)``; without groups every row is its own."""
         if not self.grouped:
             return torch.arange(len(self.sample.keys))
         return self.sample.groups.unique(return_inverse=True)[1]
 
     @cached_property
     def between(self) -> Tensor | None:
-        """Mean unit vector without each bucket, ``(G, D)``: what rows with groups are taken to; None without groups."""
+        """Mean unit vector without each bucket, ``(G, D)``, for rows with groups; None without groups."""
         if not self.grouped:
             return None
         count, sums = self.moments["count"], self.moments["unit_sum"]
@@ -255,7 +255,7 @@ class ReferenceSet:
 
     @cached_property
     def null_conformities(self) -> Tensor:
-        """What :attr:`conformities` would be of samples from elsewhere: the own group is left out, ``(k,)`` float64.
+        """Conformity of the sampled rows as of new samples: their own group is left out, ``(k,)`` float64.
 
         This is the Q of the divergence. A caption is nearer to the other captions of its image than to those of others,
         and an evaluated sample has no such companions in the reference. The whole bucket of the group is left out, of
@@ -267,12 +267,12 @@ class ReferenceSet:
 
     @cached_property
     def buckets(self) -> Tensor:
-        """Number of each sampled row's bucket, ``(k,)``."""
+        """Bucket of each sampled row, ``(k,)``."""
         return assign_buckets(self.sample.groups)
 
     @cached_property
     def spread(self) -> Spread:
-        """Standard deviation of :attr:`null_conformities`, and what it is without each bucket."""
+        """Standard deviation of :attr:`null_conformities`, whole and without each bucket."""
         return spread_without(self.null_conformities, self.units, self.buckets, self.moments)
 
     @cached_property
@@ -292,7 +292,7 @@ class ReferenceSet:
         second_moment: bool = False,
         unit_second_moment: bool = False,
     ) -> Layout:
-        """Say what a stream accumulates that is compared with this set; arguments as of ``Layout``."""
+        """Make the layout of a stream that is compared with this set; arguments as of ``Layout``."""
         return Layout(
             self.embed_dim,
             direction=self.unit_mean,
@@ -315,7 +315,7 @@ class ReferenceSet:
         return self.sample.values[:, 0]
 
     def merge(self, other: ReferenceSet) -> ReferenceSet:
-        """Join two references of different samples into a new one; neither changes.
+        """Merge two references of different samples into a new one; neither changes.
 
         Raises:
             TypeError: If ``other`` is not a ``ReferenceSet``.
@@ -326,7 +326,7 @@ class ReferenceSet:
         return merge_references(self, other)
 
     def describe(self) -> dict[str, Any]:
-        """Say what the reference is, as plain values."""
+        """Describe the reference in plain values."""
         about = {"count": self.count, "embed_dim": self.embed_dim} | self.provenance.describe()
         names = ("dataset", "normalized", "grouped", "max_samples")
         return about | {name: getattr(self, name) for name in names}
@@ -370,7 +370,7 @@ class ReferenceSet:
         about: str = "",
         api: Any = None,
     ) -> str:
-        """Share the reference on the model hub, with a card that says what it is.
+        """Share the reference on the model hub, with a card that describes it.
 
         The card, ``README.md`` of the repository, has the dataset, the encoder and its preprocessing, the counts, the
         licence of the data, and a checksum. A card that is there is replaced.
@@ -397,7 +397,7 @@ class ReferenceSet:
 
 
 def reference_layout(dim: int, max_samples: int, *, unit_second_moment: bool = True) -> Layout:
-    """Say what a reference accumulates; one from a file of format 2 has no second moment of its unit vectors.
+    """Make the layout of a reference; one from a file of format 2 has no second moment of its unit vectors.
 
     Raises:
         ValueError: If fewer than two rows are to be kept.

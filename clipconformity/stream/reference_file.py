@@ -59,12 +59,12 @@ def write_reference(path: Path | str, reference: ReferenceSet) -> None:
 
 
 def reference_identity(reference: ReferenceSet) -> str:
-    """Tell a reference by its statistics and rows: equal for one and its saved copy, whatever it is called."""
+    """Identify a reference by a hash of its statistics and rows: equal for a saved copy, whatever its name."""
     return compute_checksum(_list_tensors(reference), {})
 
 
 def same_reference(one: ReferenceSet, other: ReferenceSet) -> bool:
-    """Whether two references are one set, as two copies of a file are."""
+    """Whether two references hold the same set, as two copies of a file do."""
     return one is other or (one.count == other.count and reference_identity(one) == reference_identity(other))
 
 
@@ -76,7 +76,7 @@ def _list_tensors(reference: ReferenceSet) -> dict[str, Tensor]:
 
 
 def read_reference(path: Path | str) -> ReferenceSet:
-    """Read what :func:`write_reference` wrote.
+    """Read a file of :func:`write_reference`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -121,7 +121,7 @@ def _build_reference(
 
 
 def _find_damage(about: Any, ids: Any, tensors: dict[str, Tensor], whole: bool) -> Iterator[str]:
-    """Say what no reference has; what comes later may rest on what comes before."""
+    """List damage of a reference; later checks may rely on earlier ones."""
     yield from find_field_damage(about, {"dataset": TEXT})
     layout = reference_layout(about["embed_dim"], about["max_samples"], unit_second_moment=whole)
     expected = list_state_shapes(layout, tensors)

@@ -24,7 +24,7 @@ Labels: TypeAlias = "Sequence[int] | Sequence[str] | Tensor | np.ndarray"
 
 
 class Sample(NamedTuple):
-    """Different rows of smallest hash, and how often each came: a key that is kept has been kept from its first row."""
+    """Distinct rows of smallest hash, and the number of copies of each; a kept key was kept from its first row on."""
 
     rows: Tensor
     """Raw rows ``(k, D)``, or ``(k, 0)`` where no read-out needs them."""
@@ -43,7 +43,7 @@ class Sample(NamedTuple):
         return self.rows.double() / self.values[:, :1]
 
     def keep_smallest(self, size: int) -> Sample:
-        """Keep the ``size`` different rows of smallest key, in the order of their keys.
+        """Keep the ``size`` distinct rows of smallest key, in the order of their keys.
 
         Of equal rows the one of smallest id stands for all, so that it is the same whatever came first.
         """
@@ -58,7 +58,7 @@ class Sample(NamedTuple):
         return kept._replace(copies=copies[:size])
 
     def copy_rows(self, last_key: int | None) -> Sample:
-        """Copy the rows, in float32, but for those of a key beyond ``last_key``, where it is given."""
+        """Copy the rows in float32, without those of a key beyond ``last_key``, if given."""
         if last_key is None:
             return self._replace(rows=self.rows.to(torch.float32, copy=True), groups=self.groups.clone())
         kept = (self.keys <= last_key).nonzero()[:, 0]
@@ -66,12 +66,12 @@ class Sample(NamedTuple):
         return few._replace(rows=few.rows.float())
 
     def good(self) -> Sample:
-        """Leave out rows that were bad; this waits for the device."""
+        """Leave out bad rows; this synchronises the device."""
         good = self.keys != NO_KEY
         return self if bool(good.all()) else Sample(*(part[good] for part in self))
 
     def repeat_copies(self, size: int) -> Sample:
-        """Repeat each row as often as it came; where that gives more than ``size`` rows, in proportion."""
+        """Repeat each row by its number of copies, in proportion where that exceeds ``size`` rows."""
         total = int(self.copies.sum())
         if total <= size and total == len(self.keys):
             return self
@@ -84,7 +84,7 @@ class Sample(NamedTuple):
         return repeated._replace(copies=torch.ones_like(repeated.keys))
 
     def cpu(self) -> Sample:
-        """Give the sample on the CPU."""
+        """Return the sample on the CPU."""
         return Sample(*(part.cpu() for part in self))
 
 
@@ -101,7 +101,7 @@ def check_labels(labels: object, name: str = "groups") -> None:
 
 
 def hash_labels(labels: Labels, count: int, device: torch.device, name: str = "groups") -> Tensor:
-    """Turn groups or ids, whole numbers or strings, into int64 ``(count,)``.
+    """Hash groups or ids, whole numbers or strings, to int64 ``(count,)``.
 
     Raises:
         TypeError: If they are neither whole numbers nor strings.
@@ -159,13 +159,13 @@ def _mix_on_device(x: Tensor, salt: int) -> Tensor:
 
 
 def assign_buckets(groups: Tensor, buckets: int = BUCKETS) -> Tensor:
-    """Number of the bucket of each group's hash; a row without a group is one of its own."""
+    """Assign each group's hash to a bucket; a row without a group is its own."""
     hashes = mix(groups, 3) & NO_KEY
     return hashes & (buckets - 1) if buckets & (buckets - 1) == 0 else hashes % buckets
 
 
 def row_keys(values: Tensor, groups: Tensor | None) -> Tensor:
-    """Give every row a seeded hash in [0, 2^63): of its content, and of what it is dealt by where that is another.
+    """Return a seeded hash in [0, 2^63) of each row: of its content, and of its label where it has one.
 
     Equal rows of one group have equal keys, and are kept once with their number; those of two groups, or of two ids,
     are two rows. Rows of a large group are kept with the same chance as all others.
@@ -180,7 +180,7 @@ GOLDEN = -0x61C8864680B583EB
 
 @functools.lru_cache(maxsize=8)
 def _factors(dim: int, device: torch.device) -> Tensor:
-    """An odd factor of every place, int64 ``(D,)``."""
+    """Return an odd factor for every position, int64 ``(D,)``."""
     generator = torch.Generator().manual_seed(0)
     span = torch.iinfo(torch.int64)
     with torch.inference_mode(False):
@@ -188,7 +188,7 @@ def _factors(dim: int, device: torch.device) -> Tensor:
 
 
 def _content_hash(values: Tensor) -> Tensor:
-    """Hash of each row's entries as float32 and of their places, int64 ``(N,)``.
+    """Hash of each row's entries as float32 and their positions, int64 ``(N,)``.
 
     The low bits of a float are often zero, as of whole numbers, and a product modulo 2^64 keeps them so: each entry is
     spread over all bits before it meets the odd factor of its place.

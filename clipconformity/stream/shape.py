@@ -23,7 +23,7 @@ from clipconformity.stream.pairs import estimate_by_influence
 
 
 def shape_intervals(moments: Moments, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give the population's participation ratio, and the ends of the intervals; nothing of fewer than four groups.
+    """Return the population's participation ratio and the ends of the intervals; nothing for fewer than four groups.
 
     Second moments are not kept by bucket: intervals rest on what each row of the sample moves a figure by.
 
@@ -59,7 +59,7 @@ def shape_intervals(moments: Moments, values: dict[str, Tensor]) -> dict[str, Te
 
 
 def _scale_to_population(moments: Moments, rows: Rows, second: Tensor) -> Traces:
-    """Carry the estimates of the row sample over to all rows.
+    """Scale the estimates of the row sample to all rows.
 
     Of what the sample's own figures have too much, the part of a row with itself goes with the number of rows, and that
     of a row with its group does not.

@@ -20,7 +20,7 @@ _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{1,63}")
 def push(
     reference: ReferenceSet, repo: str, *, licence: str, file: str, private: bool | None, about: str, api: Any
 ) -> str:
-    """Share a reference; arguments, result and errors as of ``ReferenceSet.push_to_hub``."""
+    """Upload a reference; arguments, result and errors as of ``ReferenceSet.push_to_hub``."""
     _check_licence(licence)
     address = Address.parse(SCHEME + repo.removeprefix(SCHEME))
     if address.file is not None or address.revision is not None:
@@ -54,7 +54,7 @@ def push(
 
 
 def format_card(reference: ReferenceSet, address: Address, licence: str, *, checksum: str, about: str = "") -> str:
-    """Say what a reference is, as the card of its repository.
+    """Write the card of a reference's repository.
 
     Args:
         reference: The reference.
@@ -113,13 +113,13 @@ $ clipconformity score --images samples/{known} --reference {address}
 
 
 def _format_cell(value: object) -> str:
-    """Write a value for a table, or a heading, of Markdown."""
+    """Format a value for a table or a heading of Markdown."""
     text = " ".join(str("not told" if value is None else value).split())
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _check_licence(licence: str) -> None:
-    """Refuse what is no licence: others may use the data only as far as it lets them."""
+    """Refuse an invalid licence: it states how others may use the data."""
     if not isinstance(licence, str) or not _LICENCE.fullmatch(licence):
         raise ValueError(
             f"licence: expected that of the data, as the hub calls it, such as 'cc-by-4.0', got {licence!r}; 'other' "

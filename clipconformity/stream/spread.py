@@ -21,7 +21,7 @@ class Spread(NamedTuple):
 
 
 def spread_without(values: Tensor, units: Tensor, buckets: Tensor, moments: Moments) -> Spread:
-    """Leave each bucket out in turn.
+    """Compute the spread without each bucket in turn.
 
     Args:
         values: Conformity of the sampled rows inside the set; with groups their own bucket is left out, ``(k,)``.
@@ -44,7 +44,7 @@ def spread_without(values: Tensor, units: Tensor, buckets: Tensor, moments: Mome
 
 
 def _std_outside(apart: Tensor, inside: Tensor) -> Tensor:
-    """Standard deviation of each column ``(k, G)`` over the rows that are not inside; given near their mean."""
+    """Standard deviation of each column ``(k, G)`` over the rows that are not inside; values near their mean."""
     left = (~inside).sum(0)
     apart = torch.where(inside, 0.0, apart)
     return ((apart.square().sum(0) - apart.sum(0).square() / left) / (left - 1)).clamp_min(0).sqrt()

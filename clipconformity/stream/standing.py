@@ -53,7 +53,7 @@ HEAVY_TAILS_NOTE = "conformity has heavy tails, which the KL may understate"
 
 
 class NullDistribution(NamedTuple):
-    """What sampling noise gives where both sides are of one distribution."""
+    """Noise floor and p-value under one distribution of both sides."""
 
     floor: float
     """Quantile of the divergence, nats."""
@@ -73,7 +73,7 @@ class Standing:
 
     @classmethod
     def from_stream(cls, stream: Stream) -> Standing:
-        """Read both sides out of a stream.
+        """Make both sides from a stream.
 
         Raises:
             ValueError: If there is no reference, or either side has too few samples.
@@ -89,17 +89,17 @@ class Standing:
 
     @property
     def against(self) -> ReferenceSet:
-        """What is compared with."""
+        """The reference side's set."""
         return self.contrast.reference
 
     @cached_property
     def is_lower_bound(self) -> bool:
-        """Whether the supports barely overlap, or a tail decides."""
+        """Whether the supports barely overlap, or a tail dominates."""
         return is_lower_bound(self.plan, self.evaluated, self.reference)
 
     @property
     def heavy_tails(self) -> bool:
-        """Whether a side has tails that the fitted densities may understate."""
+        """Whether a side has heavier tails than the fitted densities may show."""
         return max(excess_kurtosis(side.counts) for side in (self.evaluated, self.reference)) > MAX_KURTOSIS
 
     @property
@@ -109,12 +109,12 @@ class Standing:
 
     @cached_property
     def plan(self) -> Readout:
-        """How the two histograms are read out."""
+        """Read-out settings of the two histograms."""
         return plan_readout(self.evaluated, self.reference)
 
     @cached_property
     def plain(self) -> Divergences:
-        """Plug-in divergences both ways, before the bias is taken off."""
+        """Plug-in divergences both ways, before the bias correction."""
         return compute_plug_in(self.plan, self.evaluated.counts[None], self.reference.counts[None])
 
     def divergences(self) -> Divergences:
@@ -131,7 +131,7 @@ class Standing:
         return Interval(float(low), float(high))
 
     def redraw_null(self, quantile: float, resamples: int, generator: torch.Generator | None) -> NullDistribution:
-        """Floor of the divergence, and the test whether it is one distribution, from the same redraws."""
+        """Compute the noise floor and the p-value for one distribution, from the same redraws."""
         check_level(quantile, "quantile")
         check_resamples(resamples)
         check_clusters(self.parts)
@@ -161,7 +161,7 @@ class Standing:
         return scale * torch.cat(found)
 
     def _redraw(self, resamples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Histograms ``(R, CELLS + 2)`` of both sides, from redrawn buckets."""
+        """Redraw buckets; return histograms ``(R, CELLS + 2)`` of both sides."""
         counts = self.buckets.sum(1), self.against.moments["count"]
         if self.contrast.overlap.shared_groups:
             mine = theirs = bucket_weights(counts[0] + counts[1], resamples, generator)
@@ -174,7 +174,7 @@ class Standing:
 
 
 def make_fittable(histograms: Tensor) -> Tensor:
-    """Give redraws ``(R, CELLS + 2)`` that a density fits, whose counts may be below 0.
+    """Return redraws ``(R, CELLS + 2)`` to which a density can be fitted; counts may be below 0.
 
     What counts below 0 leave without a spread has no density: it takes none of them.
     """
@@ -187,7 +187,7 @@ def make_fittable(histograms: Tensor) -> Tensor:
 
 
 def bucket_weights(count: Tensor, resamples: int, generator: torch.Generator) -> Tensor:
-    """How often each bucket is drawn from those that hold rows, ``(resamples, G)``."""
+    """Number of times that each non-empty bucket is drawn, ``(resamples, G)``."""
     used = count > 0
     weights = torch.zeros(resamples, len(count), dtype=torch.float64)
     weights[:, used] = bootstrap_weights(resamples, int(used.sum()), generator)
@@ -195,14 +195,14 @@ def bucket_weights(count: Tensor, resamples: int, generator: torch.Generator) ->
 
 
 def make_evaluated_side(histogram: Tensor, grouped: bool) -> Side:
-    """Side of a divergence from bucket histograms ``(G, CELLS + 2)``."""
+    """Make the evaluated side of a divergence from bucket histograms ``(G, CELLS + 2)``."""
     counts = histogram.sum(0)
     total = float(counts.sum())
     return Side(counts, total / (design_effect(histogram) if grouped else 1.0))
 
 
 def make_reference_side(reference: ReferenceSet) -> Side:
-    """Side of a divergence from a reference's row sample."""
+    """Make the reference side of a divergence from its row sample."""
     values, grid = reference.null_conformities, reference.grid
     effect = 1.0
     if reference.grouped:
@@ -213,13 +213,13 @@ def make_reference_side(reference: ReferenceSet) -> Side:
 
 
 def design_effect(histogram: Tensor) -> float:
-    """How many times fewer independent samples there are than rows, from the spread between buckets; at least 1."""
+    """Number of rows per independent sample, from the spread between buckets; at least 1."""
     cluster, cell = histogram.nonzero(as_tuple=True)
     return _design_effect(cluster, cell, histogram[cluster, cell])
 
 
 def _design_effect(cluster: Tensor, cell: Tensor, weight: Tensor) -> float:
-    """Variance of the mean and of the spread under clusters, over that under independent rows, averaged."""
+    """Average ratio of the variances, of mean and spread, under clusters to those under independent rows."""
     total = weight.sum()
     z = cell.double()
     z = z - weight @ z / total
@@ -233,7 +233,7 @@ def _design_effect(cluster: Tensor, cell: Tensor, weight: Tensor) -> float:
 
 
 def redraw_reference(reference: ReferenceSet, evaluated_mean: Tensor, weights: Tensor) -> Tensor:
-    """Histograms ``(R, CELLS + 2)`` of the reference under redrawn buckets and the mean that they give.
+    """Histograms ``(R, CELLS + 2)`` of the reference under redrawn buckets, with the mean of each redraw.
 
     Args:
         reference: The reference.

@@ -64,7 +64,7 @@ def write_state(path: Path | str, tensors: Mapping[str, Tensor], about: Mapping[
 
 
 def compute_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Checksum over the name, type, shape and bytes of every tensor, and over every entry of the metadata but itself.
+    """Compute a checksum of every tensor's name, type, shape and bytes, and of all other metadata.
 
     It tells a file that was damaged from a whole one, and is no signature: who changes a file can make it anew.
     """
@@ -79,7 +79,7 @@ def compute_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
 
 
 def read_state(path: Path, kind: StateKind) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read tensors and metadata; the version is looked at by who knows it, the checksum by :func:`check_whole`.
+    """Read tensors and metadata; the caller checks the version, and :func:`check_whole` the checksum.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -105,7 +105,7 @@ def read_state(path: Path, kind: StateKind) -> tuple[dict[str, Tensor], dict[str
 
 
 def check_whole(path: Path, kind: StateKind, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Refuse a file whose checksum does not fit.
+    """Refuse a file with a wrong checksum.
 
     Raises:
         ValueError: If it does not.
@@ -129,7 +129,7 @@ def read_entries(path: Path, metadata: Mapping[str, str], *names: str) -> list[A
 
 
 def find_field_damage(about: Any, further: Mapping[str, tuple[type, ...]]) -> Iterator[str]:
-    """Say what no such file says of its samples; what comes later may rest on what comes before."""
+    """List damage of the fields on samples; later checks may rely on earlier ones."""
     kinds = FIELDS | dict(further)
     if not isinstance(about, dict) or set(about) != set(kinds):
         yield f"expected the fields {', '.join(sorted(kinds))}"
@@ -150,7 +150,7 @@ def find_field_damage(about: Any, further: Mapping[str, tuple[type, ...]]) -> It
 
 
 def list_state_shapes(layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Type and shape of every tensor of a state that keeps as many rows as there are keys."""
+    """List type and shape of every tensor of a state with this number of kept rows."""
     expected = {name: (torch.float64, shape) for name, shape in layout.shapes().items()}
     kept = tensors["sample_keys"].numel() if "sample_keys" in tensors else 0
     for name, part in zip(SAMPLE, layout.empty_sample(torch.device("cpu")), strict=True):
@@ -164,7 +164,7 @@ def find_shape_damage(
     expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
     any_value: Collection[str] = (),
 ) -> Iterator[str]:
-    """Say which tensors are not there, or not of the type and shape that they should be, or not finite.
+    """List tensors that are missing, of a wrong type or shape, or not finite.
 
     Args:
         about: What the file says of its samples.
@@ -187,7 +187,7 @@ def find_shape_damage(
 
 
 def find_sample_damage(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    """Say what no row sample is."""
+    """List damage of a row sample."""
     keys, copies = tensors["sample_keys"], tensors["sample_copies"]
     if bool(keys[0] < 0) or bool((keys[1:] <= keys[:-1]).any()):
         yield "sample_keys do not rise from 0 on, each above the last"
@@ -204,7 +204,7 @@ def find_sample_damage(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
 
 
 def find_sum_damage(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    """Say what no sums of rows are."""
+    """List damage of the sums of rows."""
     count, unit_sum = about["count"], tensors["unit_sum"]
     if bool((tensors["count"] < 0).any()) or float(tensors["count"].sum()) != count:
         yield f"count: the buckets hold {float(tensors['count'].sum()):g} rows of {count}"

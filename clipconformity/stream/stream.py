@@ -23,7 +23,7 @@ MAX_SAMPLES = 10_000
 
 
 class Needs(NamedTuple):
-    """What a read-out needs a stream to accumulate, beside counts, sums and norms."""
+    """State that a read-out needs beside counts, sums and norms."""
 
     conformity: bool = False
     """Conformity to the reference: its histogram, and its values in the row sample."""
@@ -41,12 +41,12 @@ class Needs(NamedTuple):
     """Reference captions of each sample, which is a caption."""
 
     def union(self, other: Needs) -> Needs:
-        """What serves both."""
+        """Return the needs of both."""
         return Needs(*(mine or theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 def choose_layouts(dim: int, needs: Needs, reference: ReferenceSet | None, max_samples: int) -> dict[str, Layout]:
-    """Say what either side accumulates; there is a real side where a reference is needed and none is given.
+    """Choose the layouts of both sides; there is a real side where a reference is needed and none is given.
 
     Raises:
         ValueError: If fewer than two rows are to be kept, or the reference lacks what is needed.
@@ -71,7 +71,7 @@ class OverlapWarning(UserWarning):
 
 
 class Stream:
-    """Evaluated samples, and what they are compared with.
+    """Evaluated samples, and the reference or real samples that they are compared with.
 
     Args:
         sides: What either side accumulates.
@@ -114,7 +114,7 @@ class Stream:
         max_samples: int = MAX_SAMPLES,
         allow_normalized: bool = False,
     ) -> Stream:
-        """Open a stream of samples that are compared with a reference; normalised ones where it holds such."""
+        """Open a stream to be compared with a reference; normalised rows are allowed where the reference has them."""
         return cls(
             choose_layouts(reference.embed_dim, needs, reference, max_samples),
             reference=reference,
@@ -136,7 +136,7 @@ class Stream:
         placed: bool = False,
         partners: Partners | None = None,
     ) -> RowValues | None:
-        """Take in rows ``(N, D)``; real ones are left out where there is no such side. Options as ``Moments.update``.
+        """Accumulate rows ``(N, D)``; real ones are ignored where there is no such side. Options as ``Moments.update``.
 
         What belongs to evaluated rows may come as ``partners``.
 
@@ -160,7 +160,7 @@ class Stream:
         return self.sides[side].update(embeddings, groups, ids, placed=placed)
 
     def read_side(self, side: str = EVALUATED, min_samples: int = 2) -> Moments:
-        """Give a side that can be read out.
+        """Return a side after checking its rows.
 
         Raises:
             ValueError: If there are too few rows, or some that are zero, NaN, infinite, out of range or normalised.
@@ -170,11 +170,11 @@ class Stream:
 
     @property
     def has_reference(self) -> bool:
-        """Whether there is something to compare with, be it fit for that or not."""
+        """Whether there is a reference or any real row, valid or not."""
         return self.reference is not None or (REAL in self.sides and self.sides[REAL].started)
 
     def get_reference(self) -> ReferenceSet | None:
-        """Give the reference, else the one that the real rows make, else None."""
+        """Return the reference, or the one made of the real rows; None without either."""
         if REAL in self.sides and self.sides[REAL].started:
             if self._real is None:
                 self._real = ReferenceSet.from_moments(self.read_side(REAL), allow_normalized=self.allow_normalized)
@@ -182,7 +182,7 @@ class Stream:
         return self.reference
 
     def contrast(self, name: str) -> Contrast:
-        """Put the evaluated samples beside what they are compared with.
+        """Compare the evaluated samples with the reference.
 
         Raises:
             ValueError: If there is nothing; ``name`` is who asks.
@@ -194,7 +194,7 @@ class Stream:
         return self._contrast
 
     def require_reference(self, name: str) -> ReferenceSet:
-        """Give what the samples are compared with.
+        """Return the reference, which must be there.
 
         Raises:
             ValueError: If there is nothing; ``name`` is who asks.
@@ -207,7 +207,7 @@ class Stream:
         return reference
 
     def cache(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """Make what a read-out asks for several times, and keep it until the next update."""
+        """Compute a value that read-outs use several times, and keep it until the next update."""
         if key not in self._once:
             self._once[key] = make()
         found: Value = self._once[key]
@@ -215,6 +215,6 @@ class Stream:
 
     @property
     def exact(self) -> bool:
-        """Whether what is not additive rests on every sample so far rather than on the row sample."""
+        """Whether non-additive figures use every sample so far rather than the row sample."""
         kept = [(float(side.total), side.layout.max_samples) for side in self.sides.values()]
         return all(total <= size or size == 0 for total, size in kept)

@@ -178,8 +178,8 @@ def test_results_are_not_merged_into_one_of_their_parts(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from clipconformity.data.files import replacing
-with replacing(Path(sys.argv[1])) as temporary:
+from clipconformity.data.files import replace_file
+with replace_file(Path(sys.argv[1])) as temporary:
     temporary.write_text("half of a file")
     print("written", flush=True)
     sys.stdin.read()

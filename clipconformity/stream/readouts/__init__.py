@@ -56,7 +56,7 @@ __all__ = [
 
 
 class _Found(NamedTuple):
-    """What is installed."""
+    """The installed read-outs."""
 
     by_name: dict[str, ReadOut]
     failed: dict[str, str]
@@ -64,7 +64,7 @@ class _Found(NamedTuple):
 
 
 def read_outs() -> dict[str, ReadOut]:
-    """Every read-out that is installed, by name; without those of :func:`failed_read_outs`.
+    """Every installed read-out by name, without those of :func:`failed_read_outs`.
 
     Raises:
         TypeError: If an entry point names something else than a subclass of ``ReadOut`` that is whole.
@@ -75,7 +75,7 @@ def read_outs() -> dict[str, ReadOut]:
 
 
 def failed_read_outs() -> dict[str, str]:
-    """Entry points whose import fails, by name, each with a line that says which package it is of, and why.
+    """Entry points whose import fails, by name, each with its package and the reason in a line.
 
     They are left out, so that one broken package does not stop every score; who asks for one by name is told.
 
@@ -115,7 +115,7 @@ def _name_entry_point(point: EntryPoint) -> str:
 
 
 def _make_read_out(point: EntryPoint, kind: object) -> ReadOut:
-    """Make what an entry point names, once its declaration holds."""
+    """Make the read-out of an entry point, after checking its declaration."""
     if not _is_kind(kind):
         raise TypeError(f"{_name_entry_point(point)}: expected a subclass of ReadOut, got {kind!r}.")
     if inspect.isabstract(kind):

@@ -27,7 +27,7 @@ FIELDS = (
 
 
 class NearestElsewhere:
-    """The nearest row so far of each sample.
+    """Nearest row so far of each sample, in sets other than the reference.
 
     Args:
         rows: The samples, ``(N, D)``.
@@ -41,7 +41,7 @@ class NearestElsewhere:
         self.count = 0
 
     def update(self, others: Tensor, ids: list[str]) -> None:
-        """Look among further rows ``(M, D)``, of these names."""
+        """Search further rows ``(M, D)`` with these names."""
         cosine, index = nearest(self.rows, others)
         nearer = (cosine[:, 0] > self.cosine).nonzero()[:, 0]
         self.cosine[nearer] = cosine[nearer, 0].double()
@@ -50,7 +50,7 @@ class NearestElsewhere:
         self.count += len(others)
 
     def read(self) -> dict[str, Tensor]:
-        """Give the fields; only the samples are drawn from something larger."""
+        """Return the fields; only the samples count as drawn from a population."""
         copied = self._mean(is_close(self.cosine))
         near = self._mean(self.cosine)
         low, high = estimate_share(copied, float(len(self.rows)))
@@ -60,7 +60,7 @@ class NearestElsewhere:
         }
 
     def details(self, ids: Sequence[str]) -> dict[str, Any]:
-        """Name the samples that come nearest, as near-duplicates."""
+        """Name the samples that are near-duplicates, the nearest first."""
         order = self.cosine.argsort(descending=True, stable=True).tolist()
         close = [row for row in order if self.cosine[row] >= DUPLICATE]
         named = [

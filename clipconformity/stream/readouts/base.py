@@ -42,7 +42,7 @@ class Field(NamedTuple):
     computed: bool = True
 
     def with_interval(self, covers: str = "", *, drawn: bool = False) -> tuple[Field, Field, Field]:
-        """Give the field with its 95% interval, whose ends are the fields ``NAME_low`` and ``NAME_high``.
+        """Return the field with its 95% interval, whose ends are the fields ``NAME_low`` and ``NAME_high``.
 
         Args:
             covers: What the interval is of, such as ``"of the populations"``.
@@ -56,7 +56,7 @@ class Field(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows as they come."""
+    """Rows of a batch."""
 
     embeddings: Tensor
     """Raw, ``(N, D)``."""
@@ -65,7 +65,7 @@ class Batch(NamedTuple):
 
 
 class ReadOut(ABC):
-    """A metric, without torchmetrics: fields by name, read out of a stream.
+    """A metric without torchmetrics: fields by name, computed from a stream.
 
     Attributes:
         name: What ``score --metrics`` and the registry call it.
@@ -83,7 +83,7 @@ class ReadOut(ABC):
 
     @abstractmethod
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the fields that are ``computed``, as scalars.
+        """Return the fields that are ``computed``, as scalars.
 
         Raises:
             ValueError: If the stream holds too few samples, or some that cannot be read.
@@ -92,7 +92,7 @@ class ReadOut(ABC):
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Give the other fields, as scalars; by default there are none.
+        """Return the other fields, as scalars; by default none.
 
         Raises:
             ValueError: As :meth:`read`, or if nothing can be resampled.
@@ -100,7 +100,7 @@ class ReadOut(ABC):
         return {}
 
     def figures(self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Give all fields, as scalars.
+        """Return all fields, as scalars.
 
         Raises:
             ValueError: As :meth:`read` and :meth:`resample`.
@@ -108,26 +108,26 @@ class ReadOut(ABC):
         return self.read(stream) | self.resample(stream, resamples=resamples, generator=generator)
 
     def left_out(self, stream: Stream) -> Mapping[str, LeftOut]:
-        """Give figures by name, whole and without each bucket of rows, by which two runs are compared; by default none.
+        """Return figures by name, whole and without each bucket, for comparing two runs; by default none.
 
         A figure that is not among them has its own interval, and no difference of two runs is told of it.
         """
         return {}
 
     def notes(self, stream: Stream) -> list[str]:
-        """Give what a reader of the figures should know of these samples, a sentence each; by default nothing."""
+        """Return notes on these samples for the reader of the figures, a sentence each; by default none."""
         return []
 
     def details(self, stream: Stream) -> Mapping[str, Any]:
-        """Give what no figure holds, such as which samples: plain values of bounded number; by default nothing."""
+        """Return details such as ids of samples: a bounded number of plain values; by default none."""
         return {}
 
     def columns(self, batch: Batch, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:
-        """Give columns of the per-sample CSV, a value for each row of a batch; by default none."""
+        """Return columns of the per-sample CSV, a value for each row of a batch; by default none."""
         return {}
 
     def names(self, compared: bool) -> list[str]:
-        """Names of the fields that :meth:`read` gives, with and without a reference; the one value is always there."""
+        """Names of the fields that :meth:`read` returns, with or without a reference; always with the single value."""
         there = [
             one for one in self.fields if one.computed and (compared or not one.compared or one.name == self.value)
         ]

@@ -14,7 +14,7 @@ from clipconformity.stream.stream import Needs, Stream
 
 
 class CLIPScoreReadOut(ReadOut):
-    """How well the images and texts of pairs belong together."""
+    """How well images and texts of pairs match."""
 
     name = "clip_score"
     needs = Needs(partners=True)
@@ -25,7 +25,7 @@ class CLIPScoreReadOut(ReadOut):
     )
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the mean, exact, and its standard error."""
+        """Return the exact mean and its standard error."""
         return self.read_sums(self.sum_scores(stream))
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
@@ -34,11 +34,11 @@ class CLIPScoreReadOut(ReadOut):
         return {self.name: LeftOut(Without.from_one_side(whole, left), (count,))}
 
     def sum_scores(self, stream: Stream) -> MeanScore:
-        """Give what is read."""
+        """Return the sums to be read."""
         return stream.clip_scores
 
     def read_sums(self, scores: MeanScore) -> dict[str, Tensor]:
-        """Read the fields out of sums."""
+        """Compute the fields from sums."""
         found = scores.estimate()
         return {self.name: found.value, f"{self.name}_se": found.error}
 
@@ -49,7 +49,7 @@ class CLIPScoreReadOut(ReadOut):
 
 
 class RefCLIPScoreReadOut(CLIPScoreReadOut):
-    """How well captions fit their image and the captions of people."""
+    """How well captions match their image and human captions."""
 
     name = "ref_clip_score"
     needs = Needs(partners=True, references=True)
@@ -60,7 +60,7 @@ class RefCLIPScoreReadOut(CLIPScoreReadOut):
     )
 
     def sum_scores(self, stream: Stream) -> MeanScore:
-        """Give what is read."""
+        """Return the sums to be read."""
         return stream.ref_clip_scores
 
     def columns(self, batch: Batch, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:

@@ -34,7 +34,7 @@ class CMMDReadOut(ReadOut):
         self.value = "cmmd_unbiased" if unbiased else "cmmd"
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give both estimates, to the third order; the unbiased one may be below 0."""
+        """Return both estimates, with an error of third order; the unbiased one may be below 0."""
         contrast = stream.contrast("CMMD")
         whole, values = discrepancy(contrast).whole, _values(contrast)
         half = _scale_cosine_mmd(torch.tensor(whole.half_width(), dtype=torch.float64))
@@ -43,7 +43,7 @@ class CMMDReadOut(ReadOut):
         return values
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
-        """Give both estimates; a bucket moves them by what it moves the cosine MMD by."""
+        """Return both estimates; leaving out a bucket changes them as it changes the cosine MMD."""
         contrast = stream.contrast("CMMD")
         without = discrepancy_without(contrast).whole
         return {
@@ -64,5 +64,5 @@ def _values(contrast: Contrast) -> dict[str, Tensor]:
 
 
 def _scale_cosine_mmd(discrepancy: Tensor) -> Tensor:
-    """What a discrepancy of the cosine alone adds."""
+    """Contribution of the cosine MMD alone."""
     return third_order(discrepancy, torch.zeros((), dtype=torch.float64))

@@ -43,7 +43,7 @@ class ConformityReadOut(ReadOut):
     )
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the fields; without a reference conformity is taken inside the own set."""
+        """Return the fields; without a reference, conformity is inside the own set."""
         moments = stream.read_side()
         own = own_pairs(moments)
         if stream.get_reference() is None:
@@ -62,7 +62,7 @@ class ConformityReadOut(ReadOut):
         return result | compared
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
-        """Give means, and what is relative to the reference."""
+        """Return means, and figures relative to the reference."""
         contrast = stream.contrast(self.name)
         ratios = {"variety_ratio": contrast.log_variety, "spread_ratio": contrast.log_spread}
         found = {"typicality_shift": contrast.typicality, "conformity_mean": contrast.conformity}
@@ -73,12 +73,12 @@ class ConformityReadOut(ReadOut):
         }
 
     def notes(self, stream: Stream) -> list[str]:
-        """Say what the samples share with the reference."""
+        """Describe what the samples share with the reference."""
         return [] if stream.get_reference() is None else stream.contrast(self.name).notes(stream.of_one_kind)
 
 
 def _compare(contrast: Contrast) -> dict[str, Tensor]:
-    """Figures relative to the reference, with their intervals."""
+    """Compute the figures relative to the reference, with their intervals."""
     shift, variety, spread = contrast.typicality_shift, contrast.log_variety_ratio, contrast.log_spread_ratio
     found = {"typicality_shift": shift.value, "variety_ratio": variety.value.exp(), "spread_ratio": spread.value.exp()}
     intervals = shift.interval(), contrast.variety_interval, exponentiate_interval(spread.interval())
@@ -115,7 +115,7 @@ def own_set_values(moments: Moments) -> Tensor:
 
 
 def histogram(stream: Stream) -> tuple[Tensor, Grid]:
-    """Histogram of the conformities, ``(CELLS + 2,)``, and its cells.
+    """Return a histogram of the conformities, ``(CELLS + 2,)``, and its cells.
 
     They are anchored on the reference; without one on the set's own conformities, and the row sample is counted.
     """

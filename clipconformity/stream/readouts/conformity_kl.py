@@ -12,7 +12,7 @@ from clipconformity.stream.stream import Needs, Stream
 
 
 class ConformityKLReadOut(ReadOut):
-    """How far the distribution of conformity is from the reference's."""
+    """Distance of the distribution of conformity from the reference's."""
 
     name = "conformity_kl"
     needs = Needs(conformity=True, rows=True, reference=True)
@@ -33,22 +33,22 @@ class ConformityKLReadOut(ReadOut):
     )  # fmt: skip
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the bias-corrected divergence; warn where it is only a lower bound."""
+        """Return the bias-corrected divergence; warn where it is only a lower bound."""
         return _get_value(Standing.from_stream(stream))
 
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Give the reverse divergence, the interval, the noise floor and the p-value."""
+        """Return the reverse divergence, the interval, the noise floor and the p-value."""
         return _compute_uncertainty(Standing.from_stream(stream), resamples, generator)
 
     def figures(self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Give all fields; the densities are fitted once for them."""
+        """Return all fields, with the densities fitted once."""
         standing = Standing.from_stream(stream)
         return _get_value(standing) | _compute_uncertainty(standing, resamples, generator)
 
     def notes(self, stream: Stream) -> list[str]:
-        """Say where the tails may be heavier than the fitted densities."""
+        """Note where the tails may be heavier than the fitted densities."""
         return [HEAVY_TAILS_NOTE] if Standing.from_stream(stream).heavy_tails else []
 
 

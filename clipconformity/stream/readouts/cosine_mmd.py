@@ -21,7 +21,7 @@ PARTS = {
 
 
 class CosineMMDReadOut(ReadOut):
-    """How far apart two mean directions lie, and what of it is typicality, what variety."""
+    """Distance of two mean directions, and its parts of typicality and variety."""
 
     name = "cosine_mmd"
     needs = Needs(rows=True, reference=True)
@@ -40,7 +40,7 @@ class CosineMMDReadOut(ReadOut):
     )  # fmt: skip
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the unbiased value, which may be below 0, and its halves, each with its interval."""
+        """Return the unbiased value, which may be below 0, and its halves, each with its interval."""
         found: dict[str, Tensor] = {}
         for name, part in zip(PARTS, discrepancy(stream.contrast("CosineMMD")), strict=True):
             found |= {name: part.value} | name_ends(name, part.interval())
@@ -55,7 +55,7 @@ class CosineMMDReadOut(ReadOut):
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Give the noise floor and the p-value; NaN where all rows of a side are in one bucket."""
+        """Return the noise floor and the p-value; NaN where all rows of a side are in one bucket."""
         contrast = stream.contrast("CosineMMD")
         found = (float("nan"), float("nan"))
         if all(int((count > 0).sum()) > 1 for count in contrast.counts):

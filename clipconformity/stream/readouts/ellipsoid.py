@@ -37,7 +37,7 @@ def _fields(name: str, about: str) -> tuple[Field, ...]:
 
 
 class EllipsoidReadOut(ReadOut):
-    """Shell, ellipsoid, tilt and offset; those of ellipsoid and tilt beside their values with permuted columns."""
+    """Shell, ellipsoid, tilt and offset; ellipsoid and tilt also with permuted columns."""
 
     name = "ellipsoid"
     needs = Needs(rows=True, second_moment=True)
@@ -54,7 +54,7 @@ class EllipsoidReadOut(ReadOut):
     )
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the figures; what cannot be had, such as a tilt in one dimension, is left out."""
+        """Return the figures; undefined ones, such as a tilt in one dimension, are left out."""
         moments = stream.read_side(min_samples=self.min_samples)
         rows, covariance = moments.good_sample().rows.double(), moments.covariance
         if not float(covariance.trace()) > 1e-12 * float(moments.mean.square().sum()):
@@ -72,7 +72,7 @@ class EllipsoidReadOut(ReadOut):
         return result | shape_intervals(moments.cpu(), result)
 
     def notes(self, stream: Stream) -> list[str]:
-        """Say where there are too few rows for the condition of the spectrum."""
+        """Note where there are too few rows for the condition of the spectrum."""
         moments = stream.read_side(min_samples=self.min_samples)
         dim, count = len(moments.mean), int(moments.total)
         if count > dim:
@@ -81,7 +81,7 @@ class EllipsoidReadOut(ReadOut):
 
 
 def _compute_condition(moments: Moments, covariance: Tensor) -> Tensor:
-    """Largest over smallest eigenvalue; the sums it comes from round by their size, that of the mean included."""
+    """Compute largest over smallest eigenvalue, None within the rounding of the sums, which include the mean."""
     spectrum = torch.linalg.eigvalsh(covariance)
     scale = spectrum[-1] + moments.mean.square().sum()
     known = spectrum[0] > scale * len(spectrum) * torch.finfo(torch.float64).eps

@@ -43,7 +43,7 @@ class FrechetReadOut(ReadOut):
     )  # fmt: skip
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the distance, exact whatever the number of rows."""
+        """Return the distance, exact for any number of rows."""
         moments = stream.read_side()
         reference = stream.require_reference(NAME)
         other = (reference.mean.to(moments.mean), reference.covariance.to(moments.mean))
@@ -52,20 +52,20 @@ class FrechetReadOut(ReadOut):
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Give what costs more: intervals, from what each row adds, and the distance at other numbers of rows."""
+        """Return the costlier fields: intervals, from influences of rows, and the distance at other numbers of rows."""
         return self._uncertainty(stream, self.read(stream)["frechet"], make_generator(generator))
 
     def figures(self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Give all fields; the distance is computed once for them."""
+        """Return all fields, with the distance computed once."""
         found = self.read(stream)
         return found | self._uncertainty(stream, found["frechet"], make_generator(generator))
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
-        """Give the distance, from what each row adds."""
+        """Return the distance, by influences of rows."""
         return {"frechet": influence_without(self.read(stream)["frechet"].cpu(), *self._compute_influences(stream))}
 
     def notes(self, stream: Stream) -> list[str]:
-        """Say where there are too few rows to extrapolate from."""
+        """Note where there are too few rows to extrapolate."""
         reference, dim = stream.require_reference(NAME), stream.evaluated.layout.dim
         size = min(len(stream.read_side().good_sample().keys), len(reference.sample.keys))
         least = min_rows(dim)
@@ -91,7 +91,7 @@ class FrechetReadOut(ReadOut):
         return found
 
     def _compute_influences(self, stream: Stream) -> list[tuple[Tensor, Sample, Moments]]:
-        """What each sampled row of either side moves the distance by."""
+        """Compute the influence of each sampled row of either side on the distance."""
         moments, reference = stream.read_side().cpu(), stream.require_reference(NAME)
         mine, theirs = (moments.mean, moments.covariance), (reference.mean, reference.covariance)
         sample, others = moments.good_sample(), reference.sample

@@ -43,7 +43,7 @@ class LikelihoodReadOut(ReadOut):
     )  # fmt: skip
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the figures; means are exact."""
+        """Return the figures; means are exact."""
         reference = stream.require_reference("GaussianLikelihood")
         shrinkage = oas_shrinkage(reference.covariance, reference.count)
         gaussian = check_gaussian(reference.mean, reference.covariance, shrinkage, symmetric=False)
@@ -63,7 +63,7 @@ class LikelihoodReadOut(ReadOut):
 
 
 def compute_under(gaussian: Gaussian, moments: Moments) -> tuple[dict[str, Tensor], Tensor]:
-    """Figures of rows under a Gaussian, and the log-likelihood of each sampled row ``(k,)``."""
+    """Compute figures of rows under a Gaussian, and the log-likelihood of each sampled row ``(k,)``."""
     own = moments.mean.cpu()
     apart = own - gaussian.mean
     spread = (moments["second_moment"] / moments.total).cpu() - torch.outer(own, own)
@@ -85,7 +85,7 @@ def compute_under(gaussian: Gaussian, moments: Moments) -> tuple[dict[str, Tenso
 def _shift_estimate(
     stream: Stream, reference: ReferenceSet, shift: Tensor, sampled: Tensor, held_out: Tensor
 ) -> Estimate:
-    """Estimate the shift with the reference's Gaussian as it is: both sides are off by its errors alike."""
+    """Estimate the shift under the reference's Gaussian as given: its errors affect both sides alike."""
     moments, spread = stream.read_side(), held_out.std()
     z = (held_out - held_out.mean()) / spread
     return estimate_by_influence(

@@ -31,12 +31,12 @@ FIELDS = (
 
 
 def pair_layouts(dim: int, max_samples: int) -> dict[str, Layout]:
-    """Say what the two modalities accumulate."""
+    """Make the layouts of the two modalities."""
     return {side: Layout(dim, max_samples=max_samples) for side in (IMAGE, TEXT)}
 
 
 def take_in(stream: Stream, image: Tensor, text: Tensor, groups: Labels | None = None) -> Tensor:
-    """Take pairs into both sides, keyed by the pair so that both keep the same ones.
+    """Accumulate pairs on both sides, keyed by pair so that both samples keep the same ones.
 
     Without groups a pair is dealt by its content, so that equal pairs go together.
 
@@ -82,7 +82,7 @@ def read(stream: Stream, matched_sum: Tensor) -> dict[str, Tensor]:
 
 
 def _compute_squared(apart: Tensor, count: Tensor, gap: Tensor) -> dict[str, Tensor]:
-    """Squared gap over pairs of different buckets alone, which chance does not raise, and what rests on it."""
+    """Compute the squared gap over pairs of different buckets only, which is unbiased, and its dependent fields."""
     own = apart.square().sum(1)
 
     def mean(square: Tensor, inner: Tensor, pairs: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def _compute_squared(apart: Tensor, count: Tensor, gap: Tensor) -> dict[str, Ten
 
 
 def choose_independent_pairs(image: Moments, text: Moments) -> tuple[Tensor, Tensor]:
-    """The sampled pairs, one of each group, ``(k, D)`` each; without groups all of them."""
+    """Choose one sampled pair of each group, ``(k, D)`` each; without groups all pairs."""
     samples: list[Sample] = [side.good_sample() for side in (image, text)]
     keys, group = samples[0].keys, samples[0].groups.unique(return_inverse=True)[1]
     first = torch.full_like(keys, NO_KEY).scatter_reduce(0, group, keys, "amin")

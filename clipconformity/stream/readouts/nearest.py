@@ -30,7 +30,7 @@ AUTHENTIC = (
 
 
 class NearestReadOut(ReadOut):
-    """How near the samples come to the reference, and to each other, in the row samples of both sides."""
+    """Nearest neighbours of the samples in the reference, and among themselves, in the row samples of both sides."""
 
     name = "nearest"
     needs = Needs(rows=True, reference=True)
@@ -46,7 +46,7 @@ class NearestReadOut(ReadOut):
     )
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the figures; the intervals of all but authenticity leave buckets of rows out of both sides."""
+        """Return the figures; all intervals but that of authenticity leave buckets of rows out of both sides."""
         found = self.find_copies(stream)
         figures: dict[str, Tensor] = {}
         for (name, *_), (estimate, interval) in zip(
@@ -58,7 +58,7 @@ class NearestReadOut(ReadOut):
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Give the intervals of authenticity, by the parts that both sides are split into; nothing is drawn."""
+        """Return the intervals of authenticity, by splitting both sides into parts; nothing is random."""
         found: dict[str, Tensor] = {}
         for (name, _), interval in zip(AUTHENTIC, self.find_copies(stream).compute_authentic_intervals(), strict=True):
             found |= name_ends(name, interval)
@@ -74,7 +74,7 @@ class NearestReadOut(ReadOut):
         return stream.cache(self.name, make)
 
     def notes(self, stream: Stream) -> list[str]:
-        """Say where copies were looked for, unless that is everywhere, and what is missing for intervals."""
+        """Note where copies were searched, unless everywhere, and what intervals need."""
         reference, missing = stream.require_reference(self.name), self.find_copies(stream).notes()
         kept, count = len(reference.sample.keys), reference.count
         if kept == count:
@@ -93,7 +93,7 @@ class NearestReadOut(ReadOut):
         }
 
     def columns(self, batch: Batch, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:
-        """Give id and cosine of the nearest reference row of each row of a batch."""
+        """Return id and cosine of the nearest reference row of each row of a batch."""
         cosine, index = nearest(batch.embeddings.cpu(), reference)
         ids = reference.sample_ids or [""] * len(reference.units)
         return {"nearest_id": [ids[one] for one in index[:, 0].tolist()], "nearest_cosine": cosine[:, 0].tolist()}

@@ -37,7 +37,7 @@ class NormReadOut(ReadOut):
     )
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give mean, standard deviation and error, exact, and the rest from the row sample."""
+        """Return exact mean, standard deviation and error, and the rest from the row sample."""
         moments = stream.read_side()
         total = moments.total
         first, second = moments["norm_sum"].sum(), moments["norm_square_sum"].sum()
@@ -64,6 +64,6 @@ class NormReadOut(ReadOut):
 
 
 def compute_sampled_norms(moments: Moments) -> tuple[Tensor, Tensor]:
-    """Norms of the sampled rows ``(k,)``, as they are and centred on the mean of all."""
+    """Compute the norms of the sampled rows ``(k,)``, raw and centred on the mean of all."""
     sample = moments.good_sample()
     return sample.values[:, 0], torch.linalg.vector_norm(sample.rows.double() - moments.mean, dim=1)

@@ -43,20 +43,20 @@ class PRDCReadOut(ReadOut):
         self.k = k
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the four figures of the row samples of both sides."""
+        """Return the four figures of the row samples of both sides."""
         return {name: value for (name, _), value in zip(FIGURES, self.find_neighbourhood(stream).values, strict=True)}
 
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Give the intervals, by the parts that both sides are split into; nothing is drawn."""
+        """Return the intervals, by splitting both sides into parts; nothing is random."""
         found: dict[str, Tensor] = {}
         for (name, _), interval in zip(FIGURES, self.find_neighbourhood(stream).intervals, strict=True):
             found |= name_ends(name, interval)
         return found
 
     def find_neighbourhood(self, stream: Stream) -> Neighbourhood:
-        """Put the row samples of both sides beside each other.
+        """Compare the row samples of both sides.
 
         Raises:
             ValueError: If there are too few rows, or no reference.
@@ -69,11 +69,11 @@ class PRDCReadOut(ReadOut):
         return stream.cache(("prdc", self.k), make)
 
     def notes(self, stream: Stream) -> list[str]:
-        """Say what the numbers of rows do."""
+        """Note the effect of the numbers of rows."""
         return self.find_neighbourhood(stream).notes()
 
     def details(self, stream: Stream) -> dict[str, Any]:
-        """Name the samples that lie in no ball of the reference, and the reference's whose ball holds no sample."""
+        """Name the samples that lie in no ball of the reference, and the reference rows whose ball holds no sample."""
         found = self.find_neighbourhood(stream)
         sides = {
             "off_manifold": (found.off_manifold(stream.evaluated.names), found.evaluated),

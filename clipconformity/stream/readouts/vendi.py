@@ -27,7 +27,7 @@ ESTIMATES = {
 
 
 class VendiReadOut(ReadOut):
-    """Effective number of different samples, beside that of the reference and at the same N."""
+    """Effective number of different samples, beside that of the reference, also at equal N."""
 
     name = "vendi"
     needs = Needs(rows=True, unit_second_moment=True, reference=True)
@@ -52,7 +52,7 @@ class VendiReadOut(ReadOut):
         self.order = order
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the values, exact whatever the number of rows."""
+        """Return the values, exact for any number of rows."""
         moments = stream.read_side()
         found = dict(zip(("vendi", "rke"), self._compute_values(moments), strict=True))
         squares = own_squares(moments.good_sample().cpu(), moments)
@@ -70,7 +70,7 @@ class VendiReadOut(ReadOut):
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Give intervals, from what each row adds, and both sides at the same number of rows, by seeded subsamples."""
+        """Return intervals, from influences of rows, and both sides at equal N, by seeded subsamples."""
         moments, reference = stream.read_side(), stream.get_reference()
         values, sides = self.read(stream), [(moments.good_sample().cpu(), moments)]
         found = self._compute_ends("vendi", values["vendi"], sides[:1], self.order)
@@ -89,7 +89,7 @@ class VendiReadOut(ReadOut):
         return found | self._compute_ends("vendi_ratio", equal[0] / equal[1], sides, self.order)
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
-        """Give the logarithms of what each row adds to; of the Vendi score where its order has an interval."""
+        """Return the logarithms of the values; of the Vendi score only where its order has an interval."""
         moments, values = stream.read_side(), self.read(stream)
         side, found = (moments.good_sample().cpu(), moments), {}
         for name, order in (("vendi", self.order), ("rke", 2.0), ("rke_unbiased", 2.0)):
@@ -100,7 +100,7 @@ class VendiReadOut(ReadOut):
 
     @staticmethod
     def _compute_ends(name: str, value: Tensor, sides: list[Side], order: float) -> dict[str, Tensor]:
-        """Ends of the interval of a value, or of a ratio of two, on the log scale."""
+        """Compute the interval of a value, or of a ratio of two, on the log scale."""
         ends = Interval(math.nan, math.nan)
         if 0 < order < math.inf:
             moved = [entropy_influence(one.units, all_.unit_second_moment.cpu(), order) for one, all_ in sides]

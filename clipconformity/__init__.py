@@ -27,7 +27,7 @@ _HOMES = {
     "Verdict": "evaluation",
     "load_encoder": "encoders",
 }
-"""Where names lie that are no metrics. All load when first used: `clipconformity --help` does without torch, and a
+"""Modules of the names that are not metrics. All load on first use: `clipconformity --help` needs no torch, and a
 reference without torchmetrics, which itself imports transformers, torchvision and matplotlib."""
 
 

@@ -1,4 +1,4 @@
-"""What a set of embeddings comes from, and whether two sets fit together."""
+"""Provenance of a set of embeddings, and whether two sets can be compared."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 MODALITIES = ("image", "text")
 DECISIVE = ("weights", "preprocessing")
-"""Parts of an encoder's identity without which two sets do not compare; the others move the last digits."""
+"""Parts of an encoder's identity that must agree for a comparison; the others change only the last digits."""
 
 
 OUTSIDE_PATH = re.compile(r"(?:^|(?<=[=:/]))(?:/|~[^/]*/|(?:[^/]+/)*?\.\.(?:/|$))")
-"""Where a path begins that leads out of the working directory: at the start, or behind ``--option=`` or ``hf:``."""
+"""Start of a path that leads out of the working directory: at the beginning, or behind ``--option=`` or ``hf:``."""
 
 
 class Identified(Protocol):
@@ -23,7 +23,7 @@ class Identified(Protocol):
 
     @property
     def spec(self) -> str:
-        """Where it comes from, as ``load_encoder`` takes it."""
+        """The spec, as ``load_encoder`` takes it."""
 
     @property
     def id(self) -> dict[str, str]:
@@ -35,13 +35,13 @@ class Provenance:
     """Where embeddings come from; None stands for unknown.
 
     Attributes:
-        spec: The encoder, as ``load_encoder`` takes it; of a folder elsewhere its name alone, since files and reports
-            are passed on and say nothing of the machine.
-        encoder_id: What the encoder was: hash of its weights, preprocessing, precision, backend.
+        spec: The encoder, as ``load_encoder`` takes it; of a folder elsewhere only its name, since files and reports
+            are passed on and must not reveal the machine.
+        encoder_id: Identity of the encoder: hash of its weights, preprocessing, precision, backend.
         modality: ``"image"`` or ``"text"``.
 
     Raises:
-        ValueError: If the modality is another.
+        ValueError: If the modality is invalid.
     """
 
     spec: str | None = None
@@ -87,10 +87,10 @@ class Provenance:
         """Refuse samples that cannot be compared with this reference.
 
         Returns:
-            What differs without mattering much, precision or backend, in words; a warning says it too.
+            Description of a minor difference, in precision or backend, which is also given as a warning.
 
         Raises:
-            ValueError: If modality, weights or preprocessing differ, or where only specs are known, these.
+            ValueError: If modality, weights or preprocessing differ; if only specs are known, if these differ.
         """
         if None not in (self.modality, other.modality) and self.modality != other.modality:
             raise ValueError(
@@ -105,7 +105,7 @@ class Provenance:
                 )
             return []
         remarks = []
-        # What decides comes first: no warning of the rest before a refusal.
+        # Decisive parts come first: no warning before an error.
         for part in sorted(set(self.encoder_id) | set(other.encoder_id), key=lambda one: (one not in DECISIVE, one)):
             mine, theirs = self.encoder_id.get(part), other.encoder_id.get(part)
             if mine == theirs:
@@ -137,7 +137,7 @@ def shorten_paths(word: str, inside: Path | None = None) -> str:
 
     Args:
         word: An argument of a command, or a spec.
-        inside: Folder below which a path is told in full, from there.
+        inside: Folder below which paths are kept, relative to it.
 
     Example:
         >>> shorten_paths("/home/ann/images"), shorten_paths("open_clip:ViT-B-32//mnt/a/b.pt")
@@ -162,4 +162,4 @@ def _choose_article(modality: str | None) -> str:
 
 
 UNKNOWN = Provenance()
-"""Of embeddings of which nothing is known."""
+"""Provenance of embeddings of which nothing is known."""

@@ -62,17 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: What follows the program's name; by default that of the process.
+        arguments: The arguments after the program's name; by default those of the process.
 
     Returns:
-        0; 2 for what was given wrong; 1 for what failed under way, such as a full disk; 3 where what ``--require`` asks
-        for does not hold. Each is told in one line on standard error. 128 and the signal's number where one ended the
-        command: 130 for Ctrl-C, 143 for SIGTERM.
+        0; 2 for invalid input; 1 for a failure while running, such as a full disk; 3 where ``--require`` does not hold.
+        Each comes with one line on standard error. 128 plus the signal's number where a signal ended the command:
+        130 for Ctrl-C, 143 for SIGTERM.
     """
-    if sys.stderr is None:  # closed: its number would go to the next file that is opened, and messages into it
+    if sys.stderr is None:  # closed: the next opened file would get its number, and then the messages
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lasts
     if sys.stdout is None:
-        return _fail("standard output is closed, so that no result could be told; open it.", 1)
+        return _fail("standard output is closed, so that no result can be written; open it.", 1)
     options = _build_parser().parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
     options.line = shlex.join(["clipconformity", *(shorten_paths(word, Path.cwd()) for word in words)])
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return signals.status or 130
         except Exception as error:
-            if signals.status is not None:  # a library made an error of its own of it
+            if signals.status is not None:  # a library replaced the exception by its own
                 return signals.status
             return _handle_error(error)
 
@@ -126,9 +126,9 @@ def _write_output(text: str) -> int:
         sys.stdout.write(text)
         sys.stdout.flush()
     except (OSError, UnicodeError) as error:
-        # What the buffer still holds goes nowhere, or Python would complain of it at its end.
+        # Discard the rest of the buffer, or Python would report it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # the reader has seen enough
+        if isinstance(error, BrokenPipeError):  # the reader closed the pipe
             return 0
         return _fail(f"standard output cannot be written: {error}", 1)
     return 0
@@ -293,7 +293,7 @@ def _add_overwrite(parser: Parser) -> None:
 
 
 def _add_scoring(parser: Parser) -> None:
-    """Add what ``score`` and ``compare`` share."""
+    """Add the common options of ``score`` and ``compare``."""
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep what is encoded here, for other runs")
     parser.add_argument(
         "--no-images", action="store_true", help="leave the gallery out of the report: no image, prompt or caption"

@@ -1,4 +1,4 @@
-"""What each command does: from its options to what it prints."""
+"""The commands without a file of their own, from options to output."""
 
 from __future__ import annotations
 

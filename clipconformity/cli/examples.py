@@ -1,4 +1,4 @@
-"""An example or more of each command, as its help shows them."""
+"""Examples of each command, for its help."""
 
 from __future__ import annotations
 
@@ -27,4 +27,4 @@ EXAMPLES = {
     "geometry": ("clipconformity geometry --image-embeddings samples.safetensors --text-embeddings words.safetensors",),
     "merge": ("clipconformity merge real.safetensors test.safetensors -o whole.safetensors",),
 }
-"""By command; they go on from each other, so that what one writes another reads."""
+"""By command; each example may read outputs of earlier ones."""

@@ -1,4 +1,4 @@
-"""What the commands tell on standard error."""
+"""Messages of the commands on standard error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def print_message(kind: str, message: object) -> None:
     """Print a message in one line."""
-    with suppress(OSError):  # of a standard error that is full there is nobody to tell
+    with suppress(OSError):  # a failed write to standard error cannot be reported
         print(f"clipconformity: {kind}: {' '.join(str(message).split())}", file=sys.stderr)  # noqa: T201
 
 
@@ -50,9 +50,9 @@ def report_time(options: argparse.Namespace, name: str, *sources: Source) -> Ite
     """Print how long a step took, where ``--verbose`` is given.
 
     Args:
-        options: Of the command.
-        name: What it is.
-        sources: What is read meanwhile; the time for that is told with their summary, and left out here.
+        options: Options of the command.
+        name: Name of the step.
+        sources: Sources read in this step; their time is in their summary, and is subtracted here.
     """
     since, before = time.monotonic(), sum(source.seconds for source in sources)
     yield

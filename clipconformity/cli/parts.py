@@ -1,4 +1,4 @@
-"""What is encoded, kept: by a killed run beside its output, and in a folder for other runs with the same samples."""
+"""Stored embeddings: of an interrupted run beside its output, and in a cache folder for runs with the same samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from clipconformity.evaluation.sources import SourceBatch
 
 INTERVAL = 30.0
-"""Seconds of encoding that a kill costs at most."""
+"""Largest time of encoding, in seconds, that is lost when the process is killed."""
 FORMAT = "clipconformity-part"
 _NAME = re.compile(r"\d{9}\.safetensors")
 
@@ -30,9 +30,9 @@ _NAME = re.compile(r"\d{9}\.safetensors")
 class Parts:
     """The folder ``OUTPUT.parts`` of a command that encodes; it is removed when the command is done.
 
-    A part holds whole batches, with what they were made from: the encoder, the batch size, and of each sample its name
-    and content, or of an image file its size and time. So what is taken up is what would have been computed again, bit
-    for bit; samples that changed, and all behind them, are encoded anew.
+    A part holds whole batches with their origin: the encoder, the batch size, and of each sample its name and content,
+    or of an image file its size and time. Resumed embeddings are therefore bit for bit those that would be computed
+    again; changed samples, and all after them, are encoded again.
     """
 
     def __init__(self, output: Path) -> None:
@@ -52,7 +52,9 @@ class Parts:
         with suppress(OSError):  # it is empty
             self.folder.rmdir()
         if self.folder.exists():
-            warnings.warn(f"what was encoded is kept in {self.folder}, and the same command takes it up.", stacklevel=2)
+            warnings.warn(
+                f"the embeddings so far are kept in {self.folder}; run the same command to continue.", stacklevel=2
+            )
 
     def make_source(
         self, encoder: Encoder, samples: Sequence[str], settings: Sequence[object], rest: Callable[[int], Source]
@@ -60,10 +62,10 @@ class Parts:
         """Return a source of all samples: those stored here first, then newly encoded ones, which are stored here.
 
         Args:
-            encoder: What encodes.
-            samples: For each sample what it is told by.
-            settings: What else embeddings depend on.
-            rest: Opens the source of the samples from a number on.
+            encoder: The encoder.
+            samples: What identifies each sample.
+            settings: Other settings that embeddings depend on.
+            rest: Opens the source of the samples from an index on.
         """
         if not self._enter():
             return rest(0)
@@ -72,7 +74,10 @@ class Parts:
         done = stored[-1][0]["end"] if stored else 0
         source = rest(done)
         if done:
-            warnings.warn(f"{done} of {len(samples)} samples are taken up from {self.folder}.", stacklevel=2)
+            warnings.warn(
+                f"{done} of {len(samples)} samples are read from {self.folder}, where an earlier run stored them.",
+                stacklevel=2,
+            )
             source.skipped[:0] = [one for header, _ in stored for one in header["skipped"]]
             _add_truncated(source, sum(header["truncated"] for header, _ in stored))
             source.count = len(samples)
@@ -216,5 +221,5 @@ def _read(
         sizes = [len(names) for names in header["ids"]]
         parts = zip(embeddings.split(sizes), header["ids"], header["groups"], strict=True)
         return header, [SourceBatch(*part) for part in parts]
-    except Exception:  # a damaged file makes its reader fail in any way; it is computed anew
+    except Exception:  # a damaged file may fail in any way; it is computed again
         return None

@@ -1,4 +1,4 @@
-"""What the commands do that make references: of samples, of MS-COCO, and of other references."""
+"""The commands that make references: from samples, from MS-COCO, and from other references."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def make_reference(options: argparse.Namespace) -> dict[str, Any]:
                 allow_normalized=options.allow_normalized,
             )
         print_summary(options, source)
-        summary = describe_reference(reference, options.output)  # may refuse, and then nothing is written
+        summary = describe_reference(reference, options.output)  # may raise before anything is written
         with report_time(options, "writing"), replace_file(options.output, overwrite=options.overwrite) as output:
             reference.save(output)
     return summary | source.remarks
@@ -56,7 +56,7 @@ def make_reference(options: argparse.Namespace) -> dict[str, Any]:
 def _build_from_coco(options: argparse.Namespace) -> dict[str, Any]:
     """Build ``NAME-image`` and ``NAME-text`` from one reading of MS-COCO, with the chosen captions beside them.
 
-    With several encoders ``NAME-ENCODER-image`` and ``NAME-ENCODER-text`` of each; a file is decoded once for all.
+    With several encoders, ``NAME-ENCODER-image`` and ``NAME-ENCODER-text`` for each; each file is decoded once.
     """
     from clipconformity.data.files import Publication
 
@@ -82,7 +82,7 @@ def _build_from_coco(options: argparse.Namespace) -> dict[str, Any]:
             for spec, name, (reference, remarks) in zip(specs, names, references, strict=True):
                 summary[spec][kind] = (
                     describe_reference(reference, paths[name, kind]) | remarks
-                )  # may refuse; then none is written
+                )  # may raise before writing
                 reference.save(files.add(paths[name, kind]))
         coco.save_captions(files.add(chosen))
     result = summary[specs[0]] if len(specs) == 1 else {"encoders": summary}
@@ -94,7 +94,7 @@ def _name_files(specs: Sequence[str]) -> list[str]:
     """Return the part of the file names that is of each encoder; empty for a single one.
 
     Raises:
-        ValueError: If two of them are the same, or would have the same files.
+        ValueError: If two encoders are the same, or would write the same files.
     """
     names = [re.sub(r"[^\w.]+", "-", spec).strip("-.") for spec in specs]
     twice = next((spec for spec, name in zip(specs, names, strict=True) if names.count(name) > 1), None)
@@ -140,7 +140,7 @@ def _build_from_images(
     for source in sources:
         name_source(options, source, options.coco).missing = len(coco.missing)
     for source in sources[1:]:
-        source.quiet = True  # one bar for all, since they are read in step
+        source.quiet = True  # one progress bar for all, since they are read in step
     dataset = options.dataset or coco.name
     references = build_references(sources, dataset=dataset, max_samples=options.max_samples)
     print_summary(options, sources[0])
@@ -166,7 +166,7 @@ def _build_from_captions(
 
 
 def merge_references(options: argparse.Namespace) -> dict[str, Any]:
-    """Join references of different samples."""
+    """Merge references of different samples."""
     from clipconformity.data.files import refuse_same, replace_file
     from clipconformity.stream.reference import ReferenceSet
 

@@ -28,7 +28,7 @@ def read_reference_samples(options: argparse.Namespace, reference: ReferenceSet)
 
     Raises:
         OSError: If there is no such folder or file.
-        ValueError: If they cannot be read, or none of them is of the reference.
+        ValueError: If they cannot be read, or none belongs to the reference.
     """
     from clipconformity.data import list_images, read_captions
 
@@ -57,7 +57,9 @@ def _check_known(option: str, reference: ReferenceSet, given: Mapping[str, objec
     lacking = [name for name in ids if name not in given]
     if len(lacking) == len(ids):
         named = f"such as {ids[0]!r}" if ids else "which has no ids"
-        raise ValueError(f"{option}: none of it is of the reference, {named}; give what the reference was built of.")
+        raise ValueError(
+            f"{option}: none of its samples is in the reference, {named}; give those that it was built from."
+        )
     if lacking:
         warnings.warn(
             f"{option}: {len(lacking)} of {len(ids)} samples of the reference are not in it, such as {lacking[0]!r}; "
@@ -79,7 +81,7 @@ def make_run(options: argparse.Namespace, result: Score, partner_of: Mapping[str
     if not options.no_images:
         listed = read_captions(options.captions, options.column) if options.captions else None
         folder = find_image_folder(options, options.images or Path())
-        if options.images and listed is not None:  # joined: the scored ones have their partners' ids
+        if options.images and listed is not None:  # joined: scored samples have the ids of their partners
             texts = dict(zip(listed.ids, listed.texts, strict=True))
             of_images = result.measured["modality"] == "image"
             images = {name: folder / (name if of_images else partner_of[name]) for name in result.ids}
@@ -93,7 +95,7 @@ def make_run(options: argparse.Namespace, result: Score, partner_of: Mapping[str
 
 
 def _read_prompts(folder: Path) -> dict[str, str] | None:
-    """Read the prompts of a folder of ``generate_images``; None of any other folder."""
+    """Read the prompts of a folder of ``generate_images``; None for any other folder."""
     from clipconformity.generators import read_manifest
 
     try:

@@ -1,4 +1,4 @@
-"""What the commands do that score: one set of samples, or several models beside each other."""
+"""The commands that score: one set of samples, or several models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from clipconformity.stream.reference import ReferenceSet
 
 SAVED = "saved"
-"""What ``score --save`` kept, beside the kinds of samples."""
+"""Kind of a source that ``score --save`` wrote, beside the kinds of samples."""
 
 
 def score_samples(options: argparse.Namespace) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _format_tables(options: argparse.Namespace, found: Comparison, figures: Sequ
 
 
 def _parse_models(models: Sequence[str]) -> list[tuple[str, Path]]:
-    """Split ``NAME=SOURCE``, and refuse names that come twice."""
+    """Split ``NAME=SOURCE``, and refuse duplicate names."""
     from clipconformity.data.layout import is_pattern
 
     found = []

@@ -24,7 +24,7 @@ KINDS = ("images", "captions", "embeddings")
 """Options that name the samples."""
 COCO_OPTIONS = ("split", "karpathy", "per_image", "seed")
 MIN_FOR_WORKERS = 512
-"""Images from which starting processes to decode them pays off."""
+"""Number of images from which worker processes for decoding pay off."""
 INPUT_FILES = (
     "by",
     "captions",
@@ -38,9 +38,9 @@ INPUT_FILES = (
 )
 """Options of every command that name files to read."""
 EMBEDDINGS = ("embeddings", "against")
-"""Those that name files of embeddings, folders or patterns."""
+"""Options that name files of embeddings, folders or patterns."""
 COLUMNS = ("ids", "groups")
-"""Those that name columns of embeddings alone."""
+"""Options that name columns of embeddings."""
 
 
 def list_inputs(options: argparse.Namespace) -> Iterator[NamedPath]:
@@ -54,7 +54,7 @@ def list_inputs(options: argparse.Namespace) -> Iterator[NamedPath]:
         for place in _as_list(given.get(name)):
             yield from ((_format_option(name), path) for path in list_embedding_files(place))
     for name in INPUT_FILES:
-        files = (path for path in _as_list(given.get(name)) if isinstance(path, Path))  # what the hub has is no file
+        files = (path for path in _as_list(given.get(name)) if isinstance(path, Path))  # not on the hub
         yield from ((_format_option(name), path) for path in files)
     for place in _as_list(given.get("images")):
         listed = iter([place, *read_images(options, place).paths]) if place.is_file() else find_image_files(place)
@@ -65,7 +65,7 @@ def list_inputs(options: argparse.Namespace) -> Iterator[NamedPath]:
     if "encoder" in given:
         for spec in _as_list(options.encoder) or ["tiny"]:
             yield from (("--encoder", path) for path in find_encoder_files(spec))
-    yield "standard output", Path("/dev/stdout")  # sent to a file, which would be replaced beneath it
+    yield "standard output", Path("/dev/stdout")  # redirected to a file, which an output would replace
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -87,10 +87,10 @@ def open_source(
     """Open the source that ``--images``, ``--captions`` or ``--embeddings`` names.
 
     Args:
-        options: Of the command.
-        reference_encoder: What the reference says; taken where no encoder is told, if it comes with the package.
-        parts: Where what is encoded is kept, and what another run left is taken up.
-        encoder: By default the one that the options name is loaded.
+        options: Options of the command.
+        reference_encoder: Encoder of the reference; used where no encoder is given, if it comes with the package.
+        parts: Where embeddings are stored, and those of an earlier run are read.
+        encoder: The encoder; by default the one that the options name is loaded.
 
     Raises:
         ValueError: If options do not fit together, no encoder is named, or a file cannot be read.
@@ -126,7 +126,7 @@ def _open_single(
     kind = "image" if options.images else "text"
     if getattr(options, "modality", None) not in (None, kind):
         raise ValueError(
-            f"--modality: {options.modality} was told, but --{'images' if options.images else 'captions'} given."
+            f"--modality: got {options.modality} with --{'images' if options.images else 'captions'}; leave it out."
         )
     if options.images:
         with report_time(options, "looking through the images"):
@@ -167,7 +167,7 @@ def read_images(options: argparse.Namespace, place: Path) -> ImageFolder:
     """List the images of a folder, or read a list of them.
 
     Raises:
-        OSError: If it is not there, or images of a list are not.
+        OSError: If the folder or list, or an image of the list, is missing.
         ValueError: If there are none, or the list is broken.
     """
     from clipconformity.data import read_image_list, survey_images
@@ -224,7 +224,7 @@ def open_pairs(options: argparse.Namespace, reference: ReferenceSet, parts: Cach
     """Open images and captions, joined by id; the modality of the reference is scored.
 
     Raises:
-        ValueError: As :func:`open_source`, or if nothing says which of them is scored.
+        ValueError: As :func:`open_source`, or if it is unknown which of them is scored.
     """
     from clipconformity.evaluation import paired_source
 
@@ -240,7 +240,7 @@ def open_pairs(options: argparse.Namespace, reference: ReferenceSet, parts: Cach
     if options.caption_references is not None:
         sides.append(select_kind(options, "captions", options.caption_references))
     for side in sides:
-        side.modality = None  # it says which is scored
+        side.modality = None  # it gives the scored modality
     for side in sides[1:]:
         side.image_root = None
     encoder = open_encoder(options, reference.spec)
@@ -259,7 +259,7 @@ def check_options(options: argparse.Namespace) -> None:
     """Refuse numbers that are too small, and options that need another one.
 
     Raises:
-        ValueError: If there are some.
+        ValueError: If there are any.
     """
     for name, least in (("batch_size", 1), ("workers", 0)):
         value = getattr(options, name)
@@ -278,7 +278,7 @@ def check_columns(options: argparse.Namespace) -> None:
     """Refuse options for columns of embeddings where no embeddings are read.
 
     Raises:
-        ValueError: If there are some.
+        ValueError: If there are any.
     """
     for name in COLUMNS:
         if getattr(options, name, None) is not None and not any(getattr(options, one, None) for one in EMBEDDINGS):
@@ -289,7 +289,7 @@ def require_spec(spec: str | None) -> str:
     """Return the spec of an encoder that has to be given.
 
     Raises:
-        ValueError: If none was told.
+        ValueError: If none is given.
     """
     if spec is None:
         raise ValueError("--encoder: say which encoder to use, such as 'tiny' or 'open_clip:ViT-B-32/openai'.")
@@ -300,14 +300,14 @@ def open_encoder(options: argparse.Namespace, of_reference: str | None = None) -
     """Load the encoder that the options name.
 
     Raises:
-        ValueError: If they name none, or the reference's is another that does not come with the package.
+        ValueError: If they name none, and the reference's encoder does not come with the package.
     """
     import torch
 
     from clipconformity.encoders import hide_progress_bars, load_encoder
     from clipconformity.encoders.callables import call_function, is_function
 
-    if options.encoder is None and of_reference not in (None, "tiny"):  # data do not decide what is loaded
+    if options.encoder is None and of_reference not in (None, "tiny"):  # data must not decide what is loaded
         raise ValueError(
             f"--encoder: the reference names encoder {of_reference!r}; pass --encoder {of_reference!r} to load it."
         )

@@ -1,4 +1,4 @@
-"""Caption files: lines of text, tables, JSON in the forms in which people have captions."""
+"""Caption files: lines of text, tables, and the usual forms of JSON."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from clipconformity.data.untrusted import check_all_words, check_id, check_input
 ImageId = int | str
 FORMATS = {".txt": LINES[".txt"], ".json": "", **LINES}
 IMAGE_KEYS = ("image_id", "image", "image_name", "file_name", "filename", "image_path", "file_path")
-"""Under which an entry names its image: the first of them that is there."""
+"""Keys of an entry's image; the first one present is used."""
 TEXT_KEYS = ("caption", "text", "prediction", "captions")
-"""Under which an entry has its caption, or a list of captions: the first of them that is there."""
+"""Keys of an entry's caption, or list of captions; the first one present is used."""
 _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 
 
@@ -29,7 +29,7 @@ class Captions:
         texts: The captions.
         ids: A name for each: annotation id, image id, or number of the line or entry.
         groups: The image id of each, or None where the file names no images.
-        remark: What a reader should know of how the file was read; empty where there was one way only.
+        remark: How the file was interpreted; empty where there was only one way.
     """
 
     texts: list[str]
@@ -55,15 +55,15 @@ def read_captions(path: Path | str, column: str | None = None) -> Captions:
 
     An entry names its image under one of :data:`IMAGE_KEYS`, and has its caption, or a list of captions, under one of
     :data:`TEXT_KEYS`: ``{"image_id": 1, "caption": "a dog"}``, ``{"image": "dog.png", "text": "a dog"}``. Without an
-    image it is called by its number. The name of a file of MS-COCO counts as its image id.
+    image, its number is its id. A file name of MS-COCO counts as its image id.
 
     Args:
         path: The file.
-        column: The key or column that holds the captions, where it is another, or there are several.
+        column: The key or column of the captions, where it has another name or there are several.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        OSError: If it is no regular file.
+        OSError: If it is not a regular file.
         ValueError: If it is broken, has other keys, holds no captions, or is over a limit; names the file and the
             place.
     """
@@ -86,7 +86,7 @@ def read_captions(path: Path | str, column: str | None = None) -> Captions:
 
 
 def parse_coco_number(stem: str) -> int | None:
-    """Image id in the name of a file of MS-COCO, without suffix; None in another."""
+    """Parse the image id in a file name of MS-COCO, without suffix; None for any other name."""
     match = _COCO_NAME.fullmatch(stem)
     return int(match[1]) if match else None
 
@@ -151,7 +151,7 @@ def _read_keyed(path: Path, entries: Sequence[Entry], column: str | None) -> Cap
             f"{path}: {places[mixed]}: its {image_key} is {format_value(images[mixed])} and that of {places[0]} "
             f"{format_value(images[0])}; expected whole numbers or strings throughout."
         )
-    if all(isinstance(image, str) and image.isdecimal() and len(image) < 19 for image in images):  # as a table has them
+    if all(isinstance(image, str) and image.isdecimal() and len(image) < 19 for image in images):
         images = [int(image) for image in images]
     groups: Any = None if image_key is None else images
     return Captions(texts, ids, groups, remark)

@@ -1,4 +1,4 @@
-"""Files that say which class, or prompt, each sample belongs to."""
+"""Files that give the class, or prompt, of each sample."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read_classes(path: Path | str) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        OSError: If it is no regular file.
+        OSError: If it is not a regular file.
         ValueError: If it is broken or over a limit, a row has another number of cells or an empty one, or an id has two
             classes; names the line.
     """

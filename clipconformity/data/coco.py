@@ -1,4 +1,4 @@
-"""MS-COCO's captions with their images: the 2014 and 2017 layouts, the Karpathy split, a seeded choice of captions."""
+"""MS-COCO's captions with their images: the 2014 and 2017 layouts, the Karpathy split, seeded selection of captions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipconformity.data.strict_json import to_json
 from clipconformity.data.untrusted import MAX_ID, check_inside, check_words, format_value, read_json
 
 MAX_NAMED = 3
-"""Ids that an error names."""
+"""Largest number of ids in an error."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Coco:
     """Images and selected captions of one split.
 
     Attributes:
-        split: Which one.
+        split: Name of the split.
         image_ids: Ids of the images, in the order of their files, as ``list_images`` gives them.
         image_paths: Their files, in the same order.
-        captions: The chosen captions; ``ids`` are annotation ids, ``groups`` and ``image_ids`` image ids.
+        captions: The selected captions; ``ids`` are annotation ids, ``groups`` and ``image_ids`` image ids.
         missing: Files that are not there, with ``on_missing="skip"``; their images and captions are left out.
-        per_image: Captions chosen for each image; None means all.
-        seed: Of the choice.
+        per_image: Captions selected for each image; None means all.
+        seed: Seed of the selection.
     """
 
     split: str
@@ -94,22 +94,22 @@ def read_coco(
     """Read images and captions of MS-COCO.
 
     Annotations are ``root/annotations/captions_<split>.json``; images lie in ``root/<split>``, ``root/images/<split>``
-    or ``root/images``. With a Karpathy split file (``dataset_coco.json``) the split is one of its own, ``"test"`` say,
-    and images lie in ``root/<filepath>`` or ``root/images/<filepath>``.
+    or ``root/images``. With a Karpathy split file (``dataset_coco.json``) the split is one of that file, such as
+    ``"test"``, and images lie in ``root/<filepath>`` or ``root/images/<filepath>``.
 
-    The choice of captions depends on the seed, the image id and the ids of its captions alone: not on the order of
+    The selection depends only on the seed, the image id and the ids of its captions: not on the order of
     the file, nor on which other images there are.
 
     Args:
         root: Folder of the dataset.
         split: Such as ``"val2017"``, ``"val2014"``, ``"train2017"``; or a split of the Karpathy file.
-        per_image: Captions chosen for each image, or all of them where it has fewer; None takes all.
-        seed: Of the choice.
+        per_image: Captions selected for each image, or all of them where it has fewer; None selects all.
+        seed: Seed of the selection.
         karpathy: The split file of Karpathy and Fei-Fei.
         on_missing: Whether images without a file are an error, or left out with their captions and counted.
 
     Raises:
-        FileNotFoundError: If the annotations are not there, or images are missing; counts them and names the first.
+        FileNotFoundError: If annotations or images are missing; counts the images and names the first.
         ValueError: If a file is broken, an id comes twice, an image has no caption, or an argument does not fit.
     """
     root = Path(root)
@@ -122,7 +122,7 @@ def read_coco(
     if not root.is_dir():
         raise NotADirectoryError(f"{root}: expected the folder of MS-COCO.")
     images = _read_official(root, split) if karpathy is None else _read_karpathy(root, split, Path(karpathy))
-    images = sorted(images, key=lambda image: image.path)  # as a folder of them is listed, so that rows pair up
+    images = sorted(images, key=lambda image: image.path)  # the order of list_images, so that rows pair up
     present = [image for image in images if image.path.is_file()]
     missing = [image.path for image in images if not image.path.is_file()]
     if missing and (on_missing == "raise" or not present):

@@ -23,11 +23,11 @@ from clipconformity.functional.validation import check_matrix
 from clipconformity.provenance import UNKNOWN, Provenance
 
 KEYS = (KEY, "embedding")
-"""Names of the array or column of embeddings, where another is not told."""
+"""Names of the array or column of embeddings, where none is given."""
 GROUPS = "groups"
-"""Name of that of groups, likewise."""
+"""Name of the array or column of groups, likewise."""
 IDS = ("id", "image_path", "url")
-"""Names of that of ids, likewise; the first that is there."""
+"""Names of the column of ids, likewise; the first one present is used."""
 T = TypeVar("T")
 
 
@@ -47,9 +47,9 @@ class EmbeddingFile:
         path: The file.
         embeddings: ``(N, D)``.
         ids: A name for each row; by default its number, behind the file's stem.
-        named: Whether the file has names, so that the ids are more than places.
+        named: Whether the ids are names in the file rather than row numbers.
         groups: Group ids ``(N,)``, if the file has them.
-        provenance: Encoder and modality, as far as the file says them.
+        provenance: Encoder and modality, as far as the file gives them.
     """
 
     path: Path
@@ -80,8 +80,8 @@ class EmbeddingShard:
         dtype: The type of its values.
         named: Whether it has names for its rows.
         grouped: Whether it has group ids.
-        provenance: Encoder and modality, as far as it says them.
-        columns: What is read of it.
+        provenance: Encoder and modality, as far as it gives them.
+        columns: The arrays or columns that are read.
     """
 
     path: Path
@@ -97,12 +97,12 @@ class EmbeddingShard:
         """Read the rows in order: ``first`` rows, then ``rows`` at a time, then the rest; one block is held at a time.
 
         Args:
-            rows: Of a block.
-            first: Of the first one, where that is another number.
-            name: What rows without ids are named by, in place of the file's stem.
+            rows: Rows of a block.
+            first: Rows of the first block, where that number differs.
+            name: Name of rows without ids, in place of the file's stem.
 
         Raises:
-            ValueError: If it is damaged, or another than when it was opened.
+            ValueError: If it is damaged, or was replaced after it was opened.
         """
         opened = _open(self.path, self.columns)
         if opened.shape != (self.count, self.dim):
@@ -133,7 +133,7 @@ def open_embeddings(path: Path | str, columns: Columns | None = None) -> Embeddi
     Raises:
         OSError: As :func:`read_embeddings`, as are the others.
         TypeError: If it does not hold floating-point numbers, or groups are neither whole numbers nor texts.
-        ValueError: If it is damaged as far as the header says, or over a limit.
+        ValueError: If its header is damaged, or it is over a limit.
         ImportError: If it is a Parquet file and pyarrow is not installed.
     """
     path, columns = Path(path), columns or Columns()
@@ -155,7 +155,7 @@ def read_embeddings(path: Path | str, *, column: str | None = None) -> Embedding
 
     Raises:
         FileNotFoundError: If there is no such file.
-        OSError: If it is no regular file.
+        OSError: If it is not a regular file.
         TypeError: If it does not hold floating-point numbers.
         ValueError: If the kind is unknown, the file is damaged or over a limit, or the shape is not ``(N, D)``.
         ImportError: If it is a Parquet file and pyarrow is not installed.
@@ -224,7 +224,7 @@ def _read_blocks(
     path: Path, array: Array | list[str], rows: int, first: int | None = None
 ) -> Iterator[Tensor | list[str]]:
     """Read an array in blocks; errors as of :func:`_call_reader`."""
-    own = getattr(array, "path", path)  # of a column that lies in another file
+    own = getattr(array, "path", path)  # a column may be in another file
     blocks = read_blocks(array, rows, first)
     while (block := _call_reader(own, lambda: next(blocks, None))) is not None:
         yield block
@@ -265,7 +265,7 @@ def _check_shape(path: Path, value: Tensor | Stored) -> tuple[int, int]:
     shape, dtype = _check_dense(path, value)
     if len(shape) > 2:
         shape = (shape[0], *(n for n in shape[1:] if n != 1))
-    probe = _call_reader(path, lambda: torch.empty((1,) * len(shape), dtype=dtype).expand(shape))  # of no size
+    probe = _call_reader(path, lambda: torch.empty((1,) * len(shape), dtype=dtype).expand(shape))  # takes no memory
     check_matrix(probe, str(path))
     return shape[0], shape[1]
 
@@ -300,7 +300,7 @@ def _check_groups(path: Path, groups: Array, rows: int) -> Array:
 def _find_ids(
     path: Path, arrays: Mapping[str, Array], about: Mapping[str, Any], column: str | None, embeddings: Tensor | Stored
 ) -> Array | list[str] | None:
-    """Find the names of the rows: those of the column that is told, of the file's own list, or of a usual column."""
+    """Find the names of the rows: in the given column, in the file's own list, or in a usual column."""
     if column is not None:
         found = _get_array(path, arrays, column)
         if not _is_id_array(found):

@@ -1,4 +1,4 @@
-"""Files of one entry a line: texts, tables and lines of JSON, which captions and lists of images come in."""
+"""Files with one entry a line: texts, tables and JSON lines, for captions and lists of images."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from clipconformity.data.limits import check_limit
 from clipconformity.data.untrusted import format_value, read_json_lines, read_text
 
 LINES = {".txt": "one a line", ".jsonl": "one a line", ".csv": "with a header", ".tsv": "with a header"}
-"""How the names of such files end, and what they look like, as errors say it."""
+"""Suffixes of such files, and their formats in words, for errors."""
 
 
 class Entry(NamedTuple):
     """An entry of a file."""
 
     where: str
-    """Its place, as errors say it."""
+    """Its position, in words for errors."""
     number: int
-    """What it is called where it has no name: from 1."""
+    """Its number from 1, the name of an entry without one."""
     value: Any
 
 
@@ -30,12 +30,12 @@ def read_entries(path: Path, what: str, column: str | None = None) -> list[Entry
 
     Args:
         path: The file.
-        what: What it was to be, for the errors.
-        column: What was asked for; a text file has none.
+        what: What the file should be, for errors.
+        column: The requested column; a text file has none.
 
     Raises:
-        OSError: If it is not there or is no regular file.
-        ValueError: If it is broken or over a limit, or is a text file and a column was asked for; names the place.
+        OSError: If it does not exist or is not a regular file.
+        ValueError: If it is broken or over a limit, or a column of a text file is requested; names the position.
     """
     suffix = path.suffix.lower()
     if suffix == ".txt":

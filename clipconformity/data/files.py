@@ -1,4 +1,4 @@
-"""Which files may be written, and writing whole files or none; and which kinds of image are read."""
+"""Checks of output files, and writing of whole files or none."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ NamedPath = tuple[str, Path]
 """A file, and the option or argument that names it."""
 
 SAFETENSORS = ".safetensors"
-"""How the names of what is written in that format end."""
+"""Suffix of files in that format."""
 DEVICE_ERRORS = frozenset(
     {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 )
-"""What fails under way though nothing was given wrong: no space is left, or the device does not work."""
+"""Errors of the device in spite of valid input: no space is left, or it does not work."""
 
 
 def check_output(path: Path) -> Path:
     """Refuse an output that cannot be written, before any work is done.
 
     Returns:
-        Where the file comes to lie: behind a symbolic link, which stays.
+        The final path of the file: behind a symbolic link, which is kept.
 
     Raises:
         OSError: If it is a folder, a device, a pipe, a socket or a loop of links, or if its folder does not exist or
@@ -40,7 +40,7 @@ def check_output(path: Path) -> Path:
     target = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file to write.")
-    # Asked of the path as given: behind /dev/stdout there may be a pipe, which has no path of its own.
+    # Checked for the path as given: /dev/stdout may be a pipe, which has no other path.
     if (path.exists() and not path.is_file()) or target.is_symlink():
         raise OSError(
             f"{path} is not a regular file, but a device, a pipe, a socket or a loop of links; name a file to write."
@@ -56,12 +56,12 @@ def check_outputs(outputs: Sequence[NamedPath], inputs: Iterable[NamedPath] = ()
     """Refuse outputs that cannot be written, or that would replace an input or one another.
 
     Args:
-        outputs: What is to be written.
-        inputs: What is read; gone through only where an output exists, since others replace nothing.
+        outputs: Files to be written.
+        inputs: Files that are read; compared only where an output exists, since others replace nothing.
 
     Raises:
         OSError: If an output cannot be written.
-        ValueError: If two are the same file, whatever they are called.
+        ValueError: If two are the same file, also under different names.
     """
     for _, path in outputs:
         check_output(path)
@@ -98,7 +98,7 @@ class _Part:
     """A file of a publication: where it is written, and its final path."""
 
     path: Path
-    """As it was asked for."""
+    """The path as given."""
     target: Path
     place: Workplace
 
@@ -115,7 +115,7 @@ class _Part:
     def publish(self, overwrite: bool) -> None:
         if not overwrite:
             return self._publish_new()
-        with suppress(OSError):  # there is none, or the file system has no second names
+        with suppress(OSError):  # no such file, or a file system without hard links
             os.link(self.target, self.older)
         self.written.replace(self.target)
         return None
@@ -127,10 +127,10 @@ class _Part:
         except OSError as error:
             if isinstance(error, FileExistsError) or self.target.exists():
                 raise FileExistsError(
-                    f"{self.path} was written by another while this ran, and is left as it is; name another file, or "
+                    f"{self.path} was written by another process during this run, and is kept; name another file, or "
                     "replace it with --overwrite."
                 ) from None
-            self.written.replace(self.target)  # the file system has no second names
+            self.written.replace(self.target)  # a file system without hard links
 
     def take_back(self) -> None:
         """Undo :meth:`publish` as far as it was done."""
@@ -145,14 +145,14 @@ class _Part:
 class Publication:
     """Files that appear together after all are written, or not at all.
 
-    Until then each lies in a hidden folder beside its place. What a killed process left in such a folder is removed by
-    the next that writes to the same place; that of a living process is not touched.
+    Until then each is in a hidden folder beside its final path. The next process that writes to the same path removes
+    such folders of killed processes, but not those of running ones.
 
     Args:
-        overwrite: Replace files that are there.
+        overwrite: Replace existing files.
 
     Raises:
-        OSError: If a file cannot be written, or no space is left; told of the file that was asked for.
+        OSError: If a file cannot be written, or no space is left; names the final file.
     """
 
     def __init__(self, *, overwrite: bool = True) -> None:
@@ -163,7 +163,7 @@ class Publication:
         """Return a temporary file that will become ``path``; a symbolic link is followed.
 
         Raises:
-            OSError: If there can be no such file, as of :func:`check_output`.
+            OSError: If there can be no such file, as in :func:`check_output`.
         """
         path = Path(path)
         target = check_output(path)
@@ -221,10 +221,10 @@ def _replace_path(path: Path, error: OSError) -> OSError:
 def replace_file(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
     """Yield a temporary file that becomes ``path`` if the block succeeds.
 
-    Through a symbolic link the file behind it is replaced.
+    A symbolic link is followed, and its target replaced.
 
     Raises:
-        OSError: If it cannot be written, as of :func:`check_output`, or no space is left; then nothing is.
+        OSError: If it cannot be written, as in :func:`check_output`, or no space is left; then nothing is written.
     """
     with Publication(overwrite=overwrite) as files:
         yield files.add(path)
@@ -249,7 +249,7 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
 
     Raises:
         OSError: If it cannot be written.
-        ValueError: If its name promises another format.
+        ValueError: If its suffix is of another format.
     """
     check_output(Path(path))
     if Path(path).suffix != SAFETENSORS:
@@ -261,7 +261,7 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
     with replace_file(path) as temporary:
         try:
             save_file(contiguous, temporary, dict(metadata))
-        except SafetensorError as error:  # keeps the number of the system's error in its words alone
+        except SafetensorError as error:  # has the system's error number only in its message
             number = re.search(r"(?:os error|code:) (\d+)", str(error))
             if number is None:
                 raise OSError(f"{path}: cannot be written ({error}).") from error

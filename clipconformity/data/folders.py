@@ -33,21 +33,21 @@ IGNORED = {
     "skipped": "of other suffixes",
     "special": "no regular files",
 }
-"""What is ignored, by the name of its list, in words."""
+"""Kinds of ignored files in words, by the name of their list."""
 OTHER_KINDS = {
     "unreadable": "folders cannot be read",
     "repeated": "repeat the content of others",
     "missing": "are listed and missing",
 }
-"""What else is told, likewise."""
+"""Further kinds of files in words, likewise."""
 MANIFEST = re.compile(r"manifest(-\d+-of-\d+)?\.jsonl")
-"""What ``generate_images`` keeps beside its images, which is no stranger."""
+"""Manifest that ``generate_images`` writes beside its images; not counted as an ignored file."""
 TAIL_BYTES = 4096
-"""Bytes at the end of a file by which most files of one size are told apart."""
+"""Bytes at the end of a file, by which most files of equal size differ."""
 MAX_MISSING_NAMED = 3
-"""Missing files that an error names."""
+"""Largest number of missing files in an error."""
 MAX_NAMED = 5
-"""Files of a kind that are named where all are counted."""
+"""Largest number of named files of a kind, where all are counted."""
 
 
 @dataclass
@@ -63,9 +63,9 @@ class ImageFolder:
         special: Pipes, sockets, devices and links to nothing under the name of an image.
         unreadable: Folders that cannot be listed.
         repeated: Images with the same content as one before them; they count nevertheless.
-        missing: Files that the list names and that are not there.
-        file: The list; None of a folder.
-        names: Of each image as the list has it; see :attr:`ids`.
+        missing: Files of the list that do not exist.
+        file: The list; None for a folder.
+        names: Name of each image in the list; see :attr:`ids`.
     """
 
     root: Path
@@ -87,7 +87,7 @@ class ImageFolder:
 
     @property
     def ignored(self) -> int:
-        """How many files and folders are not among the images."""
+        """Number of files and folders that are not among the images."""
         return sum(len(getattr(self, name)) for name in IGNORED)
 
     def describe(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def list_images(root: Path | str) -> list[Path]:
     Hidden files and folders, and links to folders, are left out; :func:`survey_images` says what was.
 
     Raises:
-        NotADirectoryError: If it is no folder.
+        NotADirectoryError: If it is not a folder.
         ValueError: If there is no image in it.
     """
     return _list_images(root).paths
@@ -178,7 +178,7 @@ def survey_images(root: Path | str) -> ImageFolder:
     """List the image files in a folder and its subfolders, and what was ignored, unreadable or repeated.
 
     Raises:
-        NotADirectoryError: If it is no folder.
+        NotADirectoryError: If it is not a folder.
         ValueError: If there is no image in it.
     """
     return _list_images(root).survey()
@@ -188,9 +188,9 @@ def make_missing_error(where: Path, of: str, missing: Sequence[Path]) -> FileNot
     """Make the error for images that a file names and that do not exist.
 
     Args:
-        where: What names them.
-        of: Of how many, and what these are.
-        missing: Those that are not there.
+        where: The file that names them.
+        of: Total number, and what is counted, in words.
+        missing: The missing files.
     """
     first = ", ".join(map(format_path, missing[:MAX_MISSING_NAMED])) + (
         ", ..." if len(missing) > MAX_MISSING_NAMED else ""
@@ -226,7 +226,7 @@ def _group_by(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[li
     for path in paths:
         try:
             parts[key(path)].append(path)
-        except OSError:  # opening it to be encoded will say so
+        except OSError:  # reported when it is opened for encoding
             continue
     return [part for part in parts.values() if len(part) > 1]
 

@@ -1,4 +1,4 @@
-"""The formats of embedding files: one row each, shown in the help of the commands, which does without torch."""
+"""The formats of embedding files: one row each. The help of the commands shows them, without torch."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ KINDS = {
     REFERENCE: ("a reference set", "give it as `--reference FILE`"),
     SCORE: ("a saved score", "give it to `clipconformity compare` as `NAME=FILE`"),
 }
-"""Kinds of safetensors files of this library, as their metadata tell them: what each is, and where it goes."""
+"""Kinds of safetensors files of this library, by their metadata: what each is, and which option takes it."""
 MIN_EXPANSION = 2**26
-"""Bytes that any file may grow to as it is read."""
+"""Bytes to which a file of any size may expand."""
 KEY = "embeddings"
 Arrays: TypeAlias = "tuple[dict[str, Array], dict[str, Any]]"
-"""The arrays of a file by name, and what it says of them: ``ids``, ``spec``, ``encoder_id``, ``modality``, if known."""
+"""The arrays of a file by name, and its metadata ``ids``, ``spec``, ``encoder_id``, ``modality``, if known."""
 
 
 def _read_safetensors(path: Path) -> Arrays:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:  # checks that places and shapes fit the file
+        with safe_open(path, framework="pt") as file:  # checks that offsets and shapes fit the file
             metadata = file.metadata() or {}
             types = {name: _parse_type(file, name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except SafetensorError as error:
@@ -150,11 +150,11 @@ def _read_header(file: IO[bytes], size: int) -> _Header:
     """Read the header of an array in NumPy's format.
 
     Args:
-        file: At its start.
-        size: Bytes that there are, header and array.
+        file: The open file, at its start.
+        size: Bytes of header and array.
 
     Raises:
-        ValueError: If it is no array of numbers, or says that it is larger than its file.
+        ValueError: If it is not an array of numbers, or its header claims more than the file has.
     """
     from numpy.lib import format as npy
 
@@ -166,7 +166,7 @@ def _read_header(file: IO[bytes], size: int) -> _Header:
     if dtype.kind not in "fiu":
         raise ValueError(f"it holds {dtype!s:.60}, not numbers")
     if min(shape, default=0) < 0 or file.tell() + math.prod(shape) * dtype.itemsize > size:
-        raise ValueError(f"it says that it has the shape {shape!s:.60}, and is too short for it")
+        raise ValueError(f"its header has the shape {shape!s:.60}, and the file is too short for it")
     return _Header(shape, by_columns and len(shape) > 1, dtype, file.tell())
 
 
@@ -193,7 +193,7 @@ def _read_pt(path: Path) -> Arrays:
     check_unpickling(path)
     if zipfile.is_zipfile(path):
         _check_members(path)
-    with warnings.catch_warnings():  # torch warns of pickle protocols that it may not know; it then fails or does not
+    with warnings.catch_warnings():  # torch warns of unknown pickle protocols, and then may fail
         warnings.simplefilter("ignore")
         content = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, Tensor):
@@ -210,7 +210,7 @@ READERS: dict[str, Callable[[Path], Arrays]] = {
     ".pt": _read_pt,
     ".parquet": _read_parquet,
 }
-"""What reads a file, by the end of its name. A row is all that a new format needs: errors and help follow."""
+"""Readers by suffix. A new format needs only a row here: errors and help follow."""
 
 
 def read_kind(path: Path) -> str | None:
@@ -222,7 +222,7 @@ def read_kind(path: Path) -> str | None:
     try:
         with safe_open(path, framework="pt") as file:
             found: str | None = (file.metadata() or {}).get("format")
-    except (SafetensorError, OSError):  # who reads it says what is wrong
+    except (SafetensorError, OSError):  # its reader reports the damage
         return None
     return found if found in KINDS else None
 

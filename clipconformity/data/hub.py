@@ -1,4 +1,4 @@
-"""Files on the model hub: addresses that a user types, and the hub that may not answer."""
+"""Files on the model hub: addresses given by the user, and a hub that may not respond."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 SCHEME = "hf://"
-"""How the address of a shared file begins."""
+"""Start of the address of a shared file."""
 NOT_REACHED = "it is not in the cache, and the model hub does not answer or is switched off"
 TIMEOUT = 3.0
-"""Seconds in which the hub answers, or is taken for absent."""
+"""Seconds to wait for the hub's response."""
 _ADDRESS = re.compile(r"hf://(datasets/)?([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+))?")
 
 
@@ -25,10 +25,10 @@ class Address(NamedTuple):
 
     repo: str
     kind: str
-    """``"model"`` or ``"dataset"``, as the hub calls kinds of repositories."""
+    """``"model"`` or ``"dataset"``, the hub's kinds of repositories."""
     file: str | None = None
     revision: str | None = None
-    """A branch, a tag or a commit; None is the newest of the main branch."""
+    """A branch, a tag or a commit; None is the head of the main branch."""
 
     def __str__(self) -> str:
         place = f"{SCHEME}{'datasets/' if self.kind == 'dataset' else ''}{self.repo}"
@@ -39,7 +39,7 @@ class Address(NamedTuple):
         """Parse an address; that of a repository alone has no file.
 
         Raises:
-            ValueError: If it is none.
+            ValueError: If it is invalid.
 
         Example:
             >>> Address.parse("hf://ann/coco@v1/image.safetensors")
@@ -63,13 +63,13 @@ def is_shared(place: object) -> bool:
 def fetch_file(text: str) -> Path:
     """Download a file of the hub, or find it in the cache of the hub's client.
 
-    The cache alone is used where the hub does not answer within seconds or is switched off (``HF_HUB_OFFLINE=1``).
+    Only the cache is used where the hub does not respond within :data:`TIMEOUT` or is off (``HF_HUB_OFFLINE=1``).
 
     Args:
-        text: Its address, as the user typed it; never one that a file names.
+        text: The address, given by the user; never one from a file.
 
     Raises:
-        ValueError: If it is no address.
+        ValueError: If it is not an address.
         FileNotFoundError: If there is no such file, or it can neither be downloaded nor found in the cache.
         ImportError: If huggingface_hub is not installed.
     """
@@ -80,7 +80,7 @@ def fetch_file(text: str) -> Path:
     usable = is_hub_reachable()
     logger = logging.getLogger("huggingface_hub")
     before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)  # it would tell of each new try; what came of them is told here
+    logger.setLevel(logging.CRITICAL + 1)  # it logs each retry; the outcome is reported here
     try:
         return Path(
             client.hf_hub_download(
@@ -91,7 +91,7 @@ def fetch_file(text: str) -> Path:
                 local_files_only=not usable,
             )
         )
-    except Exception as error:  # of the client, the connection or the disk, of many kinds
+    except Exception as error:  # errors of client, connection or disk
         raise _explain_absence(address, error, usable) from error
     finally:
         logger.setLevel(before)
@@ -117,7 +117,7 @@ def _explain_absence(address: Address, error: Exception, usable: bool) -> Except
     from huggingface_hub import errors
 
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, errors.HfHubHTTPError):
-        return error  # of the disk
+        return error  # an error of the disk
     reasons = [
         (errors.GatedRepoError, "access to it must be asked for on the hub, and a token given (HF_TOKEN)"),
         (errors.RepositoryNotFoundError, f"there is no repository {address.repo}, or it is private: give a token"),
@@ -132,7 +132,7 @@ def _explain_absence(address: Address, error: Exception, usable: bool) -> Except
         reason = (lines[0][:200] if lines else type(error).__name__).rstrip(".")
     if left := _count_partial_bytes(address):
         reason += f"; an interrupted download of {left:,} bytes lies in the cache, so load it again with a connection"
-    return FileNotFoundError(f"{address}: cannot be had ({reason}).")
+    return FileNotFoundError(f"{address}: cannot be fetched ({reason}).")
 
 
 def _count_partial_bytes(address: Address) -> int:
@@ -160,13 +160,13 @@ def _ask_hub(address: str) -> bool:
         except urllib.error.HTTPError:
             pass
         except urllib.error.URLError as error:
-            if not isinstance(error.reason, ssl.SSLError):  # the hub's client may know other certificates
+            if not isinstance(error.reason, ssl.SSLError):  # the hub's client may use other certificates
                 return
-        except Exception:  # a connection that ends within an answer
+        except Exception:  # a connection that breaks during the response
             return
         found.append(True)
 
-    # In a thread, since looking a name up has no timeout.
+    # In a thread, since name resolution has no timeout.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(TIMEOUT)

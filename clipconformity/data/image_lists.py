@@ -1,4 +1,4 @@
-"""Lists of images: files that name them, a path a line or in a column."""
+"""Lists of images: files with a path in each line or in a column."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipconformity.data.folders import IMAGE_FORMATS, ImageFolder, make_missing
 from clipconformity.data.untrusted import check_input, check_inside, format_value
 
 NAME_KEYS = (*(key for key in IMAGE_KEYS if key != "image_id"), "path", "file")
-"""Under which an entry names its file: the first of them that is there."""
+"""Keys of an entry's path; the first one present is used."""
 _WHAT = "list of images"
 
 
@@ -34,9 +34,9 @@ def read_image_list(
 
     Args:
         path: The file.
-        column: The key or column that holds the paths, where it is another.
+        column: The key or column of the paths, where it has another name.
         root: Folder that the paths are relative to instead.
-        on_missing: Whether files that are not there are an error, or left out and counted.
+        on_missing: Whether missing files are an error, or left out and counted.
 
     Raises:
         FileNotFoundError: If there is no such list, or images are missing; counts them and names the first.
@@ -75,7 +75,7 @@ def is_image_list(path: Path, column: str | None = None) -> bool:
         if isinstance(first, dict) and column is None and any(key in first for key in TEXT_KEYS):
             return False
         names = _read_names(path, entries[:1], column)
-    except (OSError, ValueError):  # reading it as what it is taken for will say what is wrong
+    except (OSError, ValueError):  # reported when it is read
         return False
     return Path(names[0]).suffix.lower() in IMAGE_FORMATS
 

@@ -21,7 +21,7 @@ from clipconformity.data.untrusted import check_input
 FORMATS = tuple(
     name for name in dict.fromkeys(IMAGE_FORMATS.values()) if name != "AVIF" or find_spec("PIL.AvifImagePlugin")
 )
-"""Pillow goes by a file's content, and of the formats that it knows some start other programs, as EPS does.
+"""Pillow detects formats by content, and some of its formats start other programs, as EPS does.
 
 An older Pillow has no AVIF.
 """
@@ -32,19 +32,19 @@ def open_image(path: Path | str) -> Image.Image:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        OSError: If it is no regular file.
-        ValueError: If it is no image in one of :data:`FORMATS`, is truncated, or has too many pixels; names the file.
+        OSError: If it is not a regular file.
+        ValueError: If it is in none of :data:`FORMATS`, is truncated, or has too many pixels; names the file.
     """
     check_input(Path(path), "image file")
     try:
         with _open_limited(path) as image:
-            check_limit(path, "pixels", image.width * image.height)  # before any is decoded
-            # Resized by its short side, a line of pixels would grow to gigabytes.
+            check_limit(path, "pixels", image.width * image.height)  # before any pixel is decoded
+            # Resized by its short side, a thin image would grow to gigabytes.
             check_limit(path, "aspect", max(image.size) // max(min(image.size), 1))
             return to_rgb(image)
     except LimitError:
         raise
-    except Exception as error:  # broken files make Pillow raise nearly anything
+    except Exception as error:  # broken files raise errors of many types
         unknown = isinstance(error, UnidentifiedImageError)
         reason = f"expected one in the format {', '.join(FORMATS)}" if unknown else " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: cannot be read as an image ({reason or type(error).__name__}).") from None
@@ -65,7 +65,7 @@ def _open_limited(path: Path | str) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to upright RGB; 16 bits and floats in [0, 1] are scaled, not clipped.
 
-    What is transparent shows the colour stored beneath it, as in the preprocessing of CLIP itself.
+    Transparent pixels show their stored colour, as in CLIP's own preprocessing.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
@@ -95,7 +95,7 @@ def to_images(batch: Any) -> list[Image.Image]:
             array ``(H, W, 3)`` or ``(N, H, W, 3)``, uint8, or a list of any of them but batches, of mixed sizes.
 
     Raises:
-        TypeError: If it is nothing of the kind.
+        TypeError: If it is none of these.
         ValueError: If a shape or range does not fit.
     """
     return list(iterate_images(batch))

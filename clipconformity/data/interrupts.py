@@ -1,4 +1,4 @@
-"""A short stretch of work that Ctrl-C does not cut in two."""
+"""Critical sections that signals such as Ctrl-C do not interrupt."""
 
 from __future__ import annotations
 

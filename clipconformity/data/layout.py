@@ -1,4 +1,4 @@
-"""Files of embeddings: single ones, folders, patterns, and the layout that clip-retrieval writes and LAION has."""
+"""Files of embeddings: single files, folders, patterns, and the layout of clip-retrieval and LAION."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class EmbeddingFiles:
     """The files that paths name.
 
     Attributes:
-        paths: In the order of the places; within one, by name, with numbers in their order.
-        names: What the rows of each are named by, where they have no ids; each once.
-        ignored: How many files of folders are of other suffixes.
+        paths: The files, in the order of the places; within one, by name, with numbers sorted by value.
+        names: A unique name of each file, for rows without ids.
+        ignored: Number of files in folders with other suffixes.
     """
 
     paths: list[Path] = field(default_factory=list)
@@ -39,12 +39,12 @@ def find_embeddings(places: Sequence[Path | str], modality: str | None = None) -
     """Find the files of embeddings that paths name.
 
     Args:
-        places: Each a file; a folder, in which files are looked for as in its subfolders, but for what is hidden and
-            links to folders; or a pattern with ``*``, ``?``, ``[...]`` or ``**``, where no file has that name.
-        modality: ``"image"`` or ``"text"``, which are taken of a folder of clip-retrieval that has both.
+        places: Each a file; a folder, searched with its subfolders except hidden ones and links to folders; or a
+            pattern with ``*``, ``?``, ``[...]`` or ``**``, where no file has that name.
+        modality: ``"image"`` or ``"text"``, to choose from a folder of clip-retrieval with both.
 
     Raises:
-        FileNotFoundError: If nothing fits a pattern, or there is no such folder.
+        FileNotFoundError: If nothing matches a pattern, or there is no such folder.
         ValueError: If a folder holds no embeddings, or those of images and of texts, or a place is an address.
     """
     found = EmbeddingFiles()
@@ -136,7 +136,7 @@ def find_metadata(path: Path, needed: bool = False) -> Path | None:
 
     Args:
         path: The file.
-        needed: Whether what they hold was asked for; else they are passed over where pyarrow is not installed.
+        needed: Whether the metadata were requested; else they are ignored where pyarrow is not installed.
     """
     found = CLIP_RETRIEVAL_NAME.fullmatch(path.name)
     if found is None:

@@ -1,4 +1,4 @@
-"""How much a file may ask for: every limit with its default, in one table, and how to raise it."""
+"""Limits on files: all with their defaults in one table, and how to raise them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Limit(NamedTuple):
 
     value: int
     what: str
-    """What is counted, as errors and the documentation say it."""
+    """What is counted, in words for errors and the documentation."""
 
 
 LIMITS = {

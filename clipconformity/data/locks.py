@@ -1,4 +1,4 @@
-"""Locks that end with their process, however it ends: who is at work on a file, and what a killed one left."""
+"""Locks that end with their process in any case: which process writes a file, and remains of killed processes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from clipconformity.data.interrupts import defer_signals
 fcntl: Any
 try:
     import fcntl
-except ImportError:  # of Windows
+except ImportError:  # Windows
     fcntl = None
 
 LOCK_NAME = ".lock"
 """Name of the lock in a folder of temporary files."""
 FOLDER_SUFFIX = ".tmp"
-"""How the names of such folders end."""
+"""Suffix of such folders."""
 POLL_SECONDS = 0.1
-"""Seconds between two looks at a lock that another process has."""
+"""Seconds between two checks of a lock that another process has."""
 
 
 @dataclass
@@ -35,8 +35,8 @@ class Lock:
 
     Attributes:
         path: The file.
-        handle: The open file, which holds the lock: the system lets go of it with the process.
-        sure: Whether the system locks there; not on Windows, nor on every network drive.
+        handle: The open file, which holds the lock: the system releases it when the process ends.
+        sure: Whether the system supports locks there: not on Windows, nor on every network drive.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Lock:
         """Release the lock; the file is removed first, so that a waiting process sees that it is free."""
         try:
             self.path.unlink()
-        except PermissionError:  # of Windows, where an open file is not removed
+        except PermissionError:  # Windows cannot remove an open file
             os.close(self.handle)
             with suppress(OSError):
                 self.path.unlink()
@@ -74,7 +74,7 @@ def try_lock(path: Path) -> Lock | None:
             raise
         os.close(handle)
         if taken is False:
-            return None  # else its holder let go, and removed it, in between
+            return None  # else its holder released and removed it in between
 
 
 def _lock_handle(handle: int) -> bool | None:
@@ -101,7 +101,7 @@ def _is_at(handle: int, path: Path) -> bool:
 def hold_lock(path: Path, place: object) -> Iterator[None]:
     """Hold a lock in the block; where another process has it, warn and wait for it.
 
-    Where the system locks nothing there is no waiting.
+    Where the system does not support locks, it does not wait.
 
     Raises:
         OSError: If the lock's file cannot be made.
@@ -114,7 +114,7 @@ def hold_lock(path: Path, place: object) -> Iterator[None]:
                 lock = try_lock(path)
             if lock is None:
                 if not warned:
-                    warnings.warn(f"{place}: another run is at work there; this one waits for it to end.", stacklevel=4)
+                    warnings.warn(f"{place}: another run is using it; this one waits for it to end.", stacklevel=4)
                 warned = True
                 time.sleep(POLL_SECONDS)
         yield
@@ -136,7 +136,7 @@ class Workplace:
         with defer_signals():
             with suppress(OSError):
                 self.clear()
-            self.lock.release()  # the last of its files: from here on the folder may be another's
+            self.lock.release()  # the last file: from here on another process may take the folder
             with suppress(OSError):
                 self.folder.rmdir()
 
@@ -152,8 +152,8 @@ class Workplace:
 def claim_workplace(target: Path) -> Workplace:
     """Make a folder of temporary files beside ``target``, and remove those of killed processes.
 
-    Its name is made of the target's and a number, the first that no living process has: so what was left is found
-    without looking through a folder of a million files.
+    Its name is the target's with a number, the first that no running process uses: so remains are found without
+    listing a folder of a million files.
 
     Raises:
         OSError: If it cannot be made.
@@ -168,7 +168,7 @@ def claim_workplace(target: Path) -> Workplace:
                 left = _enter_folder(later)
                 if left is not None:
                     left.remove()
-    except BaseException:  # an interrupt, which came in between
+    except BaseException:  # an interrupt in between
         if place is not None:
             place.remove()
         raise
@@ -199,7 +199,7 @@ def _enter_folder(folder: Path) -> Workplace | None:
             return None
         if lock is None:
             return None
-        if not new and not lock.sure:  # nothing says whether its owner lives
+        if not new and not lock.sure:  # unknown whether its owner is running
             os.close(lock.handle)
             return None
         place = Workplace(folder, lock)

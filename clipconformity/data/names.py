@@ -1,4 +1,4 @@
-"""Names of many rows in little memory: a Python string of each would take a hundred bytes."""
+"""Names of many rows in little memory: a Python string takes about a hundred bytes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Places(Sequence[str]):
     """Generated names of rows, ``STEM:ROW``, made on access.
 
     Attributes:
-        stem: What the rows are of.
+        stem: Name of the file of the rows.
         start: The first row.
-        stop: Behind the last one.
+        stop: The row after the last one.
 
     Example:
         >>> places = Places("e", 3, 6)

@@ -18,9 +18,9 @@ from clipconformity.data.stored import Array, split_rows
 from clipconformity.data.untrusted import check_all_words
 
 MIN_PYARROW = (14, 0, 1)
-"""From this version on pyarrow unpickles nothing that a file holds: CVE-2023-47248 is mended."""
+"""First version of pyarrow that unpickles nothing from a file: CVE-2023-47248 is fixed."""
 BUFFER_BYTES = 2**20
-"""Bytes of a file that are read ahead; pyarrow would hold whole groups of rows."""
+"""Bytes read ahead; pyarrow would hold whole row groups."""
 
 
 class MissingPyarrowError(ImportError):
@@ -32,7 +32,7 @@ def import_pyarrow(path: Path) -> tuple[Any, Any]:
 
     Raises:
         MissingPyarrowError: If it is not installed.
-        RefusedError: If it is one that may run what a file holds.
+        RefusedError: If its version may run code in a file.
     """
     try:
         import pyarrow
@@ -55,7 +55,7 @@ def open_columns(path: Path) -> dict[str, Array]:
 
     Raises:
         ImportError: If pyarrow is not installed.
-        Exception: If the file is damaged, any that pyarrow has.
+        Exception: Any error of pyarrow, if the file is damaged.
     """
     pyarrow, parquet = import_pyarrow(path)
     with parquet.ParquetFile(path) as file:
@@ -82,8 +82,8 @@ class _Column:
 
     Attributes:
         path: The file.
-        name: The column's.
-        count: Number of rows, as the header has it.
+        name: The column's name.
+        count: Number of rows in the header.
         kind: pyarrow's type of a value.
     """
 
@@ -148,7 +148,7 @@ class VectorColumn(_Column):
     """A column with a list of numbers of equal length in each row; a ``Stored`` of shape ``(N, D)``.
 
     Attributes:
-        fixed: The length, where the type has it; else that of the first row.
+        fixed: The length of the lists by their type, else that of the first row.
     """
 
     fixed: int | None
@@ -165,7 +165,7 @@ class VectorColumn(_Column):
         """Read the rows in order, as ``Stored.blocks``.
 
         Raises:
-            ValueError: If the lists are not all as long, or numbers are null.
+            ValueError: If the lists differ in length, or numbers are null.
         """
         for lists in self.read_arrays(rows, first):
             shape, numbers = (len(lists), self.shape[1]), lists.flatten()
@@ -184,7 +184,7 @@ class WordColumn(_Column):
         """Read the texts in order, as ``StoredWords.read_words``.
 
         Raises:
-            ValueError: If a text is too long, or holds what is no character.
+            ValueError: If a text is too long, or has invalid characters.
         """
         for values in self.read_arrays(rows, first):
             found = values.to_pylist()

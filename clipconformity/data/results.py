@@ -52,7 +52,7 @@ def read_results(
     """Read COCO results: one caption an image.
 
     Args:
-        path: The file; published ones often hold further keys, which are passed over.
+        path: The file; published ones often have further keys, which are ignored.
         image_ids: The images that were to be captioned, in order; the captions come back in that order.
         on_missing: Whether images without a caption are an error or left out.
 
@@ -98,7 +98,7 @@ def merge_results(paths: Sequence[Path | str], output: Path | str) -> Captions:
     That is the order of the images, unless some were left out for their empty captions.
 
     Raises:
-        FileNotFoundError: If a file is not there.
+        FileNotFoundError: If a file does not exist.
         ValueError: If one is broken, an image comes twice, or ``output`` is one of ``paths``.
     """
     check_outputs([("output", Path(output))], [("paths", Path(path)) for path in paths])
@@ -153,6 +153,6 @@ def refuse_duplicates(where: str, ids: Sequence[ImageId]) -> None:
 
 
 def list_first(ids: Sequence[ImageId]) -> str:
-    """Name the first three."""
+    """List the first three values for an error."""
     plain = (str(one) if len(str(one)) < 80 and str(one).isprintable() else format_value(one) for one in ids[:3])
     return ", ".join(plain) + (", ..." if len(ids) > 3 else "")

@@ -1,4 +1,4 @@
-"""Arrays in files, read a block of rows at a time: a map of a whole file counts as memory in use."""
+"""Arrays in files, read in blocks of rows: a memory map of the whole file would count as memory in use."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class StoredWords(Protocol):
 
 
 Array: TypeAlias = "Tensor | Stored | StoredWords"
-"""An array of a file: held, or read when it is wanted."""
+"""An array of a file: in memory, or read on demand."""
 
 
 def split_rows(count: int, rows: int, first: int | None = None) -> Iterator[slice]:
@@ -56,10 +56,10 @@ class StoredRows:
     """An array stored by rows; a :class:`Stored`.
 
     Attributes:
-        opened: Opens the file where its first row begins.
+        opened: Opens the file at its first row.
         shape: Rows first.
         dtype: The type of its values.
-        foreign: The same where their bytes are in another order than here.
+        foreign: NumPy's type of the values where their byte order is not the native one.
     """
 
     opened: Callable[[], IO[bytes]]
@@ -76,7 +76,7 @@ class StoredRows:
         with self.opened() as file:
             for part in split_rows(self.shape[0], rows, first):
                 yield self._read(file, part.stop - part.start)
-            file.read(1)  # of a member of a zip file, whose checksum is compared at its end
+            file.read(1)  # a zip member, whose checksum is compared at its end
 
     def _read(self, file: IO[bytes], rows: int) -> Tensor:
         shape = (rows, *self.shape[1:])
@@ -88,7 +88,7 @@ class StoredRows:
 class StoredColumns:
     """An array stored by columns, NumPy's Fortran order; a :class:`Stored` with the same attributes.
 
-    Axes of length 1 do not matter to the order, and are read as if they were not there.
+    Axes of length 1 do not affect the order, and are ignored.
     """
 
     opened: Callable[[], IO[bytes]]

@@ -1,4 +1,4 @@
-"""JSON as it is written everywhere: strict, in ASCII."""
+"""Strict JSON in ASCII, the only form that is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     """Format plain values as JSON; NaN and infinities, which JSON lacks, become null.
 
     Raises:
-        TypeError: If a value is none that JSON has.
+        TypeError: If a value has no form in JSON.
 
     Example:
         >>> to_json({"kl": float("inf"), "count": 3})
@@ -25,7 +25,7 @@ def _replace_nonfinite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        # A key that is no finite number is written as a word, as json writes other numbers.
+        # A non-finite key becomes a string, as json does with other numbers.
         return {str(k) if isinstance(k, float) else k: _replace_nonfinite(one) for k, one in value.items()}
     if isinstance(value, list | tuple):
         return [_replace_nonfinite(one) for one in value]

@@ -1,4 +1,4 @@
-"""Opening files of strangers: regular files only, text and JSON within bounds, and no unsound unpickling."""
+"""Reading of untrusted files: regular files only, text and JSON within bounds, and no unsafe unpickling."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from typing import Any, NoReturn
 from clipconformity.data.limits import RefusedError, check_limit, get_limit
 
 MIN_TORCH = (2, 10)
-"""From this version on ``torch.load(weights_only=True)`` runs nothing and corrupts nothing that is known.
+"""First version in which ``torch.load(weights_only=True)`` is safe by all that is known.
 
-CVE-2025-32434, code that is run in spite of it, is mended in 2.6.0, and CVE-2026-24747, memory that it overwrites, in
-2.10.0.
+CVE-2025-32434, which runs code, is fixed in 2.6.0, and CVE-2026-24747, which overwrites memory, in 2.10.0.
 """
 MAX_NAME_BYTES = 255
-"""Bytes of a file's name, or of a folder's, on every usual system."""
+"""Largest size of a file or folder name in bytes, on every usual system."""
 MAX_ID = 2**63
-"""Whole numbers that ids may be are below this, and not below its negative."""
+"""Ids that are whole numbers are below this, and at least its negative."""
 
 _NONE = re.compile("[\0\ud800-\udfff]")
-"""What is no character of a text."""
+"""Characters that are not allowed in texts."""
 _brief = reprlib.Repr()
 _brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlong = 2, 60, 60, 40
 
@@ -39,11 +38,11 @@ def check_input(path: Path, what: str) -> Path:
     """Refuse a missing file, and anything but a regular file: reading a pipe or a device might never end.
 
     Args:
-        path: What is to be read.
-        what: What it was to be, for the error.
+        path: The file to be read.
+        what: What it should be, for the error.
 
     Raises:
-        OSError: If it is either.
+        OSError: If it is missing or not a regular file.
     """
     try:
         mode = path.stat().st_mode
@@ -65,7 +64,7 @@ def read_text(path: Path, what: str) -> str:
     """Read a text file in UTF-8.
 
     Raises:
-        OSError: If it is not there or is no regular file.
+        OSError: If it does not exist or is not a regular file.
         ValueError: If it is too large or not UTF-8.
     """
     check_limit(path, "text_bytes", check_input(path, what).stat().st_size)
@@ -82,7 +81,7 @@ def read_json(path: Path, what: str) -> Any:
     """Read a JSON file in UTF-8, with bounds on the size, on the number of values and on their nesting.
 
     Raises:
-        OSError: If it is not there or is no regular file.
+        OSError: If it does not exist or is not a regular file.
         ValueError: If it is broken or over a limit.
     """
     return _parse_json(_read_bounded(path, what), path, what)
@@ -95,7 +94,7 @@ def read_json_lines(path: Path, what: str) -> list[tuple[int, Any]]:
         Number, from 1, and value of every line that is not blank.
 
     Raises:
-        OSError: If it is not there or is no regular file.
+        OSError: If it does not exist or is not a regular file.
         ValueError: If it is broken or over a limit; names the line.
     """
     lines = enumerate(_read_bounded(path, what).split("\n"), start=1)
@@ -114,7 +113,7 @@ def _parse_json(text: str, path: Path, what: str, first: int = 1) -> Any:
         return json.loads(text, parse_constant=_refuse)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: broken JSON at line {first + error.lineno - 1}: {error.msg}.") from None
-    except ValueError as error:  # a number of too many digits
+    except ValueError as error:  # a number with too many digits
         raise ValueError(f"{path}: broken JSON: {str(error).partition(';')[0]}.") from None
     except RecursionError:
         raise ValueError(f"{path}: broken JSON: nested too deeply to be {what.removeprefix('file of ')}.") from None
@@ -128,7 +127,7 @@ def check_words(where: object, text: str) -> str:
     """Refuse a text that no tokenizer accepts, or that would take long.
 
     Raises:
-        ValueError: If it holds a character that is none, or is too long.
+        ValueError: If it has an invalid character, or is too long.
     """
     check_limit(where, "caption_characters", len(text))
     if found := _NONE.search(text):
@@ -141,11 +140,11 @@ def check_all_words(texts: Sequence[str], where: Callable[[int], object]) -> Non
     """Refuse texts as :func:`check_words` does, fast where all texts of a file are valid.
 
     Args:
-        texts: All of them.
-        where: From the number of one to its place.
+        texts: All texts.
+        where: Returns the position of a text, by its number.
 
     Raises:
-        ValueError: If one is refused.
+        ValueError: If one is invalid.
     """
     if max(map(len, texts), default=0) > get_limit("caption_characters") or _NONE.search("\n".join(texts)):
         for number, text in enumerate(texts):
@@ -156,8 +155,8 @@ def check_inside(path: Path, name: str) -> str:
     """Refuse a file name that leads out of its folder, or that no file can have.
 
     Args:
-        path: The file in which it is named.
-        name: With or without folders.
+        path: The file that names it.
+        name: The name, with or without folders.
 
     Raises:
         ValueError: If it does.
@@ -177,11 +176,11 @@ def check_id(where: object, name: object) -> int | str:
     """Refuse an id that is neither a whole number nor a string.
 
     Args:
-        where: Its place: file and entry.
+        where: Its position: file and entry.
         name: The id.
 
     Raises:
-        ValueError: If it is neither, is too large, or holds a character that is none.
+        ValueError: If it is neither, is too large, or has an invalid character.
     """
     if isinstance(name, str):
         return name if len(name) < 100 and name.isascii() and name.isprintable() else check_words(where, name)
@@ -197,7 +196,7 @@ def check_unpickling(path: Path, version: str | None = None) -> None:
 
     Args:
         path: The file.
-        version: Of torch; by default of the one that is installed.
+        version: The version of torch; by default the installed one.
 
     Raises:
         RefusedError: If it is.

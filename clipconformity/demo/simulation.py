@@ -61,7 +61,7 @@ def run(output: Path) -> tuple[dict[str, Any], str]:
 
     Raises:
         OSError: If a file cannot be written there.
-        ValueError: If it is a folder with files in it, and no demo made it.
+        ValueError: If it is a folder with files in it, and a demo did not make it.
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output: {output} is a file; name a folder.")
@@ -95,7 +95,9 @@ def _refuse_foreign(output: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         made = False
     if not made:
-        raise ValueError(f"--output: {output} holds files that no demo made; name a new folder, or an empty one.")
+        raise ValueError(
+            f"--output: {output} holds files that a demo did not make; name a new folder, or an empty one."
+        )
 
 
 def _print_progress(text: str) -> None:

@@ -1,4 +1,4 @@
-"""What all encoders share: dispatch of inputs, raw float32 out, truncation counted, an identity."""
+"""Base of all encoders: dispatch of inputs, raw float32 outputs, counted truncation, identity."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Preprocess = Callable[[list[Image.Image]], dict[str, Tensor]]
 
 
 class BaseEncoder(ABC):
-    """An image and a text tower, or one of them, that give *raw* embeddings, before L2 normalisation.
+    """An image tower, a text tower or both, with *raw* embeddings, before L2 normalisation.
 
     Attributes:
-        modalities: What it encodes: ``"image"``, ``"text"`` or both.
-        spec: Where it comes from, as ``load_encoder`` takes it.
-        device: Where the model runs.
+        modalities: The modalities that it encodes: ``"image"``, ``"text"`` or both.
+        spec: The spec, as ``load_encoder`` takes it.
+        device: Device of the model.
         dtype: Precision of the model's arithmetic; below float32 by autocast.
-        context_length: Most tokens of a text, its start and end tokens included.
-        logit_scale: The trained scale of cosines in the contrastive loss; None of a model of texts alone.
-        truncated: Number of texts cut to the context length so far; the first one is warned of.
+        context_length: Largest number of tokens of a text, with its start and end tokens.
+        logit_scale: The trained scale of cosines in the contrastive loss; None for a text-only model.
+        truncated: Number of texts cut to the context length so far; the first one gives a warning.
     """
 
     modalities: tuple[str, ...] = MODALITIES
@@ -66,7 +66,7 @@ class BaseEncoder(ABC):
 
     @cached_property
     def id(self) -> dict[str, str]:
-        """Hash of the weights, preprocessing, precision and backend; the same wherever the model was loaded from."""
+        """Hash of the weights, preprocessing, precision and backend, independent of where the model was loaded from."""
         precision = str(self.dtype).removeprefix("torch.")
         return {"weights": _hash_weights(self.model), "precision": precision} | self._describe_preprocessing()
 
@@ -81,13 +81,13 @@ class BaseEncoder(ABC):
             Raw float32 embeddings ``(N, D)`` on the encoder's device.
 
         Raises:
-            TypeError: If they are no images.
+            TypeError: If they are not images.
             ValueError: If a shape or range does not fit, the list is empty, a file cannot be read, or the model
-                encodes texts alone.
+                encodes only texts.
         """
         if "image" not in self.modalities:
             raise self._make_modality_error("image")
-        # One at a time: decoded images are large, and what the tower takes in is small.
+        # One at a time: decoded images are large, and inputs of the tower are small.
         inputs = [self.preprocess_images([image]) for image in iterate_images(images)]
         if not inputs:
             raise ValueError(NO_IMAGE)
@@ -103,7 +103,7 @@ class BaseEncoder(ABC):
             Raw float32 embeddings ``(N, D)`` on the encoder's device.
 
         Raises:
-            TypeError: If they are no strings.
+            TypeError: If they are not strings.
             ValueError: If the list is empty, or a text is empty.
         """
         return self._run(self._project_text, list_texts(texts))
@@ -111,11 +111,11 @@ class BaseEncoder(ABC):
     def unknown_texts(self, texts: Sequence[str]) -> list[int]:
         """Find the texts that the tokenizer does not know, such as those in a script that it was not made for.
 
-        A word is not known if it is dropped, becomes the unknown token, or is taken apart into letters or bytes; a
+        A word is unknown if it is dropped, becomes the unknown token, or is split into letters or bytes; a
         text, if over half of its letters are in such words. Its embedding then says little.
 
         Returns:
-            Their numbers; none where the encoder does not tell its tokens.
+            Their indices; none where the encoder does not show its tokens.
         """
         words = [split_words(text) for text in texts]
         new = sorted({word for of_one in words for word in of_one} - self._known_words.keys())
@@ -158,10 +158,10 @@ class BaseEncoder(ABC):
             dims = {modality: trials[modality]().shape[1] for modality in self.modalities}
         except torch.cuda.OutOfMemoryError:
             raise
-        except BaseException as error:  # of a library, given wrong settings
+        except BaseException as error:  # raised by a library for wrong settings
             if not is_failure(error):
                 raise
-            raise ValueError(f"{str(explain_error(self.spec, error)).rstrip('.')} (as it was tried).") from error
+            raise ValueError(f"{str(explain_error(self.spec, error)).rstrip('.')} (in a trial run).") from error
         if len(set(dims.values())) > 1:
             raise ValueError(
                 f"{self.spec}: its image embeddings have dimension {dims['image']} and its text embeddings "
@@ -184,7 +184,7 @@ class BaseEncoder(ABC):
         autocast = torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
         with torch.inference_mode(), autocast:
             embeddings = project(prepared)
-        # A copy made out here is an ordinary tensor: an inference tensor could not be changed in place.
+        # A copy made outside inference mode is an ordinary tensor, which can be changed in place.
         return check_matrix(embeddings, "the encoder's output").to(torch.float32, copy=True)
 
     def _check_tokens(self, tokens: Tensor, known: object) -> None:
@@ -201,7 +201,7 @@ class BaseEncoder(ABC):
         if cut and not self.truncated:
             warnings.warn(
                 f"{self.spec}: a text of {cut[0]} tokens is cut to the context length of {self.context_length}, its "
-                "end token kept. This is said once; encoder.truncated counts such texts.",
+                "end token kept. This warning comes once; encoder.truncated counts such texts.",
                 stacklevel=5,
             )
         self.truncated += len(cut)
@@ -251,9 +251,9 @@ def explain_error(spec: str, error: BaseException) -> Exception:
         return make_code_error(spec)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = (lines[0][:300] if lines else type(error).__name__).rstrip(".")
-    if isinstance(error, KeyError | IndexError | AttributeError | ZeroDivisionError):  # whose words alone say little
+    if isinstance(error, KeyError | IndexError | AttributeError | ZeroDivisionError):  # its message alone says little
         first = f"{type(error).__name__} {first}; its configuration or its tokenizer may be wrong"
-    absent = isinstance(error, OSError) or type(error).__name__ == "HFValidationError"  # no name of a model
+    absent = isinstance(error, OSError) or type(error).__name__ == "HFValidationError"  # not a name of a model
     return make_unreachable_error(spec, first) if absent else ValueError(f"{spec}: {first}.")
 
 
@@ -261,11 +261,11 @@ def _hash_weights(model: torch.nn.Module) -> str:
     """Hash weights and activation; without names, which differ between versions of the libraries."""
     parts = []
     for value in model.state_dict().values():
-        if value.is_floating_point():  # the others are counters and positions
+        if value.is_floating_point():  # other types are counters and positions
             digest = hashlib.blake2b(str(tuple(value.shape)).encode(), digest_size=16)
             digest.update(value.detach().float().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
             parts.append(digest.digest())
-    # The same weights under another activation are another model: OpenAI's need QuickGELU.
+    # The same weights with another activation are another model: OpenAI's need QuickGELU.
     names = {type(module).__name__.removesuffix("Activation") for module in model.modules()}
     parts += [name.encode() for name in sorted(names) if "gelu" in name.lower()]
     return hashlib.blake2b(b"".join(sorted(parts)), digest_size=16).hexdigest()

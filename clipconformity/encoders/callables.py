@@ -1,4 +1,4 @@
-"""Any other model: a pair of functions as an encoder, and a function of the user's that makes one."""
+"""Encoders of any other model: a pair of functions, or a user's function that makes an encoder."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class CallableEncoder:
         encode_image: From a list of RGB images to ``(N, D)``.
         encode_text: From a list of strings to ``(N, D)``.
         embed_dim: Dimension D.
-        spec: A name for it; reference sets record it, and a metric's pickle needs the encoder given anew.
-        id: What must agree between two uses, such as ``{"weights": "..."}``; by default the spec.
+        spec: A name for it, recorded in reference sets; after unpickling a metric, the encoder has to be given again.
+        id: The identity that must agree between two uses, such as ``{"weights": "..."}``; by default the spec.
 
     Example:
         >>> import torch
@@ -58,7 +58,7 @@ class CallableEncoder:
         return f"{type(self).__name__}({self.spec!r})"
 
     def encode_image(self, images: Any) -> Tensor:
-        """Encode images, given as of :meth:`BaseEncoder.encode_image`."""
+        """Encode images; arguments as of :meth:`BaseEncoder.encode_image`."""
         return self._check_embeddings(self._encode_image, list_images(images))
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
@@ -91,14 +91,14 @@ def is_function(spec: str) -> bool:
 def call_function(spec: str) -> Encoder:
     """Call a function without arguments that makes an encoder; modules in the current folder are found as well.
 
-    It runs the user's own code, so only a command line may give the spec, and never a file.
+    It runs the user's own code, so the spec must come from a command line, never from a file.
 
     Args:
         spec: ``package.module:function``.
 
     Raises:
         ValueError: If there is no such function.
-        TypeError: If it is none, or what it makes is no encoder.
+        TypeError: If it is not a function, or does not return an encoder.
     """
     here = str(Path.cwd())
     if here not in sys.path:

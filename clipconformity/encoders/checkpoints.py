@@ -1,4 +1,4 @@
-"""Checkpoints looked at before a library opens them, and the hub that may not answer."""
+"""Checks of checkpoints before a library opens them, and access to a hub that may not respond."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clipconformity.data.limits import check_limit
 from clipconformity.data.untrusted import check_input, check_unpickling, format_value, read_json
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".npz", ".onnx")
-"""How files of weights end; what ends otherwise is small."""
+"""Suffixes of weights; other files are small."""
 SETTINGS = (
     "config.json",
     "open_clip_config.json",
@@ -23,18 +23,18 @@ SETTINGS = (
     "special_tokens_map.json",
     "tokenizer_config.json",
 )
-"""Files that hold a JSON object, as far as they are there."""
+"""Files with a JSON object, where they exist."""
 IMAGE_SIZE_SETTINGS = ("size", "image_size", "crop_size", "height", "width", "shortest_edge", "longest_edge")
-"""Names of settings that say how large an image is made, where they are of an image."""
+"""Names of settings for the size of images."""
 MAX_BUFFER_VALUES = 2**20
-"""Values that a model may have beyond those that its files could hold: buffers that are not stored."""
+"""Values that a model may have beyond the size of its files: buffers that are not stored."""
 
 
 def check_checkpoint(folder: Path) -> None:
     """Refuse a folder with files that are not regular or too large, or that describe a model that is too large.
 
     Raises:
-        OSError: If a file is a pipe, a device, or not there.
+        OSError: If a file is a pipe or a device, or is missing.
         ValueError: If one is over a limit, is broken, or holds a pickle that is not safe to read.
     """
     files = [check_input(path, "file") for path in sorted(folder.iterdir()) if not path.is_dir()]
@@ -55,7 +55,7 @@ def check_checkpoint(folder: Path) -> None:
 
 def _check_settings(path: Path, content: dict[str, Any]) -> None:
     """Refuse settings with too many layers or too large images."""
-    processes = "processor" in path.name  # in a model's own settings, a width is that of a layer
+    processes = "processor" in path.name  # in the settings of a model, width is that of a layer
     todo = [(content, processes)]
     while todo:
         settings, of_images = todo.pop()
@@ -76,11 +76,11 @@ def check_size(folder: Path, skeleton: torch.nn.Module) -> None:
     """Refuse a model with more values than its files can hold: the rest would be random, at any size.
 
     Args:
-        folder: Of the checkpoint.
-        skeleton: The model without memory, on the meta device.
+        folder: Folder of the checkpoint.
+        skeleton: The model on the meta device, without values.
 
     Raises:
-        ValueError: If it has.
+        ValueError: If the model is too large.
     """
     _check_held(folder, sum(value.numel() for value in (*skeleton.parameters(), *skeleton.buffers())))
 
@@ -89,7 +89,7 @@ def check_widths(folder: Path, settings: Mapping[str, Any]) -> None:
     """Refuse settings of open_clip, which builds a model in memory, whose towers have more values than the files hold.
 
     Raises:
-        ValueError: If they have, or are not as expected.
+        ValueError: If they do, or are not as expected.
     """
     model = settings.get("model_cfg")
     if not isinstance(model, dict) or not all(
@@ -117,7 +117,7 @@ def _read_size(settings: Mapping[str, Any], name: str, default: int) -> int:
 
 def _check_held(folder: Path, asked: int) -> None:
     held = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHTS)
-    if asked > 2 * held + MAX_BUFFER_VALUES:  # of half a byte each
+    if asked > 2 * held + MAX_BUFFER_VALUES:  # half a byte each
         raise ValueError(
             f"its configuration asks for {asked:,} values, and its files of {held:,} bytes of weights cannot hold them"
         )
@@ -127,10 +127,10 @@ def _check_held(folder: Path, asked: int) -> None:
 def use_hub(asked: bool) -> Iterator[bool]:
     """Make the hub's client use its cache alone where the hub is not needed or does not answer.
 
-    Left to itself the client asks again and again for a minute. open_clip hands no option of it on.
+    By default the client retries for a minute. open_clip does not pass on an option for that.
 
     Args:
-        asked: Whether the user named a model of the hub; what a file names is not downloaded.
+        asked: Whether the user named a model of the hub; a model named by a file is not downloaded.
 
     Yields:
         Whether the hub can be used.

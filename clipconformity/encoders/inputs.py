@@ -1,4 +1,4 @@
-"""What an encoder is given: texts told from images, and refused where they cannot be meant."""
+"""Inputs of encoders: texts and images are distinguished, and ambiguous ones refused."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def list_texts(texts: str | Sequence[str]) -> list[str]:
     """Convert a text or a sequence of texts to a list.
 
     Raises:
-        TypeError: If they are no strings.
-        ValueError: If there is none, one is empty or too long, or holds a character that is none.
+        TypeError: If they are not strings.
+        ValueError: If there is none, or one is empty, too long or has an invalid character.
     """
     listed = [texts] if isinstance(texts, str) else list(texts)
     if not listed:
@@ -63,7 +63,7 @@ def list_images(images: Any) -> list[Image.Image]:
     """Convert a batch to a list of RGB images, as :func:`to_images` does.
 
     Raises:
-        TypeError: If they are no images.
+        TypeError: If they are not images.
         ValueError: If there is none, or a shape or range does not fit.
     """
     listed, pixels = [], 0

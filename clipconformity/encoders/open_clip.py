@@ -26,16 +26,16 @@ from clipconformity.encoders.checkpoints import check_checkpoint, check_widths, 
 
 LOCAL = "local-dir:"
 SELF_CONTAINED = ("hf-hub:", LOCAL)
-"""Names that bring their own weights."""
+"""Prefixes of models that bring their own weights."""
 SETTINGS = "open_clip_config.json"
-"""File of such a model's settings."""
+"""File of settings of such a model."""
 
 
 def load(model: str, *, spec: str, device: torch.device, dtype: torch.dtype) -> OpenCLIPEncoder:
-    """Load what follows ``open_clip:`` in a spec: ``MODEL/PRETRAINED``, split at the first ``/``, or a repository.
+    """Load the model after ``open_clip:`` in a spec: ``MODEL/PRETRAINED``, split at the first ``/``, or a repository.
 
     Raises:
-        ValueError: If no model is named; as :class:`OpenCLIPEncoder`.
+        ValueError: If no model is named, or as :class:`OpenCLIPEncoder`.
     """
     pretrained = ""
     if not model.startswith(SELF_CONTAINED):
@@ -58,7 +58,7 @@ class OpenCLIPEncoder(BaseEncoder):
         folder = Path(name.partition(":")[2]) if name.startswith(LOCAL) else None
         if folder is not None and folder.is_dir():
             check_checkpoint(folder)
-        # What a local file names is not downloaded.
+        # A model named by a local file is not downloaded.
         asked = folder is None and not Path(str(options.get("pretrained"))).is_file()
         with use_hub(asked) as usable:
             model, self.tokenizer = self._load_model(
@@ -85,7 +85,7 @@ class OpenCLIPEncoder(BaseEncoder):
                     check_widths(folder, json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
                 model, self.preprocess = open_clip.create_model_from_pretrained(name, **options)
                 return model, open_clip.get_tokenizer(name)
-        except BaseException as error:  # whatever the library raises is told in one line
+        except BaseException as error:  # any error of the library is reported in one line
             if not is_failure(error):
                 raise
             if absent and re.search("download|locate|HF Hub|offline", str(error)):
@@ -158,8 +158,8 @@ def _silence_logged_errors() -> Iterator[None]:
 def _refuse_questions() -> Iterator[None]:
     """Keep an answer on standard input from allowing a checkpoint's own Python.
 
-    open_clip loads some text towers and tokenizers by transformers without saying that their code is not trusted, and
-    transformers then asks. Asked of an empty input, it refuses.
+    open_clip loads some text towers and tokenizers by transformers without refusing their code, and transformers then
+    asks on standard input. An empty input refuses.
     """
     given = sys.stdin
     sys.stdin = io.StringIO()
@@ -179,7 +179,7 @@ def _allows_own_code(name: str) -> bool:
         path = Path(place) / SETTINGS if kind == "local-dir" else Path(hf_hub_download(place, SETTINGS))
         content = json.loads(path.read_text(encoding="utf-8"))
         return bool(content["model_cfg"]["text_cfg"]["tokenizer_kwargs"].get("trust_remote_code"))
-    except Exception:  # open_clip finds none either, or says itself what is wrong
+    except Exception:  # open_clip finds none either, or reports the error
         return False
 
 
@@ -202,8 +202,8 @@ def _find_weights(open_clip: Any, name: str, pretrained: str | None, spec: str) 
     """Find the weights of a built-in architecture; without any, open_clip would initialise random ones.
 
     Raises:
-        FileNotFoundError: If the checkpoint is not there.
-        ValueError: If the architecture or the tag is unknown, or none is told.
+        FileNotFoundError: If the checkpoint does not exist.
+        ValueError: If the architecture or the tag is unknown, or none is given.
     """
     if open_clip.get_model_config(name) is None:
         raise ValueError(f"{spec}: open_clip knows no model {name!r}; {_find_similar(name, open_clip.list_models())}")
@@ -226,7 +226,7 @@ def _find_weights(open_clip: Any, name: str, pretrained: str | None, spec: str) 
         raise ValueError(
             f"{spec}: open_clip has no weights {pretrained!r} for {name}; {_find_similar(pretrained, tags)}"
         )
-    # From version 3 on open_clip warns of weights that were trained with QuickGELU and runs them with GELU.
+    # From version 3 on open_clip warns of weights trained with QuickGELU, and runs them with GELU.
     quick = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
     return {"pretrained": pretrained, "force_quick_gelu": quick}
 

@@ -12,20 +12,20 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-if TYPE_CHECKING:  # the commands show the table in their help, which does without torch
+if TYPE_CHECKING:  # the help of the commands shows the table, without torch
     import torch
 
     from clipconformity.encoders.base import BaseEncoder
 
 SEE_CARD = "see its card"
-"""Of weights whose licence is not known here."""
+"""Licence of weights whose licence is not known here."""
 LICENCES = {
     r"timm/.*\.metaclip_": "CC-BY-NC-4.0",
     r"timm/vit-.*-siglip": "Apache-2.0",
     r"timm/pe-core": "Apache-2.0",
     r"laion/clip-(?!.*commonpool)": "MIT",
 }
-"""Of published weights, by how their repository on the hub is called: what its card says."""
+"""Licences of published weights in the cards of their repositories, by the start of their names on the hub."""
 TINY = Path(__file__).parent / "tiny_checkpoint"
 """The embedded default: an ordinary transformers checkpoint directory."""
 
@@ -35,7 +35,7 @@ class Package(NamedTuple):
 
     module: str
     name: str
-    """In the package index."""
+    """Name in the package index."""
     extra: str | None = None
     """The extra of clipconformity that installs it; None where it comes with the library."""
 
@@ -44,18 +44,18 @@ class Family(NamedTuple):
     """A kind of encoder: one row of ``FAMILIES``."""
 
     start: str
-    """How its specs begin, up to a colon; without one, the whole spec."""
+    """Start of its specs, up to a colon; without a colon, the whole spec."""
     form: str
-    """What follows, as help and errors show it."""
+    """Form of the rest of a spec, for help and errors."""
     loader: str
-    """``module:name`` of what makes the encoder, of ``(model, *, spec, device, dtype)``; imported when first used."""
+    """``module:name`` of a function ``(model, *, spec, device, dtype)`` that makes the encoder, imported on use."""
     package: Package | None = None
     place: Path | None = None
-    """The model, where the spec does not say it."""
+    """The model, where the spec does not name it."""
     about: Callable[[], dict[str, Any]] | None = None
-    """What ``available_encoders`` tells beside the package; by default how a spec looks."""
+    """Makes the entry of ``available_encoders`` beside the package; by default the form of a spec."""
     files: Callable[[str], Iterable[Path]] | None = None
-    """From what follows the start to the local files that it names; by default all of a folder."""
+    """Returns the local files that the rest of a spec names; by default all files of a folder."""
 
     @property
     def name(self) -> str:
@@ -98,8 +98,8 @@ def load_encoder(
         spec: ``"tiny"``, the small CLIP that comes with the package; ``"open_clip:ViT-B-32/openai"``, a model and its
             pretrained tag or local checkpoint, split at the first ``/``, or ``"open_clip:hf-hub:..."``;
             ``"hf:openai/clip-vit-base-patch32"``, a transformers model; ``"st:all-MiniLM-L6-v2"``, a model of
-            sentence-transformers, of texts alone, by name or directory; or a local directory of one of the last two.
-        device: Where to run; CUDA if present.
+            sentence-transformers, for texts only, by name or directory; or a local directory of one of the last two.
+        device: Device of the model; by default CUDA if present.
         dtype: Precision of the model's arithmetic: float32, the default, or bfloat16 or float16 by autocast;
             embeddings are float32 always.
 
@@ -145,7 +145,7 @@ def _check_device(device: str | torch.device) -> torch.device:
     """Return a device after a first allocation on it.
 
     Raises:
-        ValueError: If it cannot be used here.
+        ValueError: If the device cannot be used here.
     """
     import torch
 
@@ -171,7 +171,7 @@ def available_encoders() -> dict[str, Any]:
     """List the kinds of encoder that can be used, with dimension and resolution where known without a download.
 
     Returns:
-        For each kind its specs, the version of what it rests on, or the extra that is missing.
+        For each kind its specs, the version of its package, or the missing extra.
     """
     found = {}
     for family in FAMILIES:
@@ -247,9 +247,9 @@ def _list_open_clip_models() -> dict[str, Any]:
 
 
 FOLDER = "clipconformity.encoders.transformers:TransformersEncoder"
-"""What loads a local directory."""
+"""Loader of a local directory."""
 SENTENCES = "clipconformity.encoders.sentence_transformers:SentenceEncoder"
-"""What loads one of sentence-transformers, which has a list of modules."""
+"""Loader of a directory of sentence-transformers, which has a list of modules."""
 FAMILIES: tuple[Family, ...] = (
     Family("tiny", "", FOLDER, place=TINY, about=_load_tiny),
     Family("open_clip:", "MODEL/PRETRAINED", "clipconformity.encoders.open_clip:load",
@@ -261,4 +261,4 @@ FAMILIES: tuple[Family, ...] = (
            Package("sentence_transformers", "sentence-transformers", "sentence-transformers"),
            about=lambda: {"spec": "st:MODEL or a local directory", "licence": SEE_CARD}),
 )  # fmt: skip
-"""Every kind of encoder. A row is all that a new one needs here: loading, errors, the list and the help follow."""
+"""Every kind of encoder. A new one needs only a row here: loading, errors, the list and the help follow."""

@@ -16,7 +16,7 @@ from clipconformity.encoders.base import BaseEncoder, Preprocess, explain_error,
 from clipconformity.encoders.checkpoints import WEIGHTS, check_checkpoint, check_size
 
 ORGANISATION = "sentence-transformers"
-"""Organisation on the hub of a name without one."""
+"""Default organisation on the hub."""
 MODULES = "modules.json"
 """File that names a model's modules, in order."""
 SETTINGS = "config_sentence_transformers.json"
@@ -33,7 +33,7 @@ OPTIONS = ("torch_dtype", "dtype", "padding_side", "truncation_side", "model_max
 class SentenceEncoder(BaseEncoder):
     """Raw sentence embeddings: outputs of a model before its last ``Normalize`` module; texts only.
 
-    A prompt that the model puts before every text by default is put there.
+    The model's default prompt, if any, is put before every text.
     """
 
     modalities = ("text",)
@@ -48,7 +48,7 @@ class SentenceEncoder(BaseEncoder):
         try:
             first = check_modules(folder)
             model = _load_model(folder, first)
-        except BaseException as error:  # whatever the library raises is told in one line
+        except BaseException as error:  # any error of the library is reported in one line
             if not is_failure(error):
                 raise
             raise explain_error(spec, error) from error
@@ -127,7 +127,7 @@ def _download_model(name: str, spec: str) -> Path:
     repository = name if "/" in name else f"{ORGANISATION}/{name}"
     silent = not is_hub_reachable()
     try:
-        hf_hub_download(repository, MODULES, local_files_only=silent)  # what has none is not downloaded
+        hf_hub_download(repository, MODULES, local_files_only=silent)  # a folder without it is not downloaded
         return Path(
             snapshot_download(
                 repository,
@@ -149,8 +149,8 @@ def check_modules(folder: Path) -> Path:
         The folder of the first module, a transformer.
 
     Raises:
-        OSError: If a file is no regular one, or there are no weights.
-        ValueError: If it has one.
+        OSError: If a file is not a regular one, or there are no weights.
+        ValueError: If it has such a module.
     """
     if not (folder / MODULES).is_file():
         raise ValueError(f"it has no {MODULES}; expected a model of sentence-transformers")
@@ -247,5 +247,5 @@ def _check_weights(transformers: Any, tower: torch.nn.Module, first: Path) -> No
 def _read_context_length(model: Any, spec: str) -> int:
     length = model.max_seq_length
     if length is None:
-        raise ValueError(f"{spec}: the model's context length is not told by its settings.")
+        raise ValueError(f"{spec}: the model's settings do not give its context length.")
     return int(length)

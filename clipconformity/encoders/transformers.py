@@ -17,15 +17,15 @@ from clipconformity.encoders.base import BaseEncoder, Preprocess, explain_error,
 from clipconformity.encoders.checkpoints import check_checkpoint, check_size
 
 MAX_CONTEXT_LENGTH = 100_000
-"""Tokenizers without a limit of their own report a huge one."""
+"""Largest credible context length: tokenizers without a limit report a huge one."""
 STEPS = ("do_", "image_mean", "image_std", "size", "crop", "res", "include_top", "patch_size", "max_num_patches")
-"""Beginnings of the image processor's settings that decide on pixels."""
+"""Prefixes of the image processor's settings that affect pixels."""
 
 
 class TransformersEncoder(BaseEncoder):
     """Raw ``get_image_features`` and ``get_text_features`` of a dual encoder, on transformers 4 and 5.
 
-    ``forward`` of these models gives L2-normalised embeddings and is not used.
+    ``forward`` of these models returns L2-normalised embeddings and is not used.
     """
 
     def __init__(self, location: str | Path, *, spec: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -34,7 +34,7 @@ class TransformersEncoder(BaseEncoder):
         here = Path(location).is_dir()
         if here:
             check_checkpoint(Path(location))
-        # What a checkpoint names is not downloaded; and a hub that does not answer is not asked again for a minute.
+        # A model named by a checkpoint is not downloaded, and a hub that does not respond is not retried for a minute.
         silent = here or not is_hub_reachable()
         try:
             model = _load_towers(transformers, location, silent, here)
@@ -45,7 +45,7 @@ class TransformersEncoder(BaseEncoder):
             self.processor = transformers.AutoImageProcessor.from_pretrained(
                 location, trust_remote_code=False, local_files_only=silent, **backend
             )
-        except BaseException as error:  # whatever the library raises is told in one line
+        except BaseException as error:  # any error of the library is reported in one line
             if not is_failure(error):
                 raise
             if silent and not here and isinstance(error, OSError):
@@ -105,7 +105,7 @@ class TransformersEncoder(BaseEncoder):
 
     def _describe_preprocessing(self) -> dict[str, str]:
         settings = self.processor.to_dict()
-        # Versions differ in whether they name a step that is not done; images come as RGB always.
+        # Versions differ in naming a step that is not done; images are always RGB.
         done = {name: value for name, value in settings.items() if value is not None and value is not False}
         kept = {name: value for name, value in done.items() if name.startswith(STEPS)}
         kept.pop("do_convert_rgb", None)
@@ -117,7 +117,7 @@ class TransformersEncoder(BaseEncoder):
 
 def _load_towers(transformers: Any, location: str | Path, silent: bool, here: bool) -> Any:
     """Load a model with two towers; the checkpoint must have all of its weights."""
-    # Told each time, since left open transformers asks standard input whether to run the checkpoint's own Python.
+    # Always given, since transformers would else ask on standard input whether to run the checkpoint's own Python.
     if here:
         config = transformers.AutoConfig.from_pretrained(location, trust_remote_code=False, local_files_only=True)
         with torch.device("meta"):
@@ -127,7 +127,7 @@ def _load_towers(transformers: Any, location: str | Path, silent: bool, here: bo
     )
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
         raise ValueError(f"{type(model).__name__} has no image and text tower; expected a CLIP-like model")
-    # ALIGN's text pooler takes no part in the embedding.
+    # ALIGN's text pooler does not affect the embedding.
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("text_model.pooler"))
     if missing:
         raise ValueError(
@@ -138,7 +138,7 @@ def _load_towers(transformers: Any, location: str | Path, silent: bool, here: bo
 
 
 def _preprocess(processor: Any, images: list[Image.Image]) -> dict[str, Tensor]:
-    # Told, since transformers 4 guesses from the shape where the channels are, and errs on an image one pixel high.
+    # Given, since transformers 4 guesses the channel axis from the shape, and errs on an image one pixel high.
     return dict(processor(images=images, return_tensors="pt", input_data_format="channels_last"))
 
 
@@ -165,14 +165,14 @@ def _read_context_length(config: Any, tokenizer: Any) -> int:
     text = config.text_config
     positions = getattr(text, "max_position_embeddings", None)
     if positions is not None and "altclip" in config.model_type:
-        positions -= text.pad_token_id + 1  # as in RoBERTa, positions are counted from behind the padding token
+        positions -= text.pad_token_id + 1  # as in RoBERTa, positions start after the padding token
     known = [
         int(limit)
         for limit in (positions, tokenizer.model_max_length)
         if limit is not None and limit < MAX_CONTEXT_LENGTH
     ]
     if not known:
-        raise ValueError("the model's context length is not told by its config nor its tokenizer.")
+        raise ValueError("neither the model's config nor its tokenizer gives its context length.")
     return min(known)
 
 

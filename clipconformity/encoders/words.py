@@ -1,4 +1,4 @@
-"""Which words a tokenizer knows: it neither drops them, nor calls them unknown, nor takes them apart into letters."""
+"""Words that a tokenizer knows: it neither drops them, nor makes them unknown, nor splits them into letters."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 MAX_TOKENS_PER_LETTER = 0.8
-"""Tokens per letter from which on a word is taken apart.
+"""Tokens per letter from which on a word counts as split into letters.
 
 Measured on CLIP's vocabulary: English and accented words 0.1 to 0.67, Cyrillic, Arabic and Greek ones 0.8 to 2.
 """
 MAX_UNKNOWN_SHARE = 0.5
-"""Share of a text's letters in unknown words above which it is not known."""
+"""Share of letters in unknown words above which a text is unknown."""
 _ASCII = re.compile("[A-Za-z]+")
 _SIGNS = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
-"""Characters that stand for a syllable or a word, so that a token for each is no sign of being taken apart."""
+"""Characters for a syllable or a word, for which one token each is normal."""
 _INVISIBLE = str.maketrans("", "", "\u200d\ufe0e\ufe0f")
-"""What joins emoji, and chooses their looks."""
+"""Characters that join emoji, or choose their appearance."""
 
 
 def split_words(text: str) -> list[str]:
@@ -47,8 +47,8 @@ def is_known(word: str, tokens: Sequence[int], unknown: int | None) -> bool:
 
     Args:
         word: A run of letters or signs.
-        tokens: What it makes of it, without start and end.
-        unknown: Its token for what it does not know, if it has one.
+        tokens: Its tokens, without start and end.
+        unknown: The tokenizer's unknown token, if it has one.
 
     Example:
         >>> is_known("dog", [5], 1), is_known("dog", [1], 1), is_known("dog", [], 1)
@@ -59,7 +59,7 @@ def is_known(word: str, tokens: Sequence[int], unknown: int | None) -> bool:
     if not tokens or 2 * sum(token == unknown for token in tokens) >= len(tokens):
         return False
     if len(word) < 3 or _SIGNS.search(word) or _classify_character(word[0]) == "sign":
-        return len(tokens) <= len(word) + 1  # some begin every word with a token of its own
+        return len(tokens) <= len(word) + 1  # some tokenizers begin every word with a separate token
     return len(tokens) < MAX_TOKENS_PER_LETTER * len(word)
 
 

@@ -1,4 +1,4 @@
-"""A score by class or prompt: which classes lost variety, and which moved."""
+"""Scores by class or prompt: which classes lost variety, and which shifted in typicality."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clipconformity.stream.row_sample import Sample
 from clipconformity.stream.stream import Needs, Stream
 
 MIN_ROWS = 5
-"""Fewest rows of a class, on either side, that are compared: from there on tests err to the safe side."""
+"""Smallest number of rows of a class on either side for a comparison: with these, tests are conservative."""
 CORRECTION = "Benjamini-Hochberg over the classes that are compared with the same kind of set"
 
 
@@ -27,43 +27,43 @@ class ClassScore(NamedTuple):
 
     name: str
     count: int  # type: ignore[assignment]
-    """Samples of the class."""
+    """Number of samples of the class."""
     against: Literal["class", "reference"]
-    """What it is compared with."""
+    """The set that it is compared with."""
     reference_count: int
-    """Rows of that which were looked at."""
+    """Number of rows of that set."""
     conformity_mean: float | None = None
-    """Mean conformity to what it is compared with."""
+    """Mean conformity to the compared set."""
     conformity_mean_low: float | None = None
     conformity_mean_high: float | None = None
     conformity_se: float | None = None
     typicality_shift: float | None = None
-    """Mean conformity less the other's, in its standard deviations."""
+    """Mean conformity minus that of the compared set, in its standard deviations."""
     typicality_shift_low: float | None = None
     typicality_shift_high: float | None = None
     typicality_p: float | None = None
-    """Whether it differs from 0, adjusted for the number of classes."""
+    """p-value of a difference from 0, adjusted for the number of classes."""
     variety_ratio: float | None = None
-    """Mean cosine distance of two samples over the other's."""
+    """Mean cosine distance of two samples over that of the compared set."""
     variety_ratio_low: float | None = None
     variety_ratio_high: float | None = None
     variety_p: float | None = None
-    """Whether it differs from 1, adjusted likewise; only against the same class."""
+    """p-value of a difference from 1, adjusted likewise; only against the same class."""
     variety_ratio_shrunken: float | None = None
-    """Shrunk towards the mean of the classes that are compared with the same kind of set; the order is by it."""
+    """Ratio shrunk towards the mean of the classes compared with the same kind of set; classes are sorted by it."""
     reason: str | None = None
-    """Why there are no figures, or why they may be off by some."""
+    """Reason why figures are missing or inaccurate."""
 
 
 class ByClass(NamedTuple):
     """A score by class."""
 
     classes: list[ClassScore]
-    """Those first that lost most variety; classes that are compared with the whole reference behind the others."""
+    """Sorted by loss of variety; classes compared with the whole reference come last."""
     without_class: int
-    """Samples that have none."""
+    """Number of samples without a class."""
     correction: str = CORRECTION
-    """What the p-values are adjusted by."""
+    """Method of adjusting p-values."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -75,7 +75,7 @@ def score_by_class(stream: Stream, by: Mapping[str, str], ids: Sequence[str]) ->
 
     A class is compared with the reference's rows of the same class, where ``by`` gives at least five of these rows the
     class by their ids, else with the whole reference: then it is less varied by nature, which is not tested, and such
-    classes are listed behind.
+    classes come last.
 
     Args:
         stream: All samples.

@@ -1,4 +1,4 @@
-"""Several scored runs against each other: which is more typical, which more varied, and whether that is real."""
+"""Comparison of scored runs: which is more typical, which more varied, and whether that is significant."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.reference_file import same_reference
 
 LEVEL = 0.05
-"""Chance at most that any outcome but ``undecided`` is wrong, of all pairs in a figure."""
+"""Family-wise error rate of outcomes other than ``undecided``, over all pairs in a figure."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Comparison:
     """Runs scored against one reference, and the differences between every two of them.
 
     Attributes:
-        scores: Of each run, by name.
-        differences: Of every two runs, in every figure that both have and that can be compared.
+        scores: Score of each run, by name.
+        differences: Differences of every two runs, in every comparable figure that both have.
     """
 
     scores: Mapping[str, Score]
@@ -65,7 +65,7 @@ class Comparison:
     def ranks(self, figure: str = "typicality_shift") -> dict[str, int]:
         """Rank the runs from the most typical, varied, or highest on: 1 plus the number of runs significantly above.
 
-        Runs between which nothing is decided may share a rank.
+        Undecided runs may share a rank.
 
         Raises:
             KeyError: If there are no differences in this figure.
@@ -88,13 +88,13 @@ class Comparison:
 
         Args:
             format: ``"text"``, ``"markdown"``, ``"csv"``, ``"latex"`` or ``"html"``.
-            figures: Keys of the figures that it has: of runs by default those of the core, of differences all; a table
-                of classes has its own.
+            figures: Keys of the figures: by default those of the core for runs, and all for differences; a table of
+                classes has its own.
             of: ``"runs"``, a row each; ``"differences"``, a row for each pair and figure; or ``"classes"``, a row for
                 each class and run, those classes first in which runs differ most.
 
         Raises:
-            ValueError: If the format is none of them, a figure is not in every score, or there are no classes.
+            ValueError: If the format is unknown, a figure is not in every score, or there are no classes.
         """
         if of == "differences":
             return format_differences(self.differences, format, figures)
@@ -108,10 +108,10 @@ class Comparison:
 
     @property
     def classes(self) -> dict[str, ByClass]:
-        """The classes of each run.
+        """Classes of each run.
 
         Raises:
-            ValueError: If the runs were scored without.
+            ValueError: If the runs were scored without classes.
         """
         found = {name: one.by for name, one in self.scores.items() if one.by is not None}
         if len(found) < len(self.scores):
@@ -128,7 +128,7 @@ class Comparison:
 
         Args:
             ax: Axes to draw on.
-            people: Of :func:`human_spread`: where one more person would lie, as the yardstick of captioners.
+            people: Result of :func:`human_spread`: the range of one more person, as the yardstick of captioners.
         """
         from clipconformity import plots
 
@@ -181,15 +181,15 @@ class Comparison:
 def compare(runs: Mapping[str, Source | Score], reference: ReferenceSet, **options: Any) -> Comparison:
     """Score runs against one reference, and compare every two of them.
 
-    Runs whose samples share groups, or ids where they have no groups, are paired by that: what the prompts or images
-    differ by cancels in the difference. The reference is the same for all, and its own uncertainty cancels likewise.
-    The intervals are of one pair each. Outcomes are corrected for the number of pairs: the chance that any difference
-    in one figure is told where there is none is at most 5%.
+    Runs that share groups of samples, or ids where they have no groups, are paired: the variation between prompts or
+    images cancels in the difference. The reference is the same for all, and its uncertainty cancels as well. Each
+    interval is of one pair. Outcomes are corrected for the number of pairs: the probability of any false difference in
+    a figure is at most 5%.
 
     Args:
         runs: At least two sources, or scores against this reference, by name.
-        reference: What all are compared with.
-        options: Of :func:`score`, for sources.
+        reference: The reference of all runs.
+        options: Options of :func:`score`, for sources.
 
     Raises:
         ValueError: If there are fewer than two runs, a score is of another reference, or as :func:`score`.
@@ -228,7 +228,7 @@ def _collect_figures(name: str, one: Score, reference: ReferenceSet, metrics: Se
     for metric in metrics:
         selected = known[metric].left_out(one.stream)
         if unknown := set(selected) - {field.name for field in known[metric].fields}:
-            raise ValueError(f"metrics: {metric!r} gave {', '.join(sorted(unknown))}, which its fields do not name.")
+            raise ValueError(f"metrics: {metric!r} returned {', '.join(sorted(unknown))}, not among its fields.")
         found |= selected
     return {figure: found[figure] for figure in dict.fromkeys([*JUDGED, *found])}
 

@@ -1,4 +1,4 @@
-"""How two runs differ in one figure."""
+"""Difference of two runs in one figure."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from clipconformity.evaluation.results import Outcome
 from clipconformity.functional.resampling import Interval
 
 MAX_RATIO = 1000.0
-"""Where a ratio ends: beyond it one of the two has no variety but rounding."""
+"""Largest ratio: beyond it the variety of one run is only rounding."""
 
 
 class Difference(NamedTuple):
-    """How two runs differ in one figure."""
+    """Difference of two runs in one figure."""
 
     first: str
     second: str
     figure: str
-    """Its key, such as ``"typicality_shift"``."""
+    """Key of the figure, such as ``"typicality_shift"``."""
     value: float
     """First minus second, or first over second, limited to 1/1000 to 1000."""
     interval: Interval | None
-    """95% interval of this pair alone; None where it cannot be had."""
+    """95% interval of this pair alone; None where it is unknown."""
     outcome: Outcome
-    """Of the first against the second: ``more`` or ``less`` where :attr:`p_adjusted` is at most 0.05."""
+    """Outcome of the first against the second: ``more`` or ``less`` where :attr:`p_adjusted` is at most 0.05."""
     p_value: float | None = None
-    """Of no difference, of this pair alone; None where it cannot be had."""
+    """p-value of no difference, of this pair alone; None where it is unknown."""
     p_adjusted: float | None = None
-    """Adjusted for the number of pairs in this figure (Holm 1979)."""
+    """p-value adjusted for the number of pairs in this figure (Holm 1979)."""
     ratio: bool = False
     """Whether the two are compared by their ratio, as variety ratios are, rather than by their difference."""
 

@@ -35,14 +35,14 @@ from clipconformity.functional.resampling import Interval, exponentiate_interval
 from clipconformity.functional.validation import check_rows
 
 PARTS = 64
-"""Parts of the data that are left out in turn for the interval of the shell."""
+"""Number of parts that are left out in turn for the interval of the shell."""
 ALPHAS = (-1.0, -0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5, 1.0)
 MIN_SAMPLES = 20
-"""Fewest samples for a verdict."""
+"""Smallest number of samples for a verdict."""
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell at this N"
 POPULATION, AT_THIS_N = "the population's value", "the expectation at this N"
-"""What an interval covers."""
+"""Quantities that an interval may cover."""
 
 
 class Property(NamedTuple):
@@ -52,24 +52,24 @@ class Property(NamedTuple):
     modality: str
     """``"image"``, ``"text"`` or ``"both"``."""
     quantity: str
-    """What ``value`` is."""
+    """Name of the quantity."""
     value: float
-    """Estimate of what the interval covers."""
+    """Estimate of the covered quantity."""
     low: float
     high: float
     """Ends of the 95% interval."""
     null: float | None
-    """The value without the property: columns permuted on their own, the mean at the origin, or chance."""
+    """The value without the property: independently permuted columns, the mean at the origin, or chance."""
     paper: float | None
     """The published figure for MS-COCO under ViT-B/32."""
     threshold: str
-    """When the property is said to hold."""
+    """Condition for the property to hold."""
     verdict: str
     samples: int
     covers: str
-    """What the interval covers: the population's value, or the expectation at this N where that depends on it."""
+    """Covered quantity: the population's value, or the expectation at this N where that depends on N."""
     in_sample: float
-    """The figure of the sample as it is, as the paper has it: another than ``value`` where N biases it."""
+    """The plain figure of the sample, as in the paper: it differs from ``value`` where N biases it."""
 
 
 def six_properties(
@@ -87,8 +87,8 @@ def six_properties(
     A property holds, or does not, when the whole 95% interval lies on one side of its threshold; otherwise the verdict
     is "cannot tell at this N". Those of thin shell, ellipsoid and offset cover the population's value, of which the
     last two are estimated without the bias of finite N; the others cover the expectation at this N. The first four
-    are by the jackknife over rows or groups, with Student's t; that of the separability combines the exact ones of both
-    shares; those of the loss are of ``shift_sweep``.
+    are by the jackknife over rows or groups, with Student's t; that of the separability combines the exact intervals of
+    both shares; those of the loss are of ``shift_sweep``.
 
     Args:
         image: Raw image embeddings ``(N, D)``.
@@ -96,9 +96,9 @@ def six_properties(
         paired: Whether row i of one belongs to row i of the other; by default, whether lengths agree. The loss needs
             pairs.
         logit_scale: The model's factor on cosines, for the loss.
-        sweep: What :func:`sweep_loss` found, where that is there already.
+        sweep: Result of :func:`sweep_loss`, where it has been computed.
         image_groups: An id for each row ``(N,)``; rows of one group, such as the views of one scene, are dependent, and
-            intervals leave them out together. The loss takes its pairs as independent all the same.
+            intervals leave them out together. The loss treats pairs as independent in any case.
         text_groups: The same for the texts ``(M,)``, such as the captions of one image.
 
     Returns:
@@ -106,7 +106,7 @@ def six_properties(
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
-        ValueError: If neither is given, dimensions differ, there are too few samples or groups, or rows are bad.
+        ValueError: If neither is given, dimensions differ, there are too few samples or groups, or rows are invalid.
 
     Source: Levi and Gilboa, *The Double-Ellipsoid Geometry of CLIP*, ICML 2025.
     """
@@ -140,7 +140,7 @@ def compute_gap_figures(
 ) -> dict[str, float]:
     """Compute the modality gap of two sets as plain numbers; see :func:`clipconformity.functional.modality_gap`.
 
-    Pairs are grouped by the coarser of both groups.
+    Pairs are grouped by the coarser of both groupings.
     """
     if paired:
         both = [one for one in (image_groups, text_groups) if one is not None]
@@ -163,7 +163,7 @@ def _measure_modality(rows: Tensor, modality: str, groups: Tensor | None) -> lis
             f"{modality}_groups: expected one id for each of {len(values)} rows, got {tuple(groups.shape)}."
         )
     group = _number_groups(len(values), groups)
-    count, dim = int(group.max()) + 1, values.shape[1]  # what is independent are the groups
+    count, dim = int(group.max()) + 1, values.shape[1]  # groups are independent, rows are not
     if count < MIN_SAMPLES:
         raise ValueError(f"{modality}_groups: expected at least {MIN_SAMPLES} groups, got {count}.")
     if dim < 2:
@@ -261,7 +261,7 @@ def compute_balanced_interval(recalls: Sequence[float], counts: Sequence[int]) -
     """Compute the 95% interval of a balanced accuracy, the mean of two recalls from separate samples.
 
     The distances to the ends of each recall's interval are added up in quadrature (Newcombe 1998 for a difference;
-    Zou and Donner 2008, MOVER), so that the accuracy is no better known than that of the smaller class allows.
+    Zou and Donner 2008, MOVER), so that the smaller class limits the precision of the accuracy.
     """
     ends = [share_interval(p * n, n) for p, n in zip(recalls, counts, strict=True)]
     value = sum(recalls) / 2
@@ -281,7 +281,7 @@ def _find_lowest_loss(sweep: ShiftSweep, logit_scale: float, count: int) -> Prop
     else:
         verdict = UNKNOWN
     lowest = alphas[sweep.loss.argmin()]
-    possible = alphas[(low <= 0) | (alphas == 0)]  # not told apart from alpha 0
+    possible = alphas[(low <= 0) | (alphas == 0)]  # not significantly different from alpha 0
     return Property(
         name="loss at alpha 0",
         modality="both",

@@ -30,7 +30,7 @@ class _Encoded(NamedTuple):
     """A batch of files."""
 
     embeddings: list[Tensor]
-    """Of each encoder; none where no file could be read."""
+    """Embeddings of each encoder; empty where no file could be read."""
     ids: list[str]
     failed: Failed
 
@@ -48,18 +48,18 @@ def image_source(
     """Encode image files.
 
     Args:
-        paths: The files, in order; or what ``survey_images`` found in a folder, or ``read_image_list`` in a list, which
-            is then told among the remarks.
-        encoder: Turns them into embeddings: one of ``load_encoder``, or any other.
-        root: Folder that ids are relative to; by default the one that all of the files are in, so that the same images
-            have the same ids wherever they lie. A folder or a list has ids of its own.
+        paths: The files, in order; or the result of ``survey_images`` or ``read_image_list``, whose findings are then
+            among the remarks.
+        encoder: An encoder of ``load_encoder``, or any other.
+        root: Folder that ids are relative to; by default the common folder of the files, so that the same images have
+            the same ids in any place. A folder or a list has its own ids.
         batch_size: Images encoded at once.
-        workers: Processes that decode and resize ahead of a model of ``load_encoder``; 0 does it in this one.
+        workers: Worker processes that decode and resize for a model of ``load_encoder``; 0 uses this process.
         skip_errors: Leave out files that cannot be read and list them in ``skipped``, instead of raising.
-        start: Number of the first file to be encoded.
+        start: Index of the first file to be encoded.
 
     Raises:
-        ValueError: While reading, if a file is no image or truncated; names the file.
+        ValueError: While reading, if a file is not an image or truncated; names the file.
     """
     return image_sources(
         paths, [encoder], root=root, batch_size=batch_size, workers=workers, skip_errors=skip_errors, start=start
@@ -78,7 +78,7 @@ def image_sources(
 ) -> list[Source]:
     """Encode image files with several encoders, each file read and decoded once; arguments as of :func:`image_source`.
 
-    Read the sources in step, as ``build_references`` does: what one is ahead of the others is held.
+    Read the sources in step, as ``build_references`` does: batches that one is ahead of the others are held.
 
     Returns:
         A source for each encoder.
@@ -166,7 +166,7 @@ def _encode_preprocessed(
     pin = any(encoder.device.type == "cuda" for encoder in encoders)
     batches = _ImageBatches(files, encoders, batch_size)
     for inputs, ids, failed in DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=pin):
-        # None where no file could be read.
+        # Empty where no file could be read.
         yield _Encoded([one.project_image(own) for one, own in zip(encoders, inputs, strict=bool(ids))], ids, failed)
 
 

@@ -42,12 +42,12 @@ def paired_source(
         images: The images.
         captions: The captions, by the same encoder.
         scored: Which of the two is scored; an image with several captions has their mean CLIPScore.
-        references: Captions of people for the same images, for RefCLIPScore; with ``scored="text"``.
+        references: Human captions of the same images, for RefCLIPScore; with ``scored="text"``.
         on_missing: Whether a sample without a partner is an error or left out.
 
     Raises:
-        TypeError: If one is no source.
-        ValueError: If ``scored`` is neither, or the encoders differ; while reading, if two images have one id, or a
+        TypeError: If one is not a source.
+        ValueError: If ``scored`` is invalid, or the encoders differ; while reading, if two images have one id, or a
             sample has no partner.
     """
     sides = {"image": images, "text": captions}

@@ -1,4 +1,4 @@
-"""People as the yardstick of captioners: one caption of every image against the others."""
+"""Human captions as the yardstick of captioners: one caption of every image against the others."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class HumanSpread(NamedTuple):
     def one_more(self, quantity: str = "typicality_shift") -> tuple[float, float]:
         """95% prediction interval for one more person, by Student's t over the folds.
 
-        A captioner outside it differs from people. The range of the folds themselves is left by one more person in a
-        quarter of cases.
+        A captioner outside it differs from people. One more person would be outside the range of the folds themselves
+        in a quarter of cases.
 
         Args:
             quantity: Name of a field.
@@ -65,16 +65,16 @@ def human_spread(
     """Score one human caption of every image against the other captions of the same images.
 
     The captions of each image are put in a seeded order. Fold k leaves out the k-th of every image, as if it were a
-    captioner's, and takes the rest as the reference. Differences among the folds, and their distance from 0, are what
-    people among themselves give: a captioner within them is as typical as a person. Score it in the same way, against
-    the same images; its reference has one caption an image more, which moves the figures by far less.
+    captioner's, and uses the rest as the reference. Differences among the folds, and their distance from 0, are the
+    variation between people: a captioner inside it is as typical as a person. Score it in the same way, against the
+    same images; its reference has one more caption per image, which changes the figures by far less.
 
     Args:
         embeddings: Raw embeddings of all human captions, ``(N, D)``.
-        groups: The image of each, ``(N,)``.
-        folds: How many captions to leave out in turn; by default all that every image has.
-        seed: Of the order.
-        allow_normalized: Take L2-normalised embeddings.
+        groups: The image of each caption, ``(N,)``.
+        folds: Number of captions to leave out in turn; by default the smallest number per image.
+        seed: Seed of the order.
+        allow_normalized: Accept L2-normalised embeddings.
 
     Raises:
         ValueError: If shapes do not fit, or an image has fewer than two captions, or fewer than ``folds``.

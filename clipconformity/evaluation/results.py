@@ -20,13 +20,13 @@ from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Stream
 
 MARGINS = {"typicality": 0.2, "variety": 0.05}
-"""Differences that do not matter unless told otherwise: standard deviations of the reference, and a share."""
+"""Default margins of differences that do not matter: standard deviations of the reference, and a share."""
 JUDGED = {"typicality_shift": "typicality", "variety_ratio": "variety"}
-"""The verdict that is about a figure."""
+"""Verdict of each judged figure."""
 EFFECT_ERRORS = 1.959964 + 0.841621
-"""Standard errors that an effect has where it is told from zero in 80% of cases."""
+"""Effect in standard errors that is significant in 80% of cases."""
 MARGIN_ERRORS = 1.959964 + 1.281552
-"""Standard errors that a margin holds where a true zero is found inside it in 80% of cases."""
+"""Margin in standard errors inside which a true zero is found in 80% of cases."""
 SMALL_REFERENCE = "the reference is too small"
 Outcome = Literal["same", "more", "less", "undecided"]
 
@@ -35,7 +35,7 @@ class Figure(NamedTuple):
     """One figure of a score."""
 
     value: float | None
-    """None where it cannot be had."""
+    """The value; None where it is unknown."""
     about: str
     unit: str
     better: Direction
@@ -44,7 +44,7 @@ class Figure(NamedTuple):
     interval: Interval | None = None
     """95% interval."""
     reason: str | None = None
-    """Why the value or its uncertainty cannot be had."""
+    """Reason why the value or its uncertainty is unknown."""
 
     @property
     def half_width(self) -> float:
@@ -71,15 +71,15 @@ class Verdict(NamedTuple):
 
     outcome: Outcome
     effect: float
-    """How far: standard deviations of the reference, or a ratio."""
+    """Size of the effect: standard deviations of the reference, or a ratio."""
     interval: Interval | None
-    """95% interval of the effect; None where it cannot be had."""
+    """95% interval of the effect; None where it is unknown."""
     margin: float
     """Difference that does not matter: standard deviations of the reference, or a share."""
     needed: int | None = None
     """Samples at which a true difference of zero would be ``same`` in 80% of cases; of an undecided verdict."""
     reason: str | None = None
-    """Why it is undecided, or ``"few samples"`` or ``"few groups"`` where it may be off by some."""
+    """Reason why it is undecided, or ``"few samples"`` or ``"few groups"`` where it is less accurate."""
 
 
 @dataclass(frozen=True)
@@ -88,22 +88,22 @@ class Score:
 
     Attributes:
         figures: Every figure by its key.
-        verdicts: Under ``"typicality"`` and ``"variety"``.
+        verdicts: Verdicts by ``"typicality"`` and ``"variety"``.
         count: Number of samples.
         ids: Their names.
         conformities: Conformity of every sample to the reference, ``(N,)`` float64.
         norms: Norm of every raw embedding, ``(N,)`` float64.
-        reference: What it was scored against.
+        reference: The reference of the score.
         exact: Whether quantiles and intervals rest on every sample rather than on row samples.
-        measured: What was measured: encoder, modality, and what differs from the reference's encoder.
-        remarks: What was left out or cut.
-        notes: What to know of these samples, a sentence each: what they share with the reference, and the like.
-        details: What no figure holds, such as which samples, by the name of the metric.
+        measured: Encoder, modality, and differences from the reference's encoder.
+        remarks: Samples that were left out or cut.
+        notes: Notes on these samples, a sentence each, such as overlap with the reference.
+        details: Details beside the figures, such as ids of samples, by the name of the metric.
         columns: Further values of every sample, in the order of ``ids``, by the name of their column.
-        by: The classes of the samples, where they were told.
+        by: The classes of the samples, where they were given.
         provenance: Encoder and modality of the samples, as far as they are known.
-        metrics: Names of the read-outs that the figures are of.
-        stream: What was accumulated of the samples, by which scores are compared and saved; None of a score without.
+        metrics: Names of the read-outs of the figures.
+        stream: The accumulated state of the samples, for comparing and saving scores; may be None.
     """
 
     figures: Mapping[str, Figure]
@@ -133,11 +133,11 @@ class Score:
     def save(self, path: Path | str) -> None:
         """Write the state behind figures and comparisons as safetensors; the file appears whole or not at all.
 
-        Figures of ``against`` and ``by`` are not kept, nor why samples were skipped, which names files.
+        Figures of ``against`` and ``by`` are not kept, nor the reasons for skipped samples, which name files.
 
         Raises:
             OSError: If it cannot be written.
-            ValueError: If the score was not made by ``score``, or the name of the file promises another format.
+            ValueError: If the score was not made by ``score``, or the suffix is of another format.
         """
         from clipconformity.evaluation.saved import write_score
 
@@ -149,14 +149,14 @@ class Score:
 
         Args:
             path: The file.
-            reference: The one that the samples were scored against.
+            reference: The reference that the samples were scored against.
             options: ``resamples``, ``metrics``, ``margins`` and ``by``, as of ``score``; by default the metrics are
                 those that it was scored with.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is no saved score, is damaged or of a later format, was scored against another reference,
-                or lacks what a metric needs.
+            ValueError: If it is not a saved score, is damaged or of a later format, was scored against another
+                reference, or lacks what a metric needs.
         """
         from clipconformity.evaluation.saved import read_score
 
@@ -166,7 +166,7 @@ class Score:
         """Return the value of a figure.
 
         Raises:
-            KeyError: If there is no such figure, or its value cannot be had.
+            KeyError: If there is no such figure, or its value is unknown.
         """
         found = self.figures.get(name)
         if found is None or found.value is None:
@@ -176,12 +176,12 @@ class Score:
 
     @property
     def conformity_mean(self) -> float:
-        """Mean conformity to the reference: how typical."""
+        """Mean conformity to the reference: a measure of typicality."""
         return self.value("conformity_mean")
 
     @property
     def self_conformity_mean(self) -> float:
-        """Mean cosine of two samples: how alike."""
+        """Mean cosine of two samples: low is varied."""
         return self.value("self_conformity_mean")
 
     @property
@@ -269,10 +269,10 @@ def to_figures(
     """Make figures of values, with description, error and interval; values of other fields are ignored.
 
     Args:
-        fields: Their declarations.
-        values: By key.
+        fields: Declarations of the figures.
+        values: Values by key.
         degrees: Degrees of freedom of the standard errors.
-        unknown: Why an uncertainty cannot be had, where it cannot.
+        unknown: Reason why an uncertainty is unknown, where it is.
     """
 
     def plain(name: str | None) -> float | None:
@@ -299,8 +299,8 @@ def to_figures(
 def judge(contrast: Contrast, margins: Mapping[str, float] | None = None) -> dict[str, Verdict]:
     """Judge typicality and variety, each by its effect with a 95% interval, against a margin.
 
-    ``same``: the interval lies inside the margin. ``more`` or ``less``: it excludes no difference, and does not lie
-    inside. ``undecided``: neither.
+    ``same``: the interval lies inside the margin. ``more`` or ``less``: it excludes zero difference, and does not lie
+    inside the margin. ``undecided``: neither.
 
     Args:
         contrast: The evaluated samples beside the reference.
@@ -354,11 +354,11 @@ def _make_verdict(
 def _estimate_needed(estimate: Estimate, effect: float, margin: float, count: int) -> int | None:
     """Estimate the samples at which a true zero is ``same`` in 80% of cases; None where the reference is too small.
 
-    The chance is 2 Phi(margin/se - 1.96) - 1, and the square of the error is a part over n and the reference's. Where
-    so many samples are there, the effect lies between zero and the margin: then those at which an effect of this size
-    would be told from one of the two.
+    The probability is 2 Phi(margin/se - 1.96) - 1, and the squared error is a part over n plus the reference's. Where
+    there are that many samples already, the effect lies between zero and the margin: then the number at which an
+    effect of this size would differ significantly from one of the two.
     """
-    mine, theirs = estimate.parts  # of the samples and of the reference, were they independent
+    mine, theirs = estimate.parts  # squared errors of samples and reference, if independent
     paired = float(estimate.error) ** 2 / (mine + theirs)
     for error in (margin / MARGIN_ERRORS, max(effect, margin - effect) / EFFECT_ERRORS):
         left = error**2 - paired * theirs

@@ -1,4 +1,4 @@
-"""Tables beside that of the runs: how every two of them differ, and how they do in each class."""
+"""Tables beside that of the runs: differences of every two runs, and results by class."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ DIFFERENCE_LEGEND = (
     "more or less where it is at most 0.05."
 )
 CLASS_FIGURES = ("conformity_mean", "typicality_shift", "variety_ratio")
-"""What the table of classes has of each class and run."""
+"""Figures of each class and run in the table of classes."""
 CLASS_LEGEND = {
     "text": "those classes first in which two runs differ most, in standard errors; +- half of the 95% interval",
     "markdown": "Those classes first in which two runs differ most, in standard errors. ± half of the 95% interval.",
 }
 JUDGED_OF_CLASS = ("typicality_shift", "variety_ratio")
-"""What the order of the classes goes by."""
+"""Figures that determine the order of the classes."""
 
 
 def format_differences(
@@ -44,12 +44,12 @@ def format_differences(
     """Format differences as a table, a row each.
 
     Args:
-        differences: Of all pairs, as of ``Comparison.differences``.
+        differences: Differences of all pairs, as in ``Comparison.differences``.
         format: ``"text"``, ``"markdown"``, ``"latex"`` (booktabs), or ``"csv"``, which has numbers in full.
-        figures: Keys of those that it has; by default all.
+        figures: Keys of the figures; by default all.
 
     Raises:
-        ValueError: If the format is none of them, or a figure is not compared.
+        ValueError: If the format is unknown, or a figure is not compared.
     """
     check_format(format)
     known = dict.fromkeys(one.figure for one in differences)
@@ -83,15 +83,15 @@ def _format_difference(one: Difference) -> list[str]:
 def format_classes(runs: Mapping[str, ByClass], format: Format = "text") -> str:
     """Format the classes of runs as a table, a row for each class and run.
 
-    Those classes stand first in which two runs differ most, in typicality or in variety, in standard errors of that
-    difference, the two taken as independent: by the difference alone the smallest classes would.
+    The classes with the largest differences of two runs come first, in typicality or variety, in standard errors of a
+    difference of independent runs: by the difference alone, the smallest classes would come first.
 
     Args:
         runs: The classes of each run.
         format: ``"text"``, ``"markdown"``, ``"latex"`` (booktabs), or ``"csv"``, which has numbers in full.
 
     Raises:
-        ValueError: If the format is none of them.
+        ValueError: If the format is unknown.
     """
     check_format(format)
     rows = list(_sort_classes(runs))

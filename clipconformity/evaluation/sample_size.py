@@ -1,4 +1,4 @@
-"""How many samples are needed: every figure and verdict of a score, as it would have been with fewer."""
+"""Figures and verdicts of a score at smaller numbers of samples, to see how many are needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clipconformity.stream.row_sample import Sample
 from clipconformity.stream.stream import EVALUATED, Stream
 
 MIN_SIZE = 20
-"""Fewest samples of a point."""
+"""Smallest number of samples of a point."""
 STEPS = (1, 2, 5)
 """Sizes by default: 20, 50, 100, 200, 500, and so on."""
 FIELDS = ("n", "figure", "value", "low", "high", "verdict")
@@ -34,16 +34,16 @@ class SizePoint(NamedTuple):
 def sample_size_curve(result: Score, sizes: Sequence[int] | None = None, *, resamples: int = 200) -> list[SizePoint]:
     """Compute every figure and verdict of a score at growing numbers of samples, against the same reference.
 
-    The samples of a smaller number are among those of a larger, in a seeded order that has nothing to do with the one
-    they came in. They are taken from the row sample of at most 10,000; the last point is the score itself. Figures that
-    grow or shrink with N, such as Vendi, Frechet and CMMD as published, are seen to; those that only become surer, such
-    as typicality shift and variety ratio, are seen to settle.
+    The samples of a smaller number are among those of a larger one, in a seeded order that does not depend on the order
+    of the input. They are drawn from the row sample of at most 10,000; the last point is the score itself. The curve
+    shows which figures grow or shrink with N, such as Vendi, Frechet and CMMD as published, and which converge, such as
+    typicality shift and variety ratio.
 
     Args:
-        result: What :func:`score` gave.
+        result: A result of :func:`score`.
         sizes: Numbers of samples; by default 20, 50, 100, 200, 500, and so on. Those that the row sample does not hold
-            are passed over, and those at which a figure cannot be read.
-        resamples: Redraws of intervals and tests at each point but the last.
+            are skipped, and those at which a figure cannot be computed.
+        resamples: Redraws for intervals and tests at each point but the last.
 
     Raises:
         ValueError: If the score was not made by :func:`score`, or a size is below 20.
@@ -66,7 +66,7 @@ def sample_size_curve(result: Score, sizes: Sequence[int] | None = None, *, resa
             states={EVALUATED: moments.state},
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is to be said of the samples, the score has said
+            warnings.simplefilter("ignore")  # the score has warned already
             try:
                 found = read_figures(chosen, stream, resamples, margins)
             except ValueError:
@@ -79,7 +79,7 @@ def decided_at(curve: Sequence[SizePoint], verdict: str) -> int | None:
     """Find the smallest number of samples from which a verdict stays as at the end; None where that is undecided.
 
     Args:
-        curve: As of :func:`sample_size_curve`.
+        curve: A result of :func:`sample_size_curve`.
         verdict: ``"typicality"`` or ``"variety"``.
     """
     last = curve[-1].verdicts[verdict].outcome

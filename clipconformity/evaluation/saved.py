@@ -1,4 +1,4 @@
-"""Scores on disk: the state that their figures are read from, so that they compare as if scored anew."""
+"""Saved scores: the state behind their figures, so that they can be compared as if scored again."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ KIND = StateKind(
 )
 FORMAT_VERSION = "1"
 PAIRS = {"clip": "clip_scores", "ref_clip": "ref_clip_scores"}
-"""Sums over pairs: how their tensors begin, and where the stream has them."""
+"""Sums over pairs: prefix of their tensors, and attribute of the stream."""
 FLAGS = {"paired": "clip", "with_references": "ref_clip"}
-"""What says that there are such sums."""
+"""Metadata key that tells whether there are such sums."""
 MAX_PAIR_SCORE = {"clip": 100.0, "ref_clip": 100 * 2 * WEIGHT / (1 + WEIGHT)}
-"""The most that one pair can have: of RefCLIPScore the harmonic mean of its weight and 1."""
+"""Largest score of a pair: for RefCLIPScore the harmonic mean of its weight and 1."""
 COLUMN = "column "
-"""How the tensor of a column of numbers begins."""
+"""Prefix of the tensors of columns of numbers."""
 FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("metrics", "columns"), (list,)),
     **dict.fromkeys(("second_moment", "unit_second_moment", "paired", "with_references"), (bool,)),
     **dict.fromkeys(("skipped", "truncated"), (int,)),
     "reference": (dict,),
 }
-"""What the file says beside what every state says: names of metrics and columns, what is there, and the reference."""
+"""Metadata beside those of every state: names of metrics and columns, flags, and the reference."""
 
 
 def write_score(path: Path | str, score: Score) -> None:
@@ -105,7 +105,7 @@ def _describe_samples(score: Score, moments: Moments) -> dict[str, Any]:
         "grouped": moments.grouped,
         "metrics": [*score.metrics],
         "columns": [*score.columns],
-        # Of what was skipped the number alone: the reasons name files of this machine.
+        # Only the number of skipped samples: the reasons name files of this machine.
         "skipped": score.remarks.get("skipped", {}).get("count", 0),
         "truncated": score.remarks.get("truncated", 0),
         "reference": _describe_reference(score.reference),
@@ -286,7 +286,7 @@ def _build_stream(
     stream = Stream(
         {EVALUATED: layout},
         reference=reference,
-        allow_normalized=about["normalized"],  # or there would be no score of them
+        allow_normalized=about["normalized"],  # else there would be no score
         states={EVALUATED: state},
         names={EVALUATED: {label: name for label, name in zip(hashes, ids, strict=True) if label in kept}},
     )

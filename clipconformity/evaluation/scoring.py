@@ -1,4 +1,4 @@
-"""From a source to a score: one pass over the samples, and what is read out of it."""
+"""From a source to a score: one pass over the samples, and the figures computed from it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
 
 ROWS_AT_ONCE = 2**16
-"""Rows of a table that are made at once."""
+"""Rows of a table that are formatted at once."""
 CORE = ("conformity", "conformity_kl", "norm")
 """Read-outs of every score; ``--metrics conformity`` names them together."""
 
@@ -52,21 +52,21 @@ def score(
 
     Args:
         source: The evaluated samples.
-        reference: What they are compared with.
+        reference: The reference set.
         resamples: Bootstrap redraws for intervals and noise floor.
         metrics: Names of read-outs beside the core, or ``("all",)``; see :func:`metric_names`.
         margins: Differences that do not matter to the verdicts: ``{"typicality": 0.2}``, standard deviations of the
             reference, and ``{"variety": 0.05}``, a share of its variety; these are the defaults.
-        by: The class, or prompt, of each id: ``result.by`` then has each class beside the reference's same one. It may
-            give the classes of the reference's ids too.
-        against: Further sets, such as a training set, in all of which the nearest row of each sample is looked for; a
-            set at a time. The samples are held for it.
-        allow_normalized: Take L2-normalised embeddings.
+        by: The class, or prompt, of each id: ``result.by`` then compares each class with the same class of the
+            reference. It may also give the classes of the reference's ids.
+        against: Further sets, such as a training set, searched for the nearest row of each sample, one set at a time.
+            The samples are held in memory for it.
+        allow_normalized: Accept L2-normalised embeddings.
 
-    Metrics of other packages that cannot be imported are left out with a warning, unless they are asked for by name.
+    Metrics of other packages that cannot be imported are left out with a warning, unless they are requested by name.
 
     Raises:
-        ValueError: If a metric or margin is unknown, encoder or modality are others than the reference's, the dimension
+        ValueError: If a metric or margin is unknown, encoder or modality differ from the reference's, the dimension
             does not fit, there are too few samples, or rows are zero, NaN, infinite or L2-normalised.
     """
     check_source(source)
@@ -100,9 +100,9 @@ class AccumulatedSamples(NamedTuple):
     rows: SampleValues
     provenance: Provenance
     differs: list[str]
-    """What differs from the reference's encoder."""
+    """Differences from the reference's encoder."""
     remarks: Mapping[str, Any]
-    """What was left out or cut."""
+    """Samples that were left out or cut."""
 
 
 def read_score(
@@ -177,7 +177,7 @@ def read_figures(
     Raises:
         ValueError: As :func:`score`.
     """
-    stream.read_side(min_samples=max(one.min_samples for one in chosen))  # told at once, not one read-out at a time
+    stream.read_side(min_samples=max(one.min_samples for one in chosen))  # checked at once, not for each read-out
     values, lower_bound = _read_fields(chosen, stream, resamples)
     contrast = stream.contrast("score")
     verdicts = judge(contrast, margins)
@@ -213,7 +213,7 @@ def choose_read_outs(names: Sequence[str], *, paired: bool = False, with_referen
         with_references: Whether each has reference captions.
 
     Raises:
-        ValueError: If a name is unknown, is that of one which cannot be imported, or needs what the samples lack.
+        ValueError: If a name is unknown, cannot be imported, or needs partners that the samples lack.
     """
     known, failed = read_outs(), failed_read_outs()
 
@@ -270,7 +270,7 @@ def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: 
         if hold:
             buckets = pair_buckets(batch.embeddings, batch.groups, None if batch.placed else batch.ids)
             held.append((batch.embeddings.float().cpu(), buckets.cpu()))
-        if bool(torch.isfinite(found.norm).all()):  # else the read-out says what is wrong
+        if bool(torch.isfinite(found.norm).all()):  # else the read-out reports the error
             for one in chosen:
                 for name, values in one.columns(Batch(batch.embeddings, batch.partners), stream.reference).items():
                     columns.setdefault(name, []).extend(values)
@@ -303,7 +303,7 @@ def _read_fields(chosen: Sequence[ReadOut], stream: Stream, resamples: int) -> t
         values |= {name: torch.tensor(float("nan")) for name in one.names(compared=True)}
         found = one.figures(stream, resamples=resamples)
         if unknown := set(found) - {field.name for field in one.fields}:
-            raise ValueError(f"metrics: {one.name!r} gave {', '.join(sorted(unknown))}, which its fields do not name.")
+            raise ValueError(f"metrics: {one.name!r} returned {', '.join(sorted(unknown))}, not among its fields.")
         values |= found
     return values, bool(values.pop("kl_is_lower_bound"))
 
@@ -320,7 +320,7 @@ def write_per_sample(path: Path | str, result: Score) -> None:
     further = result.columns.values()
 
     def rows() -> Iterator[list[float | str]]:
-        for part in order.split(ROWS_AT_ONCE):  # as Python's numbers they would take ten times the memory
+        for part in order.split(ROWS_AT_ONCE):  # Python numbers would take ten times the memory
             own = zip(part.tolist(), result.conformities[part].tolist(), result.norms[part].tolist(), strict=True)
             for row, conformity, norm in own:
                 rank = next(ranks)

@@ -1,4 +1,4 @@
-"""Files of embeddings as a source: any number of them, a block of rows at a time."""
+"""Files of embeddings as a source: any number of files, read in blocks of rows."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from clipconformity.stream.checks import refuse_normalized
 from clipconformity.stream.row_sample import hash_labels
 
 ROWS = 4096
-"""Rows of a batch, over the ends of files: how the rows are split into files changes no bit of a figure."""
+"""Rows of a batch, also across files: the split of rows into files does not change figures by a single bit."""
 MIN_ROWS = 16
-"""Rows of norm 1 by which a file is known for a normalised one as it is read; fewer may be so by chance."""
+"""Rows of norm 1 from which on a file counts as normalised while it is read; fewer may be by chance."""
 
 
 def embedding_source(
@@ -36,20 +36,20 @@ def embedding_source(
 ) -> Source:
     """Read raw embeddings from files, which may describe themselves; given values must agree with that.
 
-    Every header is checked before the first row is read. Of the rows a batch is held at a time.
+    Every header is checked before the first row is read. One batch of rows is held at a time.
 
     Args:
-        paths: Files, folders and patterns, as of ``find_embeddings``: ``["img_emb/"]``, ``["shards/*.npy"]``.
+        paths: Files, folders and patterns, as in ``find_embeddings``: ``["img_emb/"]``, ``["shards/*.npy"]``.
         spec: The encoder that made them.
-        modality: ``"image"`` or ``"text"``; chooses between those of a folder of clip-retrieval.
+        modality: ``"image"`` or ``"text"``; chooses from a folder of clip-retrieval with both.
         column: Name of the array or column of embeddings, where it is neither ``embeddings`` nor ``embedding``.
-        ids: That of the names of rows, where it is none of ``id``, ``image_path`` and ``url``.
-        groups: That of their groups, where it is not ``groups``.
-        skip_errors: Leave out files that are empty or damaged, and list them in ``skipped``. Of one whose damage shows
-            only as its rows are read, those before it are used.
+        ids: Name of the column of row names, where it is none of ``id``, ``image_path`` and ``url``.
+        groups: Name of the column of groups, where it is not ``groups``.
+        skip_errors: Leave out files that are empty or damaged, and list them in ``skipped``. Where damage shows only
+            while rows are read, the rows before it are used.
 
     Raises:
-        OSError: If a file is not there.
+        OSError: If a file does not exist.
         TypeError: If a file does not hold floating-point numbers.
         ValueError: If a file cannot be read, or files and arguments disagree; while reading, if one is damaged or,
             where ``allow_normalized`` of the source is not set, normalised.

@@ -1,4 +1,4 @@
-"""Tables of several scores: text, Markdown, CSV and LaTeX, with as many digits as the uncertainty leaves."""
+"""Tables of several scores: text, Markdown, CSV and LaTeX, with digits according to the uncertainty."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clipconformity.evaluation.results import Figure, Score
 
 Format = Literal["text", "markdown", "csv", "latex", "html"]
 FIGURES = ("typicality_shift", "variety_ratio", "conformity_kl", "noise_floor", "p_value")
-"""What a table has unless told otherwise."""
+"""Figures of a table by default."""
 DIGITS = 3
 """Significant digits of a value without an uncertainty."""
 
@@ -62,17 +62,17 @@ def format_plus_minus(figure: Figure, sign: str = "+-") -> str:
 def format_table(scores: Mapping[str, Score], format: Format = "text", figures: Sequence[str] | None = None) -> str:
     """Format scores as a table, a row each.
 
-    The best value of a figure with a direction is marked, and so are those that cannot be told from it: they are no
-    further from it than the half intervals of both allow, taken as independent.
+    The best value of a figure with a direction is marked, and so are those that do not differ from it significantly,
+    by the half intervals of both as independent.
 
     Args:
-        scores: By name.
-        format: ``"text"``, ``"markdown"``, ``"latex"`` (booktabs), ``"html"``, as for a notebook, or ``"csv"``,
+        scores: Scores by name.
+        format: ``"text"``, ``"markdown"``, ``"latex"`` (booktabs), ``"html"``, for a notebook, or ``"csv"``,
             which has numbers in full, with the ends of intervals.
-        figures: Their keys; by default :data:`FIGURES`.
+        figures: Keys of the figures; by default :data:`FIGURES`.
 
     Raises:
-        ValueError: If the format is none of them, or a figure is not in every score.
+        ValueError: If the format is unknown, or a figure is not in every score.
     """
     names = list(FIGURES if figures is None else figures)
     for name, one in scores.items():
@@ -95,7 +95,7 @@ def check_format(format: str) -> None:
     """Refuse an unknown format of tables.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is invalid.
     """
     if format not in get_args(Format):
         raise ValueError(f"format: expected one of {', '.join(map(repr, get_args(Format)))}, got {format!r}.")
@@ -110,8 +110,8 @@ def arrange_cells(
         head: Titles of the columns.
         rows: Cells, a row each.
         format: ``"text"``, ``"markdown"``, ``"latex"`` or ``"html"``.
-        legend: What stands under it; LaTeX has none.
-        words: Columns, from the left, that hold words, and not numbers set by this library.
+        legend: Text below the table; LaTeX has none.
+        words: Number of columns, from the left, of words rather than formatted numbers.
     """
     if format == "latex":
         return _format_latex(head, rows, words)
@@ -160,7 +160,7 @@ def _format_markdown(head: Sequence[str], rows: Sequence[Sequence[str]], legend:
 
 def _format_html(head: Sequence[str], rows: Sequence[Sequence[str]], legend: str, words: int) -> str:
     def line(cells: Sequence[str], titles: int) -> str:
-        words_first = [f"<th>{escape(cell)}</th>" for cell in cells[:titles]]  # numbers are set by this library
+        words_first = [f"<th>{escape(cell)}</th>" for cell in cells[:titles]]  # numbers formatted by this library
         return f"<tr>{''.join([*words_first, *(f'<td>{cell}</td>' for cell in cells[titles:])])}</tr>"
 
     first, lines = line(head, len(head)), "".join(line(row, words) for row in rows)

@@ -60,7 +60,7 @@ def norms_and_unit_sum(embeddings: Tensor, name: str = "embeddings") -> tuple[Te
         total += _weighted_sum(norm.reciprocal(), block)
         norms.append(norm)
     found = torch.cat(norms)
-    if not bool(is_in_range(found).all()):  # float32 norms over- and underflow: float64 ones tell what is wrong
+    if not bool(is_in_range(found).all()):  # float32 norms over- and underflow: float64 norms show the error
         check_norms(torch.linalg.vector_norm(embeddings, dim=1, dtype=torch.float64), name)
     return found, total
 
@@ -144,7 +144,7 @@ def self_conformity(embeddings: Tensor) -> Tensor:
 
     .. math:: \frac{N |m_u|^2 - 1}{N - 1}
 
-    Exact. Its standard error is 2 std(C)/sqrt(N), not std(C)/sqrt(N), since the mean moves with the samples.
+    Exact. Its standard error is 2 std(C)/sqrt(N), not std(C)/sqrt(N), since the mean depends on the samples.
 
     Args:
         embeddings: Embeddings ``(N, D)`` of any scale, N >= 2.
@@ -236,7 +236,7 @@ def fit_lines(exact: Tensor, estimate: Tensor) -> ConformityFit:
     Raises:
         ValueError: If there are fewer than three, or either does not vary.
     """
-    if len(exact) < 3:  # two have one conformity, that of either to the other
+    if len(exact) < 3:  # two samples have equal conformity, their cosine
         raise ValueError(f"embeddings: expected at least 3 samples for a line, got {len(exact)}; add samples.")
     dx, dy = estimate - estimate.mean(), exact - exact.mean()
     if not bool((dx.abs().max() > 1e-7) & (dy.abs().max() > 1e-7)):

@@ -24,7 +24,7 @@ def nt_xent(image: Tensor, text: Tensor, logit_scale: float | Tensor = 100.0) ->
               \log \frac{e^{s \cos(v_i, w_i)}}{\sum_j e^{s \cos(v_j, w_i)}}\right)
 
     It depends on N, about as log N for unrelated pairs: report N, and compare values at the same N only. The
-    similarity matrix is worked through in blocks of rows, which the backward pass computes again, so memory is
+    similarity matrix is computed in blocks of rows, which the backward pass computes again, so memory is
     O(N D). Differentiable, also in ``logit_scale``.
 
     Args:
@@ -96,7 +96,7 @@ def left_out_losses(image: Tensor, text: Tensor, logit_scale: float) -> Tensor:
             logits = (logit_scale * (rows @ columns.T)).double()  # (b, N)
             log_sum = logits.logsumexp(1, keepdim=True)
             total[start : start + len(rows)] += log_sum[:, 0] - logits.diagonal(start)
-            # How far each row's sum falls without each column; without its largest, what is left is summed anew.
+            # How far each row's sum falls without each column; without its largest, the rest is summed again.
             largest = logits.argmax(1, keepdim=True)
             change = torch.log1p(-(logits - log_sum).exp().scatter(1, largest, 0.0))
             rest = logits.scatter(1, largest, -math.inf).logsumexp(1, keepdim=True)
@@ -151,7 +151,7 @@ def uniformity(embeddings: Tensor) -> Tensor:
 
     .. math:: \log \frac{1}{N(N-1)} \sum_{i \ne j} e^{-2 |u_i - u_j|^2}
 
-    Worked through in blocks of rows, which the backward pass computes again, so memory is O(N D).
+    Computed in blocks of rows, which the backward pass computes again, so memory is O(N D).
 
     Args:
         embeddings: Embeddings ``(N, D)`` of any scale, N >= 2.
@@ -186,7 +186,7 @@ def shift(embeddings: Tensor, alpha: float, mean: Tensor | None = None) -> Tenso
 
     Args:
         embeddings: Raw embeddings ``(N, D)`` of one modality.
-        alpha: Share of the mean that is taken off.
+        alpha: Share of the mean that is subtracted.
         mean: Raw mean ``(D,)``; by default the mean of ``embeddings``.
 
     Returns:

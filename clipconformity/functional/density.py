@@ -6,12 +6,12 @@ log-density, that is a Gaussian, so with heavy smoothing the fit is the Gaussian
 beyond the data the log-density continues as a quadratic. The weight of the penalty is chosen by marginal likelihood.
 
 The Hessian H = M + lambda D'D has the cell means M on its diagonal and D the third differences. It is banded, and so
-badly conditioned that its logarithmic determinant loses whole units. It serves Newton's steps alone, where an error
-costs a step. What is read out comes from the augmented matrix of the same problem, [M, D'; D, -I/lambda], which is
-banded too, does not square D, and takes empty cells as they are.
+badly conditioned that its logarithmic determinant loses whole units. It is used for Newton steps only, where an error
+costs a step. Results come from the augmented matrix of the same problem, [M, D'; D, -I/lambda], which is
+banded too, does not square D, and allows empty cells.
 
-NumPy and SciPy's banded LAPACK do the work, on one thread whatever torch is set to: the arrays are small, and the
-same counts give the same figures on any number of threads.
+It uses NumPy and SciPy's banded LAPACK, on one thread whatever the setting of torch: the arrays are small, and the
+same counts give the same figures for any number of threads.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ CELLS_PER_STD = 32
 PENALTIES = 10.0 ** np.arange(-2.0, 6.5, 0.5)
 """Penalty weights tried, for a log-density in units of its own standard deviation."""
 EVIDENCE_MARGIN = 1.0
-"""Log marginal likelihood that a rougher fit must gain."""
+"""Smallest gain in log marginal likelihood for a rougher fit."""
 DIFFERENCE = np.array([-1.0, 3.0, -3.0, 1.0])
 """A row of D: the third difference of four neighbouring cells."""
 BAND = 3
 """Half-bandwidth of D'D and of the augmented matrix."""
 PIVOT_SCALE = 1e-6
-"""Factor on D in the augmented matrix: small, so that elimination goes by the cell means and then by their size. With a
-factor of 1 two spikes far apart, each a cell wide, cost six digits."""
+"""Factor on D in the augmented matrix: small, so that elimination pivots on the cell means, by size. A factor
+of 1 costs six digits with two distant spikes, each a cell wide."""
 TOLERANCE = 1e-9
-"""Gain in log-likelihood below which a fit is done."""
+"""Gain in log-likelihood below which a fit has converged."""
 MIN_LOG = -690.0
 """Log-probability below which a cell has no share in a divergence."""
 MAX_STEPS = 60
@@ -77,8 +77,8 @@ def fit_log_density(counts: Array, penalty: float, start: Array | None = None) -
     Args:
         counts: Cell counts ``(B, K)``, not necessarily whole.
         penalty: Weight on the squared third differences.
-        start: Log-means ``(K,)`` to start from. With several histograms it is a similar one, whose Hessian all of them
-            share for as long as that climbs: it makes a thousand resamples cheap.
+        start: Log-means ``(K,)`` to start from. Several histograms must be similar to it: they share its Hessian as
+            long as that improves the fit, which makes a thousand resamples cheap.
 
     Returns:
         Log-means ``(B, K)``.
@@ -106,7 +106,7 @@ def choose_penalty(counts: Array, width: float) -> tuple[float, float, Array]:
     """
     penalties = PENALTIES * width**5
     fits: list[Array] = []
-    for penalty in penalties[::-1]:  # from the smoothest on, which is nearly the Gaussian where each fit starts
+    for penalty in penalties[::-1]:  # from the smoothest, which is nearly the Gaussian of the first start
         fits.insert(0, fit_log_density(counts[None], penalty, start=fits[0] if fits else None)[0])
     evidence = np.array([_evidence(counts, eta, penalty) for eta, penalty in zip(fits, penalties, strict=True)])
     # The smoothest fit whose evidence is not clearly below the best: under P = Q a rougher one only adds noise.
@@ -124,7 +124,7 @@ def _evidence(counts: Array, eta: Array, penalty: float) -> float:
 class Augmented:
     """LU factors of the augmented matrix [M, D'; D, -I/penalty] at given log-means ``(K,)``.
 
-    Cells and differences are mixed, so that it is banded. Its determinant is that of the Hessian over
+    Cells and differences are interleaved, so that it is banded. Its determinant is that of the Hessian over
     (-penalty)^(K - 3), and the part of its inverse that belongs to the cells is the inverse of the Hessian.
     """
 
@@ -184,7 +184,7 @@ def _maximise(counts: Array, eta: Array, penalty: float, rows: Index, steps: Cal
 
 
 def _objective(eta: Array, counts: Array, penalty: float) -> Array:
-    with np.errstate(over="ignore"):  # a step too far, about to be halved
+    with np.errstate(over="ignore"):  # too long a step, halved below
         likelihood = (counts * eta - np.exp(eta)).sum(1)
     return likelihood - 0.5 * penalty * np.square(_difference(eta)).sum(1)
 

@@ -1,7 +1,7 @@
-"""Squared distances of rows, block by block: float32 decides what it can, and float64 what lies within its rounding.
+"""Squared distances of rows in blocks: float32 decides where it can, and float64 within the rounding of float32.
 
-A product of float32 matrices takes half of the time of one of float64 ones, and all but a few pairs of rows are so far
-from the edge of a ball that its digits are enough.
+A product of float32 matrices takes half the time of one in float64, and nearly all pairs of rows are so far from the
+edge of a ball that its precision is enough.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from clipconformity.functional.linalg import full_precision
 ROWS, COLUMNS = 1024, 1024
 """Rows and columns of the largest block of a matrix of pairs."""
 ROUNDING = 1e-12
-"""Share of the squared norms within which a squared distance is no smaller than another: copies lie on the edges of
-balls, which are outside, and float64 would decide for each block anew."""
+"""Share of the squared norms within which two squared distances count as equal: copies lie on the edges of balls, which
+are outside, and float64 rounding would decide differently in each block."""
 EXTRA_NEIGHBOURS = 4
-"""Neighbours beyond the k-th that are kept, to see that float32 missed none."""
+"""Neighbours kept beyond the k-th, to detect those that float32 missed."""
 MAX_UNCERTAIN_SHARE = 1 / 32
-"""Share of the pairs of a block from which on float64 takes all of it at once."""
+"""Share of uncertain pairs from which on the whole block is computed in float64."""
 PAIRS = 2048
-"""Pairs of rows that float64 takes one by one at once."""
+"""Pairs of rows whose distances are computed in float64 at once."""
 MIN_SQUARED_DISTANCE = 1e-30
 """Squared distance, where the largest is about 1, below which float32 underflows."""
 
@@ -36,20 +36,20 @@ class Points(NamedTuple):
     rows: Tensor
     """``(N, D)`` float64."""
     quick: Tensor
-    """The same as float32; as float64 where products of float32 may lose digits."""
+    """The rows in float32; in float64 where float32 products may have less precision."""
     squares: Tensor
     """Squared norms ``(N,)`` float64."""
 
     def part(self, which: slice) -> Points:
-        """Some of the rows."""
+        """Select some of the rows."""
         return Points(*(one[which] for one in self))
 
     def margin(self, limit: Tensor) -> Tensor:
         r"""Bound on the float32 error of a squared distance of about ``limit``, ``(N,)`` for the rows.
 
-        A sum of D products is off by at most :math:`D\,2^{-24}\,|x||y|`, in whatever order; the rest takes less than 16
-        roundings. A pair at a squared distance r has :math:`|y|^2 \le 2(|x|^2 + r)`, and one with a longer y is farther
-        away than r by more than it may be off.
+        A sum of D products has an error of at most :math:`D\,2^{-24}\,|x||y|`, in any order; the rest has less
+        than 16 roundings. A pair at a squared distance r has :math:`|y|^2 \le 2(|x|^2 + r)`; one with a longer y is
+        farther away than r by more than the error.
         """
         return 4 * (self.rows.shape[1] + 16) * 2.0**-24 * (self.squares + limit) + MIN_SQUARED_DISTANCE
 
@@ -57,10 +57,10 @@ class Points(NamedTuple):
 def center_and_scale(first: Tensor, second: Tensor) -> tuple[Points, Points, float]:
     """Subtract the second set's mean from both sets, in float64, and scale both by a power of two to norms of about 1.
 
-    Distances stay but for the scale, and far from the origin they round less.
+    Distances change only by the scale, and round less for sets far from the origin.
 
     Returns:
-        Both sets, and what the squared distances were multiplied by.
+        Both sets, and the factor on squared distances.
     """
     center = second.mean(0, dtype=torch.float64)
     sides = [side.double() - center for side in (first, second)]
@@ -75,7 +75,7 @@ def _is_full_float32() -> bool:
     """Whether float32 matrix products have full float32 precision, not that of TF32 or bfloat16."""
     try:
         return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # set for each backend, where this function does not answer
+    except RuntimeError:  # set for each backend, where this function raises
         return False
 
 
@@ -90,7 +90,7 @@ def kth_distance(points: Points, k: int) -> Tensor:
     margin = points.margin(2 * at[:, 0])[:, None]
     in_doubt = (distance - at).abs() <= 2 * margin
     row, column = in_doubt.nonzero(as_tuple=True)
-    exact = torch.where(distance < at, -torch.inf, torch.inf).double()  # of those that are not in doubt
+    exact = torch.where(distance < at, -torch.inf, torch.inf).double()  # distances of the certain rows
     exact[row, column] = _exact_distances(points, points, row, place[row, column])
     found = exact.sort(1).values[:, k - 1]
     if kept < len(points.rows) - 1:
@@ -115,11 +115,11 @@ class BallBlock(NamedTuple):
     rows: slice
     columns: slice
     in_first: tuple[Tensor, Tensor]
-    """Numbers of the rows of either set where the ball around that of the first holds that of the second."""
+    """Index pairs where the ball around the row of the first set contains the row of the second."""
     in_second: tuple[Tensor, Tensor]
-    """The same where the ball around that of the second holds that of the first."""
+    """Index pairs where the ball around the row of the second set contains the row of the first."""
     distance: Tensor
-    """Squared distances of the block to the rounding of float32, ``(R, C)``."""
+    """Squared distances of the block in float32 precision, ``(R, C)``."""
 
 
 def find_ball_blocks(first: Points, second: Points, reaches: tuple[Tensor, Tensor]) -> Iterator[BallBlock]:
@@ -127,8 +127,8 @@ def find_ball_blocks(first: Points, second: Points, reaches: tuple[Tensor, Tenso
 
     Args:
         first: One set.
-        second: The other, placed alike.
-        reaches: Squared radius of the ball around each row of either, ``(N,)`` and ``(M,)``.
+        second: The other set, with the same shift and scale.
+        reaches: Squared radius of the ball around each row of either set, ``(N,)`` and ``(M,)``.
     """
     for row in split_slices(len(first.rows), ROWS):
         for column in split_slices(len(second.rows), COLUMNS):
@@ -187,8 +187,8 @@ def find_largest(rows: Tensor, others: Tensor | None, k: int, bias: Tensor | Non
     Args:
         rows: ``(N, D)``.
         others: ``(M, D)``, M >= k; None for the rows themselves, N > k, of which none is its own neighbour.
-        k: How many.
-        bias: Within the own set, what is added for either row of a pair, ``(N,)``.
+        k: Number of neighbours.
+        bias: Inside the own set, a term added for both rows of a pair, ``(N,)``.
     """
     values = rows.new_full((len(rows), k), -torch.inf)
     places = torch.zeros(len(rows), k, dtype=torch.int64, device=rows.device)

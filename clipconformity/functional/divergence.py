@@ -20,15 +20,15 @@ from clipconformity.functional.density import (
 from clipconformity.functional.linalg import full_precision, result_dtype
 
 MIN_SAMPLES = 10
-"""Fewest samples on either side for a KL: below, the two fitted variances say nothing."""
+"""Smallest number of samples on either side for a KL: with fewer, the two fitted variances mean nothing."""
 MAX_COARSENING = 8
-"""Most cells read out as one: a quarter of the reference's standard deviation."""
+"""Largest number of cells joined to one: a quarter of the reference's standard deviation."""
 MAX_CELLS = 256
-"""Most cells read out; a set far away and narrow is read out more coarsely."""
+"""Largest number of cells of a fit; a set that is far away and narrow is read in coarser cells."""
 TAIL_FLOOR = 1e-4
-"""The smooth tail is followed down to this share of one sample's weight per cell, and held constant below."""
+"""The smooth tail is extrapolated down to this share of one sample's weight per cell, and constant below."""
 MAX_TAIL_CHANGE = 0.05
-"""A value is a lower bound when following the tail further raises it by more than this share."""
+"""A value is a lower bound when extrapolating the tail further raises it by more than this share."""
 MAX_OUTSIDE = 0.25
 """A value is a lower bound when more than this share of one set lies outside the other's range."""
 
@@ -79,10 +79,10 @@ def conformity_kl(evaluated: Tensor, reference: Tensor) -> Tensor:
 
     The densities are smooth fits to histograms whose cells are 1/32 of the reference's standard deviation, with a
     penalty under which the smoothest density is a Gaussian; the first-order finite-sample bias, (effective
-    parameters)/2N per side, is taken off, so that sets of different size compare. That holds for smooth densities: what
-    a set repeats at a point, or ends at a sharp edge, is smoothed over, and the value is then too low (a fifth of the
-    samples in a spike of 0.03 standard deviations: 0.11 of 0.23 nats at 20,000 samples). Repetition is what
-    :func:`self_conformity` sees. Not differentiable.
+    parameters)/2N per side, is subtracted, so that sets of different size can be compared. That holds for smooth
+    densities: spikes and sharp edges are smoothed, and the value is then too low (a fifth of the samples in a spike of
+    0.03 standard deviations: 0.11 of 0.23 nats at 20,000 samples). Repetition shows in :func:`self_conformity`. Not
+    differentiable.
 
     Args:
         evaluated: Conformities ``(N,)``, N >= 10.
@@ -222,8 +222,8 @@ def compute_plug_in(readout: Readout, evaluated: Tensor, reference: Tensor) -> D
 def is_tail_decisive(readout: Readout, evaluated: Tensor, reference: Tensor) -> bool:
     """Whether the forward divergence depends on how far the reference's smooth tail is extrapolated.
 
-    Held at a thousandth of ``TAIL_FLOOR``, it would then be larger by more than ``MAX_TAIL_CHANGE`` of itself,
-    and by more than noise adds to it.
+    With a thousandth of ``TAIL_FLOOR``, it would then be larger by more than ``MAX_TAIL_CHANGE`` of itself, and by
+    more than noise adds to it.
     """
     log_p, log_q = _log_densities(readout, evaluated[None], reference[None])
     floor = _log_floor(readout, 1)

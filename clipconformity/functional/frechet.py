@@ -1,4 +1,4 @@
-"""The Frechet distance of the Gaussians of two sets, and what moves it."""
+"""The Frechet distance of the Gaussians of two sets, and influences on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clipconformity.functional.linalg import covariance_of, full_precision, mean
 from clipconformity.functional.validation import check_rows, check_same_dim
 
 SINGULAR = 1e-10
-"""Share of the largest pivot of a covariance at which it is taken for singular."""
+"""Share of the largest pivot below which a covariance counts as singular."""
 
 
 class HasGaussian(Protocol):
@@ -32,15 +32,14 @@ class HasGaussian(Protocol):
 
 @full_precision
 def frechet_distance(embeddings: Tensor, reference: Tensor | HasGaussian) -> Tensor:
-    r"""Frechet distance between the Gaussians of two sets of raw embeddings (CLIP-FID), squared as is usual.
+    r"""Frechet distance between the Gaussians of two sets of raw embeddings (CLIP-FID), squared as usual.
 
     .. math:: |m_1 - m_2|^2 +
               \mathrm{tr}\left(\Sigma_1 + \Sigma_2 - 2 (\Sigma_1^{1/2} \Sigma_2 \Sigma_1^{1/2})^{1/2}\right)
 
     The last trace is taken as the sum of the singular values of :math:`L_2^\top L_1`, with
-    :math:`L_i L_i^\top = \Sigma_i`, in float64, which loses no digits where a covariance is singular. The value of
-    finite samples is above that of the distributions, the more so the fewer there are: compare values at the same N
-    only.
+    :math:`L_i L_i^\top = \Sigma_i`, in float64, which loses no precision where a covariance is singular. The value
+    of finite samples is above that of the distributions, and more so for fewer samples: compare values at equal N only.
 
     Args:
         embeddings: Raw embeddings ``(N, D)``, N >= 2.
@@ -106,7 +105,7 @@ def fit_gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:
 def distance_influence(rows: Tensor, mean: Tensor, covariance: Tensor, other_mean: Tensor, other: Tensor) -> Tensor:
     """Influence of each row on the squared Frechet distance of its Gaussian to another, to first order, ``(N,)``.
 
-    With T = L (L' S1 L)^-1/2 L', L L' = S2, which transports the one Gaussian to the other, it is the centred
+    With T = L (L' S1 L)^-1/2 L', L L' = S2, which transports one Gaussian to the other, it is the centred
     2 (m1 - m2) . (x - m1) + (x - m1)' (I - T) (x - m1). Directions without variance are left out.
 
     Args:
@@ -128,7 +127,7 @@ def distance_influence(rows: Tensor, mean: Tensor, covariance: Tensor, other_mea
 def factorise_covariance(covariance: Tensor) -> Tensor:
     """A matrix L ``(D, D)`` with L L' the covariance: Cholesky's factor, in a sixth of the time of a square root.
 
-    Of a singular covariance it is the symmetric square root, where eigenvalues that are rounding are 0: their roots
+    For a singular covariance it is the symmetric square root, with eigenvalues within rounding set to 0: their roots
     would not be small.
     """
     factor, failed = torch.linalg.cholesky_ex(covariance)

@@ -13,7 +13,7 @@ from clipconformity.functional.linalg import full_precision, panels, result_dtyp
 from clipconformity.functional.validation import check_rows, check_same_dim
 
 BLOCK = 1024
-"""Rows whose distances are taken at once: temporaries of more cost more than the products."""
+"""Rows whose distances are computed at once: larger temporaries cost more than the products."""
 
 
 class SingularWarning(UserWarning):
@@ -52,28 +52,28 @@ def whiten(
     .. math:: W (v - m), \quad W \Sigma W^\top = I
 
     From a covariance :math:`W = \Sigma^{-1/2}`, the symmetric square root, the one whitening that is unique and stays
-    nearest to the embeddings; a whitening matrix is used as it is given. The squared norm of a whitened row is its
-    squared Mahalanobis distance, whatever the root. Differentiable in ``embeddings``.
+    nearest to the embeddings; a whitening matrix is used as given. The squared norm of a whitened row is its squared
+    Mahalanobis distance for any root. Differentiable in ``embeddings``.
 
-    A singular Gaussian is used on its range, with a warning: along the other directions nothing is counted, so that
-    rows which leave the range seem likelier than they are. ``shrinkage`` gives every direction a variance.
+    A singular Gaussian is used on its range, with a warning: other directions are ignored, so that rows outside the
+    range seem likelier than they are. ``shrinkage`` gives every direction a variance.
 
     Args:
         embeddings: Raw embeddings ``(N, D)``.
         mean: Mean ``(D,)`` of the fitted set.
-        covariance: Covariance ``(D, D)`` of the fitted set. Eigenvalues that are no more than the rounding of its
-            entries are taken for 0; float64 keeps all of a spectrum as long-tailed as CLIP's.
+        covariance: Covariance ``(D, D)`` of the fitted set. Eigenvalues within the rounding of its entries count as 0;
+            float64 resolves a spectrum with a tail as long as CLIP's.
         shrinkage: In [0, 1]: the covariance becomes :math:`(1 - s)\Sigma + s\,\mathrm{tr}(\Sigma)/D\,I`.
-        whitening: In place of a covariance, a matrix ``(K, D)``, K <= D, that whitens columns: :math:`W (v - m)`. One
-            that is made for rows, :math:`(v - m)^\top W` as in the code of Betser et al., is given as ``W.T``.
+        whitening: In place of a covariance, a matrix ``(K, D)``, K <= D, that whitens columns: :math:`W (v - m)`. A
+            matrix for rows, :math:`(v - m)^\top W` as in the code of Betser et al., is given as ``W.T``.
 
     Returns:
         ``(N, D)``, or ``(N, K)`` by a whitening matrix, without units.
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
-        ValueError: If not just one of ``covariance`` and ``whitening`` is given, shapes do not fit, a row is zero, NaN
-            or infinite, ``shrinkage`` is out of range or goes with a whitening matrix, or the covariance is not
+        ValueError: If not exactly one of ``covariance`` and ``whitening`` is given, shapes do not fit, a row is zero,
+            NaN or infinite, ``shrinkage`` is out of range or goes with a whitening matrix, or the covariance is not
             symmetric, not finite, or has negative eigenvalues.
 
     Warns:
@@ -105,16 +105,16 @@ def log_likelihood(
     .. math:: -\tfrac12 \left(D \log 2\pi + \log\det\Sigma + |W (v - m)|^2\right)
 
     The set that the Gaussian was fitted on overfits it, by hundreds of nats at a few thousand CLIP embeddings: compare
-    with held-out values only. A density has units: scaling the embeddings by c takes D log c off. Where the Gaussian is
+    with held-out values only. A density has units: scaling the embeddings by c subtracts D log c. Where the Gaussian is
     singular, D is the dimension of its range and the determinant the product of its eigenvalues above 0. Differentiable
     in ``embeddings``.
 
     Args:
         embeddings: Raw embeddings ``(N, D)``.
         mean: Mean ``(D,)`` of the fitted set.
-        covariance: Covariance ``(D, D)`` of the fitted set, as of :func:`whiten`.
+        covariance: Covariance ``(D, D)`` of the fitted set, as in :func:`whiten`.
         shrinkage: In [0, 1]: the covariance becomes :math:`(1 - s)\Sigma + s\,\mathrm{tr}(\Sigma)/D\,I`.
-        whitening: In place of a covariance, a whitening matrix ``(K, D)``, as of :func:`whiten`. The code of Betser et
+        whitening: In place of a covariance, a whitening matrix ``(K, D)``, as in :func:`whiten`. The code of Betser et
             al. leaves out the determinant, which is the same for all rows.
 
     Returns:
@@ -144,7 +144,7 @@ def log_density(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
 
 
 def _distances(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
-    """Squared norms of whitened rows, ``(N,)``; of a triangular root five eighths of the products are taken."""
+    """Squared norms of whitened rows, ``(N,)``; for a triangular root, five eighths of the products are computed."""
     if not gaussian.triangular:
         return _whiten_rows(embeddings, gaussian).square().sum(1)
     centered = _center(embeddings, gaussian)
@@ -164,8 +164,8 @@ def check_gaussian(
 ) -> Gaussian:
     """Check a Gaussian given by its covariance or by a whitening matrix, and compute its whitening matrix.
 
-    The root of a covariance is the symmetric one; where any will do, with ``symmetric=False``, it may be another that
-    takes a tenth of the time.
+    The root of a covariance is the symmetric one; with ``symmetric=False`` it may be another root, in a tenth of the
+    time.
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
@@ -196,7 +196,7 @@ def check_gaussian(
             f"mean, whitening: expected shapes (D,) and (K, D), K <= D, got {shape} and {tuple(whitening.shape)}."
         )
     if shrinkage:
-        raise ValueError("shrinkage: works on a covariance, and cannot be had with whitening; give the covariance.")
+        raise ValueError("shrinkage: expected a covariance to shrink, got a whitening matrix; give the covariance.")
     return _read_whitening(center, checked["whitening"], whitening.dtype)
 
 
@@ -213,7 +213,7 @@ def _finite(name: str, value: object) -> Tensor:
 def _factorise_full_rank(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage: float) -> Gaussian | None:
     """Factorise a covariance by Cholesky where it is clearly of full rank; None where eigenvalues must decide.
 
-    The sum of the squares of a root is that of the inverse eigenvalues, so that none is below its inverse.
+    The sum of squares of a root is the sum of inverse eigenvalues, so its inverse bounds every eigenvalue from below.
     """
     shrunk = (1 - shrinkage) * matrix
     shrunk.diagonal().add_(shrinkage * matrix.diagonal().mean())
@@ -244,7 +244,7 @@ def _read_covariance(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage
             "torch.cov(embeddings.T) of rows that differ."
         )
     spectrum = (1 - shrinkage) * spectrum + shrinkage * matrix.trace() / len(mean)
-    known = spectrum > max(least, -2 * smallest)  # a covariance has no eigenvalue below 0: what it has is rounding
+    known = spectrum > max(least, -2 * smallest)  # negative eigenvalues of a covariance are rounding
     _warn_singular("covariance", int(known.sum()), len(mean))
     spectrum, axes = spectrum[known], axes[:, known]
     return Gaussian(mean, (axes * spectrum.rsqrt()) @ axes.T, spectrum.log().sum(), len(spectrum))
@@ -265,8 +265,8 @@ def _read_whitening(mean: Tensor, root: Tensor, dtype: torch.dtype) -> Gaussian:
 def _estimate_rounding(matrix: Tensor, largest: float, dtype: torch.dtype) -> float:
     """Largest eigenvalue that rounding alone may cause: of entries in ``dtype``, and of the decomposition in float64.
 
-    Rounding moves an entry by up to eps/2 of itself, evenly; a matrix of such moves has a norm of about twice the root
-    of the largest sum of their variances in a row or column.
+    Rounding changes an entry by up to eps/2 of itself, uniformly; the norm of a matrix of such errors is about twice
+    the root of the largest sum of their variances in a row or column.
     """
     longest = max(float(torch.linalg.vector_norm(matrix, dim=side).max()) for side in (0, 1))
     entries = longest * torch.finfo(dtype).eps / 3**0.5

@@ -15,7 +15,7 @@ from clipconformity.functional.validation import check_rows, check_same_dim
 SIGMA = 10.0
 """Width of CMMD's kernel, as published."""
 SCALE = 1000.0
-"""What CMMD is multiplied by, as published."""
+"""Factor of CMMD, as published."""
 MAX_PAIRS = 1 << 22
 """Kernel values held at once: 32 MiB."""
 
@@ -43,7 +43,7 @@ class MMDHalves(NamedTuple):
 
 @full_precision
 def cosine_mmd(embeddings: Tensor, reference: Tensor | HasSelfConformity) -> Tensor:
-    r"""Squared maximum mean discrepancy with the cosine kernel, unbiased: how far two mean directions lie apart.
+    r"""Squared maximum mean discrepancy with the cosine kernel, unbiased: the distance of two mean directions.
 
     .. math:: SC(P) + SC(Q) - 2\, C(P, Q)
               = \underbrace{2\, (SC(Q) - C(P, Q))}_{\text{typicality}} + \underbrace{SC(P) - SC(Q)}_{\text{variety}}
@@ -84,7 +84,7 @@ def mmd_halves(embeddings: Tensor, reference: Tensor | HasSelfConformity) -> MMD
     These are the differences that the library's verdicts are about, as cosines: typicality is -2 times the typicality
     shift times the standard deviation of the reference's conformity, variety is (1 - SC(Q)) (1 - variety ratio). But
     for sampling noise their sum is at least 0. So samples that are more typical than the reference are always less
-    varied: what is won in typicality is paid for in variety.
+    varied.
 
     Args:
         embeddings: Embeddings ``(N, D)`` of any scale, N >= 2.
@@ -124,7 +124,7 @@ def _compute_halves(embeddings: Tensor, reference: Tensor | HasSelfConformity) -
 
 def _mean_and_self_conformity(embeddings: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Mean unit vector ``(D,)`` and mean pairwise cosine of a set, float64."""
-    values = check_rows(embeddings, name, min_rows=2).double()  # what is left of the difference is small
+    values = check_rows(embeddings, name, min_rows=2).double()  # the remaining difference is small
     count, total = len(values), norms_and_unit_sum(values, name)[1]
     return total / count, (total.square().sum() - count) / (count * (count - 1))
 
@@ -185,9 +185,9 @@ def _mean_kernel(first: Tensor, second: Tensor, sigma: float, *, apart: bool = F
 def third_order(first: Tensor, second: Tensor, sigma: float = SIGMA) -> Tensor:
     r"""CMMD from the discrepancies of the first two powers of the cosine, without the third and higher powers.
 
-    On unit vectors :math:`k = e^{-g} (1 + g c + g^2 c^2 / 2 + ...)`, with c the cosine and :math:`g = 1/\sigma^2`. What
-    is left out is the sum of :math:`1000\, e^{-g} g^k / k!` times the discrepancy of the k-th power, from k = 3 on. As
-    each lies within -4 and 4, that is at most :data:`MAX_LEFT_OUT` at the published width; of a biased estimate, whose
+    On unit vectors :math:`k = e^{-g} (1 + g c + g^2 c^2 / 2 + ...)`, with c the cosine and :math:`g = 1/\sigma^2`. The
+    error is the sum of :math:`1000\, e^{-g} g^k / k!` times the discrepancy of the k-th power, from k = 3 on. As
+    each lies within -4 and 4, that is at most :data:`MAX_LEFT_OUT` at the published width; for a biased estimate, whose
     discrepancies are squares, it is never below 0.
 
     Args:
@@ -200,4 +200,4 @@ def third_order(first: Tensor, second: Tensor, sigma: float = SIGMA) -> Tensor:
 
 
 MAX_LEFT_OUT = 4 * SCALE * (1 - math.exp(-1 / SIGMA**2) * (1 + 1 / SIGMA**2 + 1 / SIGMA**4 / 2))
-"""The most that :func:`third_order` leaves out at the published width: 0.00066."""
+"""Largest error of :func:`third_order` at the published width: 0.00066."""

@@ -1,4 +1,4 @@
-"""Many estimates at once: p-values adjusted for their number, and values shrunk towards their mean."""
+"""Multiple estimates: p-values adjusted for their number, and values shrunk towards their mean."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 MIN_ESTIMATES = 3
-"""Fewest estimates that tell how much they differ beyond their errors."""
+"""Smallest number of estimates for their variance beyond the errors."""
 
 
 def adjust_p_values(p_values: Sequence[float]) -> list[float]:
@@ -49,7 +49,7 @@ def shrink_estimates(values: Sequence[float], errors: Sequence[float]) -> list[f
         errors: Their standard errors, above 0.
 
     Returns:
-        The shrunken values; None of fewer than three.
+        The shrunken values; None for fewer than three.
 
     Example:
         >>> shrink_estimates([-1.0, 0.0, 1.0], [2.0, 2.0, 2.0])

@@ -19,11 +19,11 @@ from clipconformity.functional.linalg import full_precision, result_dtype, units
 from clipconformity.functional.validation import check_rows, check_same_dim
 
 TIE = 16
-"""Roundings within which two cosines are one."""
+"""Rounding units within which two cosines count as equal."""
 
 
 class PRDCResult(NamedTuple):
-    """How two sets cover each other: precision, recall and coverage in [0, 1], density from 0 on."""
+    """Mutual coverage of two sets: precision, recall and coverage in [0, 1], density >= 0."""
 
     precision: Tensor
     recall: Tensor
@@ -45,31 +45,32 @@ class Nearest(NamedTuple):
     cosine: Tensor
     """``(N, k)`` in [-1, 1]."""
     index: Tensor  # type: ignore[assignment]
-    """Their numbers ``(N, k)``."""
+    """Their indices ``(N, k)``."""
 
 
 @full_precision
 def prdc(embeddings: Tensor, reference: Tensor, k: int = 5) -> PRDCResult:
     r"""Precision, recall, density and coverage of raw embeddings against reference embeddings.
 
-    Around every row is a ball that reaches to its k-th nearest neighbour in its own set, itself excluded; the balls of
-    a set are its manifold. An edge is outside.
+    Around every row is a ball up to its k-th nearest neighbour in its own set, itself excluded; the balls of a set are
+    its manifold. An edge is outside.
 
     - precision: share of the embeddings in a ball of the reference; recall: of the reference in a ball of theirs.
-    - density: mean number of the reference's balls that an embedding is in, over k; 1 where both are of one kind.
+    - density: mean number of the reference's balls that an embedding is in, over k; 1 for sets of one distribution.
     - coverage: share of the reference's balls that hold an embedding.
 
     Distances are Euclidean between the vectors as they are given: raw, so that norms count, as is usual with CLIP
-    features. Give unit vectors for the angle alone. All four depend on k and on both numbers of rows; of one kind,
-    coverage is :math:`1 - \prod_{i=1}^k (M - i)/(N + M - i)` on average. Compare values at the same k, N and M only.
+    features. Give unit vectors for the angle alone. All four depend on k and on both numbers of rows; for sets of one
+    distribution, coverage is :math:`1 - \prod_{i=1}^k (M - i)/(N + M - i)` on average. Compare values at the same k, N
+    and M only.
 
     Args:
         embeddings: Evaluated embeddings ``(N, D)``, N > k.
         reference: Reference embeddings ``(M, D)``, M > k.
-        k: Neighbours that a ball reaches over.
+        k: Number of neighbours inside a ball.
 
     Returns:
-        A :class:`PRDCResult` of scalars, as of distances in float64, which are taken in blocks: memory is O((N + M) D).
+        A :class:`PRDCResult` of scalars, by distances in float64, computed in blocks: memory is O((N + M) D).
 
     Raises:
         TypeError: If an argument is not a floating-point tensor, or ``k`` is not a whole number.
@@ -101,14 +102,14 @@ class Coverage(NamedTuple):
     covered: Tensor
     """Whether the ball of each reference row holds an embedding, ``(M,)``."""
     apart: Tensor
-    """Squared distance of each embedding to the nearest reference row, ``(N,)``, to the rounding of float32."""
+    """Squared distance of each embedding to the nearest reference row, ``(N,)``, in float32 precision."""
     reference_apart: Tensor
     """Squared distance of each reference row to the nearest embedding, ``(M,)``, likewise."""
     k: int
-    """Neighbours that a ball reaches over."""
+    """Number of neighbours inside a ball."""
 
     def result(self) -> PRDCResult:
-        """Give the four figures, float64."""
+        """Return the four figures, float64."""
         fields = (self.balls > 0, self.recalled, self.balls, self.covered)
         precision, recall, inside, coverage = (field.mean(dtype=torch.float64) for field in fields)
         return PRDCResult(precision, recall, (1 / self.k) * inside, coverage)
@@ -146,7 +147,7 @@ def nearest(embeddings: Tensor, reference: Tensor | HasUnits | None = None, k: i
 
     Args:
         embeddings: Embeddings ``(N, D)`` of any scale.
-        reference: Embeddings ``(M, D)`` of any scale, M >= k; a ``ReferenceSet``, of which its row sample is taken; or
+        reference: Embeddings ``(M, D)`` of any scale, M >= k; a ``ReferenceSet``, whose row sample is used; or
             None for the set itself, N > k.
         k: Number of neighbours.
 
@@ -183,16 +184,17 @@ def authenticity(embeddings: Tensor, reference: Tensor | HasUnits) -> Tensor:
 
     .. math:: \frac{1}{N} \sum_v 1\left[d(v, r_v) > \min_{s \ne r_v} d(r_v, s)\right]
 
-    with d the distance of unit vectors, that is by cosine. 0 where all are copies. New embeddings of the reference's
-    own kind do not have 1: they are authentic unless they and r are each other's nearest, which is so for 2/3 of them
-    in one dimension, and for 1/2 in many where no row is near to all. Far off the reference all are authentic.
+    with d the distance of unit vectors, that is by cosine. It is 0 where all are copies. It is below 1 for new
+    embeddings of the reference's distribution: they are authentic unless they and r are each other's nearest, which
+    holds for 2/3 of them in one dimension, and for 1/2 in many where no row is near to all. Far from the reference all
+    are authentic.
 
     Args:
         embeddings: Evaluated embeddings ``(N, D)`` of any scale.
-        reference: Reference embeddings ``(M, D)``, M >= 2, or a ``ReferenceSet``, of which its row sample is taken.
+        reference: Reference embeddings ``(M, D)``, M >= 2, or a ``ReferenceSet``, whose row sample is used.
 
     Returns:
-        A scalar in [0, 1]; low where embeddings are drawn to single reference rows.
+        A scalar in [0, 1]; low where embeddings are close to single reference rows.
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
@@ -221,9 +223,9 @@ def is_authentic(cosine: Tensor, own: Tensor, dtype: torch.dtype) -> Tensor:
     """Whether rows are farther from their nearest row than that row is from its own nearest, beyond rounding.
 
     Args:
-        cosine: Of each row to its nearest, ``(N,)``.
-        own: Of that to the nearest other of its set, ``(N,)``.
-        dtype: What the cosines were taken in.
+        cosine: Cosine of each row to its nearest row, ``(N,)``.
+        own: Cosine of that row to the nearest other one of its set, ``(N,)``.
+        dtype: Type in which the cosines were computed.
     """
     return own - cosine > TIE * torch.finfo(dtype).eps
 
@@ -244,7 +246,7 @@ def check_neighbours(k: object) -> None:
     """Refuse an invalid number of neighbours.
 
     Raises:
-        TypeError: If it is no whole number.
+        TypeError: If it is not a whole number.
         ValueError: If it is below 1.
     """
     if not isinstance(k, int) or isinstance(k, bool):

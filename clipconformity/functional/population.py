@@ -1,4 +1,4 @@
-"""Figures of the population from raw embeddings, and what each row moves a figure by: what intervals rest on."""
+"""Estimates for the population from raw embeddings, and influences of rows, for intervals."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from clipconformity.functional.linalg import gram, quadratic_form, square_norms
 from clipconformity.functional.resampling import Estimate, Interval, exponentiate_interval, jackknife
 
 MIN_GROUPS = 4
-"""Fewest groups of rows for the estimates without bias: their terms are of four rows, each of another."""
+"""Smallest number of groups for unbiased estimates: their terms have four rows of different groups."""
 
 
 class Rows(NamedTuple):
     """Centred rows, and the groups inside which they are dependent."""
 
     mean: Tensor
-    """Raw mean that they are centred on, ``(D,)``."""
+    """Raw mean before centring, ``(D,)``."""
     centered: Tensor
     """``(N, D)`` float64, of mean 0."""
     group: Tensor
-    """Number of each row's group, from 0, ``(N,)``."""
+    """Index of each row's group, from 0, ``(N,)``."""
     sums: Tensor
     """Sum of the centred rows of each group, ``(G, D)``."""
     sizes: Tensor
@@ -95,7 +95,7 @@ class Traces(NamedTuple):
     def participation_interval(self, known: Estimate) -> Interval:
         """95% interval of the population's participation ratio from the estimate of its logarithm, in [1, D].
 
-        Where rows are few for their dimensions it is too wide, since the jackknife counts twice what lies in pairs.
+        With few rows for their dimensions it is too wide, since the jackknife counts contributions of pairs twice.
         """
         low, high = exponentiate_interval(known.interval())
         return Interval(min(max(low, 1.0), float(self.dim)), max(min(high, float(self.dim)), 1.0))
@@ -113,8 +113,8 @@ def unbiased_traces(rows: Rows, second: Tensor) -> Traces:
     Each is a mean over rows of *different* groups, as of :math:`(x_i \cdot x_j)^2 - 2 (x_i \cdot x_j)(x_i \cdot x_k)
     + (x_i \cdot x_j)(x_k \cdot x_l)` for the trace of the squared covariance; the sums over tuples follow from those
     over rows and groups, since the centred rows add up to 0. Without groups they are the estimates of Himeno and Yamada
-    (2014). With groups of unequal size the larger weigh more, and the two squares have a bias of the second order in
-    the groups' shares of the rows, since they rest on rows less the sample's own mean.
+    (2014). With groups of unequal size the larger weigh more, and the two squares have a bias of second order in the
+    groups' shares of the rows, since they use rows centred on the sample's own mean.
 
     Args:
         rows: The rows.

@@ -17,7 +17,7 @@ from clipconformity.functional.resampling import (
 )
 
 MIN_SAMPLES = 10
-"""Fewest samples for a rank correlation with an interval."""
+"""Smallest number of samples for a rank correlation with an interval."""
 CHUNK_ENTRIES = 2**21
 """Resampled values ranked at once."""
 
@@ -61,18 +61,18 @@ def rank_correlation(
 ) -> RankCorrelation:
     r"""Spearman's rank correlation of two vectors, with a percentile bootstrap interval over the pairs.
 
-    For conformity against known frequencies or labels, and norm against conformity: is the common really near
-    the mean? The correlation is Pearson's of the ranks, equal values sharing the mean of their ranks.
+    For conformity against known frequencies or labels, and norm against conformity: are common samples near the
+    mean? The correlation is Pearson's of the ranks, equal values sharing the mean of their ranks.
 
     Args:
         x: Values ``(N,)``, N >= 10, such as conformities.
-        y: Values ``(N,)``, such as known frequencies; whole numbers are taken too.
+        y: Values ``(N,)``, such as known frequencies; whole numbers are allowed.
         confidence: Coverage of the interval, in (0, 1).
         resamples: Number of bootstrap resamples, at least 20.
-        generator: Source of randomness; by default freshly seeded, so that equal data give equal results.
+        generator: Source of randomness; by default one with a fixed seed, so that equal data give equal results.
 
     Returns:
-        A :class:`RankCorrelation` of scalars. An interval that straddles 0 does not tell the sign.
+        A :class:`RankCorrelation` of scalars. The sign is undecided where the interval contains 0.
 
     Raises:
         TypeError: If an argument is not a tensor.
@@ -129,7 +129,7 @@ def _check_vectors(x: Tensor, y: Tensor) -> list[Tensor]:
 
 
 def _correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Pearson correlation along the last dimension; NaN where a side is constant, which the caller takes out."""
+    """Pearson correlation along the last dimension; NaN where a side is constant, which the caller handles."""
     dx, dy = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
     product = (dx.square().sum(-1) * dy.square().sum(-1)).sqrt()
     return ((dx * dy).sum(-1) / product).clamp(-1, 1)

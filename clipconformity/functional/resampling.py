@@ -1,4 +1,4 @@
-"""Uncertainty: the one home of intervals, jackknife, bootstrap, seeds and quantiles."""
+"""Uncertainty: intervals, jackknife, bootstrap, seeds and quantiles."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 MAX_EXPONENT = 700.0
-"""Beyond it a float64 exponential is infinite."""
+"""Exponent above which a float64 exponential is infinite."""
 MIN_DEGREES = 1 - 1e-9
-"""Degrees of freedom below which nothing is known: nearly all rows are in one bucket. Two equal buckets have one."""
+"""Smallest degrees of freedom: with fewer, nearly all rows are in one bucket. Two equal buckets have one."""
 MIN_RESAMPLES = 20
-"""Fewest redraws for the ends of an interval that are read off them."""
+"""Smallest number of redraws for quantiles as the ends of an interval."""
 
 
 class Interval(NamedTuple):
@@ -32,7 +32,7 @@ def check_level(level: float, name: str = "confidence") -> None:
     """Refuse a level outside (0, 1).
 
     Raises:
-        ValueError: If it is.
+        ValueError: If it is outside.
     """
     if not 0 < level < 1:
         raise ValueError(f"{name}: expected a number between 0 and 1, got {level}.")
@@ -101,7 +101,7 @@ def share_interval(hits: float, count: float, confidence: float = 0.95) -> Inter
     Wilson's interval of 20 samples covers a share of 0.9915 in 84% of cases; near 0 and 1 only the exact one holds.
 
     Args:
-        hits: How many of ``count``; not necessarily whole, where rows were turned into independent samples.
+        hits: Number of hits in ``count``; may be fractional, where rows were scaled to independent samples.
         count: Number of independent samples, above 0.
         confidence: Coverage, in (0, 1).
 
@@ -141,11 +141,11 @@ class Estimate(NamedTuple):
 
     value: Tensor
     error: Tensor
-    """Standard error; NaN where it cannot be had."""
+    """Standard error; NaN where it is unknown."""
     degrees: float
-    """Degrees of freedom that the error is known by; 0 where it cannot be had."""
+    """Degrees of freedom of the error; 0 where it is unknown."""
     parts: tuple[float, ...] = ()
-    """What each of several sides adds to the squared error, if they are independent."""
+    """Contribution of each of several independent sides to the squared error."""
 
     def half_width(self, confidence: float = 0.95) -> float:
         """Half width of the interval by Student's t; NaN where it is unknown."""
@@ -168,15 +168,15 @@ def effective_number(count: Tensor) -> float:
 def estimate_share(estimate: Estimate, count: float, confidence: float = 0.95) -> Interval:
     """Interval of a share with a known standard error: the exact one at the number of samples that the error implies.
 
-    Korn and Graubard (1998). Where all or none are hits the error is 0 and tells nothing: then of ``count``.
+    Korn and Graubard (1998). Where all or none are hits, the error of 0 is meaningless, and ``count`` is used.
 
     Args:
         estimate: The share.
-        count: Number of independent samples, above 0: more than that they are not worth.
+        count: Number of independent samples, above 0, as an upper bound.
         confidence: Coverage, in (0, 1).
 
     Returns:
-        The ends; NaN where the error cannot be had.
+        The ends; NaN where the error is unknown.
     """
     if not estimate.degrees > 0:
         return Interval(math.nan, math.nan)
@@ -192,12 +192,12 @@ def jackknife_error(left_out: Tensor, count: Tensor) -> Tensor:
     """Standard error of a scalar from its values without each bucket; NaN where all rows are in one bucket.
 
     Args:
-        left_out: The read-out without bucket g, ``(G,)``.
-        count: Rows of each bucket ``(G,)``; empty buckets do not count.
+        left_out: The figure without bucket g, ``(G,)``.
+        count: Rows of each bucket ``(G,)``; empty buckets are ignored.
     """
     values = left_out[count > 0]
     used = len(values)
-    if used < 2:  # nothing is known about the spread between groups
+    if used < 2:  # the spread between groups is unknown
         return torch.full_like(count.sum(), float("nan"))
     return ((used - 1) / used * (values - values.mean()).square().sum()).sqrt()
 
@@ -210,8 +210,8 @@ def jackknife(value: Tensor, left_out: Tensor, count: Tensor) -> Estimate:
 def joint_jackknife(value: Tensor, left_out: Tensor, sides: tuple[Tensor, ...], counts: tuple[Tensor, ...]) -> Estimate:
     """Estimate a figure of several sides with common buckets; each bucket is left out of all sides at once.
 
-    Where sides share groups they are paired by that; where they do not, the covariance of what a bucket adds to
-    each is 0, and the error is that of independent sides. The degrees of freedom are Satterthwaite's.
+    Sides that share groups are paired; for others, the covariance of a bucket's contributions is 0, and the error is
+    that of independent sides. The degrees of freedom are Satterthwaite's.
 
     Args:
         value: The figure.
@@ -260,9 +260,9 @@ def quantile_levels(confidence: float) -> Tensor:
 def basic_interval(point: Tensor, bias: Tensor | float, draws: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
     """Basic bootstrap interval of a divergence, clipped at 0.
 
-    The plug-in divergence of resamples exceeds that of the sample as that exceeds the truth, so twice the sample's
-    value less the resamples' quantiles is free of the bias which makes the percentile interval miss a value of 0
-    always. Near 0 the distribution is skewed, and the upper end is at least the percentile less both biases.
+    The plug-in divergence of resamples exceeds that of the sample as that exceeds the true value. Twice the sample's
+    value minus the resamples' quantiles therefore has no bias, by which the percentile interval would always miss a
+    value of 0. Near 0 the distribution is skewed, and the upper end is at least the percentile minus both biases.
 
     Args:
         point: Plug-in values ``(...)``.

@@ -1,4 +1,4 @@
-"""Loss and divergence of the modalities as each is shifted along its own mean."""
+"""Loss and divergence of the modalities under shifts along their means."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ class ShiftSweep(NamedTuple):
     loss_low: Tensor
     loss_high: Tensor
     loss_difference: Tensor
-    """Loss less the loss at alpha 0, whether or not 0 is among ``alphas``."""
+    """Loss minus the loss at alpha 0, whether or not 0 is among ``alphas``."""
     loss_difference_low: Tensor
-    """Paired interval of the difference: above 0 where the loss is higher than at alpha 0 beyond doubt."""
+    """Paired interval of the difference: above 0 where the loss is significantly higher than at alpha 0."""
     loss_difference_high: Tensor
     kl: Tensor
     """KL(image || text) between the own-set conformities, in nats, bias-corrected, not below 0."""
     kl_low: Tensor
     kl_high: Tensor
     kl_difference: Tensor
-    """KL less the KL at alpha 0."""
+    """KL minus the KL at alpha 0."""
     kl_difference_low: Tensor
     kl_difference_high: Tensor
     kl_lower_bound: Tensor
@@ -123,7 +123,7 @@ class _Draws(NamedTuple):
     chosen: Tensor
     """Pairs drawn, ``(R, N)``."""
     moves: Pairs
-    """Redrawn mean less the mean, ``(R, D)`` for each modality."""
+    """Redrawn mean minus the mean, ``(R, D)`` for each modality."""
 
 
 @full_precision
@@ -140,21 +140,22 @@ def shift_sweep(
     r"""Sweep the shift :math:`v - \alpha m` over alpha: NT-Xent, and the KL between the modalities' conformities.
 
     Both modalities are shifted by the same share of their own raw means. The paper finds both curves lowest at alpha 0,
-    where CLIP is. Whether that holds for given pairs is told by the paired intervals of the difference from alpha 0.
+    the model itself. The paired intervals of the difference from alpha 0 show whether that holds for given pairs.
 
     The KL is KL(image || text) of the conformities inside the own sets, by the estimator of :func:`conformity_kl`. Its
-    intervals redraw pairs and recompute means and conformities (basic bootstrap, cut at 0); all alphas share the draws.
-    The loss depends on N, and its intervals are of what N pairs have on average: by the jackknife, which leaves out
-    each pair, also as a negative of the others and in the means, with Student's t.
+    intervals redraw pairs and recompute means and conformities (basic bootstrap, clipped at 0), with the same draws for
+    all alphas.
+    The loss depends on N, and its intervals are for the expectation at N pairs: by the jackknife, which leaves out each
+    pair, also as a negative of the others and from the means, with Student's t.
 
     Args:
         image: Raw image embeddings ``(N, D)``, N >= 10.
         text: Raw text embeddings ``(N, D)``, row i belonging to row i of ``image``.
-        alphas: Shares of the mean to take off, ``(A,)``.
+        alphas: Shares of the mean to subtract, ``(A,)``.
         logit_scale: The factor on the cosine, above 0.
         confidence: Coverage of the intervals, in (0, 1).
         resamples: Number of resamples R behind them, at least 20.
-        generator: Source of randomness; by default freshly seeded, so that equal data give equal results.
+        generator: Source of randomness; by default one with a fixed seed, so that equal data give equal results.
 
     Returns:
         A :class:`ShiftSweep`.
@@ -217,13 +218,14 @@ def shift_grid(
     Args:
         image: Raw image embeddings ``(N, D)``, N >= 10.
         text: Raw text embeddings ``(N, D)``, row i belonging to row i of ``image``.
-        image_alphas: Shares of the image mean to take off, ``(A,)``.
-        text_alphas: Shares of the text mean to take off, ``(B,)``.
+        image_alphas: Shares of the image mean to subtract, ``(A,)``.
+        text_alphas: Shares of the text mean to subtract, ``(B,)``.
         logit_scale: The factor on the cosine, above 0.
 
     Returns:
-        A :class:`ShiftGrid` without intervals: :func:`shift_sweep` gives those on the diagonal. Off it the
-        distributions soon part, and the KL becomes a lower bound: ``kl_lower_bound`` says where, without a warning.
+        A :class:`ShiftGrid` without intervals: :func:`shift_sweep` has those on the diagonal. Away from it the
+        distributions soon separate, and the KL becomes a lower bound: ``kl_lower_bound`` shows where, without a
+        warning.
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
@@ -259,8 +261,8 @@ def _check(image: Tensor, text: Tensor) -> Pairs:
     pairs = Pairs(*(x.double() for x in check_pairs(image, text, MIN_SAMPLES)))
     for name, rows, given in zip(pairs._fields, pairs, (image, text), strict=True):
         check_spread(rows.var(0).sum(), mean_of(rows), given.dtype, name)
-    # Nothing below depends on scale, but a row that a shift makes short must not fall out of the range of norms.
-    # A power of two rounds nothing.
+    # Scale does not matter below, but a row that a shift makes short must stay in the range of norms.
+    # A power of two is exact.
     return Pairs(*(rows * 2.0 ** -round(math.log2(float(rows.square().sum(1).mean())) / 2) for rows in pairs))
 
 

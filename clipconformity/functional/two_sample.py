@@ -1,7 +1,7 @@
-"""Whether two samples come from one distribution: the Anderson-Darling test, and redraws under that hypothesis.
+"""Test whether two samples come from one distribution: Anderson-Darling, and redraws under that hypothesis.
 
-Both work on histograms over common cells, which are fine enough to lose nothing: a permutation of the labels is then a
-draw without replacement from the pooled cells.
+Both use histograms over common cells, which are fine enough for the test: a permutation of the labels is then a draw
+without replacement from the pooled cells.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def flip_histograms(
 ) -> tuple[Tensor, Tensor]:
     """Histograms of both sides under random bucket sign flips, for rows that are dependent inside buckets.
 
-    What a bucket adds to its side beyond its share has mean 0: its sign is drawn, the same for both sides, so that what
-    they share in a bucket stays shared. Added to the pooled distribution, a count may be below 0.
+    A bucket's counts minus its share have mean 0: their sign is random, with the same sign for both sides, so that rows
+    that the sides share in a bucket stay shared. Added to the pooled distribution, a count may be below 0.
 
     Args:
         evaluated: Counts by bucket ``(G, K)``.
@@ -69,7 +69,7 @@ def anderson_darling(evaluated: Tensor, reference: Tensor, pooled: Tensor) -> Te
     Args:
         evaluated: Counts ``(B, K)``.
         reference: Counts ``(B, K)``.
-        pooled: Counts of both sides together, ``(K,)``, by which distances are weighed.
+        pooled: Counts of both sides together, ``(K,)``, which weight the distances.
 
     Returns:
         ``(B,)``, larger where the distributions are further apart.

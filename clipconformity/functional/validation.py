@@ -8,8 +8,8 @@ from torch import Tensor
 from clipconformity.functional.linalg import blocks, to_working_precision
 
 MIN_NORM, MAX_NORM = 1e-15, 1e15
-"""Norms of embeddings that are taken. Within them no square of a float32 entry that counts over- or underflows, so that
-every function and metric is right; beyond them some would be wrong without a word, so all refuse alike."""
+"""Valid norms of embeddings. Inside this range no relevant square of a float32 entry over- or underflows, so that every
+function and metric is accurate; outside, some would be silently wrong, so all raise an error."""
 
 
 def check_matrix(embeddings: object, name: str = "embeddings", min_rows: int = 1) -> Tensor:
@@ -101,7 +101,7 @@ def check_pairs(image: Tensor, text: Tensor, min_rows: int = 1, advice: str = ""
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
-        ValueError: If a set is bad in itself, or lengths or dimensions differ.
+        ValueError: If a set is invalid, or lengths or dimensions differ.
     """
     pair = check_rows(image, "image", min_rows), check_rows(text, "text", min_rows)
     check_same_dim(pair[0], pair[1].shape[1], "image", "text")

@@ -22,14 +22,14 @@ def vendi_score(embeddings: Tensor, order: float = 1.0) -> Tensor:
               H_q = \frac{1}{1 - q} \log \sum_i \lambda_i^q
 
     with the eigenvalues of K/N, K the matrix of pairwise cosines. They are also those of the second moment of the unit
-    embeddings, D x D, so the smaller of the two matrices is taken. Raw or normalised embeddings give the same.
+    embeddings, D x D, so the smaller of the two matrices is used. Raw or normalised embeddings give the same.
 
     The value grows with N, fast below some thousands: compare values at the same N only.
 
     Args:
         embeddings: Embeddings ``(N, D)`` of any scale.
-        order: Order q >= 0. 1 is the published score. 2 is RKE, one over the mean squared cosine. Infinity looks at the
-            largest eigenvalue alone. 0 counts the eigenvalues that are not 0, rare samples as much as common ones.
+        order: Order q >= 0. 1 is the published score. 2 is RKE, one over the mean squared cosine. Infinity uses only
+            the largest eigenvalue. 0 counts the eigenvalues above 0, rare samples as much as common ones.
 
     Returns:
         A scalar between 1 and min(N, D); high is varied. float32, or float64 for float64 input.
@@ -86,7 +86,7 @@ def drop_rounding(spectrum: Tensor) -> Tensor:
 def entropy_influence(rows: Tensor, second_moment: Tensor, order: float) -> Tensor:
     """Influence of each unit row on the Renyi entropy of a set's second moment, to first order, ``(N,)``, of mean 0.
 
-    With M the second moment that is u' f(M) u less its mean, where f is -log for order 1, else q/(1 - q) times
+    With M the second moment, it is u' f(M) u minus its mean, where f is -log for order 1, else q/(1 - q) times
     M^(q - 1) over tr M^q. Orders of 0 and infinity are not smooth, and have none.
 
     Args:

@@ -31,16 +31,16 @@ class TransformersCaptioner:
     """A captioner of transformers as a function from images to texts.
 
     For BLIP, GIT and LLaVA-like models, ``processor`` is the model's own. A vision-encoder-decoder has an image
-    processor and a tokenizer apart: give both. Captions do not depend on the batch size as long as nothing is sampled.
+    processor and a separate tokenizer: give both. Captions do not depend on the batch size unless they are sampled.
 
     Args:
         model: A model with ``generate``.
-        processor: From images, and a prompt, to the model's inputs; it decodes too unless a tokenizer is given.
-        tokenizer: What decodes, where the processor does not.
-        prompt: Text that the caption goes on from, or the instruction of a LLaVA-like model, which is put into the
-            processor's chat template unless it has the image token already. What comes back of it is cut off.
+        processor: Converts images, and a prompt, to the model's inputs; it also decodes unless a tokenizer is given.
+        tokenizer: Decodes, where the processor does not.
+        prompt: Beginning of the caption, or the instruction of a LLaVA-like model, which is inserted into the
+            processor's chat template unless it has the image token already. It is removed from the caption.
         options: Further arguments of ``generate``, such as ``{"num_beams": 3}``.
-        max_new_tokens: Most tokens of a caption.
+        max_new_tokens: Largest number of tokens of a caption.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class TransformersCaptioner:
     def __call__(self, images: list[Image.Image]) -> list[str]:
         """Caption images."""
         text: dict[str, Any] = {}
-        if self.prompt is not None:  # padded where images of many sizes take different numbers of tokens
+        if self.prompt is not None:  # padded where images of different sizes have different numbers of tokens
             text = {"text": [self.prompt] * len(images), "padding": True}
         inputs = self.processor(images=images, return_tensors="pt", **text)
         moved = {name: self._move_inputs(value) for name, value in inputs.items()}
@@ -72,8 +72,8 @@ class TransformersCaptioner:
         if given is not None:
             size = given.shape[1]
             if tokens.shape[1] >= size and torch.equal(tokens[:, :size], given):
-                tokens = tokens[:, size:]  # decoder-only models give the prompt back
-            else:  # others give it back as their tokenizer spells it, or not at all
+                tokens = tokens[:, size:]  # decoder-only models return the prompt
+            else:  # others return it as their tokenizer spells it, or not at all
                 start = self.tokenizer.batch_decode(given[:1], skip_special_tokens=True)[0].strip()
         texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [_strip_prefix(text.strip(), start) for text in texts]
@@ -111,10 +111,10 @@ class CaptionRun:
 
     Attributes:
         path: The COCO results file.
-        captions: What it holds.
+        captions: The captions in it.
         generated: Images captioned by this call.
         reused: Captions found from an earlier call.
-        empty: Images that got no words; they are not in the file.
+        empty: Images with an empty caption; they are not in the file.
     """
 
     path: Path
@@ -139,28 +139,28 @@ def caption_images(
 ) -> CaptionRun:
     """Caption images into a COCO results file; captions that are there already are kept.
 
-    Captions are kept in a file of JSON lines beside the output as they come, and the results file is written once all
-    are there. A second call takes up the lines and captions the rest; after that it takes up the results file. While
-    another process writes the same file it waits, with a warning.
+    Captions are stored in a file of JSON lines beside the output at once, and the results file is written at the end. A
+    second call reads these lines, or the results file, and captions the rest. While another process writes the same
+    file it waits, with a warning.
 
     Args:
-        captioner: From a list of RGB images to as many strings: a :class:`TransformersCaptioner` or any function.
+        captioner: Returns a string for each of a list of RGB images: a :class:`TransformersCaptioner` or any function.
         paths: The image files.
         output: Results file to write (.json). With ``world`` above 1, each process writes its own, with its number in
-            the name; :func:`~clipconformity.datasets.merge_results` joins them.
-        image_ids: Ids of the images; by default from their names, as of :func:`~clipconformity.datasets.coco_image_id`.
+            the name; :func:`~clipconformity.data.merge_results` joins them.
+        image_ids: Ids of the images; by default from their names, by :func:`~clipconformity.data.coco_image_id`.
         batch_size: Images captioned at once.
         rank: Number of this process.
         world: Number of processes; each takes every ``world``-th image.
         on_empty: Whether a caption without words is an error, or left out of the results and counted.
-        settings: What captions, such as the checkpoint, its prompt and its beams; kept beside the results, and a later
-            call with others is refused. Without it a captioner is not told from another.
-        progress: Whether to draw a bar on standard error; by default where that is a terminal.
+        settings: Description of the captioner, such as checkpoint, prompt and beams; stored beside the results, and a
+            later call with others is refused. Without it captioners are not distinguished.
+        progress: Whether to show a progress bar on standard error; by default where that is a terminal.
 
     Raises:
         ValueError: If there is no image, ids come twice, a number does not fit, the captioner returns another number
             of captions, a caption is empty, or the file holds captions of other images or settings.
-        TypeError: If a caption is no string.
+        TypeError: If a caption is not a string.
     """
     ids = [coco_image_id(path) for path in paths] if image_ids is None else list_ids(image_ids)
     _check_run(paths, ids, batch_size, rank, world, on_empty)
@@ -204,7 +204,7 @@ def _run(
     kept = [name for name, _ in share if done[name]]
     captions = Captions.of_images(kept, [done[name] for name in kept])
     write_results(target, kept, captions.texts)
-    if not empty:  # else it goes on to say which were empty
+    if not empty:  # else it still lists the empty ones
         partial.unlink()
     return CaptionRun(target, captions, len(todo), len(share) - len(todo), empty)
 

@@ -28,7 +28,7 @@ from clipconformity.generators.runs import (
 
 OnBlack = Literal["keep", "exclude"]
 SUFFIXES = {False: ".png", True: ".black"}
-"""Suffix of an image, and of an excluded black one: a PNG too, under a name that no image folder lists."""
+"""Suffix of an image, and of an excluded black one: also a PNG, under a name that no image folder lists."""
 _KEY = "clipconformity"
 _STEM = re.compile(r"\d{6,}_\d+\.(png|black)")
 
@@ -53,10 +53,10 @@ class ImageRun:
 
     Attributes:
         paths: Images that count, in the order of the prompts; without the black ones where they are excluded.
-        manifest: The file that tells prompt and seed of each image.
+        manifest: The file with prompt and seed of each image.
         generated: Images made by this call.
         reused: Images found from an earlier call.
-        black: Files that are black throughout, such as a safety checker leaves.
+        black: Files that are entirely black, as a safety checker returns.
     """
 
     paths: list[Path]
@@ -83,36 +83,37 @@ def generate_images(
 ) -> ImageRun:
     """Generate an image for every prompt into a folder; images that are there already are kept.
 
-    Every image has a seed of its own, made of ``seed`` and its prompt's place. So a run does not depend on the batch
+    Every image has its own seed, made of ``seed`` and its prompt's index. So a run does not depend on the batch
     size, on the number of processes, or on where it was interrupted: the noise is the same bit for bit. The pixels
-    are the same up to the rounding of batched arithmetic, which may move a value by a grey level.
+    are the same up to the rounding of batched arithmetic, which may change a value by a grey level.
 
     An image is written under a temporary name and then renamed, with prompt, seed and options inside the PNG; a file
-    of JSON lines beside the images repeats them. A second call finds what is there and makes the rest; while another
-    process is at the same share it waits, with a warning.
+    of JSON lines beside the images repeats them. A second call keeps existing images and makes the rest; while another
+    process works on the same images it waits, with a warning.
 
     Args:
         generator: A diffusers text-to-image pipeline, which is called with ``prompt`` and ``generator``; or a function
             from a list of prompts and a list of seeds to a list of images. A pipeline whose ``generator`` argument is
-            not annotated to take a list is given one prompt at a time.
-        prompts: One for each image, or for each ``images_per_prompt`` images.
+            not annotated to accept a list gets one prompt at a time.
+        prompts: A prompt for each image, or for each ``images_per_prompt`` images.
         output: Folder to write to; made if absent.
-        seed: Of the run, at least 0.
+        seed: Seed of the run, at least 0.
         batch_size: Images made at once.
         images_per_prompt: Images made for each prompt.
         options: Further arguments of the pipeline or function, such as ``{"guidance_scale": 7.5}``; part of the run.
         rank: Number of this process.
         world: Number of processes; each takes every ``world``-th image.
-        on_black: Whether images that are black throughout stay among the results. With ``"exclude"`` they are renamed
+        on_black: Whether entirely black images stay among the results. With ``"exclude"`` they are renamed
             to ``.black``, so that no folder of images lists them, and are not made again.
         on_images: Called with every batch that counts, reused ones included: ``metrics.update`` keeps a running score.
-        progress: Whether to draw a bar on standard error; by default where that is a terminal.
+        progress: Whether to show a progress bar on standard error; by default where that is a terminal.
 
     Returns:
         The images of this process.
 
     Raises:
-        TypeError: If a prompt is no string, or the generator takes neither prompt and generator nor prompts and seeds.
+        TypeError: If a prompt is not a string, or the generator takes neither prompt and generator nor prompts and
+            seeds.
         ValueError: If there is no prompt, one is empty, a number does not fit, the generator returns another number of
             images, or the folder holds images of another run: other prompts, seeds, options, weights or scheduler.
     """
@@ -173,7 +174,7 @@ def is_black(image: Image.Image) -> bool:
 def _read_about(path: Path) -> dict[str, Any]:
     """Read how an image was generated from its metadata."""
     if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the file is empty; delete it to have the image made again.")
+        raise ValueError(f"{path}: the file is empty; delete it to generate the image again.")
     try:
         with Image.open(path, formats=("PNG",)) as image:
             about: dict[str, Any] = json.loads(getattr(image, "text", {})[_KEY])

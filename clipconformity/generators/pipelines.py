@@ -1,4 +1,4 @@
-"""Pipelines and functions that make images, called alike and told apart."""
+"""A common call for pipelines and functions that make images, and descriptions that identify them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _is_pipeline(generator: Callable[..., Any]) -> bool:
 def _list_parameters(generator: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     try:
         return dict(inspect.signature(generator).parameters)
-    except ValueError:  # some built-in callables have none
+    except ValueError:  # some built-in callables have no signature
         return {}
 
 
@@ -67,10 +67,10 @@ def _adapt_pipeline(
     pipeline: Callable[..., Any], options: dict[str, Any]
 ) -> Callable[[list[str], list[int]], list[Image.Image]]:
     def call(prompts: list[str], seeds: list[int]) -> list[Image.Image]:
-        # On the CPU whatever the pipeline's device, so that the noise is the same on every machine.
+        # On the CPU for any device of the pipeline, so that the noise is the same on every machine.
         noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         one = len(noise) == 1
-        given = {  # as many as prompts, which Stable Diffusion insists on
+        given = {  # one for each prompt, as Stable Diffusion requires
             name: [value] * len(prompts) if name.startswith("negative_prompt") and isinstance(value, str) else value
             for name, value in options.items()
         }
@@ -83,7 +83,7 @@ def _extract_images(result: Any) -> list[Image.Image]:
     """Extract the images from a pipeline's output object, its tuple, or a list."""
     images = getattr(result, "images", result)
     if isinstance(images, tuple) and images and not isinstance(images[0], Image.Image):
-        images = images[0]  # a pipeline's tuple of a batch and what it says of it
+        images = images[0]  # a pipeline's tuple of a batch and its flags
     return to_images(images)
 
 
@@ -121,7 +121,7 @@ def _describe_weight(value: torch.Tensor) -> str:
 
 def _format_plain(value: Any) -> Any:
     if isinstance(value, (str, Path)):
-        text = shorten_paths(str(value))  # the images carry it: by its name and a hash, another is told from it
+        text = shorten_paths(str(value))  # stored in the images: the name and a hash identify the path
         return text if text == str(value) else f"{text} {_hash_bytes(str(value).encode(errors='surrogatepass'))}"
     if value is None or isinstance(value, (bool, int, float)):
         return value

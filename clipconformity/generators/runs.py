@@ -1,4 +1,4 @@
-"""What runs of both kinds share: their share of the work, batches, seeds, progress, and lines of JSON."""
+"""Common parts of runs of both kinds: split of the work, batches, seeds, progress, and JSON lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_numbers(least: Mapping[str, tuple[int, int]]) -> None:
     """Refuse numbers that are too small.
 
     Args:
-        least: For each argument its value, and the least that it may be.
+        least: For each argument its value and its minimum.
 
     Raises:
         ValueError: If one is smaller.

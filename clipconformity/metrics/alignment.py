@@ -27,17 +27,17 @@ class CLIPScore(PairMetric):
     ``update(images, texts)`` takes pairs: row i of one belongs to row i of the other.
 
     Args:
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where the encoder does not tell it.
-        max_samples: Taken for uniformity with the other metrics; no rows are kept.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is no encoder.
+        max_samples: Accepted for uniformity with the other metrics; no rows are kept.
         allow_normalized: Likewise: a cosine does not depend on the norms.
-        kwargs: Of ``torchmetrics.Metric``.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a scalar in [0, 100], exact whatever the number of pairs. torchmetrics cuts the mean at 0,
-    and this metric each pair, as Hessel et al. do: without a pair at an obtuse angle they are equal.
+    ``compute`` returns a scalar in [0, 100], exact for any number of pairs. torchmetrics clips the mean at 0, and this
+    metric each pair, as Hessel et al. do: without a pair at an obtuse angle they are equal.
 
     Raises:
-        ValueError: If the dimension is not told, or told twice differently.
+        ValueError: If the dimension is unknown, or given with two different values.
 
     Source: Hessel et al., *CLIPScore: A Reference-free Evaluation Metric for Image Captioning*, EMNLP 2021.
 
@@ -81,8 +81,8 @@ class CLIPScore(PairMetric):
             ids: A name for each pair.
 
         Raises:
-            TypeError: If a batch is neither embeddings nor something that the encoder takes.
-            ValueError: If lengths or dimensions differ, or groups or ids do not fit. Bad values are reported by
+            TypeError: If a batch is neither embeddings nor valid input of the encoder.
+            ValueError: If lengths or dimensions differ, or groups or ids do not fit. Invalid values are reported by
                 ``compute``.
         """
         self._take_in(self._score_pairs(), *self._encode_pair(images, texts), groups, ids)
@@ -101,14 +101,14 @@ class CLIPScore(PairMetric):
             self._take_in(batch, *pair, groups, ids)
             try:
                 fields: Mapping[str, Tensor] = self.readout.read_sums(batch)
-            except ValueError:  # only compute raises for what the values are
+            except ValueError:  # only compute raises for invalid values
                 fields = {self.readout.name: torch.tensor(float("nan"))}
         self._forward_cache: Any = self._value(fields)
         return self._forward_cache
 
     @full_precision
     def compute(self) -> Tensor:
-        """Give the mean over everything so far, on all ranks.
+        """Return the mean over all pairs so far, on all ranks.
 
         Raises:
             ValueError: If there are fewer than two pairs, or rows that were zero, NaN or infinite.
@@ -117,7 +117,7 @@ class CLIPScore(PairMetric):
 
     @full_precision
     def interval(self, confidence: float = 0.95) -> Interval:
-        """Interval of the mean: buckets of whole groups are left out in turn; NaN where it cannot be had."""
+        """Interval of the mean: buckets of whole groups are left out in turn; NaN where it is unknown."""
         with self._synchronise():
             return self._score_pairs().estimate().interval(confidence)
 

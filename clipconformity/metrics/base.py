@@ -1,4 +1,4 @@
-"""Base of the metric classes: the torchmetrics skin of a stream, and where the encoder lives."""
+"""Base of the metric classes: a torchmetrics wrapper of a stream, and the encoder."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ EncoderOrSpec: TypeAlias = "Encoder | str | Path"
 class EmbeddingMetric(Metric):
     """Streams raw embeddings, or encoded images and texts, and computes the fields of a :class:`ReadOut`.
 
-    The encoder is no part of the module tree: it is neither saved nor moved, a clone shares it, and a pickle holds
-    its spec. States are float64 whatever dtype a parent module is cast to.
+    The encoder is not part of the module tree: it is neither saved nor moved, a clone shares it, and a pickle holds
+    its spec. States stay float64 for any dtype of a parent module.
     """
 
     readout: ReadOut
@@ -58,13 +58,13 @@ class EmbeddingMetric(Metric):
         if reference is not None and encoder is not None and reference.encoder_id is not None:
             reference.provenance.check(Provenance.from_encoder(encoder))
         self.allow_normalized = allow_normalized or (reference is not None and reference.normalized)
-        # Past nn.Module.__setattr__, which would register an encoder that is a module.
+        # Bypasses nn.Module.__setattr__, which would register an encoder that is a module.
         self.__dict__.update(_encoder=encoder, _encoder_spec=None, _reference=reference)
         self._names: dict[str, dict[int, str]] = {}
         self._modality: str | None = None
         self.max_samples = max_samples
         self._layouts = self._make_layouts()
-        # A collection shares the state of metrics whose states look equal: this one tells apart what is accumulated.
+        # A collection shares states of metrics with equal states: this one distinguishes what is accumulated.
         self.add_state("layout_key", torch.tensor(self._layout_key(), dtype=torch.float64), dist_reduce_fx="max")
         for side, layout in self._layouts.items():
             for name, value in layout.zeros().items():
@@ -121,8 +121,8 @@ class EmbeddingMetric(Metric):
             ids: A name for each row.
 
         Raises:
-            TypeError: If the batch is neither embeddings nor something that the encoder takes.
-            ValueError: If the shape, the dimension, the groups or the ids do not fit. Bad values are reported by
+            TypeError: If the batch is neither embeddings nor valid input of the encoder.
+            ValueError: If the shape, the dimension, the groups or the ids do not fit. Invalid values are reported by
                 ``compute``.
         """
         embeddings, modality = self._encode(batch)
@@ -140,7 +140,7 @@ class EmbeddingMetric(Metric):
         self.update(embeddings, real=real, groups=groups, ids=ids)
         self._modality = modality
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # only compute warns of what the values are, and raises
+            warnings.simplefilter("ignore")  # only compute warns of values, and raises
             stream = self._batch_stream()
             if not real:
                 stream.update(embeddings, groups=groups, ids=ids)
@@ -220,7 +220,7 @@ class EmbeddingMetric(Metric):
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
         check_ranks(self, *args, **kwargs)
-        for side in self._stream().sides.values():  # a rank without rows still sends an empty sample of the right kind
+        for side in self._stream().sides.values():  # a rank without rows sends an empty sample of the right shapes
             if side.layout.max_samples:
                 side.replace_sample(side.sample())
         super()._sync_dist(*args, **kwargs)
@@ -334,7 +334,7 @@ def open_encoder(encoder: EncoderOrSpec | None) -> Encoder | None:
 
     Raises:
         TypeError: If it is neither.
-        ValueError: If there is no encoder of that name; as ``load_encoder``.
+        ValueError: If there is no encoder of that name, or as ``load_encoder``.
     """
     if isinstance(encoder, (str, Path)):
         from clipconformity.encoders import load_encoder
@@ -352,7 +352,7 @@ def check_batch_modality(batch: Any, fixed: str | None, reference: ReferenceSet 
     """Return the modality of a metric after a batch: the first images or texts fix it, embeddings have none.
 
     Raises:
-        ValueError: If it is another than that of the batches before, or than the reference's.
+        ValueError: If it differs from that of earlier batches or of the reference.
     """
     if (isinstance(batch, Tensor) and batch.ndim == 2) or _is_empty(batch):
         return fixed
@@ -372,7 +372,7 @@ def encode_batch(batch: Any, encoder: Encoder | None) -> Tensor:
     """Return the raw embeddings of a batch: a two-dimensional tensor is used as embeddings.
 
     Raises:
-        TypeError: If the batch is no such tensor and there is no encoder.
+        TypeError: If the batch is not such a tensor and there is no encoder.
         ValueError: If a tensor has another shape and there is no encoder.
     """
     if isinstance(batch, Tensor) and (batch.ndim == 2 or encoder is None):
@@ -382,7 +382,7 @@ def encode_batch(batch: Any, encoder: Encoder | None) -> Tensor:
             f"batch: expected raw embeddings, a tensor of shape (N, D), got {type(batch).__name__}; convert them with "
             "torch.as_tensor, or for images or texts construct the metric with encoder=load_encoder(...)."
         )
-    if _is_empty(batch):  # what a rank without samples has: no encoder need cope with it
+    if _is_empty(batch):  # a rank without samples: encoders need not handle it
         return torch.empty(0, encoder.embed_dim)
     return check_matrix(encoder(batch), "batch")
 
@@ -397,8 +397,8 @@ def resolve_dimension(name: str, reference: ReferenceSet | None, encoder: Encode
     """Determine the dimension of the embeddings from the reference, the encoder or ``embed_dim``.
 
     Raises:
-        TypeError: If the reference is none.
-        ValueError: If nothing says it, or two things differ.
+        TypeError: If the reference is not a ``ReferenceSet``.
+        ValueError: If nothing gives it, or two sources differ.
     """
     if reference is not None and not isinstance(reference, ReferenceSet):
         raise TypeError(f"reference: expected a ReferenceSet, got {type(reference).__name__}.")

@@ -1,4 +1,4 @@
-"""A ready collection on one state: each batch is encoded once, accumulated once and synchronised once."""
+"""A collection on one state: each batch is encoded once, accumulated once and synchronised once."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class _Core(ConformityKL):
 class FigureMetric(Metric):
     """One figure of a :class:`ConformityMetrics`: a scalar metric without its own state.
 
-    It serves where a scalar metric is wanted, such as Lightning's ``self.log``. Updates go to the collection.
+    It can be used where a scalar metric is needed, such as Lightning's ``self.log``. Updates go to the collection.
     """
 
     _core: _Core
@@ -114,9 +114,9 @@ class ConformityMetrics(MetricCollection):
 
     Args:
         reference: Set to compare with.
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
         max_samples: Rows kept.
-        allow_normalized: Take L2-normalised embeddings.
+        allow_normalized: Accept L2-normalised embeddings.
         intervals: Also give ``kl_low``, ``kl_high``, ``noise_floor`` and ``p_value``, of 1,000 redraws: about 0.3 s.
         prefix: Put before every key.
         postfix: Put after every key.
@@ -235,7 +235,7 @@ class ConformityMetrics(MetricCollection):
         """Plot the conformity distribution, the KL and the norms, or ``val``: values of ``compute``.
 
         Returns:
-            A list of ``(figure, axes)``, one for each metric; with ``together`` a single pair, as of torchmetrics.
+            A list of ``(figure, axes)``, one for each metric; with ``together`` a single pair, as in torchmetrics.
         """
         if together:
             return super().plot(val, ax, together=True)

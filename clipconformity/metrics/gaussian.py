@@ -27,17 +27,17 @@ class FrechetDistance(EmbeddingMetric):
 
     Args:
         reference: Set to compare with; without one, the rows given by ``update(..., real=True)``.
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where neither of those tells it.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is neither a reference nor an encoder.
         max_samples: Rows kept of the real ones, where there is no reference.
-        allow_normalized: Take L2-normalised embeddings.
-        kwargs: Of ``torchmetrics.Metric``.
+        allow_normalized: Accept L2-normalised embeddings.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a scalar >= 0 in the squared units of the embeddings, exact whatever the number of rows. The
+    ``compute`` returns a scalar >= 0 in the squared units of the embeddings, exact whatever the number of rows. The
     value of finite samples is above that of the distributions: compare values at the same N only.
 
     Raises:
-        ValueError: If the dimension is not told, or told twice differently.
+        ValueError: If the dimension is unknown, or given with two different values.
 
     Source: Heusel et al., NeurIPS 2017; Kynkaanniemi et al., ICLR 2023, for CLIP features.
 
@@ -89,22 +89,22 @@ class GaussianLikelihood(EmbeddingMetric):
         mean: In place of a reference, the raw mean ``(D,)`` of a set.
         covariance: Its covariance ``(D, D)``, as of :func:`clipconformity.functional.whiten`.
         whitening: In place of the covariance, a matrix W ``(K, D)`` that whitens it, :math:`W \Sigma W^\top = I`.
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where neither of those tells it.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is neither a reference nor an encoder.
         max_samples: Rows kept for the standard deviation.
-        allow_normalized: Take L2-normalised embeddings.
-        kwargs: Of ``torchmetrics.Metric``.
+        allow_normalized: Accept L2-normalised embeddings.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a dict of scalars: ``log_likelihood_mean`` in nats (exact), with its standard error
+    ``compute`` returns a dict of scalars: ``log_likelihood_mean`` in nats (exact), with its standard error
     ``log_likelihood_se``, ``log_likelihood_std``, ``whitened_norm_mean``, the mean squared whitened norm (exact; the
     rank of the covariance, mostly D, in expectation for the reference's own distribution); and with a reference
     ``reference_log_likelihood``, held out, ``log_likelihood_shift``, the difference of the means over the reference's
     held-out standard deviation, and ``likelihood_shrinkage``.
 
     Raises:
-        TypeError: If given statistics are no floating-point tensors.
-        ValueError: If the dimension is not told, or told twice differently, or if both a reference and statistics are
-            given, or some that do not fit.
+        TypeError: If given statistics are not floating-point tensors.
+        ValueError: If the dimension is unknown, or given with two different values, or if both a reference and
+            statistics are given, or some that do not fit.
 
     Warns:
         SingularWarning: If a given covariance or whitening matrix is singular; it is used on its range.

@@ -27,13 +27,13 @@ class EllipsoidGeometry(SetMetric):
     r"""Geometry of one modality's raw embeddings: thin shell, ellipsoid, tilt, offset.
 
     Args:
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where the encoder does not tell it.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is no encoder.
         max_samples: Rows kept for the shell and for the values with permuted columns.
         allow_normalized: Take L2-normalised embeddings, which lie on a sphere by construction.
-        kwargs: Of ``torchmetrics.Metric``.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a dict of scalars.
+    ``compute`` returns a dict of scalars.
 
     - ``shell_mu``, ``shell_variance``, ``shell_ratio``: of the centred norms, as of
       :func:`clipconformity.functional.thin_shell`. Exact up to ``max_samples`` rows, from the row sample beyond.
@@ -53,7 +53,7 @@ class EllipsoidGeometry(SetMetric):
     Rows given with ``real=True`` are left out.
 
     Raises:
-        ValueError: If the dimension is not told, or told twice differently.
+        ValueError: If the dimension is unknown, or given with two different values.
 
     Source: Levi and Gilboa, *The Double-Ellipsoid Geometry of CLIP*, ICML 2025.
 
@@ -74,7 +74,7 @@ class EllipsoidGeometry(SetMetric):
             return spectrum(stream)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot the covariance spectrum, or ``val``: values of ``compute``; gives ``(figure, axes)``."""
+        """Plot the covariance spectrum, or ``val``: values of ``compute``; returns ``(figure, axes)``."""
         if val is not None:
             return draw_values(self._plotted, val, ax)
         from clipconformity import plots
@@ -89,13 +89,13 @@ class ModalityGap(PairMetric):
     such as the captions of one image, are dependent, and errors and intervals take a group as one.
 
     Args:
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where the encoder does not tell it.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is no encoder.
         max_samples: Pairs kept for the divergence between the modalities; the rest is exact.
-        allow_normalized: Take L2-normalised embeddings.
-        kwargs: Of ``torchmetrics.Metric``.
+        allow_normalized: Accept L2-normalised embeddings.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a dict of scalars.
+    ``compute`` returns a dict of scalars.
 
     - ``modality_gap``, :math:`|m_u(image) - m_u(text)|` in [0, 2], with its standard error ``modality_gap_se``.
     - ``squared_modality_gap``: the square of the population's gap, without the bias of finite N, from pairs of
@@ -107,7 +107,7 @@ class ModalityGap(PairMetric):
     - ``modality_kl``, KL(image || text) in nats between the conformities inside the own sets.
 
     Raises:
-        ValueError: If the dimension is not told, or told twice differently.
+        ValueError: If the dimension is unknown, or given with two different values.
 
     Source: Liang et al., *Mind the Gap*, NeurIPS 2022; Levi and Gilboa, ICML 2025, for the divergence.
 
@@ -168,7 +168,7 @@ class ModalityGap(PairMetric):
             matched = modality_gap.take_in(stream, *pair, groups)
             try:
                 fields = modality_gap.read(stream, matched)
-            except ValueError:  # only compute raises for what the values are
+            except ValueError:  # only compute raises for invalid values
                 fields = {field.name: torch.tensor(float("nan")) for field in modality_gap.FIELDS}
         self._forward_cache: Any = self._value(fields)
         return self._forward_cache

@@ -31,18 +31,18 @@ class CosineMMD(EmbeddingMetric):
 
     Args:
         reference: Set to compare with; without one, the rows given by ``update(..., real=True)``.
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where neither of those tells it.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is neither a reference nor an encoder.
         max_samples: Rows kept to find what is also in the reference.
-        allow_normalized: Take L2-normalised embeddings.
-        kwargs: Of ``torchmetrics.Metric``.
+        allow_normalized: Accept L2-normalised embeddings.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a scalar in squared cosine distance, exact whatever the number of rows, in O(N D). It is 0 on
+    ``compute`` returns a scalar in squared cosine distance, exact whatever the number of rows, in O(N D). It is 0 on
     average where both are of one distribution, so that it may be negative. Where rows have groups, pairs of rows of one
     group are left out.
 
     Raises:
-        ValueError: If the dimension is not told, or told twice differently.
+        ValueError: If the dimension is unknown, or given with two different values.
 
     Source: Gretton et al., *A Kernel Two-Sample Test*, JMLR 2012.
 
@@ -86,7 +86,7 @@ class CosineMMD(EmbeddingMetric):
         Args:
             quantile: Level in (0, 1).
             resamples: Number of draws.
-            generator: Source of randomness; by default freshly seeded.
+            generator: Source of randomness; by default one with a fixed seed.
         """
         with self._read_stream() as stream:
             return compute_noise(
@@ -101,7 +101,7 @@ class CosineMMD(EmbeddingMetric):
 
         Args:
             resamples: Number of draws R; the value is at least 1/(R + 1).
-            generator: Source of randomness; by default freshly seeded.
+            generator: Source of randomness; by default one with a fixed seed.
         """
         with self._read_stream() as stream:
             return compute_noise(
@@ -138,19 +138,19 @@ class CMMD(EmbeddingMetric):
 
     Args:
         reference: Set to compare with; without one, the rows given by ``update(..., real=True)``.
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where neither of those tells it.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is neither a reference nor an encoder.
         unbiased: Leave out the pairs of a row with itself, and of one group. The published code keeps them, which adds
             about 10 (1 - self-conformity) (1/n + 1/N).
         max_samples: Rows kept to find what is also in the reference.
-        allow_normalized: Take L2-normalised embeddings.
-        kwargs: Of ``torchmetrics.Metric``.
+        allow_normalized: Accept L2-normalised embeddings.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a scalar; below 0 only if ``unbiased``.
+    ``compute`` returns a scalar; below 0 only if ``unbiased``.
 
     Raises:
-        ValueError: If the dimension is not told, or told twice differently, or the reference comes from a file of
-            format 2.
+        ValueError: If the dimension is unknown, or given with two different values, or the reference comes from a
+            file of format 2.
 
     Source: Jayasumana et al., *Rethinking FID: Towards a Better Evaluation Metric for Image Generation*, CVPR 2024.
 

@@ -22,18 +22,18 @@ class PRDC(EmbeddingMetric):
 
     Args:
         reference: Set to compare with; without one, the rows given by ``update(..., real=True)``.
-        k: Neighbours that a ball reaches over.
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where neither of those tells it.
+        k: Number of neighbours inside a ball.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is neither a reference nor an encoder.
         max_samples: Rows kept.
-        allow_normalized: Take L2-normalised embeddings.
-        kwargs: Of ``torchmetrics.Metric``.
+        allow_normalized: Accept L2-normalised embeddings.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a dict of scalars: ``precision``, ``recall`` and ``coverage`` in [0, 1], and ``density`` >= 0.
+    ``compute`` returns a dict of scalars: ``precision``, ``recall`` and ``coverage`` in [0, 1], and ``density`` >= 0.
 
     Raises:
         TypeError: If ``k`` is not a whole number.
-        ValueError: If the dimension is not told, or told twice differently, or ``k`` is below 1.
+        ValueError: If the dimension is unknown, or given with two different values, or ``k`` is below 1.
 
     Source: Kynkaanniemi et al., NeurIPS 2019; Naeem et al., ICML 2020.
 

@@ -20,16 +20,16 @@ class VendiScore(SetMetric):
 
     Args:
         order: Order q >= 0 of the entropy; 1 is the published score, 2 is RKE, infinity looks at the largest one alone.
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where the encoder does not tell it.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is no encoder.
         max_samples: Rows kept for what is not additive.
-        allow_normalized: Take L2-normalised embeddings.
-        kwargs: Of ``torchmetrics.Metric``.
+        allow_normalized: Accept L2-normalised embeddings.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a scalar between 1 and min(N, D). Rows given with ``real=True`` are left out.
+    ``compute`` returns a scalar between 1 and min(N, D). Rows given with ``real=True`` are left out.
 
     Raises:
-        ValueError: If the dimension is not told, or told twice differently, or ``order`` is below 0.
+        ValueError: If the dimension is unknown, or given with two different values, or ``order`` is below 0.
 
     Source: Friedman and Dieng, *The Vendi Score*, TMLR 2023; Jalali et al., NeurIPS 2023, for RKE.
 

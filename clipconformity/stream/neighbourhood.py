@@ -21,7 +21,7 @@ class Neighbourhood:
     Attributes:
         evaluated: Rows of the evaluated side, on the CPU.
         reference: Rows of the reference.
-        k: Neighbours that a ball reaches over.
+        k: Number of neighbours inside a ball.
     """
 
     evaluated: Sample

@@ -76,7 +76,7 @@ class Stream:
     Args:
         sides: What either side accumulates.
         reference: The reference, where one is given.
-        allow_normalized: Take L2-normalised embeddings.
+        allow_normalized: Accept L2-normalised embeddings.
         states: The state of each side; by default new ones.
         names: The ids behind the hashes of each side's row sample.
 

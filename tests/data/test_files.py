@@ -302,7 +302,7 @@ def test_where_the_last_cannot_appear_the_first_is_taken_back(overwrite, error, 
 
 
 def test_a_file_that_appeared_under_way_is_not_replaced_without_leave(tmp_path):
-    with pytest.raises(FileExistsError, match="out was written by another while this ran"):
+    with pytest.raises(FileExistsError, match="out was written by another process during this run"):
         publish(tmp_path, "first", "out", overwrite=False, meanwhile="out")
     assert names(tmp_path) == ["out"]
     assert (tmp_path / "out").read_text() == "another's"

@@ -83,7 +83,7 @@ def test_a_folder_that_no_demo_made_is_refused(name, content, tmp_path, monkeypa
     (tmp_path / name).write_text(content)
     monkeypatch.setattr(simulation, "load_encoder", None)  # before any work
     assert main(["demo", "-o", str(tmp_path)]) == 2
-    assert "holds files that no demo made; name a new folder, or an empty one" in capsys.readouterr().err
+    assert "holds files that a demo did not make; name a new folder, or an empty one" in capsys.readouterr().err
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, content)]
 
 

@@ -308,7 +308,7 @@ def test_context_length_is_the_smaller_of_model_and_tokenizer():
     assert length(10**30) == 77
     assert length(64) == 64
     assert length(10**30, 514, "altclip") == 512  # two positions are the padding's
-    with pytest.raises(ValueError, match="context length is not told"):
+    with pytest.raises(ValueError, match="gives its context length"):
         length(10**30, None)
 
 

@@ -322,7 +322,7 @@ def test_a_figure_that_no_field_names_is_refused(reference, generator, monkeypat
     one = score(source(drawn(100, 0.6, generator)), reference, resamples=20)
     norm = read_outs()["norm"]
     monkeypatch.setattr(type(norm), "left_out", lambda self, stream: {"rare": None})
-    with pytest.raises(ValueError, match="metrics: 'norm' gave rare, which its fields do not name"):
+    with pytest.raises(ValueError, match="metrics: 'norm' returned rare, not among its fields"):
         compare({"a": one, "b": one}, reference)
 
 

@@ -297,7 +297,7 @@ def test_two_packages_with_one_read_out_are_refused_and_both_named(installed, fo
 
 def test_a_figure_that_the_fields_do_not_name_is_refused(installed, folder, capsys):
     installed("wrong_key", own(given="owm"), own="Own")
-    assert "'own' gave owm, which its fields do not name" in told(capsys, folder, "--metrics", "own")
+    assert "'own' returned owm, not among its fields" in told(capsys, folder, "--metrics", "own")
 
 
 MORE = """

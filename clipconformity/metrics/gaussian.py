@@ -33,7 +33,7 @@ class FrechetDistance(EmbeddingMetric):
         allow_normalized: Accept L2-normalised embeddings.
         kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` returns a scalar >= 0 in the squared units of the embeddings, exact whatever the number of rows. The
+    ``compute`` returns a scalar >= 0 in the squared units of the embeddings, exact for any number of rows. The
     value of finite samples is above that of the distributions: compare values at the same N only.
 
     Raises:
@@ -77,15 +77,15 @@ class GaussianLikelihood(EmbeddingMetric):
     r"""Log-likelihood of streamed raw embeddings under the Gaussian of a reference, or under a given one.
 
     The covariance is shrunk towards a multiple of the identity by the oracle approximating shrinkage (OAS) of Chen et
-    al. (2010), which follows from the reference's N and spectrum alone; ``likelihood_shrinkage`` tells it. A Gaussian
+    al. (2010), which follows from the reference's N and spectrum alone; see ``likelihood_shrinkage``. A Gaussian
     overfits the set it was fitted on, by hundreds of nats at a few thousand samples, so the reference's own value is
-    taken by 5-fold cross-validation on its row sample.
+    computed by 5-fold cross-validation on its row sample.
 
-    Statistics from elsewhere, such as published ones of MS-COCO, are used as they are: no shrinkage, and no value of
-    the reference to compare with, since its rows are not there.
+    Given statistics, such as published ones of MS-COCO, are used as they are: without shrinkage, and without a value of
+    the reference for comparison, which would need its rows.
 
     Args:
-        reference: Set whose Gaussian it is; without one, the rows given by ``update(..., real=True)``.
+        reference: Set of the Gaussian; without one, the rows given by ``update(..., real=True)``.
         mean: In place of a reference, the raw mean ``(D,)`` of a set.
         covariance: Its covariance ``(D, D)``, as of :func:`clipconformity.functional.whiten`.
         whitening: In place of the covariance, a matrix W ``(K, D)`` that whitens it, :math:`W \Sigma W^\top = I`.

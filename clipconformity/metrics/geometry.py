@@ -38,17 +38,17 @@ class EllipsoidGeometry(SetMetric):
     - ``shell_mu``, ``shell_variance``, ``shell_ratio``: of the centred norms, as of
       :func:`clipconformity.functional.thin_shell`. Exact up to ``max_samples`` rows, from the row sample beyond.
     - ``participation_ratio``, and ``spectrum_condition`` (largest over smallest eigenvalue): exact. The condition is
-      NaN where the covariance has no full rank, and where the smallest eigenvalue is no more than rounding.
+      NaN where the covariance is not of full rank, or the smallest eigenvalue is within rounding.
     - ``off_diagonal_ratio``, ``diagonally_dominant``, ``mean_abs_correlation``: exact; NaN in one dimension.
     - ``population_participation_ratio``: the same of the population, without the bias of few samples, which makes the
       sample's own at most N - 1.
     - ``offset``: exact.
     - ``_low`` and ``_high`` after ``shell_ratio``, ``population_participation_ratio`` and ``offset``: the 95% interval
-      of the population's value; that of the offset has the part of chance, 1/N of its square, taken off. After
+      of the population's value; that of the offset has the part of chance, 1/N of its square, subtracted. After
       ``off_diagonal_ratio`` and ``mean_abs_correlation``: of their expectation at this N, on which they depend. NaN
       below four samples or groups, and where all are in one bucket.
-    - the four of ellipsoid and tilt with ``permuted_`` before them: the same with every column permuted on its own, on
-      the row sample. Beyond ``max_samples`` rows it is taken at fewer samples than the figure beside it.
+    - the four of ellipsoid and tilt with the prefix ``permuted_``: the same with independently permuted columns, on the
+      row sample. Beyond ``max_samples`` rows these use fewer samples than the figures themselves.
 
     Rows given with ``real=True`` are left out.
 
@@ -86,7 +86,7 @@ class ModalityGap(PairMetric):
     r"""Gap between the modalities of streamed pairs of raw embeddings.
 
     ``update(images, texts, groups=...)`` takes pairs: row i of one belongs to row i of the other. Pairs of one group,
-    such as the captions of one image, are dependent, and errors and intervals take a group as one.
+    such as the captions of one image, are dependent, and errors and intervals treat a group as one unit.
 
     Args:
         encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
@@ -101,7 +101,7 @@ class ModalityGap(PairMetric):
     - ``squared_modality_gap``: the square of the population's gap, without the bias of finite N, from pairs of
       different groups; it may be negative where there is no gap. ``modality_gap_low`` and ``modality_gap_high`` are the
       95% interval of the population's gap.
-    - ``modality_gap_null``: the gap that pairs as alike have by chance where both means are one, as a root mean square.
+    - ``modality_gap_null``: root mean square of the gap by chance, where the population means are equal.
     - ``raw_modality_gap``, :math:`|m(image) - m(text)|`.
     - ``matched_cosine``, the mean cosine of the pairs, with ``matched_cosine_se``.
     - ``modality_kl``, KL(image || text) in nats between the conformities inside the own sets.
@@ -145,9 +145,10 @@ class ModalityGap(PairMetric):
             groups: One id for each pair, such as that of its image.
 
         Raises:
-            TypeError: If a batch is neither embeddings nor something that the encoder takes, or groups are neither
+            TypeError: If a batch is neither embeddings nor valid input of the encoder, or groups are neither
                 whole numbers nor strings.
-            ValueError: If lengths or dimensions differ, or groups do not fit. Bad values are reported by ``compute``.
+            ValueError: If lengths or dimensions differ, or groups do not fit. Invalid values are reported by
+                ``compute``.
         """
         self.matched_sum: Tensor
         image, text = self._encode_pair(images, texts)
@@ -188,9 +189,9 @@ class ModalityGap(PairMetric):
     def interval(
         self, confidence: float = 0.95, *, resamples: int = 200, generator: torch.Generator | None = None
     ) -> Interval:
-        """Bootstrap interval of ``modality_kl``: pairs are redrawn and the means computed anew; see ``shift_sweep``.
+        """Bootstrap interval of ``modality_kl``: pairs are redrawn and the means recomputed; see ``shift_sweep``.
 
-        Of each group one pair is taken, since the redraws take pairs as independent.
+        One pair of each group is used, since the redraws treat pairs as independent.
         """
         with self._read_stream() as stream:
             image, text = modality_gap.choose_independent_pairs(*self._read_sides(stream))

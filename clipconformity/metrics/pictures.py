@@ -1,4 +1,4 @@
-"""What a metric without a picture of its own is drawn as: its figures, or values that it gave."""
+"""Default plots of metrics: their figures, or given values."""
 
 from __future__ import annotations
 

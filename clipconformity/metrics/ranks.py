@@ -1,4 +1,4 @@
-"""Ranks that are to be added up: whether they measure the same thing, told before any state is sent."""
+"""Checks that the metrics of all ranks agree, before any state is sent."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from clipconformity.stream.reference import ReferenceSet
 
 PARTS = ("class", "options", "dtypes", "reference")
-"""What must agree, in the order of the card: a hash for each but the reference, of which there are figures."""
+"""Parts that must agree, in the order of the card: a hash for each, but several figures for the reference."""
 TOLERANCE = 1e-6
-"""Relative: ranks that each built the reference from the same rows differ in the last bits."""
+"""Relative tolerance: references built from the same rows on different ranks differ in the last bits."""
 
 
 def check_ranks(metric: EmbeddingMetric, gather: Callable[..., list[Tensor]], process_group: Any = None) -> None:
     """Refuse ranks whose metrics differ, with the same error on every rank.
 
     Args:
-        metric: Of this rank.
-        gather: From a tensor and a group to the tensors of all ranks, as torchmetrics' ``gather_all_tensors``.
+        metric: The metric of this rank.
+        gather: Returns the tensors of all ranks for a tensor and a group, as torchmetrics' ``gather_all_tensors``.
         process_group: The group; by default the metric's own.
 
     Raises:
         ValueError: If class, options, dtypes or reference differ between ranks; names the rank.
-        RuntimeError: If a rank takes no part, because it has died or is elsewhere.
+        RuntimeError: If a rank does not take part, because it has died or does not call this.
     """
     try:
         cards = [card.cpu() for card in gather(_describe_rank(metric), group=process_group or metric.process_group)]

@@ -1,4 +1,4 @@
-"""Rows with partners of the other modality: how well they belong together, summed by bucket."""
+"""Scores of rows with partners of the other modality, summed by bucket."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from clipconformity.stream.moments import BUCKETS, assign_buckets
 from clipconformity.stream.row_sample import Labels, hash_labels, row_keys
 
 SUMS = {"pair_count": (BUCKETS,), "pair_score_sum": (BUCKETS,), "pair_bad": ()}
-"""Name and shape of what :class:`MeanScore` adds up."""
+"""Name and shape of the sums of :class:`MeanScore`."""
 
 
 class Partners(NamedTuple):
     """Partners of each row of a batch: the captions of an image, or the image of a caption."""
 
     embeddings: Tensor
-    """All of them, ``(M, D)``, those of the first row first."""
+    """Embeddings of all partners, ``(M, D)``, in the order of the rows."""
     sizes: Sequence[int]
-    """How many each row has, ``(N,)``, at least 1."""
+    """Number of partners of each row, ``(N,)``, at least 1."""
     references: Sequence[Tensor] | None = None
     """Reference captions of each row, where the rows are captions, N tensors ``(R, D)``."""
 
@@ -59,7 +59,7 @@ class MeanScore:
     """Mean of a score over pairs, from sums by bucket.
 
     Args:
-        state: The sums, as of ``SUMS``; by default new ones.
+        state: The sums, as in ``SUMS``; by default new ones.
     """
 
     def __init__(self, state: dict[str, Tensor] | None = None) -> None:
@@ -67,7 +67,7 @@ class MeanScore:
         self.state = zeros if state is None else state
 
     def update(self, scores: Tensor, buckets: Tensor) -> None:
-        """Add scores ``(N,)`` of pairs in buckets ``(N,)``; those that are NaN are counted."""
+        """Add scores ``(N,)`` of pairs in buckets ``(N,)``; NaN scores are only counted."""
         device = self.state["pair_count"].device
         scores, buckets = scores.to(device), buckets.to(device)
         good = torch.isfinite(scores)

@@ -1,4 +1,4 @@
-"""Batches of raw embeddings as they are read, and small ones joined."""
+"""Reading of batches of raw embeddings, with small ones joined."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from clipconformity.functional.validation import check_matrix, check_same_dim
 
 MIN_ROWS = 512
-"""Rows of small batches that are taken in together."""
+"""Number of rows to which small batches are joined."""
 
 
 def check_batches(source: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -> Iterator[Tensor]:
     """Return one array, or several, as tensors ``(n, D)``.
 
     Raises:
-        TypeError: If one is no floating-point array.
+        TypeError: If one is not a floating-point array.
         ValueError: If one is not two-dimensional.
     """
     parts = [source] if isinstance(source, (Tensor, np.ndarray)) else source
@@ -26,7 +26,7 @@ def check_batches(source: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -
         if isinstance(part, np.ndarray) and part.dtype.kind == "f":
             yield check_matrix(torch.tensor(part), "embeddings_or_batches", min_rows=0)
         else:
-            yield check_matrix(part, "embeddings_or_batches", min_rows=0)  # refuses what is no tensor
+            yield check_matrix(part, "embeddings_or_batches", min_rows=0)  # refuses anything but a tensor
 
 
 def join_batches(batches: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""The nearest row of another set, or of the own one, and what it is without each bucket of rows."""
+"""Nearest rows in another or the own set, also without each bucket of rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clipconformity.stream.moments import BUCKETS, assign_buckets
 from clipconformity.stream.row_sample import Sample
 
 CANDIDATES = 12
-"""Rows that are looked at beyond the nearest: it may be of the own group, and the next ones of its bucket."""
+"""Candidates kept beyond the nearest row, which may be of the own group, and the next ones of its bucket."""
 
 
 class Closest(NamedTuple):
@@ -22,7 +22,7 @@ class Closest(NamedTuple):
 
     cosine: Tensor
     which: Tensor
-    """Its number."""
+    """Index of the nearest row."""
     next: Tensor
     """Cosine of the nearest row in another bucket than that of the nearest one."""
     buckets: tuple[Tensor, Tensor]
@@ -38,8 +38,8 @@ class Closest(NamedTuple):
 
         Args:
             rows: The rows.
-            others: Where to look.
-            grouped: Whether rows of the same group are no neighbours.
+            others: The rows to search.
+            grouped: Whether rows of the same group are excluded as neighbours.
         """
         there = rows if others is None else others
         least = min(CANDIDATES + 1, len(there.keys) - (others is None))

@@ -1,4 +1,4 @@
-"""How far evaluated samples are from a reference in typicality and in variety, with what is known of it."""
+"""Comparison of evaluated samples with a reference in typicality and variety, with uncertainties."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from clipconformity.stream.row_sample import Sample
 TINY = 1e-9
 """Mean cosine distance, or spread, below which a set does not vary beyond rounding."""
 RARE_PROBABILITY = 0.025
-"""Chance that what is rare in a set does not show in its sample."""
+"""Probability that a rare part of a set is missing in its sample."""
 MAX_SHIFT = 5.0
-"""Standard deviations below the reference at which samples may be of another kind: texts lie 8 to 16 below images."""
+"""Standard deviations below the reference at which samples may be of another kind: texts are 8 to 16 below images."""
 MIN_ROWS = 50
-"""Independent samples of either side from which intervals cover what they should."""
+"""Smallest number of independent samples on either side for accurate coverage of intervals."""
 MIN_GROUPS = 40
-"""Groups of equal size, likewise."""
+"""Smallest number of groups of equal size, likewise."""
 MIN_BUCKETS = 20
-"""Buckets that rows are worth, which equal rows without ids are few of."""
+"""Smallest effective number of buckets; equal rows without ids share a bucket."""
 MIN_FOR_UNCERTAINTY = 5
-"""Samples from which it is not their number that hides an uncertainty."""
+"""Number of samples from which an unknown uncertainty has another reason than their number."""
 FEW_SAMPLES, FEW_GROUPS = "few samples", "few groups"
 
 
@@ -47,9 +47,9 @@ class Contrast:
 
     Attributes:
         evaluated: The evaluated side.
-        reference: What it is compared with.
-        sketch: The different rows that the evaluated side keeps, on the CPU.
-        overlap: What both share.
+        reference: The reference.
+        sketch: The distinct rows in the sample of the evaluated side, on the CPU.
+        overlap: Samples and groups that both share.
     """
 
     evaluated: Moments
@@ -152,8 +152,8 @@ class Contrast:
     def variety_interval(self) -> Interval:
         """95% interval of the variety ratio.
 
-        A sample of a set that is nearly one point may show nothing of the rest: d of the rows, the most that stays
-        unseen with a chance of 2.5%, could be as varied as the reference. The upper end is not below what they give.
+        A sample of a set that is nearly one point may miss the rest: a share d of the rows, the largest that stays
+        unseen with probability 2.5%, could be as varied as the reference. The upper end includes that case.
         """
         estimate = self.log_variety_ratio
         low, high = exponentiate_interval(estimate.interval())
@@ -199,7 +199,7 @@ class Contrast:
         """Evaluated rows in the reference: bucket, number of copies, conformity with and without the own row."""
         own = Sample(*(part[self.overlap.own] for part in self.sketch))
         bucket, count = assign_buckets(own.groups), torch.tensor(self.reference.count).double()
-        if self.reference.between is not None and self._mine.grouped:  # the own bucket is left out already
+        if self.reference.between is not None and self._mine.grouped:  # the own bucket is already left out
             values = (own.units * self.reference.between[bucket]).sum(1)
             count = count - self.reference.moments["count"][bucket]
         else:

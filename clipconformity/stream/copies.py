@@ -1,4 +1,4 @@
-"""What samples copy from the reference and repeat among themselves, by the nearest rows of both row samples."""
+"""Copies of the reference and repeats among the samples, by the nearest rows of both row samples."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from clipconformity.stream.parts import count_independent, estimate_spread, expl
 from clipconformity.stream.row_sample import Sample
 
 DUPLICATE = 0.98
-"""Cosine from which two rows are near-duplicates: different images of MS-COCO, and different captions, stay below."""
+"""Cosine from which two rows are near-duplicates: different images or captions of MS-COCO stay below."""
 MAX_SHOWN = 10
-"""Most samples that are named of those that are copied, and of those that are repeated."""
+"""Largest number of named samples that are copied, and that are repeated."""
 MIN_NEIGHBOURS = 5
-"""Neighbours by which a part of the rows has enough of them to tell how authenticity varies."""
+"""Smallest number of neighbours in a part of the rows for the variance of authenticity."""
 
 
 class Copies(NamedTuple):
@@ -30,7 +30,7 @@ class Copies(NamedTuple):
     within: Closest
     in_reference: Closest
     grouped: tuple[bool, bool]
-    """Whether rows of one group are no neighbours, on either side."""
+    """Whether rows of one group are excluded as neighbours, on either side."""
 
     @classmethod
     def find(cls, evaluated: Sample, reference: Sample, grouped: tuple[bool, bool]) -> Copies:

@@ -1,4 +1,4 @@
-"""A Frechet distance at other numbers of rows: equal ones, infinitely many, and what noise alone gives.
+"""Frechet distances at other numbers of rows: equal and infinite ones, and the noise floor.
 
 The distance of finite sets is above that of their distributions by about c (1/n + 1/N).
 """
@@ -18,13 +18,13 @@ from clipconformity.stream.pairs import Side
 from clipconformity.stream.row_sample import Sample
 
 DRAWS = 4
-"""Subsamples of an equal number of rows."""
+"""Number of subsamples at equal numbers of rows."""
 SHARES = (2, 3, 4)
-"""Parts that this number is divided by, beside 1, for the line over 1/N."""
+"""Divisors of this number, beside 1, for the line over 1/N."""
 DRAWS_PER_SPLIT = 2
-"""Subsamples of each."""
+"""Subsamples for each divisor."""
 SPLITS = 6
-"""Redraws of both sides as one set: their mean and spread give the floor."""
+"""Redraws of both sides as one set: the floor comes from their mean and spread."""
 
 
 def compute_at_equal_n(mine: Sample, theirs: Sample, generator: torch.Generator) -> tuple[int, Tensor]:
@@ -45,12 +45,12 @@ def extrapolate_to_infinite_n(
 ) -> tuple[Tensor, Tensor]:
     """Extrapolate to infinitely many rows by a line over 1/N; return the value, which may be below 0, and its error.
 
-    NaN where the smallest subsample has fewer rows than dimensions: the line is then bent, and the value too high.
+    NaN where the smallest subsample has fewer rows than dimensions: the curve is then no line, and the value too high.
 
     Args:
-        mine: Rows of the one side.
-        theirs: Rows of the other.
-        size: Equal number of rows of both.
+        mine: Rows of one side.
+        theirs: Rows of the other side.
+        size: Equal number of rows.
         equal: Distance at this number.
         generator: Source of randomness.
 
@@ -77,7 +77,7 @@ def extrapolate_to_infinite_n(
 def compute_noise_floor(mine: Side, theirs: Side, generator: torch.Generator) -> Tensor:
     """Compute the 95% quantile of the distance of two sets of one distribution, by redistributing the rows of both.
 
-    Whole groups are dealt. Beyond the row samples the distance is taken at their sizes, and scaled by 1/n + 1/N.
+    Groups stay whole. Beyond the row samples, the distance is computed at their sizes, and scaled by 1/n + 1/N.
     """
     rows = torch.cat([sample.rows.double() for sample, _ in (mine, theirs)])
     rows = rows - rows.mean(0)
@@ -100,9 +100,9 @@ def _split_and_fit(rows: Tensor, order: Tensor, size: int, total: Tensor) -> lis
 
     Args:
         rows: Rows whose mean is 0, ``(N, D)``.
-        order: Their numbers, ``(N,)``.
+        order: A permutation of the rows, ``(N,)``.
         size: At most half of N.
-        total: Their second moment times N; what is not of the first is of the others.
+        total: Their second moment times N, from which that of the second part follows.
     """
     parts = order.tensor_split([size])
     first = rows[parts[0]]

@@ -1,4 +1,4 @@
-"""Joining references of different samples into one."""
+"""Merging of references of different samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far apart the mean directions of both sides lie, in halves, and what sampling noise alone gives."""
+"""Cosine MMD of both sides with its halves, and its noise floor."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def squares_discrepancy(contrast: Contrast) -> Tensor:
 def compute_noise(contrast: Contrast, quantile: float, resamples: int, generator: torch.Generator) -> Noise:
     """Compute the noise floor and the p-value by random signs of the centred bucket sums.
 
-    Where both sides are of one distribution its mean is 0, whichever rows depend on each other inside a bucket; what
-    both sides share in a bucket stays shared.
+    Under one distribution of both sides, the mean of a centred bucket sum is 0 for any dependence of rows inside the
+    bucket; rows that both sides share in a bucket stay shared.
 
     Raises:
         ValueError: If the level or the number of redraws is wrong, or all rows are in one bucket.
@@ -80,7 +80,7 @@ def compute_noise(contrast: Contrast, quantile: float, resamples: int, generator
     products = added @ added.T
     signs = 2 * torch.randint(2, (resamples, len(added)), generator=generator).double() - 1
     drawn = ((signs @ products) * signs).sum(1)
-    floor = drawn.quantile(quantile) - products.trace()  # unbiased: without what each bucket has with itself
+    floor = drawn.quantile(quantile) - products.trace()  # unbiased: without products of a bucket with itself
     return Noise(float(floor), tail_probability(products.sum(), drawn))
 
 

@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage of the row samples of two sides, with what is known of their uncertainty."""
+"""Precision, recall, density and coverage of the row samples of two sides, with their uncertainty."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Neighbourhood:
             estimate_share(estimates[figure], counts[side]) for figure, side in ((0, 0), (1, 1), (3, 1))
         )
         low, high = estimates[2].interval()
-        if not value[2]:  # what no sample shows could have the density of the reference's kind
+        if not value[2]:  # an unseen part could have the density of the reference's distribution
             high = precision.high
         return [precision, recall, Interval(max(low, 0.0), high), coverage]
 

@@ -1,7 +1,7 @@
 """Redraws of both sides as if they were of one distribution.
 
-They rest on the conformity to the mean of both sides together, which treats both alike: the own row or bucket is left
-out, and a label says nothing of a value where both are of one kind.
+They use the conformity to the pooled mean of both sides, without the own row or bucket: it treats both sides alike, so
+labels are exchangeable under one distribution.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from clipconformity.stream.moments import BUCKETS, assign_buckets
 from clipconformity.stream.row_sample import Sample
 
 MIN_GROUPS = 50
-"""Groups below which one row of each is taken: the signs of so few say too little."""
+"""Smallest number of groups for sign flips; with fewer, one row of each group is used."""
 
 
 class Redraws(NamedTuple):
@@ -31,14 +31,14 @@ class Redraws(NamedTuple):
     """``(R, CELLS + 2)``."""
     reference: Tensor
     permuted: bool
-    """Whether rows were permuted, each of which is independent of the others."""
+    """Whether rows were permuted, as independent ones."""
 
 
 def redraw(contrast: Contrast, resamples: int, generator: torch.Generator) -> Redraws:
     """Redraw both sides under one distribution.
 
     Independent rows are permuted. Rows in groups keep their buckets, whose signs are flipped; where there are few
-    groups, one row of each is taken, and those are permuted, or flipped where both sides share groups.
+    groups, one row of each is used, and these are permuted, or flipped where both sides share groups.
     """
     grouped = contrast.evaluated.grouped, contrast.reference.grouped
     samples = [contrast.sample, contrast.reference.sample]
@@ -63,7 +63,7 @@ def _pooled_conformities(contrast: Contrast, sample: Sample, apart: bool) -> Ten
     rows = sample.units
     sums = contrast.evaluated["unit_sum"].cpu() + contrast.reference.moments["unit_sum"]
     count = contrast.evaluated["count"].cpu() + contrast.reference.moments["count"]
-    if not apart:  # a row with itself adds the same to every value
+    if not apart:  # the cosine of a row with itself adds the same to every value
         return rows @ (sums.sum(0) / count.sum())
     means = (sums.sum(0) - sums) / (count.sum() - count)[:, None]
     return (rows * means[assign_buckets(sample.groups)]).sum(1)

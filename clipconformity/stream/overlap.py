@@ -1,4 +1,4 @@
-"""Rows and groups that the evaluated samples share with the reference: found by cosine, counted, left out."""
+"""Rows and groups that the evaluated samples share with the reference: found by cosine, counted and left out."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from clipconformity.stream.moments import BUCKETS, assign_buckets
 from clipconformity.stream.row_sample import Sample
 
 MAX_DISTANCE = 1e-5
-"""Two rows are the same sample where their cosine is within this of 1: equal bits do not tell, since an encoder rounds
-its rows differently in batches of another size."""
+"""Largest difference of the cosine from 1 between copies of a sample: an encoder rounds rows differently in batches of
+another size, so equal bits cannot be used."""
 AXES = 16
-"""Directions that rows are compared along before their cosine is taken."""
+"""Number of directions along which rows are compared before their cosine is computed."""
 CELL_AXES = 3
-"""The first of them, along which rows are put into cells."""
+"""Number of the first of these, along which rows are put into cells."""
 MAX_PAIRS = 1 << 15
-"""Most pairs whose cosine is taken at once."""
+"""Largest number of pairs whose cosine is computed at once."""
 MAX_NEAR_SHARE = 0.02
-"""Share of all pairs that lie near each other along these, above which all cosines are taken."""
+"""Share of all pairs that are near along these directions, above which all cosines are computed."""
 DENSE_ROWS = 2000
-"""Rows of either side that are compared where all cosines are."""
+"""Rows of either side that are compared where all cosines are computed."""
 
 
 class Overlap(NamedTuple):
     """Samples and groups that both sides share, by their row samples."""
 
     rows: int
-    """Evaluated rows that are also in the reference; 0 where there are no more than by chance, as of short captions."""
+    """Evaluated rows that are in the reference; 0 where there are no more than by chance, as with short captions."""
     sampled: int
-    """Evaluated rows that were looked at."""
+    """Evaluated rows that were compared."""
     pairs: float
-    """Pairs of equal rows that are taken out of the mean conformity: at most one for each row."""
+    """Pairs of equal rows that are left out of the mean conformity: at most one for each row."""
     without: tuple[Tensor, Tensor, Tensor]
     """``pairs`` without each bucket of both sides, of the evaluated side, and of the reference, ``(G,)`` each."""
     own: Tensor
@@ -65,8 +65,8 @@ def find_overlap(mine: Sample, theirs: Sample, *, grouped: bool) -> Overlap:
     """Find what evaluated rows share with a reference, as far as the row samples of both show.
 
     Args:
-        mine: Different rows of the evaluated side.
-        theirs: Different rows of the reference.
+        mine: Distinct rows of the evaluated side.
+        theirs: Distinct rows of the reference.
         grouped: Whether both have groups, so that pairs inside a bucket are left out already.
     """
     own = mine.groups.unique() if grouped else mine.groups[:0]
@@ -92,9 +92,9 @@ def _count_beyond_chance(
 ) -> tuple[int, float]:
     """Count the rows, and pairs, that are equal beyond the number expected for sets of one distribution.
 
-    Short captions repeat, and two sets of them share rows without one being a copy of the other. What tells a copy is a
-    row that comes once in the reference: a sample of the same kind would hit such with the share of the rows that come
-    twice (Good 1953).
+    Short captions repeat, and two sets of them share rows without one being a copy of the other. Copies show by rows
+    that occur once in the reference: a sample of the same distribution would hit such rows with a probability of the
+    share of rows that occur twice (Good 1953).
     """
     often, total, sampled = _count_occurrences(theirs, grouped), float(theirs.copies.sum()), float(mine.copies.sum())
     alone = first[often[second] == 1].unique()
@@ -162,7 +162,7 @@ def _number_cells(cells: Tensor) -> Tensor:
 def _choose_axes(rows: Tensor) -> Tensor:
     """Choose orthonormal directions of large variance, the largest first, ``(D, AXES)``."""
     some = rows[:: max(1, len(rows) // 512)]
-    centered = some - some.mean(0)  # a step of subspace iteration on it comes near its principal axes
+    centered = some - some.mean(0)  # a step of subspace iteration approximates its principal axes
     start = torch.randn(len(some), min(AXES, rows.shape[1]), generator=make_generator(None), dtype=rows.dtype)
     axes = torch.linalg.qr(centered.T @ start).Q
     return axes[:, (centered @ axes).square().sum(0).argsort(descending=True)]

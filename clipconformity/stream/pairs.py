@@ -1,4 +1,4 @@
-"""Averages over pairs of rows, whole and without any one bucket, from the sums of the buckets alone."""
+"""Averages over pairs of rows, whole and without each bucket, from bucket sums alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from clipconformity.stream.overlap import Overlap
 from clipconformity.stream.row_sample import Sample
 
 Side: TypeAlias = "tuple[Sample, Moments]"
-"""Row sample of a set, on the CPU, each row as often as it came; and all of the set."""
+"""Row sample of a set, on the CPU, with repeated rows; and the moments of the set."""
 BLOCK = 512
-"""Rows whose cosines are taken at once."""
+"""Rows whose cosines are computed at once."""
 
 
 class Without(NamedTuple):
@@ -39,7 +39,7 @@ class LeftOut(NamedTuple):
     counts: tuple[Tensor, ...]
     """Rows of each bucket of the samples and, where the figure depends on it, of the reference, ``(G,)`` each."""
     logarithm: bool = False
-    """Whether it is the logarithm of what is shown, of which two runs have a ratio rather than a difference."""
+    """Whether it is the logarithm of the displayed figure, whose ratio rather than difference is compared."""
 
 
 def own_pairs(moments: Moments) -> Estimate:
@@ -51,8 +51,8 @@ def own_pairs(moments: Moments) -> Estimate:
 def own_pairs_without(moments: Moments) -> tuple[Tensor, Tensor]:
     """Mean cosine of two different rows of a stream; with groups, of rows of different groups.
 
-    With groups the pairs inside a bucket are left out, and with them all inside a group; all rows of one group are
-    taken as they are, and nothing is known of what another group would give.
+    With groups, pairs inside a bucket are left out, and with them all pairs inside a group. With a single group, all
+    pairs are used, and the error is unknown.
 
     Returns:
         The whole, and without each bucket ``(G,)``.
@@ -76,8 +76,8 @@ def _mean(cosines: Tensor, pairs: Tensor) -> Tensor:
 def cross_pairs(evaluated: Moments, reference: Moments, overlap: Overlap) -> Without:
     """Mean conformity of one stream to another: the mean cosine of a row of either.
 
-    Where both have groups, the pairs inside a bucket are left out, and with them all inside a group that both share;
-    of rows that both share, each leaves out itself.
+    Where both have groups, pairs inside a bucket are left out, and with them all pairs inside a shared group; a shared
+    row leaves out its own copy.
     """
     counts = evaluated["count"].cpu(), reference["count"]
     sums = evaluated["unit_sum"].cpu(), reference["unit_sum"]
@@ -112,7 +112,7 @@ def influence_without(value: Tensor, *sides: tuple[Tensor, Sample, Moments], log
 
     Args:
         value: The figure.
-        sides: The influence of each row ``(k,)``, of mean 0; the row sample that they are of; all of the side.
+        sides: The influence of each row ``(k,)``, of mean 0; the row sample; the moments of the side.
         logarithm: Whether the figure is a logarithm.
     """
     left, counts = [], []
@@ -140,7 +140,7 @@ def find_pairs_in_groups(first: Side, second: Side | None = None) -> InGroups:
     """Find the pairs of different rows in one group, of one set or of two; none without groups.
 
     Args:
-        first: Row sample of a set, on the CPU, each row as often as it came; and all of the set.
+        first: Row sample of a set, on the CPU, with repeated rows; and the moments of the set.
         second: The same of the other set; None for pairs inside the first.
     """
     sides = [first, second or first]
@@ -148,7 +148,7 @@ def find_pairs_in_groups(first: Side, second: Side | None = None) -> InGroups:
         return InGroups(0.0, 0.0)
     units = [sample.units for sample, _ in sides]
     which = torch.cat([sample.groups for sample, _ in sides]).unique(return_inverse=True)[1]
-    block = (torch.bincount(which).cumsum(0) // BLOCK)[which]  # whole groups, about so many rows at once
+    block = (torch.bincount(which).cumsum(0) // BLOCK)[which]  # whole groups, about this many rows at once
     numbers, blocks = (part.split([len(one) for one in units]) for part in (which, block))
     squares = pairs = 0.0
     for number in block.unique():
@@ -166,7 +166,7 @@ def find_pairs_in_groups(first: Side, second: Side | None = None) -> InGroups:
 def own_squares(sample: Sample, moments: Moments) -> Tensor:
     """Mean squared cosine of two different rows of a stream, with groups of different groups; NaN where there are none.
 
-    All rows of one group are taken as they are.
+    With a single group all pairs are used.
     """
     rows, square = float(moments.total), moments.unit_second_moment.square().sum().cpu()
     inside = find_pairs_in_groups((sample, moments))

@@ -1,7 +1,7 @@
-"""How figures of nearest neighbours vary: both sides are split into parts, and the figures of the parts compared.
+"""Uncertainty of figures of nearest neighbours: both sides are split into parts, and the parts compared.
 
-Leaving rows out in turn overstates their spread, by 20% to 140% in simulations, since neighbours move apart where one
-is gone; and redrawing rows makes neighbours of copies.
+The jackknife overstates their spread, by 20% to 140% in simulations, since neighbours are farther apart without one;
+and the bootstrap makes neighbours of copies.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 from clipconformity.stream.row_sample import Sample, mix
 
 SPLITS, PARTS = 4, 16
-"""How often the buckets are split for the uncertainty, and into how many parts at most."""
+"""Number of splits of the buckets for the uncertainty, and the largest number of parts."""
 MIN_PART_ROWS, MIN_PART_GROUPS = 5, 4
-"""Rows of a part, in units of k, and groups of a part, on the side that has fewer."""
+"""Smallest numbers of rows, in units of k, and of groups in a part, on the smaller side."""
 Sides: TypeAlias = "tuple[Sample, Sample]"
 """Row samples of the evaluated side and of the reference."""
 
@@ -28,14 +28,14 @@ def estimate_spread(
 ) -> tuple[Tensor, float]:
     """Standard errors of some figures, ``(F,)``, and their degrees of freedom; 0 where there are too few rows.
 
-    Each figure is a mean of what rows find near them: its variance goes with 1/N, and is to that of independent rows as
-    it is in a part.
+    Each figure is a mean over rows of a local property: its variance goes with 1/N, and its ratio to that of
+    independent rows is the same as in a part.
 
     Args:
         sides: Row samples of both sides.
-        k: Neighbours that are looked at.
-        figures: Gives the figures of two samples, ``(F,)``.
-        scale: Gives the variance that one independent row would have from the figures, ``(F,)``.
+        k: Number of neighbours.
+        figures: Returns the figures of two samples, ``(F,)``.
+        scale: Returns the variance of one independent row for given figures, ``(F,)``.
         value: The figures of the whole.
     """
     rows, groups = _find_smaller(sides)

@@ -1,4 +1,4 @@
-"""Reference sets: what evaluated samples are compared with, built once, saved, checked and merged."""
+"""Reference sets for evaluated samples: built once, saved, checked and merged."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ from clipconformity.stream.spread import Spread, spread_without
 class ReferenceSet:
     """Statistics of a reference set of *raw* embeddings, such as MS-COCO's images under one encoder.
 
-    Counts, means, covariance and self-conformity are exact whatever the size, and merge exactly. Conformities and
-    their fit come from a row sample under the final mean: exact while the set has at most ``max_samples`` rows,
-    approximate beyond, and in both cases the same whatever the order of batches or parts.
+    Counts, means, covariance and self-conformity are exact for any size, and merge exactly. Conformities and their fit
+    come from a row sample under the final mean: exact while the set has at most ``max_samples`` rows, approximate
+    beyond, and in both cases independent of the order of batches or parts.
 
     Build one with :meth:`fit` or :meth:`load`.
 
     Args:
         moments: The accumulated statistics, on the CPU, with second moments and a row sample of raw rows.
         provenance: The encoder and the modality, as far as they are known.
-        dataset: Free text: what the samples are.
+        dataset: Name of the samples, any text.
 
     Attributes:
         moments: The statistics.
         provenance: The encoder and the modality.
-        dataset: What the samples are.
-        sketch: Different rows of smallest hash ``(d, D)`` float32, their keys, groups and ids, how often each came.
+        dataset: Name of the samples.
+        sketch: Distinct rows of smallest hash ``(d, D)`` float32, their keys, groups, ids and numbers of copies.
         normalized: Whether the embeddings were L2-normalised; then their norms mean nothing.
         grouped: Whether rows belong to groups, such as the captions of one image.
     """
@@ -86,13 +86,13 @@ class ReferenceSet:
 
         Args:
             embeddings_or_batches: ``(N, D)``, or an iterable of ``(n, D)``; before L2 normalisation.
-            spec: The encoder that made them: its spec, or itself, which also records what it was.
+            spec: The encoder of the embeddings, or its spec; an encoder also records its identity.
             modality: ``"image"`` or ``"text"``.
-            dataset: What they are, such as ``"coco val2017"``.
+            dataset: Name of the samples, such as ``"coco val2017"``.
             groups: One id for each row, over all batches; rows of one group are not independent.
             ids: A name for each row, over all batches; those of the kept rows are kept, see :attr:`sample_ids`.
-            max_samples: Rows kept for what is not additive.
-            allow_normalized: Take L2-normalised rows, recorded in :attr:`normalized`.
+            max_samples: Rows kept for non-additive figures.
+            allow_normalized: Accept L2-normalised rows, recorded in :attr:`normalized`.
 
         Raises:
             TypeError: If the embeddings are not floating-point arrays.
@@ -257,9 +257,9 @@ class ReferenceSet:
     def null_conformities(self) -> Tensor:
         """Conformity of the sampled rows as of new samples: their own group is left out, ``(k,)`` float64.
 
-        This is the Q of the divergence. A caption is nearer to the other captions of its image than to those of others,
-        and an evaluated sample has no such companions in the reference. The whole bucket of the group is left out, of
-        which there are 256. Without groups it equals :attr:`conformities`.
+        This is the Q of the divergence. A caption is nearer to the other captions of its image than to those of other
+        images, and an evaluated sample has no such companions in the reference. The whole bucket of the group, one of
+        256, is left out. Without groups it equals :attr:`conformities`.
         """
         if self.between is None:
             return self.conformities
@@ -373,21 +373,21 @@ class ReferenceSet:
         """Share the reference on the model hub, with a card that describes it.
 
         The card, ``README.md`` of the repository, has the dataset, the encoder and its preprocessing, the counts, the
-        licence of the data, and a checksum. A card that is there is replaced.
+        licence of the data, and a checksum. An existing card is replaced.
 
         Args:
-            repo: ``"user/repo"``, or ``"datasets/user/repo"``; made where there is none.
-            licence: Of the data that the reference was made of, as the hub calls it: ``"cc-by-4.0"``, say.
+            repo: ``"user/repo"``, or ``"datasets/user/repo"``; created where it does not exist.
+            licence: Licence of the data of the reference, by its name on the hub, such as ``"cc-by-4.0"``.
             file: Name of the reference in the repository.
-            private: Whether the repository is, where it is made now.
-            about: Further words for the card, such as where the data come from.
-            api: What is asked to do it, in place of ``huggingface_hub.HfApi()``.
+            private: Whether a newly created repository is private.
+            about: Further text for the card, such as the origin of the data.
+            api: Client of the hub, in place of ``huggingface_hub.HfApi()``.
 
         Returns:
             The address, with the commit, as :meth:`load` takes it.
 
         Raises:
-            ValueError: If no licence is told, or a name does not fit.
+            ValueError: If no licence is given, or a name is invalid.
             OSError: If the hub refuses it or does not answer.
             ImportError: If huggingface_hub is not installed.
         """

@@ -39,9 +39,9 @@ KIND = StateKind(
 )
 FORMAT_VERSION = "3"
 OLDER_VERSION = "2"
-"""The same without the second moment of the unit vectors: it serves every metric that does without."""
+"""The format without the second moment of the unit vectors: it serves all metrics that do not need it."""
 DERIVED = "sample_values"
-"""Norms of the sampled rows: part of the state, and not of the file."""
+"""Norms of the sampled rows: part of the state, but not of the file."""
 
 
 def write_reference(path: Path | str, reference: ReferenceSet) -> None:
@@ -95,7 +95,7 @@ def read_reference(path: Path | str) -> ReferenceSet:
 
 
 def _check_version(path: Path, version: str | None) -> None:
-    """Refuse the formats before and after this one."""
+    """Refuse older and newer formats."""
     if version == "1":
         raise ValueError(
             f"{path}: reference format 1, of version 0.1, which this version does not read; build it again with "

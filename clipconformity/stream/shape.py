@@ -1,4 +1,4 @@
-"""The shape of a stream's distribution as the population has it, and intervals of its figures."""
+"""The shape of a stream's distribution in the population, and intervals of its figures."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from clipconformity.stream.pairs import estimate_by_influence
 def shape_intervals(moments: Moments, values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the population's participation ratio and the ends of the intervals; nothing for fewer than four groups.
 
-    Second moments are not kept by bucket: intervals rest on what each row of the sample moves a figure by.
+    Second moments are not kept by bucket: intervals come from the influences of the sampled rows.
 
     Args:
         moments: The stream, on the CPU.
-        values: The figures that the intervals are of.
+        values: The figures of the intervals.
     """
     sample = moments.good_sample()
     rows = Rows.center(sample.rows, sample.groups if moments.grouped else None)
@@ -49,7 +49,7 @@ def shape_intervals(moments: Moments, values: dict[str, Tensor]) -> dict[str, Te
         "offset": known.offset_interval(known_by(known.offset_square, offset_influence(rows, known))),
     }
     for name, influence in (("off_diagonal_ratio", tilt_influence), ("mean_abs_correlation", correlation_influence)):
-        if name in values:  # there is none in one dimension
+        if name in values:  # undefined in one dimension
             low, high = known_by(values[name].cpu(), influence(rows, moments.covariance)).interval()
             found[name] = Interval(max(low, 0.0), high)
     figures = {"population_participation_ratio": known.participation_ratio}
@@ -61,8 +61,8 @@ def shape_intervals(moments: Moments, values: dict[str, Tensor]) -> dict[str, Te
 def _scale_to_population(moments: Moments, rows: Rows, second: Tensor) -> Traces:
     """Scale the estimates of the row sample to all rows.
 
-    Of what the sample's own figures have too much, the part of a row with itself goes with the number of rows, and that
-    of a row with its group does not.
+    In the bias of the sample's own figures, the part of a row with itself depends on the number of rows, and that of a
+    row with its group does not.
     """
     count = len(rows.centered)
     share = count / float(moments.total)

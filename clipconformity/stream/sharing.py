@@ -1,4 +1,4 @@
-"""References on the model hub: the card that says what one is, and the commit that brings both."""
+"""References on the model hub: the card of a reference, and the commit of both."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def push(
     address = Address.parse(SCHEME + repo.removeprefix(SCHEME))
     if address.file is not None or address.revision is not None:
         raise ValueError(f"repo: expected 'user/repo' or 'datasets/user/repo', got {repo!r}; name the file by file=.")
-    address = Address.parse(f"{address}/{file}")  # refuses a name that leads elsewhere
+    address = Address.parse(f"{address}/{file}")  # refuses a name outside the repository
     if not file.endswith(SAFETENSORS):
         raise ValueError(f"file: expected a name that ends in {SAFETENSORS}, got {file!r}.")
     client = import_client(f"push_to_hub({repo!r})")
@@ -42,11 +42,11 @@ def push(
             api.create_repo(address.repo, repo_type=address.kind, private=private, exist_ok=True)
             commit = api.create_commit(
                 address.repo,
-                [client.CommitOperationAdd(name, content) for name, content in files],  # both or neither
+                [client.CommitOperationAdd(name, content) for name, content in files],  # both files or neither
                 commit_message=f"Add {file}",
                 repo_type=address.kind,
             )
-        except Exception as error:  # of the client or the connection, of many kinds
+        except Exception as error:  # errors of client or connection
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
             message = f"{address}: cannot be shared ({reason}); log in by `hf auth login` to write to it."
             raise OSError(message) from error
@@ -58,13 +58,13 @@ def format_card(reference: ReferenceSet, address: Address, licence: str, *, chec
 
     Args:
         reference: The reference.
-        address: Where it comes to lie.
-        licence: Of its data.
+        address: Its address on the hub.
+        licence: Licence of its data.
         checksum: SHA-256 of its file.
-        about: Further words.
+        about: Further text.
 
     Raises:
-        ValueError: If no licence is told.
+        ValueError: If no licence is given.
     """
     _check_licence(licence)
     rows = {

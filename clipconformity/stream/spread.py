@@ -1,4 +1,4 @@
-"""How widely a set's conformity to itself is spread, and what it would be without any one bucket."""
+"""Spread of a set's conformity to itself, whole and without each bucket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Spread(NamedTuple):
     fixed: Tensor
     """Without each bucket, under the mean of all, ``(G,)``."""
     moving: Tensor
-    """Without each bucket, under the mean that the rest has, ``(G,)``."""
+    """Without each bucket, under the mean of the remaining rows, ``(G,)``."""
 
 
 def spread_without(values: Tensor, units: Tensor, buckets: Tensor, moments: Moments) -> Spread:
@@ -30,7 +30,7 @@ def spread_without(values: Tensor, units: Tensor, buckets: Tensor, moments: Mome
         moments: The whole set.
     """
     count, sums = moments["count"], moments["unit_sum"]
-    towards = (units.float() @ sums.T.float()).double()  # (k, G): small beside the whole, which is exact
+    towards = (units.float() @ sums.T.float()).double()  # (k, G): small relative to the whole, which is exact
     whole = (units @ sums.sum(0))[:, None]
     if moments.grouped:
         own = buckets[:, None]

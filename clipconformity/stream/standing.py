@@ -1,8 +1,8 @@
-"""Both sides of a conformity KL, its interval, and what sampling noise alone would give.
+"""Both sides of a conformity KL, its interval, and its noise floor.
 
 For the interval both sides are redrawn by their buckets, which hold whole groups: the same buckets where they share
 groups. A redrawn reference has another mean unit vector, so its own conformities and, by the shift m_u(P) . delta, the
-evaluated ones are taken under the redrawn mean.
+evaluated ones are computed under the redrawn mean.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Stream
 
 CHUNK = 50
-"""Resamples of the reference worked through at once: 50 x 10,000 conformities."""
+"""Resamples of the reference computed at once: 50 x 10,000 conformities."""
 PLANS = 4
-"""Parts of the redraws under one distribution, each with its own smoothing."""
+"""Number of parts of the redraws under one distribution, each with its own smoothing."""
 MIN_VARIANCE_SHARE = 0.1
-"""Share of the usual variance below which a redraw is taken without its counts below 0."""
+"""Share of the usual variance below which negative counts of a redraw are set to 0."""
 MAX_KURTOSIS = 1.0
 """Excess kurtosis above which the tails of a fitted density may be too light."""
 HEAVY_TAILS_NOTE = "conformity has heavy tails, which the KL may understate"
@@ -58,7 +58,7 @@ class NullDistribution(NamedTuple):
     floor: float
     """Quantile of the divergence, nats."""
     p_value: float
-    """Of the Anderson-Darling test."""
+    """p-value of the Anderson-Darling test."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,9 @@ class Standing:
     def _compute_divergences(self, redraws: Redraws) -> Tensor:
         """Bias-corrected divergences of redraws, ``(R,)``.
 
-        The smoothing is settled on redraws, a part of them each: on the pooled histogram, which has less noise than
+        The smoothing is chosen on redraws, for each part of them: on the pooled histogram, which has less noise than
         either side, it would be stronger than on the observed ones, and the divergences smaller. Where one row of each
-        group was permuted, there are fewer than the rows are worth: divergences by noise go with the sum of 1/N.
+        group was permuted, divergences are rescaled to the effective numbers of rows: by noise, they go with the sum of 1/N.
         """
         effective, found = [side.effective for side in (self.evaluated, self.reference)], []
         sizes = [float(side.sum()) for side in redraws.observed] if redraws.permuted else effective
@@ -176,7 +176,7 @@ class Standing:
 def make_fittable(histograms: Tensor) -> Tensor:
     """Return redraws ``(R, CELLS + 2)`` to which a density can be fitted; counts may be below 0.
 
-    What counts below 0 leave without a spread has no density: it takes none of them.
+    Where negative counts leave a histogram without spread, they are set to 0.
     """
     cell = torch.arange(histograms.shape[1], dtype=histograms.dtype)
     total = histograms.sum(1)
@@ -238,11 +238,11 @@ def redraw_reference(reference: ReferenceSet, evaluated_mean: Tensor, weights: T
     Args:
         reference: The reference.
         evaluated_mean: Mean unit vector of the evaluated samples, ``(D,)``.
-        weights: How often each bucket is drawn, ``(R, G)``.
+        weights: Number of draws of each bucket, ``(R, G)``.
     """
     rows, bucket = reference.units.float(), reference.buckets
     counts, sums = reference.moments["count"], reference.moments["unit_sum"]
-    # A row is no companion of itself: what its own bucket adds to it is taken off as often as the bucket is drawn.
+    # Without a row's own bucket: its contribution is subtracted as often as the bucket is drawn.
     own = (
         (reference.units * sums[bucket]).sum(1) - counts[bucket] * (reference.units @ reference.unit_mean)
     ) / counts.sum()

@@ -1,7 +1,7 @@
-"""States of streams on disk: written whole, and told from damaged ones before they are used.
+"""Saved states of streams: written whole, and checked for damage before use.
 
-The format is safetensors: the sums of the stream and its row sample by name, and what the samples are as JSON, with a
-checksum over all of it. References and saved scores share what is here.
+The format is safetensors: the sums of the stream and its row sample by name, and a description of the samples as JSON,
+with a checksum over all. References and saved scores share this code.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from clipconformity.provenance import MODALITIES
 from clipconformity.stream.moments import SAMPLE, SECOND_MOMENTS, Layout
 
 CHECKSUM = "checksum"
-"""Entry of the metadata that holds it."""
+"""Metadata entry of the checksum."""
 MAX_COUNT = 2**53
-"""Counts are kept in float64, which tells whole numbers apart below this."""
+"""Limit of counts: float64 is exact for whole numbers below it."""
 ROUNDING = 1e-6
 """Rows are stored in float32, the statistics in float64."""
 TEXT = (str, type(None))
@@ -35,20 +35,20 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "encoder_id": (dict, type(None)),
     **dict.fromkeys(("normalized", "grouped"), (bool,)),
 }
-"""What every such file says of its samples, and the types of it."""
+"""Fields on the samples in every such file, with their types."""
 
 
 class StateKind(NamedTuple):
     """A kind of file that holds a state."""
 
     format: str
-    """What its metadata call it."""
+    """Its name in the metadata."""
     file: str
     noun: str
     first: str
-    """How one is made."""
+    """How to make one."""
     again: str
-    """How it is made anew."""
+    """How to make it again."""
 
 
 def write_state(path: Path | str, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
@@ -66,14 +66,14 @@ def write_state(path: Path | str, tensors: Mapping[str, Tensor], about: Mapping[
 def compute_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Compute a checksum of every tensor's name, type, shape and bytes, and of all other metadata.
 
-    It tells a file that was damaged from a whole one, and is no signature: who changes a file can make it anew.
+    It detects damage, and is not a signature: whoever changes a file can compute it again.
     """
     digest = hashlib.blake2b(digest_size=32)
     entries = sorted((name, text) for name, text in metadata.items() if name != CHECKSUM)
     digest.update(json.dumps(entries).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        # Of no dimension, a tensor cannot be seen as bytes.
+        # A 0-dimensional tensor has no view as bytes.
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -92,7 +92,7 @@ def read_state(path: Path, kind: StateKind) -> tuple[dict[str, Tensor], dict[str
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except Exception as error:  # a damaged file makes its reader fail in any way
+    except Exception as error:  # a damaged file may fail in any way
         raise ValueError(
             f"{path}: not a readable safetensors file ({' '.join(str(error).split())[:200]}); "
             "where it was one, it is damaged: copy it again, or make it again."
@@ -108,7 +108,7 @@ def check_whole(path: Path, kind: StateKind, tensors: Mapping[str, Tensor], meta
     """Refuse a file with a wrong checksum.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If it is wrong.
     """
     if CHECKSUM not in metadata:
         raise ValueError(f"{path}: damaged: it has no checksum; {kind.again}.")
@@ -120,11 +120,11 @@ def read_entries(path: Path, metadata: Mapping[str, str], *names: str) -> list[A
     """Parse entries of the metadata that are JSON.
 
     Raises:
-        ValueError: If one is not there, or is none.
+        ValueError: If one is missing or invalid.
     """
     try:
         return [json.loads(metadata[name]) for name in names]
-    except (KeyError, ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits too
+    except (KeyError, ValueError, RecursionError) as error:  # ValueError: also a number with thousands of digits
         raise ValueError(f"{path}: damaged: its metadata cannot be read ({error}).") from None
 
 
@@ -167,10 +167,10 @@ def find_shape_damage(
     """List tensors that are missing, of a wrong type or shape, or not finite.
 
     Args:
-        about: What the file says of its samples.
+        about: The description of the samples.
         tensors: What it holds.
         expected: Type and shape of each tensor.
-        any_value: Those that may hold NaN and infinite values.
+        any_value: Tensors that may have NaN and infinite values.
     """
     if set(tensors) != set(expected):
         yield f"expected the tensors {', '.join(sorted(expected))}"
@@ -191,7 +191,7 @@ def find_sample_damage(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     keys, copies = tensors["sample_keys"], tensors["sample_copies"]
     if bool(keys[0] < 0) or bool((keys[1:] <= keys[:-1]).any()):
         yield "sample_keys do not rise from 0 on, each above the last"
-    total = sum(copies.tolist())  # of Python, which does not overflow
+    total = sum(copies.tolist())  # Python numbers do not overflow
     if bool((copies < 1).any()) or total > about["count"]:
         yield f"sample_copies are {total} rows, or less than 1 somewhere; the file is of {about['count']}"
     if len(keys) < about["max_samples"] and total != about["count"]:
@@ -239,7 +239,7 @@ def _compute_covariance(count: int, tensors: Mapping[str, Tensor]) -> Iterator[s
         second = tensors[name] / count
         if bool(((second - second.T).abs() > 1e-9 * second.diagonal().abs().max()).any()):
             yield f"{name} is not symmetric"
-        # A spread far below the mean is known up to the rounding of the mean's square.
+        # A spread far below the mean is accurate to the rounding of the mean's square.
         if bool((second.diagonal() < means[name].square() * (1 - 1e-9)).any()):
             yield f"{name} has a negative variance on its diagonal"
         bound = second.diagonal().clamp(min=0).sqrt()

@@ -1,4 +1,4 @@
-"""One pass over raw embeddings: what is accumulated of both sides, checked where it is read out."""
+"""One pass over raw embeddings: the accumulated state of both sides, checked when it is read out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clipconformity.stream.row_sample import Labels
 Value = TypeVar("Value")
 EVALUATED, REAL = "evaluated", "real"
 MAX_SAMPLES = 10_000
-"""Rows kept for what is not additive, unless told otherwise."""
+"""Default number of rows kept for non-additive figures."""
 
 
 class Needs(NamedTuple):
@@ -34,9 +34,9 @@ class Needs(NamedTuple):
     unit_second_moment: bool = False
     """The D x D second moment of the unit vectors."""
     reference: bool = False
-    """Something to compare with: a reference, or rows that are told to be real."""
+    """A reference, or real rows."""
     partners: bool = False
-    """What belongs to each sample: the captions of an image, or the image of a caption."""
+    """Partners of each sample: the captions of an image, or the image of a caption."""
     references: bool = False
     """Reference captions of each sample, which is a caption."""
 
@@ -74,7 +74,7 @@ class Stream:
     """Evaluated samples, and the reference or real samples that they are compared with.
 
     Args:
-        sides: What either side accumulates.
+        sides: Layout of each side.
         reference: The reference, where one is given.
         allow_normalized: Accept L2-normalised embeddings.
         states: The state of each side; by default new ones.
@@ -82,8 +82,8 @@ class Stream:
 
     Attributes:
         of_one_kind: Whether encoder and modality of both sides are known to agree.
-        clip_scores: Of the samples that came with partners.
-        ref_clip_scores: Of those that came with reference captions too.
+        clip_scores: Scores of the samples with partners.
+        ref_clip_scores: Scores of the samples with reference captions.
     """
 
     def __init__(
@@ -101,9 +101,9 @@ class Stream:
         self.allow_normalized = allow_normalized
         self.of_one_kind = False
         self.clip_scores, self.ref_clip_scores = MeanScore(), MeanScore()
-        self._real: ReferenceSet | None = None  # what the real rows make, and what is compared: until the next update
+        self._real: ReferenceSet | None = None  # reference of the real rows, and comparison: until the next update
         self._contrast: Contrast | None = None
-        self._once: dict[Hashable, Any] = {}  # what read-outs found, likewise
+        self._once: dict[Hashable, Any] = {}  # values of read-outs, likewise
 
     @classmethod
     def open_against(
@@ -123,7 +123,7 @@ class Stream:
 
     @property
     def evaluated(self) -> Moments:
-        """The evaluated side, unchecked."""
+        """The evaluated side, without checks."""
         return self.sides[EVALUATED]
 
     def update(
@@ -138,7 +138,7 @@ class Stream:
     ) -> RowValues | None:
         """Accumulate rows ``(N, D)``; real ones are ignored where there is no such side. Options as ``Moments.update``.
 
-        What belongs to evaluated rows may come as ``partners``.
+        Partners of evaluated rows are given as ``partners``.
 
         Returns:
             Norm and conformity of each row; None where the rows are left out.
@@ -185,7 +185,7 @@ class Stream:
         """Compare the evaluated samples with the reference.
 
         Raises:
-            ValueError: If there is nothing; ``name`` is who asks.
+            ValueError: If there is no reference; ``name`` is the caller's.
         """
         if self._contrast is None:
             self._contrast = Contrast.build(self.read_side(), self.require_reference(name))
@@ -197,7 +197,7 @@ class Stream:
         """Return the reference, which must be there.
 
         Raises:
-            ValueError: If there is nothing; ``name`` is who asks.
+            ValueError: If there is no reference; ``name`` is the caller's.
         """
         reference = self.get_reference()
         if reference is None:

@@ -1,4 +1,4 @@
-"""The read-outs, one file a metric: what lies here, or is an entry point of ``clipconformity.metrics``, is found."""
+"""The read-outs, one file a metric: those of this folder and of the entry points ``clipconformity.metrics``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipconformity.stream.readouts.base import Batch, Direction, Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
 
 ENTRY_POINTS = "clipconformity.metrics"
-"""Group of the entry points by which other packages add theirs: each names a subclass of ``ReadOut``."""
+"""Group of the entry points of other packages: each names a subclass of ``ReadOut``."""
 RESERVED = frozenset(
     {
         "by",
@@ -37,7 +37,7 @@ RESERVED = frozenset(
         "verdicts",
     }
 )
-"""Keys of a score's JSON that are no figures, so that no field may have them."""
+"""Keys of a score's JSON that are not figures, which no field may use."""
 
 __all__ = [
     "ENTRY_POINTS",
@@ -60,14 +60,14 @@ class _Found(NamedTuple):
 
     by_name: dict[str, ReadOut]
     failed: dict[str, str]
-    """Entry points whose import failed, by name, each with a line that says so."""
+    """Entry points whose import failed, by name, each with the error in a line."""
 
 
 def read_outs() -> dict[str, ReadOut]:
     """Every installed read-out by name, without those of :func:`failed_read_outs`.
 
     Raises:
-        TypeError: If an entry point names something else than a subclass of ``ReadOut`` that is whole.
+        TypeError: If an entry point does not name a complete subclass of ``ReadOut``.
         ValueError: If two read-outs have the same name, two fields of different meaning have, or a declaration is
             wrong.
     """
@@ -77,7 +77,7 @@ def read_outs() -> dict[str, ReadOut]:
 def failed_read_outs() -> dict[str, str]:
     """Entry points whose import fails, by name, each with its package and the reason in a line.
 
-    They are left out, so that one broken package does not stop every score; who asks for one by name is told.
+    They are left out, so that one broken package does not stop every score; a request by name raises the error.
 
     Raises:
         TypeError: As :func:`read_outs`.
@@ -92,13 +92,13 @@ def _find() -> _Found:
     own: list[Field] = []
     for module in sorted(part.name for part in pkgutil.iter_modules(__path__)):
         content = import_module(f"{__name__}.{module}")
-        own += getattr(content, "FIELDS", ())  # of what is no read-out, such as pairs
+        own += getattr(content, "FIELDS", ())  # modules without a read-out, such as modality_gap
         found += [("clipconformity", one) for one in _find_in_module(content)]
     failed = {}
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
         try:
             kind = point.load()
-        except Exception as error:  # someone else's module fails in any way
+        except Exception as error:  # another package may fail in any way
             reason = " ".join(str(error).split()) or "no reason given"
             failed[point.name] = (
                 f"{_name_entry_point(point)} cannot be imported ({type(error).__name__}: {reason[:200]})"

@@ -31,7 +31,7 @@ class NearestElsewhere:
 
     Args:
         rows: The samples, ``(N, D)``.
-        buckets: What their uncertainty is taken over, ``(N,)``.
+        buckets: Their buckets, for the uncertainty, ``(N,)``.
     """
 
     def __init__(self, rows: Tensor, buckets: Tensor) -> None:
@@ -70,7 +70,7 @@ class NearestElsewhere:
         return {"threshold": DUPLICATE, "looked_at": self.count, "count": len(close), "copied": named}
 
     def columns(self) -> dict[str, list[float | str]]:
-        """Give the columns of the per-sample CSV."""
+        """Return the columns of the per-sample CSV."""
         return {"training_id": [*self.names], "training_cosine": self.cosine.tolist()}
 
     def _mean(self, values: Tensor) -> Estimate:

@@ -1,4 +1,4 @@
-"""What a read-out is: what it needs of a stream, what it gives, and how it is read."""
+"""Base of read-outs: needs of a stream, fields, and methods."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Field(NamedTuple):
     Attributes:
         name: Its key, the same in a metric's dict, in JSON, CSV and report; unique in the library.
         about: What it is, in a few words.
-        unit: Of the value: ``"nats"``, ``"cosine"``, ``"reference std"``, or ``""`` where it has none.
-        better: Which values are better, where one can say so.
+        unit: Unit of the value: ``"nats"``, ``"cosine"``, ``"reference std"``, or ``""`` where it has none.
+        better: Which values are better, if either.
         error: Key of its standard error.
         interval: Keys of the ends of its 95% interval.
-        compared: Whether it is there only where there is a reference.
-        computed: Whether ``compute`` gives it; the others cost resamples and come from :meth:`ReadOut.resample`.
+        compared: Whether it needs a reference.
+        computed: Whether ``compute`` returns it; the others need resamples and come from :meth:`ReadOut.resample`.
     """
 
     name: str
@@ -45,8 +45,8 @@ class Field(NamedTuple):
         """Return the field with its 95% interval, whose ends are the fields ``NAME_low`` and ``NAME_high``.
 
         Args:
-            covers: What the interval is of, such as ``"of the populations"``.
-            drawn: Whether the ends are not ``computed``, though the value is.
+            covers: Covered quantity, such as ``"of the populations"``.
+            drawn: Whether the ends are not ``computed``, although the value is.
         """
         low, high = (f"{self.name}_{end}" for end in Interval._fields)
         about = f"end of the 95% interval of {self.name} {covers}".rstrip()
@@ -61,18 +61,18 @@ class Batch(NamedTuple):
     embeddings: Tensor
     """Raw, ``(N, D)``."""
     partners: Partners | None = None
-    """What belongs to each row, where they are of pairs."""
+    """Partners of each row, where the samples are pairs."""
 
 
 class ReadOut(ABC):
     """A metric without torchmetrics: fields by name, computed from a stream.
 
     Attributes:
-        name: What ``score --metrics`` and the registry call it.
-        fields: What it gives.
-        needs: What the stream must accumulate.
-        min_samples: Fewest rows for a value.
-        value: The field that a metric of this read-out has as its scalar value; None where that is a dict of all.
+        name: Name for ``score --metrics`` and the registry.
+        fields: The fields that it returns.
+        needs: State that the stream must accumulate.
+        min_samples: Smallest number of rows for a value.
+        value: The field that is the scalar value of a metric; None where the value is a dict of all fields.
     """
 
     name: ClassVar[str]
@@ -110,7 +110,7 @@ class ReadOut(ABC):
     def left_out(self, stream: Stream) -> Mapping[str, LeftOut]:
         """Return figures by name, whole and without each bucket, for comparing two runs; by default none.
 
-        A figure that is not among them has its own interval, and no difference of two runs is told of it.
+        Other figures have an interval, but no difference of two runs.
         """
         return {}
 

@@ -29,7 +29,7 @@ class CLIPScoreReadOut(ReadOut):
         return self.read_sums(self.sum_scores(stream))
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
-        """Give the mean."""
+        """Return the mean."""
         whole, left, count = (part.cpu() for part in self.sum_scores(stream).leave_out_buckets())
         return {self.name: LeftOut(Without.from_one_side(whole, left), (count,))}
 
@@ -43,7 +43,7 @@ class CLIPScoreReadOut(ReadOut):
         return {self.name: found.value, f"{self.name}_se": found.error}
 
     def columns(self, batch: Batch, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:
-        """Give the score of each row."""
+        """Return the score of each row."""
         assert batch.partners is not None
         return {self.name: batch.partners.clip_scores(batch.embeddings).tolist()}
 
@@ -64,6 +64,6 @@ class RefCLIPScoreReadOut(CLIPScoreReadOut):
         return stream.ref_clip_scores
 
     def columns(self, batch: Batch, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:
-        """Give the score of each row."""
+        """Return the score of each row."""
         assert batch.partners is not None
         return {self.name: batch.partners.ref_clip_scores(batch.embeddings).tolist()}

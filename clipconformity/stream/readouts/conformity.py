@@ -15,18 +15,18 @@ from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
 
 LEVELS = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
-"""Quantiles by the end of their key."""
+"""Quantile levels by the suffix of their key."""
 COSINE = "cosine"
 RELATIVE = (
     ("typicality_shift", "mean conformity from the reference's", "reference std"),
     ("variety_ratio", "mean cosine distance of two samples over the reference's", ""),
     ("spread_ratio", "standard deviation of conformity over the reference's", ""),
 )
-"""What is given relative to a reference: key, what it is, unit."""
+"""Figures relative to a reference: key, description, unit."""
 
 
 class ConformityReadOut(ReadOut):
-    """How typical samples are, by their conformity, and how alike, by their self-conformity."""
+    """Typicality of samples by conformity, and variety by self-conformity."""
 
     name = "conformity"
     needs = Needs(conformity=True, rows=True, reference=True)
@@ -88,19 +88,19 @@ def _compare(contrast: Contrast) -> dict[str, Tensor]:
 
 
 class SelfConformityReadOut(ReadOut):
-    """How alike samples are."""
+    """Variety of samples by self-conformity."""
 
     name = "self_conformity"
     value = "self_conformity_mean"
     fields = tuple(field for field in ConformityReadOut.fields if field.name.startswith("self_conformity"))
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the mean pairwise cosine, exact, and its standard error."""
+        """Return the exact mean pairwise cosine and its standard error."""
         own = own_pairs(stream.read_side())
         return {"self_conformity_mean": own.value, "self_conformity_se": own.error}
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
-        """Give the mean pairwise cosine."""
+        """Return the mean pairwise cosine."""
         return _own_left_out(stream)
 
 
@@ -117,7 +117,7 @@ def own_set_values(moments: Moments) -> Tensor:
 def histogram(stream: Stream) -> tuple[Tensor, Grid]:
     """Return a histogram of the conformities, ``(CELLS + 2,)``, and its cells.
 
-    They are anchored on the reference; without one on the set's own conformities, and the row sample is counted.
+    The cells are those of the reference; without one, those of the set's own conformities, which count the row sample.
     """
     if stream.get_reference() is None:
         values = own_set_values(stream.read_side())

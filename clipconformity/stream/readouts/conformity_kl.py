@@ -1,4 +1,4 @@
-"""The KL divergence from the reference's conformity distribution, with the test whether the two differ at all."""
+"""The KL divergence from the reference's conformity distribution, with a test whether the two differ."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _get_value(standing: Standing) -> dict[str, Tensor]:
 
 def _compute_uncertainty(standing: Standing, resamples: int, generator: torch.Generator | None) -> dict[str, Tensor]:
     found = dict.fromkeys(("kl_low", "kl_high", "noise_floor", "p_value"), float("nan"))
-    if standing.parts > 1:  # one group alone says nothing of what another would give
+    if standing.parts > 1:  # the variance between groups is unknown with a single group
         found["kl_low"], found["kl_high"] = standing.interval(0.95, resamples, generator)
         found["noise_floor"], found["p_value"] = standing.redraw_null(0.95, resamples, generator)
     tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}

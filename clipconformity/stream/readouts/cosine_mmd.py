@@ -47,7 +47,7 @@ class CosineMMDReadOut(ReadOut):
         return found
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
-        """Give the distance and its halves."""
+        """Return the distance and its halves."""
         contrast = stream.contrast("CosineMMD")
         parts = zip(PARTS, discrepancy_without(contrast), strict=True)
         return {name: LeftOut(part, contrast.counts) for name, part in parts}

@@ -28,7 +28,7 @@ _COVERED = {
     "mean_abs_correlation": _AT_THIS_N,
     "offset": _POPULATION,
 }
-"""What the interval of a figure covers."""
+"""Covered quantity of the interval of each figure."""
 
 
 def _fields(name: str, about: str) -> tuple[Field, ...]:

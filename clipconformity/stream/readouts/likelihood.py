@@ -26,7 +26,7 @@ FOLDS = 5
 
 
 class LikelihoodReadOut(ReadOut):
-    """How likely samples are under the reference's shrunk Gaussian."""
+    """Likelihood of samples under the reference's shrunk Gaussian."""
 
     name = "likelihood"
     needs = Needs(rows=True, second_moment=True, reference=True)

@@ -38,7 +38,7 @@ def pair_layouts(dim: int, max_samples: int) -> dict[str, Layout]:
 def take_in(stream: Stream, image: Tensor, text: Tensor, groups: Labels | None = None) -> Tensor:
     """Accumulate pairs on both sides, keyed by pair so that both samples keep the same ones.
 
-    Without groups a pair is dealt by its content, so that equal pairs go together.
+    Without groups, the bucket of a pair depends on its content, so that equal pairs share it.
 
     Returns:
         Sum of the cosines of the pairs of each bucket, ``(G,)``.
@@ -46,23 +46,23 @@ def take_in(stream: Stream, image: Tensor, text: Tensor, groups: Labels | None =
     pairs = mix(row_keys(image, None) ^ (row_keys(text, None) << 1), 5)
     own = pairs if groups is None else hash_labels(groups, len(image), image.device)
     content = pairs if groups is None else pairs ^ mix(own, 4)
-    keys = mix(content, 2) & NO_KEY  # of the pair alone: both sides hold the same pairs in the same order
+    keys = mix(content, 2) & NO_KEY  # from the pair alone: both sides hold the same pairs in the same order
     for side, rows in ((IMAGE, image), (TEXT, text)):
         stream.sides[side].update(rows, own, keys=keys)
     cosine = (units(image.double()) * units(text.double())).sum(1)
-    cosine = torch.where(torch.isfinite(cosine), cosine, 0.0)  # the rest is bad, and refused by compute
+    cosine = torch.where(torch.isfinite(cosine), cosine, 0.0)  # invalid rows, refused by compute
     return cosine.new_zeros(BUCKETS).index_add_(0, assign_buckets(own), cosine)
 
 
 def read(stream: Stream, matched_sum: Tensor) -> dict[str, Tensor]:
-    """Give the figures of ``FIELDS``.
+    """Return the figures of ``FIELDS``.
 
     Args:
         stream: Both sides.
         matched_sum: Sum of the pairs' cosines in each bucket, ``(G,)``.
 
     Raises:
-        ValueError: If there are too few pairs, or some rows are bad.
+        ValueError: If there are too few pairs, or invalid rows.
     """
     image, text = (stream.read_side(side, min_samples=MIN_SAMPLES) for side in (IMAGE, TEXT))
     apart = image["unit_sum"] - text["unit_sum"]  # (G, D): a pair is in one bucket
@@ -106,5 +106,5 @@ def choose_independent_pairs(image: Moments, text: Moments) -> tuple[Tensor, Ten
     samples: list[Sample] = [side.good_sample() for side in (image, text)]
     keys, group = samples[0].keys, samples[0].groups.unique(return_inverse=True)[1]
     first = torch.full_like(keys, NO_KEY).scatter_reduce(0, group, keys, "amin")
-    kept = keys == first[group]  # equal pairs have one key
+    kept = keys == first[group]  # equal pairs share a key
     return samples[0].rows[kept], samples[1].rows[kept]

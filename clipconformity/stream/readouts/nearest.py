@@ -1,4 +1,4 @@
-"""The nearest reference row of each sample: what the samples copy, and what they repeat."""
+"""The nearest reference row of each sample: copies of the reference, and repeats."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class NormReadOut(ReadOut):
         return result
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
-        """Give the mean norm."""
+        """Return the mean norm."""
         moments = stream.read_side().cpu()
         sums, count = moments["norm_sum"], moments["count"]
         left = (sums.sum() - sums) / (count.sum() - count)

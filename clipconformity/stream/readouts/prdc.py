@@ -20,11 +20,11 @@ FIGURES = (
     ("coverage", "share of the reference's balls that hold a sample"),
 )
 MAX_SHOWN = 20
-"""Most samples that are named of those off the manifold, and of those that are not covered."""
+"""Largest number of named samples off the manifold, and of rows that are not covered."""
 
 
 class PRDCReadOut(ReadOut):
-    """How the samples and the reference cover each other, by the k nearest neighbours of each row."""
+    """Mutual coverage of samples and reference, by the k nearest neighbours of each row."""
 
     name = "prdc"
     needs = Needs(rows=True, reference=True)

@@ -23,7 +23,7 @@ ESTIMATES = {
     "rke_unbiased": ("RKE over pairs of different rows, which does not grow with N", UNIT, "of the population"),
     "vendi_ratio": ("Vendi score over the reference's, both at vendi_n rows", "", "at this number of rows"),
 }
-"""What has an interval: what it is, its unit, and what the interval covers."""
+"""Figures with an interval: description, unit, and covered quantity."""
 
 
 class VendiReadOut(ReadOut):

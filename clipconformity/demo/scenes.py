@@ -54,7 +54,7 @@ ATTRIBUTES: Final[dict[str, tuple[str, ...]]] = {
     "background": ("snow", "grass", "sand", "water", "asphalt", "brick"),
 }
 
-# The chance that a caption states an attribute; the shape is always there.
+# The probability that a caption states an attribute; the shape is always stated.
 _KEEP: Final = {"colour": 0.75, "size": 0.4, "position": 0.4, "background": 0.5}
 _SYNONYMS: Final = {"large": ("large", "big"), "small": ("small", "little"), "middle": ("middle", "centre")}
 _OPENINGS: Final = ("", "", "there is ", "a picture of ")
@@ -86,7 +86,7 @@ class Scene:
     """One object on a background; every field holds a value of `ATTRIBUTES`.
 
     Raises:
-        ValueError: A field holds a value that the world does not have.
+        ValueError: If a field has an unknown value.
     """
 
     shape: str
@@ -147,7 +147,7 @@ def sample_scenes(count: int, *, seed: int, concentration: float = 1.0) -> list[
         concentration: 1 is the world, above 1 a generator that collapses toward common scenes, 0 uniform.
 
     Raises:
-        ValueError: `count` is negative or `concentration` is not finite.
+        ValueError: If `count` is negative or `concentration` is not finite.
     """
     if count < 0:
         raise ValueError(f"count must be at least 0; got {count}")
@@ -194,7 +194,7 @@ def draw_scene(scene: Scene, *, size: int = 32, seed: int) -> Image.Image:
     Place, radius, angle, colour and pixel noise vary a little with the seed: two drawings of a scene differ.
 
     Args:
-        scene: What to draw.
+        scene: The scene to draw.
         size: Side in pixels, at least 8.
         seed: Same scene, size and seed, same pixels.
 
@@ -256,7 +256,7 @@ def scene_captions(scene: Scene, *, count: int = 5, seed: int) -> list[str]:
     """Captions as several people would write them: each states the shape and leaves out some of the rest.
 
     Args:
-        scene: What the captions describe.
+        scene: The described scene.
         count: Number of captions, at least 1; they may repeat.
         seed: Same scene, count and seed, same captions.
 
@@ -309,10 +309,10 @@ def write_coco_scenes(
 
     Args:
         root: Directory to write into; made if absent.
-        scenes: What to draw, in order.
+        scenes: The scenes to draw, in order.
         split: Name of the image folder, and part of the captions file's name.
-        captions_per_image: At least 1.
-        seed: Of the drawings and the captions.
+        captions_per_image: Number of captions of each image, at least 1.
+        seed: Seed of the drawings and the captions.
     """
     root = Path(root)
     images: list[dict[str, object]] = []

@@ -1,4 +1,4 @@
-"""The demo: simulated generators scored on the embedded default, through the code that real CLIP and COCO take."""
+"""The demo: simulated generators scored with the embedded encoder, by the same code as real CLIP and COCO."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ REAL, GENERATED = 2000, 1000
 COMMON, DIVERSE = 2.0, 1.1
 """Concentrations: the generators draw scenes with probability proportional to p ** concentration."""
 FIRST_CAPTIONED_ID = 1_000_000
-"""First image id of the scenes that the captioners describe, which are none of the real ones."""
+"""First image id of the scenes that the captioners describe; these are not real ones."""
 SPLIT_NAME = "val2017"
 REPORT, RESULTS, PLOT = "report.html", "results.json", "distributions.png"
 METRICS = ("cosine_mmd", "cmmd", "vendi")
-"""What people report today, shown in the report below conformity."""
+"""Usual metrics, shown in the report below conformity."""
 RUNS = ("images-common", "images-diverse", "images-single", "captions-generic", "captions-specific")
 
 
@@ -57,7 +57,7 @@ def run(output: Path) -> tuple[dict[str, Any], str]:
             demo are replaced, once all is computed.
 
     Returns:
-        What ``results.json`` holds, and the same as a table.
+        The content of ``results.json``, and the same as a table.
 
     Raises:
         OSError: If a file cannot be written there.
@@ -79,7 +79,7 @@ def run(output: Path) -> tuple[dict[str, Any], str]:
             scores[each.name] = (each, score(each.source, each.reference, resamples=500, metrics=METRICS))
         _print_progress("writing the report")
         result = _collect_results(references, scores)
-        # First, since a later demo knows by it that the folder is a demo's.
+        # First, since it marks the folder as a demo's.
         files.add(output / RESULTS).write_text(to_json(result, indent=2) + "\n", encoding="utf-8")
         _draw_plot(files.add(output / PLOT), references, scores)
         _write_report(files.add(output / REPORT), scores, root / "real")
@@ -141,8 +141,8 @@ def _make_runs(root: Path, encoder: BaseEncoder, references: dict[str, Reference
         paths = list_images(folder)
         runs.append(Run(name, title, image_source(paths, encoder), references["image"], paths))
     described = sample_scenes(GENERATED, seed=5)
-    (root / "told").mkdir()
-    shown = [root / "told" / f"{number:06d}.png" for number in range(len(described))]
+    (root / "described").mkdir()
+    shown = [root / "described" / f"{number:06d}.png" for number in range(len(described))]
     for number, (path, scene) in enumerate(zip(shown, described, strict=True)):
         draw_scene(scene, seed=20_000 + number).save(path)
     for name, (title, caption) in written.items():

@@ -13,10 +13,9 @@ __all__ = ["VendiScore"]
 class VendiScore(SetMetric):
     r"""Vendi score of streamed raw embeddings: the effective number of different samples.
 
-    It is computed from the second moment of the unit embeddings, D x D, with the eigenvalues of the cosines over N: exact
-    for any number of samples, and additive over batches and ranks. The value grows with N: compare values at
-    equal N only. ``score --metrics vendi`` returns both sides at equal N, and :class:`SelfConformity` does not grow with
-    N.
+    It is computed from the second moment of the unit embeddings, D x D, with the eigenvalues of the cosines over N:
+    exact for any number of samples, and additive over batches and ranks. The value grows with N: compare values at
+    equal N only. ``score --metrics vendi`` returns both sides at equal N; :class:`SelfConformity` does not grow with N.
 
     Args:
         order: Order q >= 0 of the entropy; 1 is the published score, 2 is RKE, infinity uses the largest eigenvalue.

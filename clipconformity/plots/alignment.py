@@ -1,4 +1,4 @@
-"""How typical samples are beside how well they fit their partners."""
+"""Plots of typicality against alignment with partners."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def typicality_alignment(
     Args:
         runs: Conformity ``(N,)`` and CLIPScore ``(N,)`` of the samples of each run, by its name.
         modality: ``"image"`` or ``"text"``, for the colour of a single run.
-        points: Most samples of all runs together, evenly spaced ones.
+        points: Largest number of samples of all runs together, evenly spaced.
         ax: Axes to draw on.
 
     Returns:

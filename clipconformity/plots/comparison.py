@@ -1,4 +1,4 @@
-"""Figures over steps, and of several models beside each other."""
+"""Plots of figures over steps, and of several models."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 PANELS = 3
-"""Panels beside each other in a drawing of several figures."""
+"""Panels in a row of a drawing of several figures."""
 LEADER_LENGTH: dict[str, Any] = {
     "arrowstyle": "-", "color": REFERENCE_COLOR, "linewidth": 0.6, "shrinkB": 6, "relpos": (0, 0.5),
 }  # fmt: skip
-"""The line from a name to its marker."""
+"""Style of the line from a name to its marker."""
 LABEL_GAP = 0.5
-"""Lines between two names beside the map."""
+"""Distance of two names beside the map, in lines."""
 
 
 class Place(NamedTuple):
@@ -48,7 +48,7 @@ def typicality_and_variety(
     around the typical; runs to the left and above stray from it.
 
     Args:
-        places: Of each run, by name.
+        places: Position of each run, by name.
         margins: Differences in typicality and variety that do not matter, drawn as a box around the reference.
         people: Range of the typicality shift and of the variety ratio of one more person, drawn as a hatched box.
         modality: ``"image"`` or ``"text"``, for the colour of a single run.
@@ -89,12 +89,12 @@ def typicality_and_variety(
 def _name_places(ax: Axes, places: Mapping[str, Place]) -> None:
     """Write the name of each run beside the map, ordered by height, with a line to its marker.
 
-    Names beside their markers lie over each other where runs are alike.
+    Names at their markers would overlap where runs are similar.
     """
     order = sorted(places.items(), key=lambda item: item[1].variety[0])
     bottom, top = ax.get_ylim()
     lines = [1 + name.count("\n") for name, _ in order]
-    step = 1 / max(20, sum(lines) + LABEL_GAP * len(lines))  # of a line
+    step = 1 / max(20, sum(lines) + LABEL_GAP * len(lines))  # height of a line
     apart = [step * (LABEL_GAP + (a + b) / 2) for a, b in pairwise(lines)]
     heights = [(place.variety[0] - bottom) / (top - bottom) for _, place in order]
     for number, gap in enumerate(apart, start=1):  # from the bottom up, then pushed down from the top
@@ -126,9 +126,9 @@ def series(
         values: The figures ``(K,)``.
         low: Low ends of the intervals ``(K,)``.
         high: High ends ``(K,)``.
-        steps: Place of each on the horizontal axis; by default they are counted from 0.
+        steps: Position of each on the horizontal axis; by default counted from 0.
         floor: Noise floor, drawn as a dashed line.
-        quantity: What the figures are, with their unit.
+        quantity: Name of the figures, with their unit.
         modality: ``"image"`` or ``"text"``, for the colour.
         ax: Axes to draw on.
 
@@ -174,13 +174,13 @@ def forest(
         values: The figures ``(K,)``.
         low: Low ends of the intervals ``(K,)``.
         high: High ends ``(K,)``.
-        names: What they are of, the first at the top.
-        quantity: What the figures are, with their unit.
+        names: Names of the lines, the first at the top.
+        quantity: Name of the figures, with their unit.
         floors: Noise floor of each; None where there is none.
-        null: What no difference would give, drawn as a line.
+        null: Value of no difference, drawn as a line.
         margin: Difference from it that does not matter, drawn as a band.
-        runs: Whether they are of runs, each of which has its own colour and marker in every plot.
-        modality: ``"image"`` or ``"text"``, for the colour of a single run, or of what are no runs.
+        runs: Whether the lines are runs, each with its own colour and marker in every plot.
+        modality: ``"image"`` or ``"text"``, for the colour of a single run, or of other lines.
         ax: Axes to draw on.
 
     Returns:
@@ -216,10 +216,10 @@ def _compute_reaches(points: list[float], low: list[float], high: list[float]) -
 def figures(values: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -> tuple[Figure, Axes]:
     """Show the named figures of one evaluation as a list, or of several as curves, each in a panel of its own.
 
-    Figures of one metric have unlike units, so that no axis is common to them.
+    Figures of one metric have different units, and no common axis.
 
     Args:
-        values: What ``compute`` gave, once or several times.
+        values: One or several results of ``compute``.
         ax: Axes in whose place the list or the panels are drawn.
     """
     names = list(values) if isinstance(values, Mapping) else list(values[0])

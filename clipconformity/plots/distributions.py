@@ -1,6 +1,6 @@
 """Figures from plain arrays; matplotlib loads when one is drawn.
 
-One visual language: the palette of Okabe and Ito, which colour-blind readers can tell apart; images are blue and texts
+One style: the palette of Okabe and Ito, which colour-blind readers can distinguish; images are blue and texts
 vermilion everywhere, a reference is grey, and runs differ in line style as well as in colour.
 """
 
@@ -50,7 +50,7 @@ def conformity_distribution(
         evaluated: Counts ``(K,)`` and edges ``(K + 1,)``.
         reference: The same of the reference.
         modality: ``"image"`` or ``"text"``, for the colour.
-        label: What the evaluated samples are called in the legend.
+        label: Name of the evaluated samples in the legend.
         ax: Axes to draw on.
 
     Returns:
@@ -78,11 +78,11 @@ def distributions(
     """Draw the densities of several sets of values over a reference's, in cells common to all.
 
     Args:
-        runs: Values ``(N,)`` by name; a single one takes the colour of its modality.
+        runs: Values ``(N,)`` by name; a single one has the colour of its modality.
         reference: Values ``(M,)`` of the reference.
-        quantity: What the values are, with their unit.
+        quantity: Name of the values, with their unit.
         modality: ``"image"`` or ``"text"``.
-        reference_label: What the reference is called in the legend.
+        reference_label: Name of the reference in the legend.
         ax: Axes to draw on.
 
     Returns:
@@ -111,13 +111,13 @@ def ridgelines(
 ) -> tuple[Figure, Axes]:
     """Draw the density of each of many sets on a line of its own, with the reference's behind it in grey.
 
-    The first stands at the top. Each has its colour, its marker at the median, and a bar over its middle 90%; dashed
-    down the picture runs the reference's median. All densities have one scale.
+    The first is at the top. Each has its colour, its marker at the median, and a bar over its middle 90%; a dashed line
+    is the reference's median. All densities have one scale.
 
     Args:
         runs: Values ``(N,)`` by name.
         reference: Values ``(M,)`` of the reference.
-        quantity: What the values are, with their unit.
+        quantity: Name of the values, with their unit.
         modality: ``"image"`` or ``"text"``, for the colour of a single run.
         ax: Axes to draw on.
 

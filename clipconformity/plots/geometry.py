@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clipconformity.functional import ShiftSweep
 
 HEAT_DIMENSIONS = 48
-"""Most dimensions in a heat map."""
+"""Largest number of dimensions in a heat map."""
 
 
 class Projection(NamedTuple):
@@ -61,8 +61,8 @@ def tilt_heat_map(
 
     Args:
         covariance: ``(D, D)``.
-        size: Most dimensions shown.
-        title: Put above.
+        size: Largest number of dimensions shown.
+        title: Title above the map.
         ax: Axes to draw on.
     """
     figure, ax = make_axes(ax, width=5.4, height=4.6)
@@ -90,8 +90,8 @@ def separability_scatter(
     Args:
         image: Raw embeddings ``(N, D)``.
         text: Raw embeddings ``(M, D)``.
-        dimensions: The two, counted from zero.
-        points: Most points of a modality, evenly spaced rows.
+        dimensions: The two dimensions, counted from zero.
+        points: Largest number of points of a modality, evenly spaced rows.
         ax: Axes to draw on.
     """
     figure, ax = make_axes(ax)
@@ -119,7 +119,7 @@ def over_alpha(
         values: ``(A,)``.
         low: Low ends of the intervals ``(A,)``.
         high: High ends ``(A,)``.
-        quantity: What the values are, with their unit.
+        quantity: Name of the values, with their unit.
         ax: Axes to draw on.
     """
     figure, ax = make_axes(ax)
@@ -140,7 +140,7 @@ def shift_panels(sweep: ShiftSweep) -> Figure:
     """Draw loss and KL between the modalities over alpha, beside each other.
 
     Args:
-        sweep: Of :func:`clipconformity.functional.shift_sweep`.
+        sweep: Result of :func:`clipconformity.functional.shift_sweep`.
     """
     import matplotlib.pyplot as plt
 
@@ -170,7 +170,7 @@ def project(image: Tensor, text: Tensor) -> tuple[Projection, Projection]:
     spreads = [((rows - mean).T @ (rows - mean)) / len(rows) for rows, mean in zip(sides, means, strict=True)]
     away = torch.eye(len(axis), dtype=torch.float64) - torch.outer(axis, axis)
     leading = torch.linalg.eigh(away @ (spreads[0] + spreads[1]) @ away).eigenvectors[:, -1]
-    leading = leading * leading[leading.abs().argmax()].sign()  # an eigenvector's sign is by chance
+    leading = leading * leading[leading.abs().argmax()].sign()  # an eigenvector's sign is arbitrary
     basis = torch.stack([axis, leading], 1)  # (D, 2)
     return Projection(*(rows @ basis for rows in sides)), Projection(*(mean[None] @ basis for mean in means))
 
@@ -183,7 +183,7 @@ def shells(image: Tensor, text: Tensor, *, points: int = POINTS, ax: Axes | None
     Args:
         image: Raw embeddings ``(N, D)``.
         text: Raw embeddings ``(M, D)``.
-        points: Most points of a modality, evenly spaced rows.
+        points: Largest number of points of a modality, evenly spaced rows.
         ax: Axes to draw on.
     """
     figure, ax = make_axes(ax, height=4.6)

@@ -1,4 +1,4 @@
-"""One visual language: colours, line styles, axes, and how a figure is written."""
+"""Style of all plots: colours, line styles, axes, and writing of figures."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 COLORS = {"image": "#0072B2", "text": "#D55E00", None: "#009E73"}
-"""A modality keeps its colour everywhere; what is of neither or both is green."""
+"""Colours of modalities, the same everywhere; green stands for neither or both."""
 
 REFERENCE_COLOR = "#767676"
 
 RUN_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8F8F2F")
-"""Runs beside each other, none in the colour of a modality."""
+"""Colours of several runs, none the colour of a modality."""
 
 LINE_STYLES = ("-", "--", "-.", ":")
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
-"""A run keeps its marker, since colours alone do not tell many apart."""
+"""Markers of runs, since colours alone do not distinguish many."""
 
 BINS = 60
 """Cells of a histogram drawn from values."""
 
 POINTS = 500
-"""Most points of one set in a scatter plot."""
+"""Largest number of points of one set in a scatter plot."""
 
 Histogram = tuple[Tensor, Tensor]
 
@@ -59,7 +59,7 @@ def use_text_color(color: str) -> Iterator[None]:
 
 
 COLUMN = 3.3
-"""Width of a column of a paper of two, inches; the page is twice that and a gap."""
+"""Width of a column in a two-column paper, inches; the page is twice that and a gap."""
 _WIDTH: ContextVar[float | None] = ContextVar("width", default=None)
 
 
@@ -141,7 +141,7 @@ def run_look(number: int, count: int, modality: str | None) -> Look:
     marker = MARKERS[number % len(MARKERS)]
     if count == 1:
         return Look(COLORS[modality], LINE_STYLES[0], marker)
-    turn = number // len(RUN_COLORS)  # past the last colour, colours meet other line styles
+    turn = number // len(RUN_COLORS)  # after the last colour, colours repeat with other line styles
     return Look(RUN_COLORS[number % len(RUN_COLORS)], LINE_STYLES[(number + turn) % len(LINE_STYLES)], marker)
 
 

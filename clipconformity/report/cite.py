@@ -1,4 +1,4 @@
-"""How to cite the paper and this library, as BibTeX."""
+"""Citations of the paper and of this library, as BibTeX."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plots as inline SVG that takes the page's colour of text, light or dark."""
+"""Plots as inline SVG in the page's text colour, light or dark."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NAME = 32
-"""Most characters of a name in a plot."""
+"""Largest number of characters of a name in a plot."""
 INK = "#010203"
-"""Stands for the page's own colour of text until the drawing is written."""
+"""Placeholder of the page's text colour in the drawing."""
 
 
 class Drawing(NamedTuple):
@@ -37,10 +37,10 @@ def draw_figure(
     """Draw a figure as inline SVG.
 
     Args:
-        key: Unlike that of any other figure on the page: put before the drawing's own names.
+        key: Unique key of the figure on the page, a prefix of the names inside the drawing.
         draw: Draws on the axes.
-        alt: What a screen reader says in place of the drawing.
-        caption: Stands under it.
+        alt: Text for screen readers in place of the drawing.
+        caption: Text below the drawing.
         size: Width and height in inches; small, so that the text is still readable on a phone.
     """
     return Drawing(_render_svg(key, draw, alt, size), caption)
@@ -61,8 +61,8 @@ def draw_marker(look: plots.Look) -> Markup:
 
 def format_label(name: str, width: int = 26) -> str:
     """Format a run's name for a plot: shortened, broken into lines, and escaped from mathematics."""
-    text = shorten(name.encode("utf-8", "backslashreplace").decode("utf-8"), NAME)  # a folder's name may be none
-    lines = textwrap.fill(text, width).replace("$", r"\$")  # broken first: a line's end would part the two signs
+    text = shorten(name.encode("utf-8", "backslashreplace").decode("utf-8"), NAME)  # a folder's name may be empty
+    lines = textwrap.fill(text, width).replace("$", r"\$")  # broken first: a line break would split the two characters
     return f"\N{ZERO WIDTH SPACE}{lines}" if lines.startswith("_") else lines
 
 

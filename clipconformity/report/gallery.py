@@ -19,13 +19,13 @@ from clipconformity.stream.reference import ReferenceSet
 MAX_SIDE = 192
 """Longest side of a thumbnail, in pixels."""
 MAX_UNCHANGED_SIDE = 64
-"""Images up to this side are carried as they are."""
+"""Images up to this side are embedded unchanged."""
 CAPTION, NAME = 300, 120
-"""Most characters of a caption and of a name."""
+"""Largest numbers of characters of a caption and of a name."""
 
 Value = TypeVar("Value")
 Samples: TypeAlias = "Mapping[str, Value] | Sequence[Value] | None"
-"""Something of each sample, by id or in their order."""
+"""A value of each sample, by id or in their order."""
 
 
 class Picture(NamedTuple):
@@ -34,7 +34,7 @@ class Picture(NamedTuple):
     source: str
     """A ``data:`` address."""
     small: bool
-    """Whether its pixels are to be seen."""
+    """Whether it is shown with visible pixels."""
 
 
 class Card(NamedTuple):
@@ -45,9 +45,9 @@ class Card(NamedTuple):
     """False where the image cannot be read, None where there is none."""
     caption: str | None
     lines: list[str]
-    """What is known of it, in words."""
+    """Its values in words."""
     order: dict[str, float]
-    """What it can be sorted by."""
+    """Its keys for sorting."""
 
 
 class Extremes(NamedTuple):
@@ -136,7 +136,7 @@ def make_thumbnail(path: Path) -> tuple[str, bytes]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no image, or is truncated.
+        ValueError: If it is not an image, or is truncated.
     """
     image, out = open_image(path), io.BytesIO()
     if max(image.size) <= MAX_UNCHANGED_SIDE:

@@ -32,12 +32,12 @@ def write_geometry_report(
 
     Args:
         path: File to write.
-        properties: Of :func:`clipconformity.evaluation.geometry.six_properties`.
+        properties: Result of :func:`clipconformity.evaluation.geometry.six_properties`.
         image: The raw image embeddings ``(N, D)`` that they are of, for the plots.
         text: The raw text embeddings ``(M, D)``.
         sweep: Loss and KL over the shift, of :func:`clipconformity.functional.shift_sweep`.
         gap: Figures of the modality gap, of :func:`clipconformity.evaluation.geometry.compute_gap_figures`.
-        measured: What was measured, such as the files, by name.
+        measured: Description of the measurement, such as the files, by name.
         command: The command that measured it.
         title: Heading of the page.
 

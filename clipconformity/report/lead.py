@@ -1,4 +1,4 @@
-"""What the first screen of a report says: a sentence for each run, and which run is most typical and most varied."""
+"""The first screen of a report: a sentence for each run, and which run is most typical and most varied."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class RunSummary(NamedTuple):
     name: str
     look: RunLook
     sentence: str
-    """Both verdicts: by how much, and at which N."""
+    """Both verdicts with effects and N."""
     distributions: str
-    """What the distributions say, which judges nothing."""
+    """Test and divergence of the distributions, beside the verdicts."""
 
 
 def summarise_runs(panel: Panel) -> list[RunSummary]:

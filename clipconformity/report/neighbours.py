@@ -1,4 +1,4 @@
-"""What samples repeat, what they copy, and what they miss, as cards and names."""
+"""Repeated, copied and missed samples, as cards and names."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from clipconformity.report.gallery import NAME, Card, Samples, make_cards, make_
 from clipconformity.report.page import format_number, shorten
 
 MAX_SHOWN = 4
-"""Most samples that are shown of what is repeated, of what is copied, and of what lies off the manifold."""
+"""Largest number of shown samples of each kind: repeated, copied, off the manifold."""
 MAX_NAMED = 12
-"""Most reference samples that are named."""
+"""Largest number of named reference samples."""
 
 
 class Part(NamedTuple):
@@ -32,7 +32,7 @@ class _Found(NamedTuple):
     title: str
     about: str
     samples: dict[str, str | None]
-    """Of each sample, the reference sample to be shown beside it."""
+    """For each sample, the reference sample to be shown beside it."""
 
 
 def collect_parts(
@@ -46,7 +46,7 @@ def collect_parts(
     """Collect the samples that ``prdc`` and ``nearest`` name, up to a given number.
 
     Returns:
-        The parts, and the number of samples that are shown.
+        The parts, and the number of shown samples.
     """
     places = {name: row for row, name in enumerate(score.ids)}
     shown = reference_images is not None or reference_captions is not None

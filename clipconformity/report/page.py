@@ -1,4 +1,4 @@
-"""The frame of a report: one HTML page that carries all it shows and asks for nothing outside itself."""
+"""The frame of a report: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Section(NamedTuple):
     """Its address on the page."""
     title: str
     template: str
-    """Name of the file that lays it out."""
+    """Name of its template."""
 
 
 class Table(NamedTuple):
@@ -72,7 +72,7 @@ def write_page(
         date=format_date(),
     )  # fmt: skip
     with replace_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")  # of names that are not UTF-8
+        temporary.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")  # names that are not UTF-8
 
 
 @cache

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 WIDTH = 5.6
 """Inches."""
 MAX_OVERLAID = 3
-"""Most runs whose distributions lie over each other; more have a line each."""
+"""Largest number of runs with overlaid distributions; more have a line each."""
 
 
 class Panel(NamedTuple):
@@ -31,7 +31,7 @@ class Panel(NamedTuple):
 
     reference: ReferenceSet
     scores: Mapping[str, Score]
-    """By the name of the run; a drawing shows it as :func:`~clipconformity.report.figures.format_label` gives it."""
+    """Scores by the name of the run; a drawing shows it by :func:`~clipconformity.report.figures.format_label`."""
 
     @property
     def of(self) -> str:
@@ -68,15 +68,15 @@ class ScorePlot(NamedTuple):
     """A plot of the report: one row of ``PLOTS``."""
 
     key: str
-    """Its name on the page, unlike that of any other."""
+    """Its unique name on the page."""
     draw: Callable[[Axes, Panel], Any]
     alt: Callable[[Panel], str]
-    """What a screen reader says in its place: what it shows, with the figures of each run."""
+    """Makes the text for screen readers: a description with the figures of each run."""
     caption: Callable[[Panel], str]
     height: Callable[[int], float] = _overlay_or_stack
-    """Inches, by the number of runs."""
+    """Height in inches, by the number of runs."""
     needs: tuple[str, ...] = ()
-    """Figures beside those of every score; it is left out where a run lacks one."""
+    """Figures beside those of every score; the plot is left out where a run lacks one."""
 
 
 def draw_plots(key: str, panel: Panel) -> dict[str, Drawing]:
@@ -247,4 +247,4 @@ PLOTS: tuple[ScorePlot, ...] = (
     ScorePlot("norm", _draw_norm, _describe_norm, _caption_norm),
     ScorePlot("alignment", _draw_alignment, _describe_alignment, _caption_alignment, needs=("clip_score",)),
 )
-"""The plots, in the order of the page. A row is all that a new one needs beside what draws and tells it."""
+"""The plots, in the order of the page. A new one needs only a row, a function that draws it, and texts."""

@@ -22,9 +22,9 @@ from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.reference_file import same_reference
 
 THUMBNAILS = 48
-"""Most samples in the galleries of a report, all runs together."""
+"""Largest number of samples in the galleries of a report, all runs together."""
 MAX_EACH = 12
-"""Most samples at either end of a run's gallery."""
+"""Largest number of samples at either end of a run's gallery."""
 ORDERS = {
     "conformity down": "conformity, highest first",
     "conformity up": "conformity, lowest first",
@@ -32,7 +32,7 @@ ORDERS = {
     "norm up": "norm, lowest first",
     "nearest down": "nearest reference, closest first",
 }
-"""What the gallery can be sorted by: a key of :attr:`Card.order` and a direction."""
+"""Orders of the gallery: a key of :attr:`Card.order` and a direction."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Run:
     """A scored run, with images and captions of its samples where these are known.
 
     Attributes:
-        name: What the run is called in the report.
-        score: Of :func:`clipconformity.evaluation.score`; runs with the same reference share a plot.
+        name: Name of the run in the report.
+        score: Result of :func:`clipconformity.evaluation.score`; runs with the same reference share a plot.
         images: Image files, by id or in the order of ``score.ids``.
         captions: Captions, likewise. Where both are given they stand beside each other.
 
@@ -113,16 +113,16 @@ def write_report(
     """Write scored runs as one self-contained HTML file that opens offline.
 
     The first screen has the map of typicality and variety and a sentence for each run. Then come the distributions, a
-    gallery of the most and the least typical samples, what is repeated, copied and missed, the figures, and what was
-    measured with what. The file stays under 3 MB with 48 thumbnails and does not grow with the number of samples.
+    gallery of the most and the least typical samples, repeated, copied and missed samples, the figures, and the
+    settings of the measurement. The file stays under 3 MB with 48 thumbnails and does not grow with the number of samples.
 
     Args:
         path: File to write.
         runs: One or more scored runs, such as checkpoints or models.
-        command: The command that measured them, to be told in the report.
+        command: The command that measured them, shown in the report.
         title: Heading of the page.
         note: One line under the heading.
-        thumbnails: Most samples in the galleries, all runs together; 0 leaves the galleries out.
+        thumbnails: Largest number of samples in the galleries, all runs together; 0 leaves the galleries out.
         reference_images: Image files of the reference's samples, by id: shown beside those of the runs.
         reference_captions: Captions of the reference's samples, by id.
 

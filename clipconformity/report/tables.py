@@ -1,4 +1,4 @@
-"""The tables of the report of scored runs; none is wider than a sheet of paper."""
+"""The tables of the report of scored runs; none is wider than a printed page."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from clipconformity.report.score_plots import Panel
 from clipconformity.stream.reference import ReferenceSet
 
 MAX_CLASSES = 40
-"""Most classes of a run that are shown."""
+"""Largest number of shown classes of a run."""
 MAX_RUNS_ACROSS = 4
-"""Most runs beside each other in a table."""
+"""Largest number of runs in a table."""
 UNKNOWN = "not known"
 
 

@@ -147,7 +147,7 @@ class Standing:
 
         The smoothing is chosen on redraws, for each part of them: on the pooled histogram, which has less noise than
         either side, it would be stronger than on the observed ones, and the divergences smaller. Where one row of each
-        group was permuted, divergences are rescaled to the effective numbers of rows: by noise, they go with the sum of 1/N.
+        group was permuted, divergences are rescaled to the effective numbers of rows: noise goes with the sum of 1/N.
         """
         effective, found = [side.effective for side in (self.evaluated, self.reference)], []
         sizes = [float(side.sum()) for side in redraws.observed] if redraws.permuted else effective

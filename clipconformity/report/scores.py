@@ -114,7 +114,8 @@ def write_report(
 
     The first screen has the map of typicality and variety and a sentence for each run. Then come the distributions, a
     gallery of the most and the least typical samples, repeated, copied and missed samples, the figures, and the
-    settings of the measurement. The file stays under 3 MB with 48 thumbnails and does not grow with the number of samples.
+    settings of the measurement. The file stays under 3 MB with 48 thumbnails and does not grow with the number of
+    samples.
 
     Args:
         path: File to write.

@@ -114,7 +114,7 @@ $ clipconformity score --images samples/{known} --reference {address}
 
 def _format_cell(value: object) -> str:
     """Format a value for a table or a heading of Markdown."""
-    text = " ".join(str("not told" if value is None else value).split())
+    text = " ".join(str("unknown" if value is None else value).split())
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 

@@ -331,4 +331,4 @@ def test_the_card_of_an_unknown_encoder_says_so(reference):
     bare = cc.ReferenceSet.fit(torch.randn(9, 4, generator=torch.Generator().manual_seed(1)) + 1)
     api = Api()
     bare.push_to_hub("ann/coco", licence="other", api=api)
-    assert "| encoder | not told |" in api.files["README.md"].decode()
+    assert "| encoder | unknown |" in api.files["README.md"].decode()

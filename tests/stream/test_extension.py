@@ -309,7 +309,7 @@ class More(ReadOut):
     needs = Needs(rows=True)
     fields = (Field("more", "a figure"),)
     def read(self, stream):
-        return {"more": stream.once("rows", lambda: torch.tensor(float(len(stream.evaluated.good_sample().rows))))}
+        return {"more": stream.cache("rows", lambda: torch.tensor(float(len(stream.evaluated.good_sample().rows))))}
     def details(self, stream):
         return {"rows": int(self.read(stream)["more"]), "first": sorted(stream.evaluated.names.values())[0]}
     def columns(self, batch, reference):

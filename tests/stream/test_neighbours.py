@@ -142,7 +142,7 @@ def test_the_parts_are_as_many_as_rows_and_groups_allow_and_the_degrees_follow(g
 def test_each_split_has_other_parts_and_their_variance_is_taken_to_that_of_the_whole(generator):
     found = sides_of(120, 200, generator, 2)
     sides = found.evaluated, found.reference
-    splits = [compute_by_part(sides, 12, split, found._figures) for split in range(4)]
+    splits = [compute_by_part(sides, 12, split, found._compute_figures) for split in range(4)]
     assert len({float(one.sum()) for one in splits}) == 4
     variance, p = torch.stack(splits).var(1).mean(0) / 12, torch.stack(splits).mean((0, 1))
     shares = [0, 1, 3]

@@ -21,14 +21,16 @@ DEVICE_CHUNK = 4096
 
 
 class Checked(NamedTuple):
-    """Rows and which of them count."""
+    """Rows, and what one pass over them finds."""
 
     values: Tensor
     """The rows ``(N, D)`` as they came, zeros in place of bad ones."""
-    exact: Tensor
-    """The same in float64, in memory that the next chunk takes."""
     norms: Tensor
     """Norm of each row ``(N,)`` float64; 1 of a bad one."""
+    dots: Tensor | None
+    """Product of each row with the reference's direction ``(N,)`` float64, where there is one."""
+    total: Tensor
+    """Sum of the rows ``(D,)`` float64."""
     good: Tensor
     """Whether a row is taken, ``(N,)``."""
     out_of_range: Tensor
@@ -75,35 +77,37 @@ class Chunk(NamedTuple):
 
 def look(layout: Layout, values: Tensor, labelled: Labelled, last_key: int | None) -> Chunk:
     """Find what there is to add of some rows; of the sample, those whose key is not beyond the last."""
-    checked, whole = check_chunk(values)
     groups, keys = labelled.groups, labelled.keys
     if keys is None and (layout.max_samples or groups is None):
-        keys = row_keys(checked.values, groups)
-    keys = keys if keys is None or whole else torch.where(checked.good, keys, NO_KEY)
+        keys = row_keys(values, groups)
     groups = keys if groups is None else groups
     assert groups is not None
     bucket = assign_buckets(groups, layout.buckets)
-    conformity = _towards_reference(layout, checked, bucket, labelled.grouped)
+    checked, whole = check_chunk(values, _directions(layout, bucket if labelled.grouped else None))
+    conformity = None if checked.dots is None else checked.dots / checked.norms
     sampled = None
     if layout.max_samples and keys is not None:
+        keys = keys if whole else torch.where(checked.good, keys, NO_KEY)
         columns = torch.stack([checked.norms] if conformity is None else [checked.norms, conformity], 1)
         rows = checked.values if layout.rows else values.new_empty(len(values), 0)
         sampled = Sample(rows, columns, keys, groups, labelled.ids, torch.ones_like(keys)).copy_rows(last_key)
     return Chunk(checked, whole, labelled.grouped, bucket, conformity, sampled)
 
 
-def _towards_reference(layout: Layout, checked: Checked, bucket: Tensor, grouped: bool) -> Tensor | None:
-    """Conformity of rows to the reference, ``(N,)``."""
+def _directions(layout: Layout, bucket: Tensor | None) -> Tensor | None:
+    """Give the reference's mean unit vector ``(D,)``; of rows with groups one for each, without their bucket's share."""
     if layout.direction is None or layout.grid is None:
         return None
-    exact = checked.exact
-    if grouped and layout.between is not None:
-        return (exact * layout.between.to(exact)[bucket]).sum(1) / checked.norms
-    return exact @ layout.direction.to(exact) / checked.norms
+    if bucket is None or layout.between is None:
+        return layout.direction
+    return layout.between.to(bucket.device)[bucket]
 
 
-def check_chunk(values: Tensor) -> tuple[Checked, bool]:
-    """Take norms in float64, put zeros in place of bad rows, and say whether there are none of these."""
+def check_chunk(values: Tensor, directions: Tensor | None) -> tuple[Checked, bool]:
+    """Take norms, products and sum in float64, put zeros in place of bad rows, and say whether there are none of these.
+
+    A device is not asked, since that would wait for it: its rows are taken for bad ones with nothing to replace.
+    """
     exact = _exact(values)
     norms = torch.linalg.vector_norm(exact, dim=1)
     good = is_in_range(norms)
@@ -112,12 +116,16 @@ def check_chunk(values: Tensor) -> tuple[Checked, bool]:
     if not whole:
         values = torch.where(good[:, None], values, 0.0)
         exact, norms = _exact(values), torch.where(good, norms, 1.0)
-    return Checked(values, exact, norms, good, out_of_range), whole
+    dots = None
+    if directions is not None:
+        towards = directions.to(exact)
+        dots = exact @ towards if towards.ndim == 1 else torch.linalg.vecdot(exact, towards)
+    return Checked(values, norms, dots, exact.T @ exact.new_ones(len(exact)), good, out_of_range), whole
 
 
-def exact_again(checked: Checked) -> Tensor:
-    """Give the rows in float64 anew, where another chunk may have taken their memory; as ``Checked.exact``."""
-    return _exact(checked.values)
+def unit_rows(checked: Checked) -> Tensor:
+    """Rows over their norms in float64, zero where bad, in memory that the next chunk takes."""
+    return _exact(checked.values).mul_(checked.norms.reciprocal()[:, None])
 
 
 def _exact(values: Tensor) -> Tensor:
@@ -125,20 +133,24 @@ def _exact(values: Tensor) -> Tensor:
     return scratch("exact", (count, dim), torch.float64, values.device).copy_(values)
 
 
-def unit_rows(exact: Tensor, norms: Tensor) -> Tensor:
-    """Rows over their norms, in memory that the next sum takes."""
-    units = scratch("units", (len(norms), exact.shape[1]), torch.float64, exact.device)
-    return torch.div(exact, norms[:, None], out=units)
+def add_second_moment(total: Tensor, rows: Tensor, row_sum: Tensor, center: Tensor, dtype: torch.dtype) -> None:
+    """Add the outer products of rows to the upper triangle of ``(D, D)`` float64; what is below the diagonal is not set.
 
+    The products are taken of the rows less a center near their mean, in ``dtype``. In float32 that errs by 1e-7 of the
+    largest eigenvalue of the covariance. The center's part is added in float64: with r of a row v less the center c,
+    the sum of v v' is that of r r', plus c a' + a c' where a is the sum of the rows less N/2 c.
 
-def add_second_moment(total: Tensor, rows: Tensor, center: Tensor) -> None:
-    """Add the outer products of float64 rows of the mean ``center`` to ``(D, D)``.
-
-    A float32 Gram matrix errs by 1e-7 of the largest eigenvalue, which is 1% of the smallest at a condition of 1e5, and
-    differently for every size of batch. In float64 the covariance is that of the rows as they are. They are centred for
-    the sum: squares far from the origin would round the more. Their mean goes in as one more row.
+    Args:
+        total: What is added to.
+        rows: ``(N, D)``.
+        row_sum: Their sum ``(D,)`` float64.
+        center: Any point near their mean ``(D,)``.
+        dtype: Precision of the product.
     """
-    centered = scratch("units", (len(rows) + 1, len(center)), torch.float64, rows.device)
-    torch.sub(rows, center, out=centered[:-1])
-    torch.mul(center, len(rows) ** 0.5, out=centered[-1])
+    center = center.to(dtype)
+    centered = scratch("centered", (len(rows), len(center)), dtype, rows.device)
+    torch.sub(rows, center.to(rows.dtype), out=centered)
     add_gram(total, centered)
+    exact = center.double()
+    rest = row_sum - (0.5 * len(rows)) * exact
+    total.addmm_(torch.stack([exact, rest], 1), torch.stack([rest, exact]))

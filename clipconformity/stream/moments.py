@@ -16,14 +16,13 @@ from torch import Tensor
 
 from clipconformity.data.interrupts import defer_signals
 from clipconformity.functional.density import CELLS, Grid
-from clipconformity.functional.linalg import add_gram, full_precision, to_working_precision
+from clipconformity.functional.linalg import full_precision, mirrored, to_working_precision
 from clipconformity.stream.chunks import (
     CHUNK,
     DEVICE_CHUNK,
     Chunk,
     Labelled,
     add_second_moment,
-    exact_again,
     look,
     unit_rows,
 )
@@ -173,7 +172,7 @@ class Moments:
             found = self._row_values([chunk.found for chunk in looked])
             with defer_signals():
                 for chunk in looked:
-                    self._add(chunk, again=len(looked) > 1)
+                    self._add(chunk)
                 self.names.update(names)
         else:
             batch = Moments(self.layout, self.layout.zeros(device))
@@ -225,11 +224,9 @@ class Moments:
             into.update(zip(hashes.tolist(), words, strict=True))
         return hashes.to(device)
 
-    def _add(self, chunk: Chunk, *, again: bool = False) -> Chunk:
-        """Add some rows, ``again`` where others were looked at since; what needs memory of their size comes first."""
+    def _add(self, chunk: Chunk) -> Chunk:
+        """Add some rows."""
         checked, bucket, weight = chunk.checked, chunk.bucket, chunk.weight
-        exact = exact_again(checked) if again else checked.exact
-        units = unit_rows(exact, checked.norms)
         length = checked.norms if chunk.whole else checked.norms * weight
         self["count"].index_add_(0, bucket, weight)
         if not chunk.whole:
@@ -250,14 +247,20 @@ class Moments:
         if chunk.sampled is not None:
             for name, value in zip(SAMPLE, chunk.sampled, strict=True):
                 self._list(name).append(value)
+        self["raw_sum"].add_(checked.total)
+        units = unit_rows(checked)  # zero of a bad row
         self["unit_sum"].index_add_(0, bucket, units)
-        if self.layout.unit_second_moment:
-            add_gram(self["unit_second_moment"], units)  # bad rows are zero
-        total = exact.sum(0)
-        self["raw_sum"].add_(total)
-        if self.layout.second_moment:
-            add_second_moment(self["second_moment"], exact, total / len(exact))
+        self._add_second_moments(chunk, units)
         return chunk
+
+    def _add_second_moments(self, chunk: Chunk, units: Tensor) -> None:
+        """Add those that the layout has."""
+        values, total, count = chunk.checked.values, chunk.checked.total, len(units)
+        if self.layout.second_moment:
+            add_second_moment(self["second_moment"], values, total, total / count, values.dtype)
+        if self.layout.unit_second_moment:
+            unit_total = units.T @ units.new_ones(count)
+            add_second_moment(self["unit_second_moment"], units, unit_total, unit_total / count, values.dtype)
 
     def _last_key(self) -> int | None:
         """Key beyond which no row comes into the sample, where that is known; a device is not waited for."""
@@ -366,13 +369,17 @@ class Moments:
         """
         if not self.layout.unit_second_moment:
             raise ValueError(NO_UNIT_SECOND_MOMENT)
-        return self["unit_second_moment"] / self.total
+        return self.whole("unit_second_moment") / self.total
+
+    def whole(self, name: str) -> Tensor:
+        """Give a sum of the state; of a second moment, which is kept above the diagonal, the symmetric matrix."""
+        return mirrored(self[name]) if name in SECOND_MOMENTS else self[name]
 
     @property
     def covariance(self) -> Tensor:
         """Sample covariance ``(D, D)``, with N - 1."""
         mean = self.mean
-        return (self["second_moment"] - self.total * torch.outer(mean, mean)) / (self.total - 1)
+        return (self.whole("second_moment") - self.total * torch.outer(mean, mean)) / (self.total - 1)
 
     @property
     def conformity_std(self) -> Tensor:
@@ -392,6 +399,6 @@ class Moments:
 
     def _again(self, layout: Layout, sample: Sample) -> Moments:
         view = Moments(layout, layout.zeros(sample.rows.device))
-        for chunk in view._chunks(sample.rows.double(), sample.groups, sample.ids, sample.keys, self.grouped):
+        for chunk in view._chunks(sample.rows, sample.groups, sample.ids, sample.keys, self.grouped):
             view._add(chunk)
         return view

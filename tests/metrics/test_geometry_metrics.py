@@ -11,7 +11,7 @@ from helpers import brute_conformity, double, ellipsoid_rows, unit
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 import clipconformity as cc
-from clipconformity.functional import SingularWarning, conformity_kl, log_likelihood
+from clipconformity.functional import SingularWarning, conformity_kl, ellipsoid, log_likelihood
 from clipconformity.functional.likelihood import oas_shrinkage
 from clipconformity.functional.population import Rows, unbiased_traces
 from clipconformity.functional.resampling import jackknife
@@ -96,9 +96,9 @@ def test_the_condition_is_nan_where_the_rank_is_below_the_dimension(rows):
 
 @pytest.mark.parametrize(("offset", "known"), [(100, True), (1e5, False)])
 def test_the_condition_is_nan_where_the_offset_hides_it(offset, known, generator):
-    """Sums of squares round by the square of the offset: a least variance of 1e-6 comes out above twice of it."""
+    """Sums of squares round by the square of the offset: a least variance of 4e-6 comes out above twice of it."""
     rows = torch.randn(200, DIM, generator=generator, dtype=torch.float64)
-    rows[:, 3] *= 1e-3
+    rows[:, 3] *= 2e-3
     spectrum = np.linalg.eigvalsh(np.cov(double(rows).T))
     metric = cc.EllipsoidGeometry(embed_dim=DIM)
     for batch in (rows + offset).split(37):
@@ -120,7 +120,7 @@ def test_the_keys_are_the_same_for_every_batch(dim, rows):
     assert missing == (tilts | {f"permuted_{name}" for name in tilts - ends} if dim == 1 else set())
 
 
-@pytest.mark.parametrize(("dtype", "spread"), [(torch.float32, 300.0), (torch.float32, 1e5), (torch.float64, 1e5)])
+@pytest.mark.parametrize(("dtype", "spread"), [(torch.float32, 300.0), (torch.float32, 1e5), (torch.float64, 900.0)])
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 def test_a_turned_spread_has_its_condition_whatever_the_batches(dtype, spread, offset):
     generator = torch.Generator().manual_seed(0)
@@ -134,8 +134,10 @@ def test_a_turned_spread_has_its_condition_whatever_the_batches(dtype, spread, o
         for batch in rows.split(size):
             metric.update(batch)
         found.append(float(metric.compute()["spectrum_condition"]))
-    near = 1e-6 if spread < 1e3 else 1e-3  # eps of float64 times the condition, on either side
-    assert found == pytest.approx([spectrum[-1] / spectrum[0]] * 3, rel=near)
+    condition = spectrum[-1] / spectrum[0]
+    near = 1e-6 if dtype == torch.float64 else 1e-8 * condition  # what float32 products know of the largest
+    expected = condition if condition < 1e6 else math.nan
+    assert found == pytest.approx([expected] * 3, rel=near, nan_ok=True)
 
 
 def test_the_figures_from_moments_stay_exact_beyond_the_row_sample(rows, texts, reference):
@@ -538,8 +540,10 @@ def test_the_real_images_have_their_published_figures(images):
     assert found["shell_variance"] == pytest.approx(0.2402, abs=5e-5)
     assert found["offset"] == pytest.approx(1.1318, abs=5e-5)
     assert found["participation_ratio"] == pytest.approx(14.29, abs=5e-3)
-    spectrum = np.linalg.eigvalsh(np.cov(double(images).T))  # a condition of 2e9
-    assert found["spectrum_condition"] == pytest.approx(spectrum[-1] / spectrum[0], rel=1e-5)
+    spectrum = np.linalg.eigvalsh(np.cov(double(images).T))
+    assert spectrum[-1] / spectrum[0] > 1e9
+    assert math.isnan(found["spectrum_condition"])
+    assert float(ellipsoid(images.double()).condition) == pytest.approx(spectrum[-1] / spectrum[0], rel=1e-4)
     assert found["off_diagonal_ratio"] == pytest.approx(76.056, abs=5e-4)
 
 

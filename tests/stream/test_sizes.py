@@ -48,11 +48,11 @@ def test_vendi_is_exact_beside_the_reference_whatever_the_row_sample(size, gener
     rows, others = ellipsoid_rows(150, DIM, generator), ellipsoid_rows(400, DIM, generator, offset=0.5)
     found = figures("vendi", rows, others, max_samples=size)
     for prefix, side in (("", rows), ("reference_", others)):
-        assert found[f"{prefix}vendi"] == pytest.approx(float(vendi_score(side.double())), rel=1e-9)
-        assert found[f"{prefix}rke"] == pytest.approx(float(vendi_score(side.double(), 2)), rel=1e-9)
+        assert found[f"{prefix}vendi"] == pytest.approx(float(vendi_score(side.double())), rel=1e-6)
+        assert found[f"{prefix}rke"] == pytest.approx(float(vendi_score(side.double(), 2)), rel=1e-6)
     u = unit(double(rows))
     pairs = (u @ u.T)[~np.eye(len(u), dtype=bool)]
-    assert found["rke_unbiased"] == pytest.approx(1 / (pairs**2).mean(), rel=1e-9)
+    assert found["rke_unbiased"] == pytest.approx(1 / (pairs**2).mean(), rel=1e-6)
 
 
 @pytest.mark.parametrize("order", [0.0, 0.5, 1.0, 2.0, math.inf])
@@ -84,7 +84,7 @@ def test_sets_of_one_kind_have_the_same_vendi_score_at_equal_n_alone(generator):
     found = figures("vendi", few, many)
     assert found["reference_vendi"] > 1.1 * found["vendi"]
     assert found["vendi_n"] == 60
-    assert found["vendi_equal_n"] == pytest.approx(found["vendi"], rel=1e-9)
+    assert found["vendi_equal_n"] == pytest.approx(found["vendi"], rel=1e-6)
     assert found["reference_vendi_equal_n"] == pytest.approx(found["vendi"], rel=0.05)
     assert found["vendi_ratio_low"] < 1 < found["vendi_ratio_high"]
     assert found["vendi_ratio"] == pytest.approx(found["vendi_equal_n"] / found["reference_vendi_equal_n"], rel=1e-9)
@@ -164,7 +164,7 @@ def test_the_frechet_distance_is_the_closed_form_and_at_equal_n_a_mean_of_it(gen
     draws = [closed_form(rows, others[torch.randperm(900, generator=generator)[:80]]) for _ in range(100)]
     assert found["frechet_equal_n"] == pytest.approx(np.mean(draws), abs=3 * np.std(draws) / 2)
     same = figures("frechet", rows, others[:80])
-    assert same["frechet_equal_n"] == pytest.approx(same["frechet"], rel=1e-9)
+    assert same["frechet_equal_n"] == pytest.approx(same["frechet"], rel=1e-6)
 
 
 def gaussians(count: int, other: int, generator: torch.Generator, scale: float) -> tuple[torch.Tensor, torch.Tensor]:

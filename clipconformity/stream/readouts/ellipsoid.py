@@ -36,6 +36,10 @@ def _fields(name: str, about: str) -> tuple[Field, ...]:
     return field.with_interval(f"of {_COVERED[name]}") if name in _COVERED else (field,)
 
 
+MAX_CONDITION = 1e6
+"""Largest condition that is given: products of float32 rows know an eigenvalue to 1e-8 of the largest, here 1%."""
+
+
 class EllipsoidReadOut(ReadOut):
     """Shell, ellipsoid, tilt and offset; ellipsoid and tilt also with permuted columns."""
 
@@ -76,15 +80,19 @@ class EllipsoidReadOut(ReadOut):
         moments = stream.read_side(min_samples=self.min_samples)
         dim, count = len(moments.mean), int(moments.total)
         if count > dim:
-            return []
+            beyond = bool(_compute_condition(moments, moments.covariance).isnan())
+            return [
+                f"spectrum_condition is beyond {MAX_CONDITION:g}, more than sums of float32 products tell."
+            ] * beyond
         return [f"spectrum_condition needs more samples than dimensions, {dim}; there are {count}."]
 
 
 def _compute_condition(moments: Moments, covariance: Tensor) -> Tensor:
-    """Compute largest over smallest eigenvalue, None within the rounding of the sums, which include the mean."""
+    """Compute largest over smallest eigenvalue, NaN within the rounding of the sums or of float32 products."""
     spectrum = torch.linalg.eigvalsh(covariance)
     scale = spectrum[-1] + moments.mean.square().sum()
     known = spectrum[0] > scale * len(spectrum) * torch.finfo(torch.float64).eps
+    known = known & (spectrum[0] * MAX_CONDITION >= spectrum[-1])
     return torch.where(known & (moments.total > len(spectrum)), spectrum[-1] / spectrum[0], float("nan"))
 
 

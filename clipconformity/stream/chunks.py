@@ -95,7 +95,7 @@ def look(layout: Layout, values: Tensor, labelled: Labelled, last_key: int | Non
 
 
 def _directions(layout: Layout, bucket: Tensor | None) -> Tensor | None:
-    """Give the reference's mean unit vector ``(D,)``; of rows with groups one for each, without their bucket's share."""
+    """Give the reference's mean unit vector ``(D,)``, or for rows with groups one each, without their bucket."""
     if layout.direction is None or layout.grid is None:
         return None
     if bucket is None or layout.between is None:
@@ -104,10 +104,7 @@ def _directions(layout: Layout, bucket: Tensor | None) -> Tensor | None:
 
 
 def check_chunk(values: Tensor, directions: Tensor | None) -> tuple[Checked, bool]:
-    """Take norms, products and sum in float64, put zeros in place of bad rows, and say whether there are none of these.
-
-    A device is not asked, since that would wait for it: its rows are taken for bad ones with nothing to replace.
-    """
+    """Take norms, products and sum in float64, with zeros in place of bad rows, and say whether all are known good."""
     exact = _exact(values)
     norms = torch.linalg.vector_norm(exact, dim=1)
     good = is_in_range(norms)
@@ -134,7 +131,7 @@ def _exact(values: Tensor) -> Tensor:
 
 
 def add_second_moment(total: Tensor, rows: Tensor, row_sum: Tensor, center: Tensor, dtype: torch.dtype) -> None:
-    """Add the outer products of rows to the upper triangle of ``(D, D)`` float64; what is below the diagonal is not set.
+    """Add the outer products of rows to the upper triangle of ``(D, D)`` float64; the lower one is not set.
 
     The products are taken of the rows less a center near their mean, in ``dtype``. In float32 that errs by 1e-7 of the
     largest eigenvalue of the covariance. The center's part is added in float64: with r of a row v less the center c,

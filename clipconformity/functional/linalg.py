@@ -80,11 +80,11 @@ def quadratic_form(rows: Tensor, matrix: Tensor) -> Tensor:
 
 def permuted_columns(values: Tensor, generator: torch.Generator) -> Tensor:
     """A copy with every column permuted on its own: the same marginals, no correlation but by chance."""
-    result = torch.empty_like(values)
-    for column in range(values.shape[1]):
-        order = torch.randperm(len(values), generator=generator, device=generator.device)
-        result[:, column] = values[order.to(values.device), column]
-    return result
+    turned = values.T.contiguous()  # a column's entries side by side: fetched one by one they are a row apart
+    for column in turned:
+        order = torch.randperm(len(column), generator=generator, device=generator.device)
+        column.copy_(column[order.to(column.device)])
+    return turned.T.contiguous()
 
 
 P = ParamSpec("P")

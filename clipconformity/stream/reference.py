@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class ReferenceSet:
         self.sketch: Sample = moments.sketch()
         self.normalized = moments.normalized
         self.grouped = moments.grouped
+        self._once: dict[str, Tensor] = {}
 
     def __repr__(self) -> str:
         about = [f"count={self.count}", f"embed_dim={self.embed_dim}"]
@@ -283,6 +284,12 @@ class ReferenceSet:
             ValueError: If its own conformities do not vary.
         """
         return make_grid(self.null_conformities)
+
+    def cache(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Compute what a read-out needs of this set alone, and keep it for the next one."""
+        if name not in self._once:
+            self._once[name] = compute()
+        return self._once[name]
 
     def view(
         self,

@@ -48,7 +48,7 @@ class LikelihoodReadOut(ReadOut):
         shrinkage = oas_shrinkage(reference.covariance, reference.count)
         gaussian = check_gaussian(reference.mean, reference.covariance, shrinkage, symmetric=False)
         own, sampled = compute_under(gaussian, stream.read_side())
-        held_out = held_out_likelihoods(reference)
+        held_out = reference.cache("held_out_likelihoods", lambda: held_out_likelihoods(reference))
         shift = (own["log_likelihood_mean"] - held_out.mean()) / held_out.std()
         interval = _shift_estimate(stream, reference, shift, sampled, held_out).interval()
         return (

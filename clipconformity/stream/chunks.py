@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -83,7 +84,7 @@ def look(layout: Layout, values: Tensor, labelled: Labelled, last_key: int | Non
     groups = keys if groups is None else groups
     assert groups is not None
     bucket = assign_buckets(groups, layout.buckets)
-    checked, whole = check_chunk(values, _directions(layout, bucket if labelled.grouped else None))
+    checked, whole = check_chunk(values, _directions(layout, bucket if labelled.grouped else None, values.device))
     conformity = None if checked.dots is None else checked.dots / checked.norms
     sampled = None
     if layout.max_samples and keys is not None:
@@ -94,13 +95,20 @@ def look(layout: Layout, values: Tensor, labelled: Labelled, last_key: int | Non
     return Chunk(checked, whole, labelled.grouped, bucket, conformity, sampled)
 
 
-def _directions(layout: Layout, bucket: Tensor | None) -> Tensor | None:
+def _directions(layout: Layout, rows_bucket: Tensor | None, device: torch.device) -> Tensor | None:
     """Give the reference's mean unit vector ``(D,)``, or for rows with groups one each, without their bucket."""
     if layout.direction is None or layout.grid is None:
         return None
-    if bucket is None or layout.between is None:
-        return layout.direction
-    return layout.between.to(bucket.device)[bucket]
+    if rows_bucket is None or layout.between is None:
+        return _on_device(layout.direction, device)
+    return _on_device(layout.between, device)[rows_bucket]
+
+
+@functools.lru_cache(maxsize=8)
+def _on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy what every batch needs once: a copy from the host waits for the device."""
+    with torch.inference_mode(False):
+        return tensor.to(device)
 
 
 def check_chunk(values: Tensor, directions: Tensor | None) -> tuple[Checked, bool]:

@@ -74,7 +74,7 @@ def write_score(path: Path | str, score: Score) -> None:
     if score.stream is None:
         raise ValueError("score: expected a Score that score() gave, which keeps its samples.")
     moments = score.stream.evaluated.cpu()
-    tensors = {name: moments.whole(name) for name in moments.layout.shapes()}
+    tensors = {name: moments.get_sum(name) for name in moments.layout.shapes()}
     tensors |= dict(zip(SAMPLE, moments.sketch(), strict=True))
     tensors |= {"norms": score.norms.double(), "conformities": score.conformities.double()}
     for start, name in PAIRS.items():

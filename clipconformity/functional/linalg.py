@@ -30,14 +30,14 @@ def covariance_of(values: Tensor) -> tuple[Tensor, Tensor]:
     total = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=values.device)
     for block in blocks(values):
         add_gram(total, block.double() - mean)
-    return mean, mirrored(total) / (len(values) - 1)
+    return mean, mirror_upper(total) / (len(values) - 1)
 
 
 def add_gram(total: Tensor, rows: Tensor) -> None:
     """Add the Gram matrix of rows ``(N, D)`` to the upper triangle of ``(D, D)`` float64 in place.
 
     On a CPU it goes by panels from the diagonal on: five eighths of the products. What is below the diagonal is not
-    set: :func:`mirrored` gives the whole matrix. The product is taken in the precision of the rows.
+    set: :func:`mirror_upper` gives the whole matrix. The product is taken in the precision of the rows.
     """
     dim = len(total)
     narrow = total.device.type != "cpu" or dim < PANELS * MIN_PANEL or len(rows) < MIN_PANEL
@@ -49,7 +49,7 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
             into.add_(torch.mm(left, right, out=scratch("gram", (end - start, dim - start), rows.dtype, rows.device)))
 
 
-def mirrored(upper: Tensor) -> Tensor:
+def mirror_upper(upper: Tensor) -> Tensor:
     """Give the symmetric matrix of what is on and above the diagonal."""
     return upper.triu() + upper.triu(1).T
 
@@ -59,7 +59,7 @@ def gram(rows: Tensor) -> Tensor:
     total = rows.new_zeros(rows.shape[1], rows.shape[1])
     for block in rows.split(BLOCK_ROWS):
         add_gram(total, block)
-    return mirrored(total)
+    return mirror_upper(total)
 
 
 def panels(dim: int) -> list[tuple[int, int]]:

@@ -76,7 +76,7 @@ class Chunk(NamedTuple):
         return values if self.whole else torch.where(self.checked.good, values, float("nan"))
 
 
-def look(layout: Layout, values: Tensor, labelled: Labelled, last_key: int | None) -> Chunk:
+def examine_rows(layout: Layout, values: Tensor, labelled: Labelled, last_key: int | None) -> Chunk:
     """Find what there is to add of some rows; of the sample, those whose key is not beyond the last."""
     groups, keys = labelled.groups, labelled.keys
     if keys is None and (layout.max_samples or groups is None):
@@ -84,7 +84,9 @@ def look(layout: Layout, values: Tensor, labelled: Labelled, last_key: int | Non
     groups = keys if groups is None else groups
     assert groups is not None
     bucket = assign_buckets(groups, layout.buckets)
-    checked, whole = check_chunk(values, _directions(layout, bucket if labelled.grouped else None, values.device))
+    checked, whole = check_chunk(
+        values, _select_directions(layout, bucket if labelled.grouped else None, values.device)
+    )
     conformity = None if checked.dots is None else checked.dots / checked.norms
     sampled = None
     if layout.max_samples and keys is not None:
@@ -95,17 +97,17 @@ def look(layout: Layout, values: Tensor, labelled: Labelled, last_key: int | Non
     return Chunk(checked, whole, labelled.grouped, bucket, conformity, sampled)
 
 
-def _directions(layout: Layout, rows_bucket: Tensor | None, device: torch.device) -> Tensor | None:
+def _select_directions(layout: Layout, rows_bucket: Tensor | None, device: torch.device) -> Tensor | None:
     """Give the reference's mean unit vector ``(D,)``, or for rows with groups one each, without their bucket."""
     if layout.direction is None or layout.grid is None:
         return None
     if rows_bucket is None or layout.between is None:
-        return _on_device(layout.direction, device)
-    return _on_device(layout.between, device)[rows_bucket]
+        return _copy_to(layout.direction, device)
+    return _copy_to(layout.between, device)[rows_bucket]
 
 
 @functools.lru_cache(maxsize=8)
-def _on_device(tensor: Tensor, device: torch.device) -> Tensor:
+def _copy_to(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy what every batch needs once: a copy from the host waits for the device."""
     with torch.inference_mode(False):
         return tensor.to(device)
@@ -113,14 +115,14 @@ def _on_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 def check_chunk(values: Tensor, directions: Tensor | None) -> tuple[Checked, bool]:
     """Take norms, products and sum in float64, with zeros in place of bad rows, and say whether all are known good."""
-    exact = _exact(values)
+    exact = _to_float64(values)
     norms = torch.linalg.vector_norm(exact, dim=1)
     good = is_in_range(norms)
     whole = values.device.type == "cpu" and bool(good.all())
     out_of_range = torch.zeros_like(good) if whole else ~good & torch.isfinite(norms) & (norms > 0)
     if not whole:
         values = torch.where(good[:, None], values, 0.0)
-        exact, norms = _exact(values), torch.where(good, norms, 1.0)
+        exact, norms = _to_float64(values), torch.where(good, norms, 1.0)
     dots = None
     if directions is not None:
         towards = directions.to(exact)
@@ -128,12 +130,12 @@ def check_chunk(values: Tensor, directions: Tensor | None) -> tuple[Checked, boo
     return Checked(values, norms, dots, exact.T @ exact.new_ones(len(exact)), good, out_of_range), whole
 
 
-def unit_rows(checked: Checked) -> Tensor:
+def compute_units(checked: Checked) -> Tensor:
     """Rows over their norms in float64, zero where bad, in memory that the next chunk takes."""
-    return _exact(checked.values).mul_(checked.norms.reciprocal()[:, None])
+    return _to_float64(checked.values).mul_(checked.norms.reciprocal()[:, None])
 
 
-def _exact(values: Tensor) -> Tensor:
+def _to_float64(values: Tensor) -> Tensor:
     count, dim = values.shape
     return scratch("exact", (count, dim), torch.float64, values.device).copy_(values)
 

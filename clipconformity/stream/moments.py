@@ -16,15 +16,15 @@ from torch import Tensor
 
 from clipconformity.data.interrupts import defer_signals
 from clipconformity.functional.density import CELLS, Grid
-from clipconformity.functional.linalg import full_precision, mirrored, to_working_precision
+from clipconformity.functional.linalg import full_precision, mirror_upper, to_working_precision
 from clipconformity.stream.chunks import (
     CHUNK,
     DEVICE_CHUNK,
     Chunk,
     Labelled,
     add_second_moment,
-    look,
-    unit_rows,
+    examine_rows,
+    compute_units,
 )
 from clipconformity.stream.row_sample import BUCKETS as BUCKETS
 from clipconformity.stream.row_sample import Labels, Sample, hash_labels
@@ -213,7 +213,7 @@ class Moments:
             part = slice(start, start + size)
             values = to_working_precision(embeddings[part].detach()).to(device)
             own, key = (None if x is None else x[part].to(device) for x in (groups, keys))
-            yield look(self.layout, values, Labelled(own, ids[part], key, grouped), last_key)
+            yield examine_rows(self.layout, values, Labelled(own, ids[part], key, grouped), last_key)
 
     def _hash_ids(self, ids: Sequence[object] | None, count: int, device: torch.device, into: dict[int, str]) -> Tensor:
         if ids is None:
@@ -248,7 +248,7 @@ class Moments:
             for name, value in zip(SAMPLE, chunk.sampled, strict=True):
                 self._list(name).append(value)
         self["raw_sum"].add_(checked.total)
-        units = unit_rows(checked)  # zero of a bad row
+        units = compute_units(checked)  # zero of a bad row
         self["unit_sum"].index_add_(0, bucket, units)
         self._add_second_moments(chunk, units)
         return chunk
@@ -369,17 +369,17 @@ class Moments:
         """
         if not self.layout.unit_second_moment:
             raise ValueError(NO_UNIT_SECOND_MOMENT)
-        return self.whole("unit_second_moment") / self.total
+        return self.get_sum("unit_second_moment") / self.total
 
-    def whole(self, name: str) -> Tensor:
+    def get_sum(self, name: str) -> Tensor:
         """Give a sum of the state; of a second moment, which is kept above the diagonal, the symmetric matrix."""
-        return mirrored(self[name]) if name in SECOND_MOMENTS else self[name]
+        return mirror_upper(self[name]) if name in SECOND_MOMENTS else self[name]
 
     @property
     def covariance(self) -> Tensor:
         """Sample covariance ``(D, D)``, with N - 1."""
         mean = self.mean
-        return (self.whole("second_moment") - self.total * torch.outer(mean, mean)) / (self.total - 1)
+        return (self.get_sum("second_moment") - self.total * torch.outer(mean, mean)) / (self.total - 1)
 
     @property
     def conformity_std(self) -> Tensor:

@@ -70,7 +70,7 @@ def same_reference(one: ReferenceSet, other: ReferenceSet) -> bool:
 
 def _list_tensors(reference: ReferenceSet) -> dict[str, Tensor]:
     sample = dict(zip(SAMPLE, reference.sketch, strict=True))
-    tensors = {name: reference.moments.whole(name) for name in reference.moments.layout.shapes()} | sample
+    tensors = {name: reference.moments.get_sum(name) for name in reference.moments.layout.shapes()} | sample
     del tensors[DERIVED]
     return tensors
 

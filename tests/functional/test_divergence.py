@@ -133,7 +133,7 @@ PAIRS = {
     "mixture against one": (Mixture(0.8, (0.5, 0.04), (0.62, 0.03)), stats.norm(0.52, 0.06), 0.1, 0.95),
 }
 PAIRS |= {
-    f"{name}, mirrored": (Mirrored(p), Mirrored(q), 1 - high, 1 - low)
+    f"{name}, mirror_upper": (Mirrored(p), Mirrored(q), 1 - high, 1 - low)
     for name, (p, q, low, high) in PAIRS.items()
     if "mixture" not in name
 }

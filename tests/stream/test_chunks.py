@@ -12,7 +12,7 @@ from helpers import double, ellipsoid_rows, unit
 from clipconformity import ReferenceSet
 from clipconformity.functional import whiten
 from clipconformity.functional.likelihood import check_gaussian, log_density, log_likelihood
-from clipconformity.functional.linalg import add_gram, gram, mirrored, quadratic_form, square_norms
+from clipconformity.functional.linalg import add_gram, gram, mirror_upper, quadratic_form, square_norms
 from clipconformity.stream import row_sample
 from clipconformity.stream.chunks import CHUNK
 from clipconformity.stream.moments import DIRECT, Layout, Moments
@@ -60,7 +60,7 @@ def test_a_gram_matrix_by_panels_is_the_whole_product(count, dim, generator):
     for cast, error in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
         total = torch.eye(dim, dtype=torch.float64)
         add_gram(total, rows.to(cast))
-        np.testing.assert_allclose(mirrored(total), expected, rtol=0, atol=error * expected.max())
+        np.testing.assert_allclose(mirror_upper(total), expected, rtol=0, atol=error * expected.max())
     np.testing.assert_allclose(gram(rows), rows.numpy().T @ rows.numpy(), rtol=0, atol=1e-11)
 
 

@@ -8,7 +8,7 @@ import torch
 from helpers import double, ellipsoid_rows, unit
 
 from clipconformity.functional.density import Grid
-from clipconformity.functional.linalg import mirrored
+from clipconformity.functional.linalg import mirror_upper
 from clipconformity.functional.resampling import jackknife_error
 from clipconformity.stream.chunks import CHUNK, add_second_moment
 from clipconformity.stream.moments import Layout, Moments
@@ -202,7 +202,7 @@ def test_second_moment_is_the_sum_of_outer_products(cast, error, generator):
         total.zero_()
         add_second_moment(total, rows, rows.double().sum(0), center, cast)
         expected = values.T @ values
-        np.testing.assert_allclose(mirrored(total), expected, rtol=0, atol=error * np.abs(expected).max())
+        np.testing.assert_allclose(mirror_upper(total), expected, rtol=0, atol=error * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("cast", [torch.float32, torch.float64])

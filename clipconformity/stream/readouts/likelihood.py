@@ -66,7 +66,7 @@ def compute_under(gaussian: Gaussian, moments: Moments) -> tuple[dict[str, Tenso
     """Compute figures of rows under a Gaussian, and the log-likelihood of each sampled row ``(k,)``."""
     own = moments.mean.cpu()
     apart = own - gaussian.mean
-    spread = (moments.whole("second_moment") / moments.total).cpu() - torch.outer(own, own)
+    spread = (moments.get_sum("second_moment") / moments.total).cpu() - torch.outer(own, own)
     spread = spread + torch.outer(apart, apart)  # second moment about the Gaussian's mean
     whitened = ((gaussian.root @ spread) * gaussian.root).sum()
     mean = gaussian.log_density(whitened)

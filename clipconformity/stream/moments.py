@@ -23,8 +23,8 @@ from clipconformity.stream.chunks import (
     Chunk,
     Labelled,
     add_second_moment,
-    examine_rows,
     compute_units,
+    examine_rows,
 )
 from clipconformity.stream.row_sample import BUCKETS as BUCKETS
 from clipconformity.stream.row_sample import Labels, Sample, hash_labels

@@ -117,6 +117,17 @@ class Layout:
         return Sample(rows, values, whole, whole, whole, whole)
 
 
+def _to_words(ids: Sequence[object], count: int) -> list[str]:
+    """Read an id for each row as a string.
+
+    Raises:
+        ValueError: If there is not one for each row.
+    """
+    if len(ids) != count:
+        raise ValueError(f"ids: expected one id for each of the {count} samples, got {len(ids)}.")
+    return [str(one) for one in (ids.tolist() if hasattr(ids, "tolist") else ids)]
+
+
 class Moments:
     """A view of one state: how it takes in rows and merges. The tensors belong to whoever holds the state.
 
@@ -164,9 +175,15 @@ class Moments:
         device = self["count"].device
         group = None if groups is None else hash_labels(groups, len(embeddings), device)
         names: dict[int, str] = {}
-        hashes = self._hash_ids(ids, len(embeddings), device, names)
-        own = hashes if group is None and ids is not None and not placed else group
-        chunks = self._chunks(embeddings, own, hashes, keys, group is not None, self._last_key())
+        words = None if ids is None else _to_words(ids, len(embeddings))
+        if words is None or placed:  # places deal no rows: those alone are hashed that come into the sample
+            labels = torch.arange(len(embeddings), device=device)
+        else:
+            labels = self._hash_words(words, names).to(device)
+        own = labels if group is None and words is not None and not placed else group
+        chunks = self._chunks(embeddings, own, labels, keys, group is not None, self._last_key())
+        if words is None or placed:
+            chunks = (self._name_sampled(chunk, words, names) for chunk in chunks)
         if len(embeddings) <= DIRECT:  # an error or an interrupt adds nothing: it comes before or after
             looked = list(chunks)
             found = self._row_values([chunk.found for chunk in looked])
@@ -215,14 +232,21 @@ class Moments:
             own, key = (None if x is None else x[part].to(device) for x in (groups, keys))
             yield examine_rows(self.layout, values, Labelled(own, ids[part], key, grouped), last_key)
 
-    def _hash_ids(self, ids: Sequence[object] | None, count: int, device: torch.device, into: dict[int, str]) -> Tensor:
-        if ids is None:
-            return torch.zeros(count, dtype=torch.int64, device=device)
-        words = [str(one) for one in (ids.tolist() if hasattr(ids, "tolist") else ids)]
-        hashes = hash_labels(words, count, torch.device("cpu"), "ids")
+    def _hash_words(self, words: Sequence[str], into: dict[int, str]) -> Tensor:
+        """Hash ids, and note the word of each hash."""
+        hashes = hash_labels(words, len(words), torch.device("cpu"), "ids")
         if self.layout.max_samples:
             into.update(zip(hashes.tolist(), words, strict=True))
-        return hashes.to(device)
+        return hashes
+
+    def _name_sampled(self, chunk: Chunk, words: Sequence[str] | None, into: dict[int, str]) -> Chunk:
+        """Give the sampled rows of a chunk, numbered so far, their ids; 0 where there are none."""
+        if chunk.sampled is None:
+            return chunk
+        labels = torch.zeros_like(chunk.sampled.ids)
+        if words is not None:
+            labels = self._hash_words([words[row] for row in chunk.sampled.ids.tolist()], into).to(labels)
+        return chunk._replace(sampled=chunk.sampled._replace(ids=labels))
 
     def _add(self, chunk: Chunk) -> Chunk:
         """Add some rows."""

@@ -140,24 +140,34 @@ def _to_float64(values: Tensor) -> Tensor:
     return scratch("exact", (count, dim), torch.float64, values.device).copy_(values)
 
 
-def add_second_moment(total: Tensor, rows: Tensor, row_sum: Tensor, center: Tensor, dtype: torch.dtype) -> None:
+MIN_ROWS = 64
+"""The fewest rows whose product in float32 saves more than it costs to add what it leaves out."""
+
+
+def add_second_moment(total: Tensor, rows: Tensor, row_sum: Tensor, dtype: torch.dtype) -> None:
     """Add the outer products of rows to the upper triangle of ``(D, D)`` float64; the lower one is not set.
 
-    The products are taken of the rows less a center near their mean, in ``dtype``. In float32 that errs by 1e-7 of the
-    largest eigenvalue of the covariance. The center's part is added in float64: with r of a row v less the center c,
-    the sum of v v' is that of r r', plus c a' + a c' where a is the sum of the rows less N/2 c.
+    The products are taken of the rows less their mean, in ``dtype``; of few rows in float64. In float32 that errs by
+    1e-7 of the largest eigenvalue of the covariance. The mean's part is added in float64: with r of a row v less the
+    rounded mean c, the sum of v v' is that of r r', plus c a' + a c' where a is the sum of the rows less N/2 c.
 
     Args:
         total: What is added to.
         rows: ``(N, D)``.
         row_sum: Their sum ``(D,)`` float64.
-        center: Any point near their mean ``(D,)``.
         dtype: Precision of the product.
     """
-    center = center.to(dtype)
-    centered = scratch("centered", (len(rows), len(center)), dtype, rows.device)
-    torch.sub(rows, center.to(rows.dtype), out=centered)
+    count, mean = len(rows), row_sum / len(rows)
+    if count < MIN_ROWS and rows.device.type == "cpu":
+        with_mean = scratch("few", (count + 1, len(mean)), torch.float64, rows.device)
+        torch.sub(rows, mean, out=with_mean[:-1])
+        torch.mul(mean, count**0.5, out=with_mean[-1])  # what the products of the mean come to is one more row
+        total.addmm_(with_mean.T, with_mean)
+        return
+    rounded = mean.to(dtype)
+    centered = scratch("centered", (count, len(mean)), dtype, rows.device)
+    torch.sub(rows, rounded.to(rows.dtype), out=centered)
     add_gram(total, centered)
-    exact = center.double()
-    rest = row_sum - (0.5 * len(rows)) * exact
+    exact = rounded.double()
+    rest = row_sum - (0.5 * count) * exact
     total.addmm_(torch.stack([exact, rest], 1), torch.stack([rest, exact]))

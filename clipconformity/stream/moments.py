@@ -281,10 +281,10 @@ class Moments:
         """Add those that the layout has."""
         values, total, count = chunk.checked.values, chunk.checked.total, len(units)
         if self.layout.second_moment:
-            add_second_moment(self["second_moment"], values, total, total / count, values.dtype)
+            add_second_moment(self["second_moment"], values, total, values.dtype)
         if self.layout.unit_second_moment:
             unit_total = units.T @ units.new_ones(count)
-            add_second_moment(self["unit_second_moment"], units, unit_total, unit_total / count, values.dtype)
+            add_second_moment(self["unit_second_moment"], units, unit_total, values.dtype)
 
     def _last_key(self) -> int | None:
         """Key beyond which no row comes into the sample, where that is known; a device is not waited for."""

@@ -19,7 +19,8 @@ from clipconformity.functional.clip_score import WEIGHT
 from clipconformity.functional.linalg import units
 from clipconformity.provenance import Provenance
 from clipconformity.stream.alignment import SUMS, MeanScore
-from clipconformity.stream.moments import SAMPLE, SECOND_MOMENTS, Layout, Moments, State, assign_buckets
+from clipconformity.stream.layout import SAMPLE, SECOND_MOMENTS, Layout, State
+from clipconformity.stream.moments import Moments, assign_buckets
 from clipconformity.stream.readouts import Needs, ReadOut
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.reference_file import reference_identity

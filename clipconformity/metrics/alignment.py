@@ -14,7 +14,7 @@ from clipconformity.functional.resampling import Interval
 from clipconformity.metrics.base import PairMetric
 from clipconformity.metrics.pictures import format_quantity
 from clipconformity.stream.alignment import SUMS, MeanScore, pair_buckets, pair_scores
-from clipconformity.stream.moments import Layout
+from clipconformity.stream.layout import Layout
 from clipconformity.stream.readouts.clip_score import CLIPScoreReadOut
 from clipconformity.stream.row_sample import Labels
 

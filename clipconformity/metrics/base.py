@@ -21,7 +21,7 @@ from clipconformity.functional.validation import check_matrix, check_same_dim
 from clipconformity.metrics.pictures import draw_figures, draw_values
 from clipconformity.metrics.ranks import check_ranks
 from clipconformity.provenance import Provenance
-from clipconformity.stream.moments import Layout, State
+from clipconformity.stream.layout import Layout, State
 from clipconformity.stream.readouts.base import ReadOut
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.row_sample import Labels

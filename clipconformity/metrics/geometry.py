@@ -14,7 +14,8 @@ from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import Interval
 from clipconformity.metrics.base import PairMetric, SetMetric
 from clipconformity.metrics.pictures import draw_values
-from clipconformity.stream.moments import BUCKETS, Layout, Moments
+from clipconformity.stream.layout import Layout
+from clipconformity.stream.moments import BUCKETS, Moments
 from clipconformity.stream.readouts import modality_gap
 from clipconformity.stream.readouts.ellipsoid import EllipsoidReadOut, spectrum
 from clipconformity.stream.row_sample import Labels

@@ -13,7 +13,7 @@ from clipconformity.functional.validation import is_in_range
 from clipconformity.stream.row_sample import NO_KEY, Sample, assign_buckets, row_keys
 
 if TYPE_CHECKING:
-    from clipconformity.stream.moments import Layout
+    from clipconformity.stream.layout import Layout
 
 CHUNK = 512
 """Rows worked through at once on a CPU: their float64 copies stay in its cache."""

@@ -24,7 +24,8 @@ from clipconformity.functional.resampling import Estimate
 from clipconformity.provenance import UNKNOWN, Identified, Provenance
 from clipconformity.stream.batches import check_batches, join_batches
 from clipconformity.stream.checks import check_stream
-from clipconformity.stream.moments import Layout, Moments, assign_buckets
+from clipconformity.stream.layout import Layout
+from clipconformity.stream.moments import Moments, assign_buckets
 from clipconformity.stream.pairs import own_pairs
 from clipconformity.stream.row_sample import Labels, Sample, check_labels
 from clipconformity.stream.spread import Spread, spread_without

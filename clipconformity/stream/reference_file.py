@@ -13,7 +13,8 @@ from clipconformity.data.formats import REFERENCE
 from clipconformity.data.strict_json import to_json
 from clipconformity.data.untrusted import format_value
 from clipconformity.provenance import Provenance
-from clipconformity.stream.moments import SAMPLE, Moments, State
+from clipconformity.stream.layout import SAMPLE, State
+from clipconformity.stream.moments import Moments
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.state_file import (
     TEXT,

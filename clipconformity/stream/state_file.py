@@ -20,7 +20,7 @@ from clipconformity.data.formats import KINDS
 from clipconformity.data.untrusted import check_input, format_value
 from clipconformity.functional.validation import MAX_NORM, MIN_NORM
 from clipconformity.provenance import MODALITIES
-from clipconformity.stream.moments import SAMPLE, SECOND_MOMENTS, Layout
+from clipconformity.stream.layout import SAMPLE, SECOND_MOMENTS, Layout
 
 CHECKSUM = "checksum"
 """Metadata entry of the checksum."""

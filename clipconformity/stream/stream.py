@@ -12,7 +12,8 @@ from clipconformity.functional.validation import check_same_dim
 from clipconformity.stream.alignment import MeanScore, Partners, pair_buckets
 from clipconformity.stream.checks import check_stream
 from clipconformity.stream.contrast import Contrast
-from clipconformity.stream.moments import NO_UNIT_SECOND_MOMENT, SECOND_MOMENTS, Layout, Moments, RowValues, State
+from clipconformity.stream.layout import SECOND_MOMENTS, Layout, State
+from clipconformity.stream.moments import NO_UNIT_SECOND_MOMENT, Moments, RowValues
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.row_sample import Labels
 

@@ -15,7 +15,8 @@ from clipconformity.functional.likelihood import check_gaussian, log_density, lo
 from clipconformity.functional.linalg import add_gram, gram, mirror_upper, quadratic_form, square_norms
 from clipconformity.stream import row_sample
 from clipconformity.stream.chunks import CHUNK
-from clipconformity.stream.moments import DIRECT, Layout, Moments
+from clipconformity.stream.layout import Layout
+from clipconformity.stream.moments import DIRECT, Moments
 from clipconformity.stream.row_sample import mix, row_keys
 
 WIDE = 300

@@ -11,7 +11,8 @@ from clipconformity.functional.density import Grid
 from clipconformity.functional.linalg import mirror_upper
 from clipconformity.functional.resampling import jackknife_error
 from clipconformity.stream.chunks import CHUNK, add_second_moment
-from clipconformity.stream.moments import Layout, Moments
+from clipconformity.stream.layout import Layout
+from clipconformity.stream.moments import Moments
 from clipconformity.stream.pairs import own_pairs
 from clipconformity.stream.row_sample import NO_KEY, hash_labels, row_keys
 

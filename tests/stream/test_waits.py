@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from clipconformity import ReferenceSet
-from clipconformity.stream.moments import Layout, Moments
+from clipconformity.stream.layout import Layout
+from clipconformity.stream.moments import Moments
 
 DIM, BATCH = 16, 5000
 """More rows in a batch than are worked through at once on a device."""

@@ -8,7 +8,8 @@ from torch import Tensor
 from clipconformity.functional.divergence import MIN_SAMPLES, conformity_kl
 from clipconformity.functional.linalg import units
 from clipconformity.functional.resampling import jackknife, jackknife_error, mean_error
-from clipconformity.stream.moments import BUCKETS, Layout, Moments, assign_buckets
+from clipconformity.stream.layout import Layout
+from clipconformity.stream.moments import BUCKETS, Moments, assign_buckets
 from clipconformity.stream.readouts.base import Field
 from clipconformity.stream.readouts.conformity import own_set_values
 from clipconformity.stream.row_sample import NO_KEY, Labels, Sample, hash_labels, mix, row_keys

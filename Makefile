@@ -68,9 +68,11 @@ docs: $(VENV)/.all
 bench: $(VENV)/.all
 	$(BIN)/python benchmarks/speed.py --repeats 3
 	$(BIN)/python benchmarks/speed.py --repeats 3 --kinds state fit --batch 32
+	$(BIN)/python benchmarks/from_files.py
 	$(BIN)/python benchmarks/peers.py --count 10000 --part 1000
 
 bench-all: bench
+	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/conformity_speed.py
 	$(BIN)/python benchmarks/kl_accuracy.py
 	$(BIN)/python benchmarks/kl_coverage.py

@@ -2,4 +2,4 @@
 
 from clipconformity.data import untrusted
 
-untrusted.SOUND_TORCH = (2, 0)
+untrusted.MIN_TORCH = (2, 0)

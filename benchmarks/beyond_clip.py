@@ -30,7 +30,7 @@ from torch import Tensor
 from clipconformity.data import read_captions, read_embeddings
 from clipconformity.demo import draw_scene, sample_scenes, scene_captions
 from clipconformity.encoders import load_encoder
-from clipconformity.evaluation.geometry import PARTS, Property, gap_figures, six_properties
+from clipconformity.evaluation.geometry import PARTS, Property, compute_gap_figures, six_properties
 from clipconformity.functional import conformity, conformity_fit
 from clipconformity.functional.conformity import pearson
 from clipconformity.functional.resampling import Interval, jackknife
@@ -148,7 +148,7 @@ def both(family: Family) -> list[str]:
     assert family.image is not None
     assert family.text is not None
     properties = six_properties(family.image, family.text, paired=family.paired, logit_scale=family.logit_scale)
-    gap = gap_figures(family.image, family.text, paired=family.paired)
+    gap = compute_gap_figures(family.image, family.text, paired=family.paired)
     found = {one.name: one for one in properties}
     apart = found["linear separability"]
     lowest = next((f"{one.value:.2g} {one.verdict}" for name, one in found.items() if "loss" in name), "no pairs")

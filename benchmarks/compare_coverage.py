@@ -25,7 +25,7 @@ import torch
 from coverage import DIM, MEAN, SHAPES, STD, embeddings, group_of
 
 import clipconformity as cc
-from clipconformity.evaluation.comparison import LEVEL, corrected, pair_differences
+from clipconformity.evaluation.comparison import LEVEL, compare_pair, correct_outcomes
 from clipconformity.functional.mmd import third_order
 from clipconformity.stream.pairs import LeftOut
 from clipconformity.stream.readouts import read_outs
@@ -92,12 +92,12 @@ def figures_of(
 ) -> dict[str, LeftOut]:
     """What a run is compared by."""
     if figures == JUDGED:  # without the other ones, which cost time
-        stream = Stream.against(reference, Needs(rows=True, reference=True))
+        stream = Stream.open_against(reference, Needs(rows=True, reference=True))
         stream.update(rows, **named)
         contrast = stream.contrast("benchmark")
         parts = zip(JUDGED, (contrast.typicality, contrast.log_variety), (False, True), strict=True)
         return {name: LeftOut(part, contrast.counts, logarithm) for name, part, logarithm in parts}
-    stream = Stream.against(reference, NEEDS)
+    stream = Stream.open_against(reference, NEEDS)
     stream.update(rows, **named)
     known = {name: one for metric in METRICS for name, one in read_outs()[metric].left_out(stream).items()}
     return {name: known[name] for name in figures}
@@ -126,7 +126,7 @@ def compared(case: Case, seed: int) -> dict[str, tuple[float, float, float]]:
     """Value and ends of the difference of two runs in every figure; of ratios the logarithms."""
     one, other = runs_of(case, seed)
     found = {}
-    for told in pair_differences("one", one, "other", other):
+    for told in compare_pair("one", one, "other", other):
         ends = told.interval or (math.nan, math.nan)
         values = (told.value, *ends)
         found[told.figure] = tuple(map(math.log, values)) if told.ratio else values
@@ -136,9 +136,9 @@ def compared(case: Case, seed: int) -> dict[str, tuple[float, float, float]]:
 def ranked(case: Case, seed: int) -> dict[str, Told]:
     """Compare every two of six runs in both judged figures."""
     runs = {str(number): one for number, one in enumerate(runs_of(case, seed))}
-    told = corrected([
+    told = correct_outcomes([
         one for (first, mine), (second, theirs) in combinations(runs.items(), 2)
-        for one in pair_differences(first, mine, second, theirs)
+        for one in compare_pair(first, mine, second, theirs)
     ])  # fmt: skip
     found = {}
     for figure in JUDGED:

@@ -109,7 +109,7 @@ def embeddings(
 def compared(rows: Tensor, reference: cc.ReferenceSet, groups: Tensor | None) -> Stream:
     """A stream of the evaluated rows against a reference."""
     needs = Needs(conformity=True, rows=True, reference=True)
-    stream = Stream.against(reference, needs, allow_normalized=True)
+    stream = Stream.open_against(reference, needs, allow_normalized=True)
     stream.update(rows, groups=groups)
     return stream
 
@@ -122,7 +122,7 @@ def found(stream: Stream, shift: float, ratio: float, resamples: int, seed: int)
     low_spread, high_spread = contrast.log_spread_ratio.interval()
     p_value, above = math.nan, False
     if resamples:
-        standing = Standing.of(stream)
+        standing = Standing.from_stream(stream)
         floor, p_value = standing.under_one_distribution(0.95, resamples, torch.Generator().manual_seed(seed))
         above = float(standing.divergences().forward) > floor
     verdicts = judge(contrast)

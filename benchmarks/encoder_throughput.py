@@ -33,7 +33,7 @@ from torchmetrics.multimodal import CLIPScore
 import clipconformity as cc
 from clipconformity.encoders.base import BaseEncoder
 from clipconformity.encoders.registry import TINY
-from clipconformity.encoders.transformers import _projection
+from clipconformity.encoders.transformers import _get_projection
 from clipconformity.evaluation import image_source
 
 SIZES = {  # width, layers, heads, patch, resolution, dimension
@@ -100,7 +100,7 @@ class Bare:
         """Encode all files."""
         for pixels in batches(paths, self.load, size, workers):
             with torch.inference_mode():
-                _projection(self.model.get_image_features(pixel_values=pixels.to(self.device)))  # type: ignore[operator]
+                _get_projection(self.model.get_image_features(pixel_values=pixels.to(self.device)))  # type: ignore[operator]
         wait(self.device)
 
 
@@ -114,12 +114,12 @@ class ForCLIPScore(torch.nn.Module):
     def get_image_features(self, pixels: Tensor) -> Tensor:
         """Give the image projection."""
         with torch.inference_mode():
-            return _projection(self.model.get_image_features(pixel_values=pixels))  # type: ignore[operator]
+            return _get_projection(self.model.get_image_features(pixel_values=pixels))  # type: ignore[operator]
 
     def get_text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Give the text projection."""
         with torch.inference_mode():
-            return _projection(self.model.get_text_features(input_ids=ids, attention_mask=mask))  # type: ignore[operator]
+            return _get_projection(self.model.get_text_features(input_ids=ids, attention_mask=mask))  # type: ignore[operator]
 
     def process(self, text: Any = None, images: Any = None, **options: Any) -> Any:
         """Tokenise, or preprocess."""

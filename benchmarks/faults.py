@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import clipconformity.report  # noqa: F401 - loaded before the processes part, so that kills fall into the work
 from clipconformity import cli
-from clipconformity.data.folders import image_files
+from clipconformity.data.folders import find_image_files
 from clipconformity.demo import sample_scenes, write_coco_scenes
 from clipconformity.encoders import load_encoder
 from clipconformity.evaluation import sources
@@ -62,7 +62,7 @@ def generate() -> int:
 
 
 def caption() -> int:
-    caption_images(captioned, sorted(image_files(Path("coco"))), "captions.json", batch_size=2, progress=False)
+    caption_images(captioned, sorted(find_image_files(Path("coco"))), "captions.json", batch_size=2, progress=False)
     return 0
 
 
@@ -96,7 +96,7 @@ def start(run: Callable[[], int], *before: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         status = 130
     except OSError as error:
-        status = cli._status(error)
+        status = cli._choose_status(error)
     os._exit(status)
 
 
@@ -203,7 +203,7 @@ def full_disk(check: Check, draw: random.Random) -> None:
 
 def inputs_change(check: Check) -> None:
     """The last image vanishes, is cut or is emptied while the first is read."""
-    last = max(image_files(Path("coco")))
+    last = max(find_image_files(Path("coco")))
     data = last.read_bytes()
     for change in (last.unlink, lambda: last.write_bytes(data[:40]), lambda: last.write_bytes(b"")):
         check.clear()

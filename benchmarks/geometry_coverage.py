@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipconformity.evaluation.geometry import gap_figures, six_properties
+from clipconformity.evaluation.geometry import compute_gap_figures, six_properties
 from clipconformity.functional import nt_xent
 from clipconformity.functional.sweep import Pairs, jackknife_interval, left_out_losses_at
 
@@ -108,7 +108,7 @@ def simulate(case: Case, seed: int) -> dict[str, Found]:
     }
     for number in range(GAPS):
         image, text = model.rows(case.count, draw)
-        gap = gap_figures(image, text, paired=True)
+        gap = compute_gap_figures(image, text, paired=True)
         found[f"gap of {number}"] = Found(gap["gap"], gap["low"], gap["high"])
     return found
 

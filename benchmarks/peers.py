@@ -45,16 +45,16 @@ class Found(NamedTuple):
 
 def one_run(rows: Tensor, reference: Tensor, part: int) -> Found:
     from clipconformity import ReferenceSet
-    from clipconformity.evaluation.scoring import choose, read_figures
+    from clipconformity.evaluation.scoring import choose_read_outs, read_figures
     from clipconformity.stream.stream import Needs, Stream
 
     start = time.process_time()
     built = ReferenceSet.fit(reference.split(BATCH))
-    chosen = choose(METRICS)
+    chosen = choose_read_outs(METRICS)
     needs = Needs()
     for one in chosen:
         needs = needs.union(one.needs)
-    stream = Stream.against(built, needs)
+    stream = Stream.open_against(built, needs)
     for batch in rows.split(BATCH):
         stream.update(batch)
     figures = read_figures(chosen, stream, 1000).figures

@@ -27,7 +27,7 @@ _HOMES = {
     "Verdict": "evaluation",
     "load_encoder": "encoders",
 }
-"""Where names lie that are no metrics. All load when first used: `clipconformity --help` does without torch, and a
+"""Modules of the names that are not metrics. All load on first use: `clipconformity --help` needs no torch, and a
 reference without torchmetrics, which itself imports transformers, torchvision and matplotlib."""
 
 
@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _is_public(name: str) -> bool:
-    """Whether a name may be one of ours: the metrics are classes, and asking for them loads torchmetrics."""
+    """Whether a name may be public here: the metrics are classes, and importing them loads torchmetrics."""
     return name in _HOMES or name[:1].isupper()
 
 

@@ -1,4 +1,4 @@
-"""What a set of embeddings comes from, and whether two sets fit together."""
+"""Provenance of a set of embeddings, and whether two sets can be compared."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from typing import Any, Protocol
 
 MODALITIES = ("image", "text")
 DECISIVE = ("weights", "preprocessing")
-"""Parts of an encoder's identity without which two sets do not compare; the others move the last digits."""
+"""Parts of an encoder's identity that must agree for a comparison; the others change only the last digits."""
 
 
-_LEADING_AWAY = re.compile(r"(?:^|(?<=[=:/]))(?:/|~[^/]*/|(?:[^/]+/)*?\.\.(?:/|$))")
-"""Where a path begins that leads out of the working directory: at the start, or behind ``--option=`` or ``hf:``."""
+OUTSIDE_PATH = re.compile(r"(?:^|(?<=[=:/]))(?:/|~[^/]*/|(?:[^/]+/)*?\.\.(?:/|$))")
+"""Start of a path that leads out of the working directory: at the beginning, or behind ``--option=`` or ``hf:``."""
 
 
 class Identified(Protocol):
-    """An encoder, as far as its origin goes."""
+    """An encoder's spec and identity."""
 
     @property
     def spec(self) -> str:
-        """Where it comes from, as ``load_encoder`` takes it."""
+        """The spec, as ``load_encoder`` takes it."""
 
     @property
     def id(self) -> dict[str, str]:
-        """What must agree between two uses: hash of the weights, preprocessing, precision, backend."""
+        """What identifies the encoder: hash of the weights, preprocessing, precision, backend."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where embeddings come from; None is what is not known.
+    """Where embeddings come from; None stands for unknown.
 
     Attributes:
-        spec: The encoder, as ``load_encoder`` takes it; of a folder elsewhere its name alone, since files and reports
-            are passed on and say nothing of the machine.
-        encoder_id: What the encoder was: hash of its weights, preprocessing, precision, backend.
+        spec: The encoder, as ``load_encoder`` takes it; of a folder elsewhere only its name, since files and reports
+            are passed on and must not reveal the machine.
+        encoder_id: Identity of the encoder: hash of its weights, preprocessing, precision, backend.
         modality: ``"image"`` or ``"text"``.
 
     Raises:
-        ValueError: If the modality is another.
+        ValueError: If the modality is invalid.
     """
 
     spec: str | None = None
@@ -52,11 +52,11 @@ class Provenance:
         if self.modality not in (None, *MODALITIES):
             raise ValueError(f"modality: expected 'image', 'text' or None, got {self.modality!r}.")
         if self.spec is not None:
-            object.__setattr__(self, "spec", without_folders(self.spec))
+            object.__setattr__(self, "spec", shorten_paths(self.spec))
 
     @classmethod
-    def of(cls, encoder: str | Identified | None, modality: str | None = None) -> Provenance:
-        """Describe embeddings by their encoder, or by its spec alone.
+    def from_encoder(cls, encoder: str | Identified | None, modality: str | None = None) -> Provenance:
+        """Make the provenance of embeddings from their encoder, or its spec alone.
 
         Raises:
             TypeError: If it is neither.
@@ -68,8 +68,8 @@ class Provenance:
         return cls(encoder.spec, dict(getattr(encoder, "id", {})) or None, modality)
 
     @classmethod
-    def agreed(cls, parts: Iterable[Provenance], what: str = "the files") -> Provenance:
-        """Settle what several descriptions say of one set.
+    def combine(cls, parts: Iterable[Provenance], what: str = "the files") -> Provenance:
+        """Combine several descriptions of one set, which must agree.
 
         Raises:
             ValueError: If two of them disagree.
@@ -84,18 +84,18 @@ class Provenance:
         return cls(**found)
 
     def check(self, other: Provenance) -> list[str]:
-        """Compare samples with this reference.
+        """Refuse samples that cannot be compared with this reference.
 
         Returns:
-            What differs without mattering much, precision or backend, in words; a warning says it too.
+            Description of a minor difference, in precision or backend, which is also given as a warning.
 
         Raises:
-            ValueError: If modality, weights or preprocessing differ, or where only specs are known, these.
+            ValueError: If modality, weights or preprocessing differ; if only specs are known, if these differ.
         """
         if None not in (self.modality, other.modality) and self.modality != other.modality:
             raise ValueError(
                 f"the samples are {other.modality} and the reference is {self.modality}: they lie in different "
-                f"places, so conformity between them says nothing; give {_article(other.modality)} reference."
+                f"places, so conformity between them says nothing; give {_choose_article(other.modality)} reference."
             )
         if self.encoder_id is None or other.encoder_id is None:
             if None not in (self.spec, other.spec) and self.spec != other.spec:
@@ -105,7 +105,7 @@ class Provenance:
                 )
             return []
         remarks = []
-        # What decides comes first: no warning of the rest before a refusal.
+        # Decisive parts come first: no warning before an error.
         for part in sorted(set(self.encoder_id) | set(other.encoder_id), key=lambda one: (one not in DECISIVE, one)):
             mine, theirs = self.encoder_id.get(part), other.encoder_id.get(part)
             if mine == theirs:
@@ -119,33 +119,33 @@ class Provenance:
             remarks.append(message)
         return remarks
 
-    def same_encoder(self, other: Provenance) -> bool:
-        """Whether nothing that is known of the two encoders tells them apart; the same weights may have two names."""
+    def is_same_encoder(self, other: Provenance) -> bool:
+        """Whether the two encoders agree in all that is known; the same weights may have two names."""
         mine, theirs = ((one.encoder_id or {}).get("weights") for one in (self, other))
         if None in (mine, theirs):
             mine, theirs = self.spec, other.spec
         return None in (mine, theirs) or mine == theirs
 
     def describe(self) -> dict[str, Any]:
-        """Give the fields as plain values, for JSON."""
+        """Return the fields as plain values, for JSON."""
         encoder_id = None if self.encoder_id is None else dict(self.encoder_id)
         return {"spec": self.spec, "encoder_id": encoder_id, "modality": self.modality}
 
 
-def without_folders(word: str, inside: Path | None = None) -> str:
-    """Shorten the path that a word is, or ends in, where it tells of the machine: absolute, of a home, or with ``..``.
+def shorten_paths(word: str, inside: Path | None = None) -> str:
+    """Shorten a path in a word that reveals the machine: absolute, of a home folder, or with ``..``.
 
     Args:
         word: An argument of a command, or a spec.
-        inside: Folder below which a path is told in full, from there.
+        inside: Folder below which paths are kept, relative to it.
 
     Example:
-        >>> without_folders("/home/ann/images"), without_folders("open_clip:ViT-B-32//mnt/a/b.pt")
+        >>> shorten_paths("/home/ann/images"), shorten_paths("open_clip:ViT-B-32//mnt/a/b.pt")
         ('images', 'open_clip:ViT-B-32/b.pt')
-        >>> without_folders("hf:openai/clip-vit-base-patch32")
+        >>> shorten_paths("hf:openai/clip-vit-base-patch32")
         'hf:openai/clip-vit-base-patch32'
     """
-    start = _LEADING_AWAY.search(word)
+    start = OUTSIDE_PATH.search(word)
     if start is None:
         return word
     path = Path(word[start.start() :])
@@ -157,9 +157,9 @@ def without_folders(word: str, inside: Path | None = None) -> str:
     return word[: start.start()] + (path.name if path.name not in ("", "..") else "...")
 
 
-def _article(modality: str | None) -> str:
+def _choose_article(modality: str | None) -> str:
     return f"an {modality}" if modality == "image" else f"a {modality}"
 
 
 UNKNOWN = Provenance()
-"""Of embeddings of which nothing is known."""
+"""Provenance of embeddings of which nothing is known."""

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     paths = list_images(options.images)[: options.limit]
     reference = cc.ReferenceSet.load(options.reference)
     encoder = cc.load_encoder(options.encoder, options.device)
-    reference.provenance.check(Provenance.of(encoder, "text"))  # now, rather than once all captions are there
+    reference.provenance.check(Provenance.from_encoder(encoder, "text"))  # now, rather than once all captions are there
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun tells them
     options.output.mkdir(parents=True, exist_ok=True)
     results = options.output / "captions.json"

@@ -190,7 +190,7 @@ def run(options: argparse.Namespace) -> None:
     paths = list_images(options.images)[: options.limit]
     reference = cc.ReferenceSet.load(options.reference)
     encoder = cc.load_encoder(options.encoder, options.device)
-    reference.provenance.check(Provenance.of(encoder, "text"))  # now, rather than once all captions are there
+    reference.provenance.check(Provenance.from_encoder(encoder, "text"))  # now, rather than once all captions are there
     clip = encoder if options.clip == options.encoder else cc.load_encoder(options.clip, options.device)
     model, words = load(options, clip.embed_dim)
     stop = words.encode(".")[0]

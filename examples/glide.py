@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"expected --limit from 1 on and --steps 2 to 1000, got {options.limit} and {options.steps}.")
     reference = cc.ReferenceSet.load(options.reference)
     encoder = cc.load_encoder(options.encoder, options.device)
-    reference.provenance.check(Provenance.of(encoder, "image"))  # now, rather than once all images are there
+    reference.provenance.check(Provenance.from_encoder(encoder, "image"))  # now, rather than once all images are there
     prompts = read_captions(options.captions).texts[: options.limit]
     call = load(options.model, options.device, options.guidance, options.steps)
     folder = (

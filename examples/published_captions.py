@@ -52,7 +52,7 @@ def encode(encoder, texts: Sequence[str]) -> torch.Tensor:
 def source(encoder, rows: torch.Tensor, images: Sequence) -> Source:
     """Embeddings with the image of each, by which runs are paired."""
     batch = SourceBatch(rows, [str(image) for image in images], images)
-    return Source(iter([batch]), len(rows), Provenance.of(encoder, "text"), images, encoder=encoder)
+    return Source(iter([batch]), len(rows), Provenance.from_encoder(encoder, "text"), images, encoder=encoder)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"expected 1 or more --epochs and --samples, got {options.epochs} and {options.samples}.")
     torch.manual_seed(options.seed)
     reference, encoder = cc.ReferenceSet.load(options.reference), cc.load_encoder(options.encoder)
-    reference.provenance.check(Provenance.of(encoder, "image"))  # now, rather than after an epoch
+    reference.provenance.check(Provenance.from_encoder(encoder, "image"))  # now, rather than after an epoch
     metrics = MetricCollection([cc.ConformityKL(reference), cc.FrechetDistance(reference)])
     pipeline = DDPMPipeline.from_pretrained(options.model, trust_remote_code=False).to(encoder.device)
     pipeline.set_progress_bar_config(disable=True)

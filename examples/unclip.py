@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     prompts = read_captions(options.captions).texts[: options.limit]
     reference = cc.ReferenceSet.load(options.reference)
     encoder = cc.load_encoder(options.encoder, options.device)
-    reference.provenance.check(Provenance.of(encoder, "image"))  # now, rather than once all images are there
+    reference.provenance.check(Provenance.from_encoder(encoder, "image"))  # now, rather than once all images are there
     running = cc.Conformity(reference, encoder=encoder)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun tells them
     made = generate_images(

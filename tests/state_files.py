@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from clipconformity.stream.state_file import checksum
+from clipconformity.stream.state_file import compute_checksum
 
 Change = Callable[[torch.Tensor], "torch.Tensor | None"]
 
@@ -24,7 +24,7 @@ def rewrite(path: Path, tensors: dict[str, torch.Tensor] | None = None, **entrie
         told = json.loads(metadata[name]) | fields if isinstance(fields, dict) else fields
         metadata[name] = told if isinstance(told, str) else json.dumps(told)
     everything = load_file(path) | (tensors or {})
-    save_file(everything, path, metadata | {"checksum": checksum(everything, metadata)})
+    save_file(everything, path, metadata | {"checksum": compute_checksum(everything, metadata)})
 
 
 def of(name: str, change: Change) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:

@@ -48,16 +48,16 @@ def test_specs_are_compared_where_no_identity_is_known():
 
 def test_the_same_weights_may_go_by_two_names():
     named = Provenance("a folder", {"weights": "a"})
-    assert KNOWN.same_encoder(named)
-    assert not KNOWN.same_encoder(Provenance("a folder", {"weights": "b"}))
-    assert not Provenance("a").same_encoder(Provenance("b"))
-    assert KNOWN.same_encoder(UNKNOWN)
+    assert KNOWN.is_same_encoder(named)
+    assert not KNOWN.is_same_encoder(Provenance("a folder", {"weights": "b"}))
+    assert not Provenance("a").is_same_encoder(Provenance("b"))
+    assert KNOWN.is_same_encoder(UNKNOWN)
 
 
 def test_descriptions_agree_or_are_refused():
-    assert Provenance.agreed([UNKNOWN, KNOWN, Provenance(modality="image")]) == KNOWN
+    assert Provenance.combine([UNKNOWN, KNOWN, Provenance(modality="image")]) == KNOWN
     with pytest.raises(ValueError, match="modality: the files disagree: image and text"):
-        Provenance.agreed([KNOWN, Provenance(modality="text")])
+        Provenance.combine([KNOWN, Provenance(modality="text")])
 
 
 def test_a_modality_that_is_none_is_refused():

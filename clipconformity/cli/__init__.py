@@ -15,19 +15,19 @@ from typing import Any, NoReturn
 from clipconformity import __version__
 from clipconformity.cli import commands, references, scores
 from clipconformity.cli.examples import EXAMPLES
-from clipconformity.cli.messages import tell
-from clipconformity.cli.signals import ending
-from clipconformity.data.formats import suffixes
+from clipconformity.cli.messages import print_message
+from clipconformity.cli.signals import catch_stop_signals
+from clipconformity.data.formats import list_suffixes
 from clipconformity.data.hub import is_shared
-from clipconformity.data.limits import LIMITS, raised_limits
+from clipconformity.data.limits import LIMITS, raise_limits
 from clipconformity.data.strict_json import to_json
-from clipconformity.encoders.registry import encoder_forms
-from clipconformity.provenance import without_folders
+from clipconformity.encoders.registry import list_encoder_forms
+from clipconformity.provenance import shorten_paths
 
 __all__ = ["main"]
 
 REFERENCE = "file of `clipconformity reference`, or hf://user/repo/file of one that is shared"
-UNMET = 3
+EXIT_UNMET = 3
 """Exit status where a requirement does not hold."""
 
 
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None, **others: Any) -> Any:
-        """Name the option that was meant before one that is missing for want of it."""
+        """Name a mistyped option before a required one that is missing because of it."""
         known = self._option_string_actions
         for word in sys.argv[1:] if args is None else args:
             name = word.partition("=")[0]
@@ -51,10 +51,10 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace, **others)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Write help and version as results are written; argparse would pass over what cannot be."""
+        """Write help and version as results are written; argparse would ignore a failed write."""
         if file is sys.stderr:
             file.write(message)
-        elif status := _print(message):
+        elif status := _write_output(message):
             self.exit(status)
 
 
@@ -62,42 +62,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: What follows the program's name; by default that of the process.
+        arguments: The arguments after the program's name; by default those of the process.
 
     Returns:
-        0; 2 for what was given wrong; 1 for what failed under way, such as a full disk; 3 where what ``--require`` asks
-        for does not hold. Each is told in one line on standard error. 128 and the signal's number where one ended the
-        command: 130 for Ctrl-C, 143 for SIGTERM.
+        0; 2 for invalid input; 1 for a failure while running, such as a full disk; 3 where ``--require`` does not hold.
+        Each comes with one line on standard error. 128 plus the signal's number where a signal ended the command:
+        130 for Ctrl-C, 143 for SIGTERM.
     """
-    if sys.stderr is None:  # closed: its number would go to the next file that is opened, and messages into it
+    if sys.stderr is None:  # closed: the next opened file would get its number, and then the messages
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lasts
     if sys.stdout is None:
-        return _fail("standard output is closed, so that no result could be told; open it.", 1)
-    options = _parser().parse_args(arguments)
-    told = sys.argv[1:] if arguments is None else arguments
-    options.line = shlex.join(["clipconformity", *(without_folders(word, Path.cwd()) for word in told)])
+        return _fail("standard output is closed, so that no result can be written; open it.", 1)
+    options = _build_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options.line = shlex.join(["clipconformity", *(shorten_paths(word, Path.cwd()) for word in words)])
     command: Callable[[argparse.Namespace], dict[str, Any] | str] = options.command
-    with ending() as signals:
+    with catch_stop_signals() as signals:
         try:
             with warnings.catch_warnings():
-                warnings.showwarning = _pass_over if options.quiet else _show_warning
-                with raised_limits(options.limit or ()):
+                warnings.showwarning = _ignore_warning if options.quiet else _show_warning
+                with raise_limits(options.limit or ()):
                     result = command(options)
                 if isinstance(result, str):
-                    return _print(result)
-                return _print(to_json(result, indent=2) + "\n") or _unmet(result)
+                    return _write_output(result)
+                return _write_output(to_json(result, indent=2) + "\n") or _report_unmet(result)
         except KeyboardInterrupt:
             return signals.status or 130
         except Exception as error:
-            if signals.status is not None:  # a library made an error of its own of it
+            if signals.status is not None:  # a library replaced the exception by its own
                 return signals.status
-            return _failed(error)
+            return _handle_error(error)
 
 
-def _failed(error: Exception) -> int:
-    """Tell an error in one line, and give the exit status; what is no error of the user or the machine is raised."""
+def _handle_error(error: Exception) -> int:
+    """Print an error in one line and return the exit status; a bug of the library is raised."""
     if isinstance(error, OSError):
-        return _fail(error, _status(error))
+        return _fail(error, _choose_status(error))
     if isinstance(error, (ValueError, TypeError, ImportError)):
         return _fail(error, 2)
     if isinstance(error, (MemoryError, RuntimeError)):  # a device without memory, a process that was killed
@@ -105,61 +105,61 @@ def _failed(error: Exception) -> int:
     raise error
 
 
-def _unmet(result: dict[str, Any]) -> int:
-    """Tell of requirements that do not hold, and give the exit status."""
+def _report_unmet(result: dict[str, Any]) -> int:
+    """Print the requirements that do not hold, and return the exit status."""
     failed = [one for one in result.get("requirements", ()) if not one["holds"]]
     for one in failed:
-        tell("error", f"--require {one['requirement']} does not hold: {_bound_of(one)}.")
-    return UNMET if failed else 0
+        print_message("error", f"--require {one['requirement']} does not hold: {_format_bound(one)}.")
+    return EXIT_UNMET if failed else 0
 
 
-def _bound_of(one: dict[str, Any]) -> str:
+def _format_bound(one: dict[str, Any]) -> str:
     if one["judged_by"] is None:
         return "it is not known well enough"
     bound = "" if one["judged_by"] == one["value"] else f", and the bound of its interval {one['judged_by']:.4g}"
     return f"the value is {one['value']:.4g}{bound}"
 
 
-def _print(text: str) -> int:
-    """Write to standard output, and give the exit status."""
+def _write_output(text: str) -> int:
+    """Write to standard output, and return the exit status."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except (OSError, UnicodeError) as error:
-        # What the buffer still holds goes nowhere, or Python would complain of it at its end.
+        # Discard the rest of the buffer, or Python would report it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # the reader has seen enough
+        if isinstance(error, BrokenPipeError):  # the reader closed the pipe
             return 0
         return _fail(f"standard output cannot be written: {error}", 1)
     return 0
 
 
-def _status(error: OSError) -> int:
-    """1 for what failed under way, such as a full disk, and 2 for what was given wrong."""
-    from clipconformity.data.files import FULL
+def _choose_status(error: OSError) -> int:
+    """Return 1 for a failure while running, such as a full disk, and 2 for invalid input."""
+    from clipconformity.data.files import DEVICE_ERRORS
 
-    return 1 if error.errno in FULL else 2
+    return 1 if error.errno in DEVICE_ERRORS else 2
 
 
 def _fail(message: object, status: int) -> int:
-    tell("error", message)
+    print_message("error", message)
     return status
 
 
-def _pass_over(*_: Any, **__: Any) -> None:
-    """Show no warning."""
+def _ignore_warning(*_: Any, **__: Any) -> None:
+    """Ignore a warning."""
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    tell("warning", message)
+    print_message("warning", message)
 
 
-def reference_place(text: str) -> Path | str:
-    """Give the path of a reference, or its address on the hub, which is no path."""
+def parse_reference(text: str) -> Path | str:
+    """Return the path of a reference, or its address on the hub as it is."""
     return text if is_shared(text) else Path(text)
 
 
-def _parser() -> Parser:
+def _build_parser() -> Parser:
     parser = Parser(
         prog="clipconformity",
         description="Evaluate generative models by the geometry of raw CLIP embeddings.",
@@ -170,31 +170,31 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"clipconformity {__version__}")
     known = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
 
-    listed = _command(known, "encoders", "list the encoders that can be loaded here", commands.list_encoders)
+    listed = _add_command(known, "encoders", "list the encoders that can be loaded here", commands.list_encoders)
     listed.add_argument("name", nargs="?", metavar="NAME", help="list the specs alone that have this in them")
 
-    demo = _command(
+    demo = _add_command(
         known, "demo", "score simulated generators on the embedded default, with no download", commands.run_demo
     )
     demo.add_argument(
         "-o", "--output", type=Path, default=Path("demo-output"), metavar="DIR", help="folder to write to"
     )
 
-    embed = _command(known, "embed", "encode images or captions to a file of raw embeddings", commands.embed)
+    embed = _add_command(known, "embed", "encode images or captions to a file of raw embeddings", commands.embed)
     _add_source(embed, embeddings=False)
     embed.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
     _add_overwrite(embed)
 
-    reference = _command(known, "reference", "build a reference set", references.make_reference)
+    reference = _add_command(known, "reference", "build a reference set", references.make_reference)
     _add_source(reference, coco=True)
     reference.add_argument("--dataset", help="what the samples are, such as 'coco val2017'")
     reference.add_argument("--max-samples", type=int, default=10_000, help="rows kept (default: 10000)")
     reference.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
     _add_overwrite(reference)
 
-    score = _command(known, "score", "score samples against a reference", scores.score_samples)
+    score = _add_command(known, "score", "score samples against a reference", scores.score_samples)
     _add_source(score, pairs=True)
-    score.add_argument("--reference", type=reference_place, required=True, help=REFERENCE)
+    score.add_argument("--reference", type=parse_reference, required=True, help=REFERENCE)
     score.add_argument("--per-sample", type=Path, metavar="FILE.csv", help="write id, conformity, norm and rank")
     score.add_argument("--curve", type=Path, metavar="FILE.csv", help="write every figure over the number of samples")
     score.add_argument(
@@ -217,14 +217,16 @@ def _parser() -> Parser:
         help="exit with status 3 unless the bound of the figure's interval meets it; may be repeated",
     )
 
-    compare = _command(known, "compare", "score several models, and say which differ, in what", scores.compare_models)
+    compare = _add_command(
+        known, "compare", "score several models, and say which differ, in what", scores.compare_models
+    )
     compare.add_argument(
         "models",
         nargs="+",
         metavar="NAME=SOURCE",
         help="folder or list of images, captions, embeddings, or what `score --save` kept",
     )
-    compare.add_argument("--reference", type=reference_place, required=True, help=REFERENCE)
+    compare.add_argument("--reference", type=parse_reference, required=True, help=REFERENCE)
     compare.add_argument(
         "--format", choices=("text", "csv", "markdown", "latex", "html", "json"), default="text", help="default: text"
     )
@@ -239,7 +241,7 @@ def _parser() -> Parser:
     _add_embeddings(compare)
     _add_encoding(compare)
 
-    geometry = _command(
+    geometry = _add_command(
         known, "geometry", "measure the six geometric properties of embeddings", commands.measure_geometry
     )
     geometry.add_argument("--image-embeddings", type=Path, metavar="FILE", help="raw image embeddings")
@@ -250,16 +252,16 @@ def _parser() -> Parser:
     geometry.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots")
     _add_overwrite(geometry)
 
-    merge = _command(known, "merge", "join references of different samples", references.merge_references)
+    merge = _add_command(known, "merge", "join references of different samples", references.merge_references)
     merge.add_argument(
-        "references", type=reference_place, nargs="+", metavar="REFERENCE", help="files to join, or hf://user/repo/file"
+        "references", type=parse_reference, nargs="+", metavar="REFERENCE", help="files to join, or hf://user/repo/file"
     )
     merge.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
     _add_overwrite(merge)
     return parser
 
 
-def _command(
+def _add_command(
     known: Any, name: str, text: str, function: Callable[[argparse.Namespace], dict[str, Any] | str]
 ) -> Parser:
     lines = "\n".join(f"  {line}" for line in EXAMPLES[name])
@@ -291,7 +293,7 @@ def _add_overwrite(parser: Parser) -> None:
 
 
 def _add_scoring(parser: Parser) -> None:
-    """Add what ``score`` and ``compare`` share."""
+    """Add the common options of ``score`` and ``compare``."""
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep what is encoded here, for other runs")
     parser.add_argument(
         "--no-images", action="store_true", help="leave the gallery out of the report: no image, prompt or caption"
@@ -327,7 +329,7 @@ def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False, 
             type=Path,
             nargs="+",
             metavar="FILE|DIR",
-            help=f"raw embeddings: {suffixes()}; files, folders of them, or quoted patterns such as 'shards/*.npy'",
+            help=f"raw embeddings: {list_suffixes()}; files, folders, or quoted patterns such as 'shards/*.npy'",
         )
         _add_embeddings(parser)
     if pairs:
@@ -355,7 +357,7 @@ def _add_encoding(parser: Parser, *, coco: bool = False) -> None:
     parser.add_argument("--image-root", type=Path, metavar="DIR", help="folder of a list's images (default: its own)")
     many: Any = {"action": "append"} if coco else {}
     also = "; with --coco it may be repeated" if coco else ""
-    parser.add_argument("--encoder", metavar="SPEC", help=encoder_forms() + also, **many)
+    parser.add_argument("--encoder", metavar="SPEC", help=list_encoder_forms() + also, **many)
     parser.add_argument("--device", help="where to run the encoder (default: CUDA if present)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="precision of the encoder's arithmetic"

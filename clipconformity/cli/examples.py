@@ -1,4 +1,4 @@
-"""An example or more of each command, as its help shows them."""
+"""Examples of each command, for its help."""
 
 from __future__ import annotations
 
@@ -38,4 +38,4 @@ EXAMPLES = {
         "clipconformity merge real-reference.safetensors test-reference.safetensors -o whole-reference.safetensors",
     ),
 }
-"""By command; they go on from each other, so that what one writes another reads."""
+"""By command; each example may read outputs of earlier ones."""

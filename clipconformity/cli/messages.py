@@ -1,4 +1,4 @@
-"""What the commands tell on standard error."""
+"""Messages of the commands on standard error."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ if TYPE_CHECKING:
     from clipconformity.evaluation import Source
 
 
-def tell(kind: str, message: object) -> None:
-    """Tell something in one line."""
-    with suppress(OSError):  # of a standard error that is full there is nobody to tell
+def print_message(kind: str, message: object) -> None:
+    """Print a message in one line."""
+    with suppress(OSError):  # a failed write to standard error cannot be reported
         print(f"clipconformity: {kind}: {' '.join(str(message).split())}", file=sys.stderr)  # noqa: T201
 
 
-def tell_summary(options: argparse.Namespace, source: Source) -> None:
-    """Tell what was found, used and ignored of a source that was read, unless the command is to be quiet."""
+def print_summary(options: argparse.Namespace, source: Source) -> None:
+    """Print what was found, used and ignored of a source, unless ``--quiet`` is given."""
     if not options.quiet:
         for one in (source, *source.beside):
-            tell("summary", one.summary)
+            print_message("summary", one.summary)
     if options.verbose and source.seconds:
         rate = source.used / source.seconds
-        tell_more(options, f"reading and encoding: {source.seconds:.2f} s, {rate:.1f} {source.kind}/s")
+        print_details(options, f"reading and encoding: {source.seconds:.2f} s, {rate:.1f} {source.kind}/s")
 
 
-def tell_more(options: argparse.Namespace, message: str) -> None:
-    """Tell what only ``--verbose`` asks for."""
+def print_details(options: argparse.Namespace, message: str) -> None:
+    """Print a message where ``--verbose`` is given."""
     if options.verbose:
-        tell("verbose", message)
+        print_message("verbose", message)
 
 
-def tell_encoder(options: argparse.Namespace, encoder: Encoder) -> None:
-    """Tell which encoder is at work, and how, where ``--verbose`` asks for it."""
+def print_encoder(options: argparse.Namespace, encoder: Encoder) -> None:
+    """Print which encoder is used, and how, where ``--verbose`` is given."""
     if not options.verbose:
         return
-    told = [f"dimension {encoder.embed_dim}", *(f"{name} {value}" for name, value in encoder.id.items())]
-    told += [f"{name} {getattr(encoder, name)}" for name in ("device", "context_length") if hasattr(encoder, name)]
-    tell("verbose", f"encoder {encoder.spec}: {', '.join(told)}; batches of {options.batch_size}")
+    details = [f"dimension {encoder.embed_dim}", *(f"{name} {value}" for name, value in encoder.id.items())]
+    details += [f"{name} {getattr(encoder, name)}" for name in ("device", "context_length") if hasattr(encoder, name)]
+    print_message("verbose", f"encoder {encoder.spec}: {', '.join(details)}; batches of {options.batch_size}")
 
 
 @contextmanager
-def stage(options: argparse.Namespace, name: str, *sources: Source) -> Iterator[None]:
-    """Tell how long something took, where ``--verbose`` asks for it.
+def report_time(options: argparse.Namespace, name: str, *sources: Source) -> Iterator[None]:
+    """Print how long a step took, where ``--verbose`` is given.
 
     Args:
-        options: Of the command.
-        name: What it is.
-        sources: What is read meanwhile; the time for that is told with their summary, and left out here.
+        options: Options of the command.
+        name: Name of the step.
+        sources: Sources read in this step; their time is in their summary, and is subtracted here.
     """
     since, before = time.monotonic(), sum(source.seconds for source in sources)
     yield
     took = time.monotonic() - since - (sum(source.seconds for source in sources) - before)
-    tell_more(options, f"{name}: {took:.2f} s")
+    print_details(options, f"{name}: {took:.2f} s")

@@ -1,4 +1,4 @@
-"""What a command may write: checked before any work."""
+"""Checks of a command's outputs before any work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipconformity.cli.sources import inputs
+from clipconformity.cli.sources import list_inputs
 
 KINDS = {
     "--output": (".safetensors",),
@@ -16,24 +16,24 @@ KINDS = {
     "--save": (".safetensors",),
     "--report": (".html", ".htm"),
 }
-"""How the names of outputs end, by the option that names them."""
+"""Suffixes of outputs, by the option that names them."""
 
 
 def check(options: argparse.Namespace, outputs: Sequence[tuple[str, Path | None]]) -> None:
-    """Refuse outputs that cannot be written, are an input or another kind of file, or are there already.
+    """Refuse outputs that cannot be written, are an input or another kind of file, or exist already.
 
     Args:
-        options: Of the command; with ``--overwrite`` what is there may be replaced.
-        outputs: Each with the option that names it; None is not written.
+        options: Options of the command; with ``--overwrite`` existing files may be replaced.
+        outputs: Each output with the option that names it; None is not written.
 
     Raises:
-        OSError: If one cannot be written, or is there.
-        ValueError: If one is an input, or its name promises another format.
+        OSError: If one cannot be written, or exists.
+        ValueError: If one is an input, or its suffix is of another format.
     """
     from clipconformity.data.files import check_outputs
 
     given = [(name, path) for name, path in outputs if path is not None]
-    check_outputs(given, inputs(options))
+    check_outputs(given, list_inputs(options))
     for name, path in given:
         kinds = KINDS.get(name)
         if kinds is not None and path.suffix not in kinds:

@@ -1,4 +1,4 @@
-"""What is encoded, kept: by a killed run beside its output, and in a folder for other runs with the same samples."""
+"""Stored embeddings: of an interrupted run beside its output, and in a cache folder for runs with the same samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipconformity.data.locks import LEFT, LOCK, Lock, Workplace, try_lock
+from clipconformity.data.locks import FOLDER_SUFFIX, LOCK_NAME, Lock, Workplace, try_lock
 from clipconformity.data.strict_json import to_json
 
 if TYPE_CHECKING:
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from clipconformity.evaluation.sources import SourceBatch
 
 INTERVAL = 30.0
-"""Seconds of encoding that a kill costs at most."""
+"""Largest time of encoding, in seconds, that is lost when the process is killed."""
 FORMAT = "clipconformity-part"
 _NAME = re.compile(r"\d{9}\.safetensors")
 
 
 class Parts:
-    """The folder ``OUTPUT.parts`` of a command that encodes; it goes when the command is done.
+    """The folder ``OUTPUT.parts`` of a command that encodes; it is removed when the command is done.
 
-    A part holds whole batches, with what they were made from: the encoder, the batch size, and of each sample its name
-    and content, or of an image file its size and time. So what is taken up is what would have been computed again, bit
-    for bit; samples that changed, and all behind them, are encoded anew.
+    A part holds whole batches with their origin: the encoder, the batch size, and of each sample its name and content,
+    or of an image file its size and time. Resumed embeddings are therefore bit for bit those that would be computed
+    again; changed samples, and all after them, are encoded again.
     """
 
     def __init__(self, output: Path) -> None:
@@ -52,51 +52,56 @@ class Parts:
         with suppress(OSError):  # it is empty
             self.folder.rmdir()
         if self.folder.exists():
-            warnings.warn(f"what was encoded is kept in {self.folder}, and the same command takes it up.", stacklevel=2)
+            warnings.warn(
+                f"the embeddings so far are kept in {self.folder}; run the same command to continue.", stacklevel=2
+            )
 
-    def source(
+    def make_source(
         self, encoder: Encoder, samples: Sequence[str], settings: Sequence[object], rest: Callable[[int], Source]
     ) -> Source:
-        """Give the source of all samples: what lies here first, and what is encoded then, which is kept here.
+        """Return a source of all samples: those stored here first, then newly encoded ones, which are stored here.
 
         Args:
-            encoder: What encodes.
-            samples: For each sample what it is told by.
-            settings: What else embeddings depend on.
-            rest: Opens the source of the samples from a number on.
+            encoder: The encoder.
+            samples: What identifies each sample.
+            settings: Other settings that embeddings depend on.
+            rest: Opens the source of the samples from an index on.
         """
         if not self._enter():
             return rest(0)
-        about = _about(encoder, settings)
-        stored = list(self._stored(about, samples))
+        about = _describe_settings(encoder, settings)
+        stored = list(self._read_stored(about, samples))
         done = stored[-1][0]["end"] if stored else 0
         source = rest(done)
         if done:
-            warnings.warn(f"{done} of {len(samples)} samples are taken up from {self.folder}.", stacklevel=2)
-            source.skipped[:0] = [one for told, _ in stored for one in told["skipped"]]
-            _count(source, sum(told["truncated"] for told, _ in stored))
+            warnings.warn(
+                f"{done} of {len(samples)} samples are read from {self.folder}, where an earlier run stored them.",
+                stacklevel=2,
+            )
+            source.skipped[:0] = [one for header, _ in stored for one in header["skipped"]]
+            _add_truncated(source, sum(header["truncated"] for header, _ in stored))
             source.count = len(samples)
         old = (batch for _, batches in stored for batch in batches)
-        source.batches = chain(old, self._kept(source, source.batches, about, samples, done))
+        source.batches = chain(old, self._store_parts(source, source.batches, about, samples, done))
         return source
 
     def _enter(self) -> bool:
-        """Take the folder, unless another run has it or other things lie in it."""
+        """Lock the folder, unless another run has it or it holds other files."""
         with suppress(FileExistsError):
             self.folder.mkdir()
         if not self.folder.is_dir():
             return False
         for path in self.folder.iterdir():
-            if not (_NAME.fullmatch(path.name) or path.name == LOCK or path.name.endswith(LEFT)):
+            if not (_NAME.fullmatch(path.name) or path.name == LOCK_NAME or path.name.endswith(FOLDER_SUFFIX)):
                 return False
         with suppress(OSError):
-            self._lock = try_lock(self.folder / LOCK)
+            self._lock = try_lock(self.folder / LOCK_NAME)
         return self._lock is not None
 
-    def _stored(
+    def _read_stored(
         self, about: dict[str, Any], samples: Sequence[str]
     ) -> Iterator[tuple[dict[str, Any], list[SourceBatch]]]:
-        """Read the parts from the first sample on, as far as they are of these; the others are removed."""
+        """Read the parts from the first sample on, as long as they are of these samples; remove the others."""
         done = 0
         while (found := _read(self._path(done), about, samples, done)) is not None:
             done = found[0]["end"]
@@ -105,7 +110,7 @@ class Parts:
             if _NAME.fullmatch(path.name) and int(path.stem) >= done:
                 path.unlink()
 
-    def _kept(
+    def _store_parts(
         self,
         source: Source,
         batches: Iterator[SourceBatch],
@@ -113,7 +118,7 @@ class Parts:
         samples: Sequence[str],
         done: int,
     ) -> Iterator[SourceBatch]:
-        """Keep what comes, every while."""
+        """Store the batches that come, at intervals."""
         skipped, cut = len(source.skipped), source.encoder.truncated if source.encoder else 0
         waiting: list[SourceBatch] = []
         since = time.monotonic()
@@ -122,8 +127,8 @@ class Parts:
             if time.monotonic() - since >= INTERVAL:
                 new, now = source.skipped[skipped:], source.encoder.truncated if source.encoder else 0
                 end = done + sum(len(one.ids) for one in waiting) + len(new)
-                told = {"start": done, "end": end, "samples": _told(samples[done:end])}
-                _write(self._path(done), waiting, about | told | {"skipped": new, "truncated": now - cut})
+                header = {"start": done, "end": end, "samples": _hash_samples(samples[done:end])}
+                _write(self._path(done), waiting, about | header | {"skipped": new, "truncated": now - cut})
                 done, skipped, cut, waiting = end, skipped + len(new), now, []
                 since = time.monotonic()
             yield batch
@@ -133,31 +138,31 @@ class Parts:
 
 
 class Cache:
-    """A folder in which samples are kept encoded, for every run with the same samples, encoder and settings."""
+    """A folder of embeddings, reused by every run with the same samples, encoder and settings."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def source(
+    def make_source(
         self, encoder: Encoder, samples: Sequence[str], settings: Sequence[object], rest: Callable[[int], Source]
     ) -> Source:
-        """Give the source of all samples: what lies here, else what is encoded and then kept; see :class:`Parts`."""
-        about, source = _about(encoder, settings), rest(0)
-        path = self.folder / f"{_told([to_json(about), *samples])}.safetensors"
+        """Return a source of all samples: the stored ones, else newly encoded ones, which are then stored."""
+        about, source = _describe_settings(encoder, settings), rest(0)
+        path = self.folder / f"{_hash_samples([to_json(about), *samples])}.safetensors"
         found = _read(path, about, samples)
         if found is None:
-            source.batches = self._kept(path, source, source.batches, about, samples)
+            source.batches = self._store_all(path, source, source.batches, about, samples)
             return source
-        told, batches = found
-        source.skipped[:] = told["skipped"]
-        _count(source, told["truncated"])
+        header, batches = found
+        source.skipped[:] = header["skipped"]
+        _add_truncated(source, header["truncated"])
         source.batches = iter(batches)
         return source
 
-    def _kept(
+    def _store_all(
         self, path: Path, source: Source, batches: Iterator[SourceBatch], about: dict[str, Any], samples: Sequence[str]
     ) -> Iterator[SourceBatch]:
-        """Keep all, once the last has come."""
+        """Store all batches after the last one."""
         cut, kept = source.encoder.truncated if source.encoder else 0, []
         for batch in batches:
             kept.append(batch)
@@ -165,22 +170,22 @@ class Cache:
         if kept:
             self.folder.mkdir(parents=True, exist_ok=True)
             now = source.encoder.truncated if source.encoder else 0
-            told = {"start": 0, "end": len(samples), "samples": _told(samples)}
-            _write(path, kept, about | told | {"skipped": source.skipped, "truncated": now - cut})
+            header = {"start": 0, "end": len(samples), "samples": _hash_samples(samples)}
+            _write(path, kept, about | header | {"skipped": source.skipped, "truncated": now - cut})
 
 
-def _count(source: Source, truncated: int) -> None:
-    """Count texts that were cut when they were encoded."""
+def _add_truncated(source: Source, truncated: int) -> None:
+    """Add to the number of texts that were cut when they were encoded."""
     if source.encoder is not None:
         source.encoder.truncated += truncated
 
 
-def _about(encoder: Encoder, settings: Sequence[object]) -> dict[str, Any]:
-    """What embeddings depend on beside the samples."""
+def _describe_settings(encoder: Encoder, settings: Sequence[object]) -> dict[str, Any]:
+    """Describe what embeddings depend on beside the samples."""
     return {"format": FORMAT, "encoder": encoder.id, "settings": [str(one) for one in settings]}
 
 
-def _told(samples: Sequence[str]) -> str:
+def _hash_samples(samples: Sequence[str]) -> str:
     return hashlib.blake2b("\0".join(samples).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -191,14 +196,14 @@ def _write(path: Path, batches: Sequence[SourceBatch], about: dict[str, Any]) ->
 
     tensors = {"embeddings": torch.cat([batch.embeddings.cpu() for batch in batches])}
     groups = [None if batch.groups is None else list(batch.groups) for batch in batches]
-    told = about | {"ids": [list(batch.ids) for batch in batches], "groups": groups}
-    write_tensors(path, tensors, {"about": to_json(told)})
+    header = about | {"ids": [list(batch.ids) for batch in batches], "groups": groups}
+    write_tensors(path, tensors, {"about": to_json(header)})
 
 
 def _read(
     path: Path, about: dict[str, Any], samples: Sequence[str], first: int = 0
 ) -> tuple[dict[str, Any], list[SourceBatch]] | None:
-    """Read a part that begins with a sample; None where there is none, it is damaged, or is of other samples."""
+    """Read the part that begins with a sample; None where it is missing, damaged or of other samples."""
     from safetensors import safe_open
 
     from clipconformity.evaluation.sources import SourceBatch
@@ -207,14 +212,14 @@ def _read(
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            told = json.loads(file.metadata()["about"])
+            header = json.loads(file.metadata()["about"])
             embeddings = file.get_tensor("embeddings")
-        start, end = told["start"], told["end"]
-        same = all(told.get(name) == value for name, value in about.items()) and start == first < end
-        if not same or told["samples"] != _told(samples[start:end]):
+        start, end = header["start"], header["end"]
+        same = all(header.get(name) == value for name, value in about.items()) and start == first < end
+        if not same or header["samples"] != _hash_samples(samples[start:end]):
             return None
-        sizes = [len(names) for names in told["ids"]]
-        parts = zip(embeddings.split(sizes), told["ids"], told["groups"], strict=True)
-        return told, [SourceBatch(*part) for part in parts]
-    except Exception:  # a damaged file makes its reader fail in any way; it is computed anew
+        sizes = [len(names) for names in header["ids"]]
+        parts = zip(embeddings.split(sizes), header["ids"], header["groups"], strict=True)
+        return header, [SourceBatch(*part) for part in parts]
+    except Exception:  # a damaged file may fail in any way; it is computed again
         return None

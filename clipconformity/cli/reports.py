@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from clipconformity.cli.sources import image_folder
+from clipconformity.cli.sources import find_image_folder
 
 if TYPE_CHECKING:
     from clipconformity.evaluation import Score
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 class ReferenceSamples(NamedTuple):
-    """What the reference's samples look like, by id."""
+    """Images and captions of the reference's samples, by id."""
 
     images: dict[str, Path] | None
     captions: dict[str, str] | None
 
 
 def read_reference_samples(options: argparse.Namespace, reference: ReferenceSet) -> ReferenceSamples:
-    """Find the images and captions of ``--reference-images`` and ``--reference-captions``, before any work is done.
+    """Find the images and captions of ``--reference-images`` and ``--reference-captions``, before any work.
 
     Raises:
         OSError: If there is no such folder or file.
-        ValueError: If they cannot be read, or none of them is of the reference.
+        ValueError: If they cannot be read, or none belongs to the reference.
     """
     from clipconformity.data import list_images, read_captions
 
@@ -52,12 +52,14 @@ def read_reference_samples(options: argparse.Namespace, reference: ReferenceSet)
 
 
 def _check_known(option: str, reference: ReferenceSet, given: Mapping[str, object]) -> None:
-    """Refuse what holds none of the reference's samples, and tell how many are not in it."""
+    """Refuse input that holds none of the reference's samples, and warn of samples that it lacks."""
     ids = reference.sample_ids or []
     lacking = [name for name in ids if name not in given]
     if len(lacking) == len(ids):
         named = f"such as {ids[0]!r}" if ids else "which has no ids"
-        raise ValueError(f"{option}: none of it is of the reference, {named}; give what the reference was built of.")
+        raise ValueError(
+            f"{option}: none of its samples is in the reference, {named}; give those that it was built from."
+        )
     if lacking:
         warnings.warn(
             f"{option}: {len(lacking)} of {len(ids)} samples of the reference are not in it, such as {lacking[0]!r}; "
@@ -66,10 +68,8 @@ def _check_known(option: str, reference: ReferenceSet, given: Mapping[str, objec
         )
 
 
-def scored_run(
-    options: argparse.Namespace, result: Score, partner_of: Mapping[str, str], name: str | None = None
-) -> Run:
-    """Give a scored run its images and captions for the report, unless they are to be left out."""
+def make_run(options: argparse.Namespace, result: Score, partner_of: Mapping[str, str], name: str | None = None) -> Run:
+    """Return a scored run with its images and captions for the report, unless they are to be left out."""
     from clipconformity.data import read_captions
     from clipconformity.report import Run
 
@@ -80,22 +80,22 @@ def scored_run(
     captions: Mapping[str, str] | Sequence[str] | None = None
     if not options.no_images:
         listed = read_captions(options.captions, options.column) if options.captions else None
-        folder = image_folder(options, options.images or Path())
-        if options.images and listed is not None:  # joined: the scored ones have their partners' ids
+        folder = find_image_folder(options, options.images or Path())
+        if options.images and listed is not None:  # joined: scored samples have the ids of their partners
             texts = dict(zip(listed.ids, listed.texts, strict=True))
             of_images = result.measured["modality"] == "image"
             images = {name: folder / (name if of_images else partner_of[name]) for name in result.ids}
             captions = {name: texts[partner_of[name] if of_images else name] for name in result.ids}
         elif options.images:
             images = {name: folder / name for name in result.ids}
-            captions = _prompts(folder)
+            captions = _read_prompts(folder)
         elif listed is not None:
             captions = listed.texts
     return Run(name, result, images, captions)
 
 
-def _prompts(folder: Path) -> dict[str, str] | None:
-    """Read the prompts of a folder of ``generate_images``; None of any other folder."""
+def _read_prompts(folder: Path) -> dict[str, str] | None:
+    """Read the prompts of a folder of ``generate_images``; None for any other folder."""
     from clipconformity.generators import read_manifest
 
     try:

@@ -1,4 +1,4 @@
-"""Signals that end a command: each cleans up as Ctrl-C does, and has an exit status of its own."""
+"""Signals that stop a command: each cleans up as Ctrl-C does, and has its own exit status."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
-"""Ctrl-C; what a scheduler sends; the end of the terminal's connection, which Windows has not."""
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+"""Ctrl-C; the signal of schedulers; the end of the terminal's connection, which Windows lacks."""
 
 
 class Signals:
-    """What came.
+    """The signal that was caught.
 
     Attributes:
-        status: Exit status of the first signal that came, as of a shell: 128 and its number.
+        status: Exit status of the first signal, as in a shell: 128 plus its number.
     """
 
     status: int | None = None
@@ -27,14 +27,14 @@ class Signals:
 
 
 @contextmanager
-def ending() -> Iterator[Signals]:
-    """Raise ``KeyboardInterrupt`` for each of :data:`ENDING`, but for those that are ignored or handled already.
+def catch_stop_signals() -> Iterator[Signals]:
+    """Raise ``KeyboardInterrupt`` for each of :data:`STOP_SIGNALS` that is not ignored or handled already.
 
-    Signals reach the main thread alone; in another nothing changes.
+    Signals reach only the main thread; in another thread nothing changes.
     """
     signals, before = Signals(), {}
     if threading.current_thread() is threading.main_thread():
-        for name in ENDING:
+        for name in STOP_SIGNALS:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 before[number] = signal.signal(number, signals._raise)

@@ -1,4 +1,4 @@
-"""Files that say which class, or prompt, each sample belongs to."""
+"""Files that give the class, or prompt, of each sample."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import csv
 from pathlib import Path
 
 from clipconformity.data.limits import check_limit
-from clipconformity.data.untrusted import read_text, shown
+from clipconformity.data.untrusted import format_value, read_text
 
 HEADER = ["id", "class"]
 
 
 def read_classes(path: Path | str) -> dict[str, str]:
-    """Read a CSV file of two columns, id and class, into the class of each id; a first row ``id,class`` is the head.
+    """Read the class of each id from a CSV file of two columns; a first row ``id,class`` is the header.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        OSError: If it is no regular file.
+        OSError: If it is not a regular file.
         ValueError: If it is broken or over a limit, a row has another number of cells or an empty one, or an id has two
             classes; names the line.
     """
@@ -31,11 +31,13 @@ def read_classes(path: Path | str) -> dict[str, str]:
             if not any(cells) or (reader.line_num == 1 and [cell.lower() for cell in cells] == HEADER):
                 continue
             if len(cells) != len(HEADER) or not all(cells):
-                raise ValueError(f"{path}: line {reader.line_num}: expected an id and a class, got {shown(row)}.")
+                raise ValueError(
+                    f"{path}: line {reader.line_num}: expected an id and a class, got {format_value(row)}."
+                )
             if found.setdefault(cells[0], cells[1]) != cells[1]:
                 raise ValueError(
-                    f"{path}: line {reader.line_num}: {shown(cells[0])} is of class {shown(found[cells[0]])} already; "
-                    "give each id one class."
+                    f"{path}: line {reader.line_num}: {format_value(cells[0])} is of class "
+                    f"{format_value(found[cells[0]])} already; give each id one class."
                 )
     except csv.Error as error:
         raise ValueError(f"{path}: line {reader.line_num}: broken CSV ({error}).") from None

@@ -12,27 +12,27 @@ import torch
 from torch import Tensor
 
 from clipconformity.data.files import write_tensors
-from clipconformity.data.formats import FORMAT, KEY, READERS, check_expansion, suffixes
-from clipconformity.data.layout import metadata_beside, modality_of_name
+from clipconformity.data.formats import FORMAT, KEY, READERS, check_expansion, list_suffixes
+from clipconformity.data.layout import find_metadata, parse_modality
 from clipconformity.data.limits import RefusedError, check_limit
 from clipconformity.data.names import Places
-from clipconformity.data.stored import Array, Stored, StoredWords, blocks_of, length, whole
+from clipconformity.data.stored import Array, Stored, StoredWords, count_rows, read_blocks, read_whole
 from clipconformity.data.strict_json import to_json
-from clipconformity.data.untrusted import check_input, shown
+from clipconformity.data.untrusted import check_input, format_value
 from clipconformity.functional.validation import check_matrix
 from clipconformity.provenance import UNKNOWN, Provenance
 
 KEYS = (KEY, "embedding")
-"""Names of the array or column of embeddings, where another is not told."""
+"""Names of the array or column of embeddings, where none is given."""
 GROUPS = "groups"
-"""Name of that of groups, likewise."""
+"""Name of the array or column of groups, likewise."""
 IDS = ("id", "image_path", "url")
-"""Names of that of ids, likewise; the first that is there."""
+"""Names of the column of ids, likewise; the first one present is used."""
 T = TypeVar("T")
 
 
 class Columns(NamedTuple):
-    """Which arrays or columns of a file are read; None of the usual names."""
+    """The arrays or columns of a file that are read; None means the usual names."""
 
     embeddings: str | None = None
     ids: str | None = None
@@ -41,15 +41,15 @@ class Columns(NamedTuple):
 
 @dataclass(frozen=True)
 class EmbeddingFile:
-    """Embeddings read from a file, and what the file says of them.
+    """Embeddings read from a file, and their description there.
 
     Attributes:
         path: The file.
         embeddings: ``(N, D)``.
         ids: A name for each row; by default its number, behind the file's stem.
-        named: Whether the file has names, so that the ids are more than places.
+        named: Whether the ids are names in the file rather than row numbers.
         groups: Group ids ``(N,)``, if the file has them.
-        provenance: Encoder and modality, as far as the file says them.
+        provenance: Encoder and modality, as far as the file gives them.
     """
 
     path: Path
@@ -61,7 +61,7 @@ class EmbeddingFile:
 
 
 class EmbeddingBlock(NamedTuple):
-    """Some rows of a file, one after the other."""
+    """Consecutive rows of a file."""
 
     embeddings: Tensor
     """``(n, D)``."""
@@ -71,7 +71,7 @@ class EmbeddingBlock(NamedTuple):
 
 @dataclass(frozen=True)
 class EmbeddingShard:
-    """A file of embeddings of which the header is read and checked.
+    """A file of embeddings whose header was read and checked.
 
     Attributes:
         path: The file.
@@ -80,8 +80,8 @@ class EmbeddingShard:
         dtype: The type of its values.
         named: Whether it has names for its rows.
         grouped: Whether it has group ids.
-        provenance: Encoder and modality, as far as it says them.
-        columns: What is read of it.
+        provenance: Encoder and modality, as far as it gives them.
+        columns: The arrays or columns that are read.
     """
 
     path: Path
@@ -94,27 +94,27 @@ class EmbeddingShard:
     columns: Columns
 
     def blocks(self, rows: int, first: int | None = None, name: str | None = None) -> Iterator[EmbeddingBlock]:
-        """Read it in order: ``first`` rows, then ``rows`` at a time, then what is left; one block is held at a time.
+        """Read the rows in order: ``first`` rows, then ``rows`` at a time, then the rest; one block is held at a time.
 
         Args:
-            rows: Of a block.
-            first: Of the first one, where that is another number.
-            name: What rows without ids are named by, in place of the file's stem.
+            rows: Rows of a block.
+            first: Rows of the first block, where that number differs.
+            name: Name of rows without ids, in place of the file's stem.
 
         Raises:
-            ValueError: If it is damaged, or another than when it was opened.
+            ValueError: If it is damaged, or was replaced after it was opened.
         """
         opened = _open(self.path, self.columns)
         if opened.shape != (self.count, self.dim):
             raise ValueError(f"{self.path}: was replaced by another file while it was read.")
         ids, groups = (
-            None if part is None else _guarded(self.path, part, rows, first) for part in (opened.ids, opened.groups)
+            None if part is None else _read_blocks(self.path, part, rows, first) for part in (opened.ids, opened.groups)
         )
         start = 0
-        for values in _guarded(self.path, opened.values, rows, first):
+        for values in _read_blocks(self.path, opened.values, rows, first):
             assert isinstance(values, Tensor)
             stop = start + len(values)
-            names = Places(name or self.path.stem, start, stop) if ids is None else _words(next(ids))
+            names = Places(name or self.path.stem, start, stop) if ids is None else _to_words(next(ids))
             group = None if groups is None else next(groups)
             labels = group.reshape(len(values)).long() if isinstance(group, Tensor) else group
             yield EmbeddingBlock(values.reshape(len(values), self.dim), names, labels)
@@ -122,7 +122,7 @@ class EmbeddingShard:
 
 
 def open_embeddings(path: Path | str, columns: Columns | None = None) -> EmbeddingShard:
-    """Read and check the header of a file of raw embeddings, of which blocks of rows can be read then.
+    """Read and check the header of a file of raw embeddings, so that blocks of rows can be read.
 
     Files as of :func:`read_embeddings`; ``.pt`` files are read whole, twice.
 
@@ -133,7 +133,7 @@ def open_embeddings(path: Path | str, columns: Columns | None = None) -> Embeddi
     Raises:
         OSError: As :func:`read_embeddings`, as are the others.
         TypeError: If it does not hold floating-point numbers, or groups are neither whole numbers nor texts.
-        ValueError: If it is damaged as far as the header says, or over a limit.
+        ValueError: If its header is damaged, or it is over a limit.
         ImportError: If it is a Parquet file and pyarrow is not installed.
     """
     path, columns = Path(path), columns or Columns()
@@ -155,7 +155,7 @@ def read_embeddings(path: Path | str, *, column: str | None = None) -> Embedding
 
     Raises:
         FileNotFoundError: If there is no such file.
-        OSError: If it is no regular file.
+        OSError: If it is not a regular file.
         TypeError: If it does not hold floating-point numbers.
         ValueError: If the kind is unknown, the file is damaged or over a limit, or the shape is not ``(N, D)``.
         ImportError: If it is a Parquet file and pyarrow is not installed.
@@ -165,17 +165,17 @@ def read_embeddings(path: Path | str, *, column: str | None = None) -> Embedding
     if isinstance(found.groups, StoredWords):
         raise TypeError(f"{path}: groups: expected whole numbers, got texts.")
     rows = max(found.shape[0], 1)
-    values = _guard(path, lambda: whole(found.values)).reshape(found.shape)
+    values = _call_reader(path, lambda: read_whole(found.values)).reshape(found.shape)
     groups = found.groups
-    labels = None if groups is None else _guard(path, lambda: whole(groups)).reshape(len(values)).long()
+    labels = None if groups is None else _call_reader(path, lambda: read_whole(groups)).reshape(len(values)).long()
     if found.ids is None:
         return EmbeddingFile(path, values, list(Places(path.stem, 0, rows)), False, labels, found.provenance)
-    ids = [name for part in _guarded(path, found.ids, rows) for name in _words(part)]
+    ids = [name for part in _read_blocks(path, found.ids, rows) for name in _to_words(part)]
     return EmbeddingFile(path, values, ids, True, labels, found.provenance)
 
 
-class _Opened(NamedTuple):
-    """What is to be read of a file."""
+class _OpenFile(NamedTuple):
+    """The arrays of a file that are to be read."""
 
     values: Tensor | Stored
     shape: tuple[int, int]
@@ -184,30 +184,30 @@ class _Opened(NamedTuple):
     provenance: Provenance
 
 
-def _open(path: Path, columns: Columns) -> _Opened:
-    """Read the header of a file, and find and check what is read of it."""
+def _open(path: Path, columns: Columns) -> _OpenFile:
+    """Read the header of a file, and find and check the arrays that are to be read."""
     check_input(path, "file")
     if path.suffix not in READERS:
-        raise ValueError(f"{path}: expected a file ending in {suffixes()}.")
-    arrays, about = _guard(path, lambda: READERS[path.suffix](path))
-    beside = metadata_beside(path, needed=columns.ids is not None or columns.groups is not None)
+        raise ValueError(f"{path}: expected a file ending in {list_suffixes()}.")
+    arrays, about = _call_reader(path, lambda: READERS[path.suffix](path))
+    beside = find_metadata(path, needed=columns.ids is not None or columns.groups is not None)
     if beside is not None:
-        arrays = _guard(beside, lambda: READERS[beside.suffix](beside))[0] | arrays
-    value = _choose(path, arrays, columns.embeddings)
-    shape = _checked_shape(path, value)
+        arrays = _call_reader(beside, lambda: READERS[beside.suffix](beside))[0] | arrays
+    value = _choose_array(path, arrays, columns.embeddings)
+    shape = _check_shape(path, value)
     check_limit(path, "rows", shape[0])
     check_limit(path, "dimension", shape[1])
-    groups = _named(path, arrays, columns.groups) if columns.groups else arrays.get(GROUPS)
+    groups = _get_array(path, arrays, columns.groups) if columns.groups else arrays.get(GROUPS)
     if groups is not None:
-        groups = _checked_groups(path, groups, shape[0])
-    ids = _ids(path, arrays, about, columns.ids, value)
-    if ids is not None and length(ids) != shape[0]:
-        raise ValueError(f"{path}: damaged: {length(ids)} ids do not match its {shape[0]} embeddings.")
-    return _Opened(value, shape, ids, groups, _provenance(path, about))
+        groups = _check_groups(path, groups, shape[0])
+    ids = _find_ids(path, arrays, about, columns.ids, value)
+    if ids is not None and count_rows(ids) != shape[0]:
+        raise ValueError(f"{path}: damaged: {count_rows(ids)} ids do not match its {shape[0]} embeddings.")
+    return _OpenFile(value, shape, ids, groups, _read_provenance(path, about))
 
 
-def _guard(path: Path, read: Callable[[], T]) -> T:
-    """Read from a file; a damaged one makes its reader fail in any way, and is named."""
+def _call_reader(path: Path, read: Callable[[], T]) -> T:
+    """Call a reader, and turn any failure of it into an error that names the file."""
     try:
         return read()
     except (RefusedError, ImportError):
@@ -220,53 +220,58 @@ def _guard(path: Path, read: Callable[[], T]) -> T:
         ) from None
 
 
-def _guarded(path: Path, array: Array | list[str], rows: int, first: int | None = None) -> Iterator[Tensor | list[str]]:
-    """Read an array in blocks, as :func:`_guard` does."""
-    own = getattr(array, "path", path)  # of a column that lies in another file
-    blocks = blocks_of(array, rows, first)
-    while (block := _guard(own, lambda: next(blocks, None))) is not None:
+def _read_blocks(
+    path: Path, array: Array | list[str], rows: int, first: int | None = None
+) -> Iterator[Tensor | list[str]]:
+    """Read an array in blocks; errors as of :func:`_call_reader`."""
+    own = getattr(array, "path", path)  # a column may be in another file
+    blocks = read_blocks(array, rows, first)
+    while (block := _call_reader(own, lambda: next(blocks, None))) is not None:
         yield block
 
 
-def _choose(path: Path, arrays: Mapping[str, Array], told: str | None) -> Tensor | Stored:
-    """Find the embeddings."""
-    if told is not None:
-        found = _named(path, arrays, told)
+def _choose_array(path: Path, arrays: Mapping[str, Array], column: str | None) -> Tensor | Stored:
+    """Choose the array of embeddings."""
+    if column is not None:
+        found = _get_array(path, arrays, column)
     elif key := next((key for key in KEYS if key in arrays), None):
         found = arrays[key]
     elif len(arrays) == 1:
         found = next(iter(arrays.values()))
     else:
         raise ValueError(
-            f"{path}: expected one array or column, or one named {KEY!r}, got {_listed(arrays)}; name one (--column)."
+            f"{path}: expected one array or column, or one named {KEY!r}, got {_list_arrays(arrays)}; "
+            "name one (--column)."
         )
     if isinstance(found, StoredWords):
         raise TypeError(f"{path}: expected floating-point raw embeddings, got a column of texts.")
     return found
 
 
-def _named(path: Path, arrays: Mapping[str, Array], name: str) -> Array:
+def _get_array(path: Path, arrays: Mapping[str, Array], name: str) -> Array:
     if name not in arrays:
-        raise ValueError(f"{path}: there is no array or column {name!r} of numbers or texts, but {_listed(arrays)}.")
+        raise ValueError(
+            f"{path}: there is no array or column {name!r} of numbers or texts, but {_list_arrays(arrays)}."
+        )
     return arrays[name]
 
 
-def _listed(arrays: Mapping[str, Array]) -> str:
-    return f"{[shown(name)[1:-1] for name in sorted(arrays)][:8]}"
+def _list_arrays(arrays: Mapping[str, Array]) -> str:
+    return f"{[format_value(name)[1:-1] for name in sorted(arrays)][:8]}"
 
 
-def _checked_shape(path: Path, value: Tensor | Stored) -> tuple[int, int]:
-    """Refuse what are no embeddings; the shape without axes of length 1 beyond the first."""
-    shape, dtype = _dense(path, value)
+def _check_shape(path: Path, value: Tensor | Stored) -> tuple[int, int]:
+    """Refuse arrays that are no embeddings; return the shape without axes of length 1 beyond the first."""
+    shape, dtype = _check_dense(path, value)
     if len(shape) > 2:
         shape = (shape[0], *(n for n in shape[1:] if n != 1))
-    probe = _guard(path, lambda: torch.empty((1,) * len(shape), dtype=dtype).expand(shape))  # of no size
+    probe = _call_reader(path, lambda: torch.empty((1,) * len(shape), dtype=dtype).expand(shape))  # takes no memory
     check_matrix(probe, str(path))
     return shape[0], shape[1]
 
 
-def _dense(path: Path, value: Tensor | Stored, what: str = "array") -> tuple[tuple[int, ...], torch.dtype]:
-    """Refuse what has no plain values of its own, or repeats them beyond the limit; shape and type."""
+def _check_dense(path: Path, value: Tensor | Stored, what: str = "array") -> tuple[tuple[int, ...], torch.dtype]:
+    """Refuse tensors without plain values, or that expand beyond the limit; return shape and type."""
     if isinstance(value, Tensor):
         if value.is_nested or value.layout != torch.strided:
             kind = "a nested tensor" if value.is_nested else value.layout
@@ -275,16 +280,16 @@ def _dense(path: Path, value: Tensor | Stored, what: str = "array") -> tuple[tup
             raise ValueError(f"{path}: expected a dense {what}, got a tensor of the meta device, which has no values.")
         if value.is_quantized:
             raise ValueError(f"{path}: expected a dense {what}, got quantised values; save it with dequantize().")
-    shape, dtype = _guard(path, lambda: (tuple(value.shape), value.dtype))
+    shape, dtype = _call_reader(path, lambda: (tuple(value.shape), value.dtype))
     check_expansion(path, math.prod(shape) * dtype.itemsize)
     return shape, dtype
 
 
-def _checked_groups(path: Path, groups: Array, rows: int) -> Array:
+def _check_groups(path: Path, groups: Array, rows: int) -> Array:
     if isinstance(groups, StoredWords):
         shape: tuple[int, ...] = (groups.count,)
     else:
-        shape, dtype = _dense(path, groups, "array of groups")
+        shape, dtype = _check_dense(path, groups, "array of groups")
         if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
             raise TypeError(f"{path}: groups: expected whole numbers, got {dtype}.")
     if not shape or shape[0] != rows or math.prod(shape) != rows:
@@ -292,40 +297,40 @@ def _checked_groups(path: Path, groups: Array, rows: int) -> Array:
     return groups
 
 
-def _ids(
-    path: Path, arrays: Mapping[str, Array], about: Mapping[str, Any], told: str | None, embeddings: Tensor | Stored
+def _find_ids(
+    path: Path, arrays: Mapping[str, Array], about: Mapping[str, Any], column: str | None, embeddings: Tensor | Stored
 ) -> Array | list[str] | None:
-    """Find the names of the rows: those of the column that is told, of the file's own list, or of a usual column."""
-    if told is not None:
-        found = _named(path, arrays, told)
-        if not _names_rows(found):
-            raise TypeError(f"{path}: ids: expected a column of texts or whole numbers, got another in {told!r}.")
+    """Find the names of the rows: in the given column, in the file's own list, or in a usual column."""
+    if column is not None:
+        found = _get_array(path, arrays, column)
+        if not _is_id_array(found):
+            raise TypeError(f"{path}: ids: expected a column of texts or whole numbers, got another in {column!r}.")
         return found
     if own := about.get("ids"):
         wrong = next((row for row, one in enumerate(own) if not isinstance(one, str)), None)
         if wrong is not None:
-            raise ValueError(f"{path}: damaged: the id of row {wrong} is {shown(own[wrong])}; expected strings.")
+            raise ValueError(f"{path}: damaged: the id of row {wrong} is {format_value(own[wrong])}; expected strings.")
         return list(own)
     usual = (arrays[name] for name in IDS if name in arrays and arrays[name] is not embeddings)
-    return next((one for one in usual if _names_rows(one)), None)
+    return next((one for one in usual if _is_id_array(one)), None)
 
 
-def _names_rows(array: Array) -> bool:
+def _is_id_array(array: Array) -> bool:
     if isinstance(array, StoredWords):
         return True
     return len(array.shape) == 1 and not (array.dtype.is_floating_point or array.dtype.is_complex)
 
 
-def _words(part: Tensor | list[str]) -> list[str]:
+def _to_words(part: Tensor | list[str]) -> list[str]:
     return [str(one) for one in part.tolist()] if isinstance(part, Tensor) else part
 
 
-def _provenance(path: Path, about: Mapping[str, Any]) -> Provenance:
+def _read_provenance(path: Path, about: Mapping[str, Any]) -> Provenance:
     encoder_id = about.get("encoder_id")
     if encoder_id is not None and not all(isinstance(part, str) for part in encoder_id.values()):
-        raise ValueError(f"{path}: damaged: encoder_id is {shown(encoder_id)}; expected strings.")
+        raise ValueError(f"{path}: damaged: encoder_id is {format_value(encoder_id)}; expected strings.")
     try:
-        return Provenance(about.get("spec"), encoder_id, about.get("modality") or modality_of_name(path))
+        return Provenance(about.get("spec"), encoder_id, about.get("modality") or parse_modality(path))
     except ValueError as error:
         raise ValueError(f"{path}: damaged: {error}") from None
 
@@ -338,7 +343,7 @@ def write_embeddings(
     groups: Tensor | None = None,
     provenance: Provenance = UNKNOWN,
 ) -> None:
-    """Write embeddings ``(N, D)`` as safetensors with what is known of them; whole or not at all.
+    """Write embeddings ``(N, D)`` as safetensors with ids, groups and provenance; whole or not at all.
 
     Raises:
         OSError: If the file cannot be written.

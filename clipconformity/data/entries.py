@@ -1,4 +1,4 @@
-"""Files of one entry a line: texts, tables and lines of JSON, which captions and lists of images come in."""
+"""Files with one entry a line: texts, tables and JSON lines, for captions and lists of images."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipconformity.data.limits import check_limit
-from clipconformity.data.untrusted import read_json_lines, read_text, shown
+from clipconformity.data.untrusted import format_value, read_json_lines, read_text
 
 LINES = {".txt": "one a line", ".jsonl": "one a line", ".csv": "with a header", ".tsv": "with a header"}
-"""How the names of such files end, and what they look like, as errors say it."""
+"""Suffixes of such files, and their formats in words, for errors."""
 
 
 class Entry(NamedTuple):
     """An entry of a file."""
 
     where: str
-    """Its place, as errors say it."""
+    """Its position, in words for errors."""
     number: int
-    """What it is called where it has no name: from 1."""
+    """Its number from 1, the name of an entry without one."""
     value: Any
 
 
 def read_entries(path: Path, what: str, column: str | None = None) -> list[Entry]:
-    """Read the entries of a file whose name ends as of :data:`LINES`; blank lines are left out.
+    """Read the entries of a file with a suffix of :data:`LINES`; blank lines are skipped.
 
     Args:
         path: The file.
-        what: What it was to be, for the errors.
-        column: What was asked for; a text file has none.
+        what: What the file should be, for errors.
+        column: The requested column; a text file has none.
 
     Raises:
-        OSError: If it is not there or is no regular file.
-        ValueError: If it is broken or over a limit, or is a text file and a column was asked for; names the place.
+        OSError: If it does not exist or is not a regular file.
+        ValueError: If it is broken or over a limit, or a column of a text file is requested; names the position.
     """
     suffix = path.suffix.lower()
     if suffix == ".txt":
@@ -46,18 +46,18 @@ def read_entries(path: Path, what: str, column: str | None = None) -> list[Entry
     elif suffix == ".jsonl":
         entries = [Entry(f"line {n}", n, value) for n, value in read_json_lines(path, what)]
     else:
-        entries = list(_rows(path, read_text(path, what), "," if suffix == ".csv" else "\t"))
+        entries = list(_read_table(path, read_text(path, what), "," if suffix == ".csv" else "\t"))
     check_limit(path, "rows", len(entries))
     return entries
 
 
-def _rows(path: Path, text: str, delimiter: str) -> Iterator[Entry]:
-    """Find the rows of a table, under the names in its header."""
+def _read_table(path: Path, text: str, delimiter: str) -> Iterator[Entry]:
+    """Read the rows of a table by the names in its header."""
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="", strict=True)
     try:
         names = reader.fieldnames or []
         if len(set(names)) < len(names):
-            raise ValueError(f"{path}: line 1: two columns have one name: {', '.join(map(shown, names[:8]))}.")
+            raise ValueError(f"{path}: line 1: two columns have one name: {', '.join(map(format_value, names[:8]))}.")
         for number, row in enumerate(reader, start=1):
             if None in row.values() or "" in row:
                 raise ValueError(f"{path}: line {reader.line_num}: expected {len(names)} columns, as in the header.")

@@ -1,4 +1,4 @@
-"""Which files may be written, and writing whole files or none; and which kinds of image are read."""
+"""Checks of output files, and writing of whole files or none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipconformity.data.locks import Workplace, claim
+from clipconformity.data.locks import Workplace, claim_workplace
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,16 +20,18 @@ NamedPath = tuple[str, Path]
 """A file, and the option or argument that names it."""
 
 SAFETENSORS = ".safetensors"
-"""How the names of what is written in that format end."""
-FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
-"""What fails under way though nothing was given wrong: no space is left, or the device does not work."""
+"""Suffix of files in that format."""
+DEVICE_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+)
+"""Errors of the device in spite of valid input: no space is left, or it does not work."""
 
 
 def check_output(path: Path) -> Path:
-    """Refuse what cannot be written as a file, before any work is done.
+    """Refuse an output that cannot be written, before any work is done.
 
     Returns:
-        Where the file comes to lie: behind a symbolic link, which stays.
+        The final path of the file: behind a symbolic link, which is kept.
 
     Raises:
         OSError: If it is a folder, a device, a pipe, a socket or a loop of links, or if its folder does not exist or
@@ -38,7 +40,7 @@ def check_output(path: Path) -> Path:
     target = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file to write.")
-    # Asked of the path as given: behind /dev/stdout there may be a pipe, which has no path of its own.
+    # Checked for the path as given: /dev/stdout may be a pipe, which has no other path.
     if (path.exists() and not path.is_file()) or target.is_symlink():
         raise OSError(
             f"{path} is not a regular file, but a device, a pipe, a socket or a loop of links; name a file to write."
@@ -54,12 +56,12 @@ def check_outputs(outputs: Sequence[NamedPath], inputs: Iterable[NamedPath] = ()
     """Refuse outputs that cannot be written, or that would replace an input or one another.
 
     Args:
-        outputs: What is to be written.
-        inputs: What is read; gone through only where an output exists, since others replace nothing.
+        outputs: Files to be written.
+        inputs: Files that are read; compared only where an output exists, since others replace nothing.
 
     Raises:
         OSError: If an output cannot be written.
-        ValueError: If two are the same file, whatever they are called.
+        ValueError: If two are the same file, also under different names.
     """
     for _, path in outputs:
         check_output(path)
@@ -67,14 +69,14 @@ def check_outputs(outputs: Sequence[NamedPath], inputs: Iterable[NamedPath] = ()
 
 
 def refuse_same(paths: Sequence[NamedPath], others: Iterable[NamedPath] = ()) -> None:
-    """Refuse paths that lead to one file, by whatever links: among themselves, or from one of the others.
+    """Refuse paths that lead to the same file, also by links: among themselves, or with one of the others.
 
     Raises:
         ValueError: If two do; names both.
     """
     seen: dict[object, NamedPath] = {}
     for number, (name, path) in enumerate([*paths, *others]):
-        key = _identity(path)
+        key = _identify(path)
         if key in seen:
             first = " ".join(map(str, seen[key]))
             raise ValueError(f"{first} and {name} {path} are the same file; name each file once.")
@@ -82,8 +84,8 @@ def refuse_same(paths: Sequence[NamedPath], others: Iterable[NamedPath] = ()) ->
             seen[key] = (name, path)
 
 
-def _identity(path: Path) -> object:
-    """Tell files apart: by device and number, which hard links share, and by place where there is no file yet."""
+def _identify(path: Path) -> object:
+    """Identify a file: by device and inode, which hard links share, or by its path where it does not exist yet."""
     try:
         found = path.stat()
     except OSError:
@@ -93,45 +95,45 @@ def _identity(path: Path) -> object:
 
 @dataclass
 class _Part:
-    """A file of a publication: where it is written, and where it comes to lie."""
+    """A file of a publication: where it is written, and its final path."""
 
     path: Path
-    """As it was asked for."""
+    """The path as given."""
     target: Path
     place: Workplace
 
     @property
     def written(self) -> Path:
-        """The file until it is published; hidden, and with the suffix that was asked for."""
+        """The hidden temporary file, with the suffix of the final one."""
         return self.place.folder / f".{self.path.name}"
 
     @property
     def older(self) -> Path:
-        """What was replaced, until all is published."""
+        """The replaced file, until all files are published."""
         return self.place.folder / ".older"
 
     def publish(self, overwrite: bool) -> None:
         if not overwrite:
             return self._publish_new()
-        with suppress(OSError):  # there is none, or the file system has no second names
+        with suppress(OSError):  # no such file, or a file system without hard links
             os.link(self.target, self.older)
         self.written.replace(self.target)
         return None
 
     def _publish_new(self) -> None:
-        """Give the file its name unless another has it by now."""
+        """Rename the file to its final name unless another file has it by now."""
         try:
             os.link(self.written, self.target)
         except OSError as error:
             if isinstance(error, FileExistsError) or self.target.exists():
                 raise FileExistsError(
-                    f"{self.path} was written by another while this ran, and is left as it is; name another file, or "
+                    f"{self.path} was written by another process during this run, and is kept; name another file, or "
                     "replace it with --overwrite."
                 ) from None
-            self.written.replace(self.target)  # the file system has no second names
+            self.written.replace(self.target)  # a file system without hard links
 
     def take_back(self) -> None:
-        """Undo :meth:`publish`, as far as it came."""
+        """Undo :meth:`publish` as far as it was done."""
         if self.written.exists() and not (self.target.exists() and self.written.samefile(self.target)):
             return
         if self.older.exists():
@@ -141,16 +143,16 @@ class _Part:
 
 
 class Publication:
-    """Files that appear together, once all are written, or not at all.
+    """Files that appear together after all are written, or not at all.
 
-    Until then each lies in a hidden folder beside its place. What a killed process left in such a folder is removed by
-    the next that writes to the same place; that of a living process is not touched.
+    Until then each is in a hidden folder beside its final path. The next process that writes to the same path removes
+    such folders of killed processes, but not those of running ones.
 
     Args:
-        overwrite: Replace files that are there.
+        overwrite: Replace existing files.
 
     Raises:
-        OSError: If a file cannot be written, or no space is left; told of the file that was asked for.
+        OSError: If a file cannot be written, or no space is left; names the final file.
     """
 
     def __init__(self, *, overwrite: bool = True) -> None:
@@ -158,17 +160,17 @@ class Publication:
         self._parts: list[_Part] = []
 
     def add(self, path: Path | str) -> Path:
-        """Give a temporary file to write to, which becomes ``path``; through a symbolic link the file behind it.
+        """Return a temporary file that will become ``path``; a symbolic link is followed.
 
         Raises:
-            OSError: If there can be no such file, as of :func:`check_output`.
+            OSError: If there can be no such file, as in :func:`check_output`.
         """
         path = Path(path)
         target = check_output(path)
         try:
-            part = _Part(path, target, claim(target))
+            part = _Part(path, target, claim_workplace(target))
         except OSError as error:
-            raise _told_of(path, error) from error
+            raise _replace_path(path, error) from error
         self._parts.append(part)
         return part.written
 
@@ -179,8 +181,8 @@ class Publication:
         try:
             if kind is None:
                 self._publish()
-            elif isinstance(error, OSError) and (told := self._told(error)) is not error:
-                raise told from error
+            elif isinstance(error, OSError) and (renamed := self._rename_error(error)) is not error:
+                raise renamed from error
         finally:
             for part in self._parts:
                 part.place.remove()
@@ -195,47 +197,47 @@ class Publication:
         except BaseException as error:
             for part in reversed(self._parts):
                 part.take_back()
-            if isinstance(error, OSError) and (told := self._told(error)) is not error:
-                raise told from error
+            if isinstance(error, OSError) and (renamed := self._rename_error(error)) is not error:
+                raise renamed from error
             raise
 
-    def _told(self, error: OSError) -> OSError:
-        """Say it of the file that was asked for, where the error is of one of these."""
+    def _rename_error(self, error: OSError) -> OSError:
+        """Make an error about a temporary file one about the final file."""
         name = error.filename
         if name is None and self._parts:
-            return _told_of(self._parts[-1].path, error)
+            return _replace_path(self._parts[-1].path, error)
         place = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else Path()
         part = next((part for part in self._parts if part.place.folder in place.parents), None)
-        return error if part is None else _told_of(part.path, error)
+        return error if part is None else _replace_path(part.path, error)
 
 
-def _told_of(path: Path, error: OSError) -> OSError:
-    if error.errno not in FULL:
+def _replace_path(path: Path, error: OSError) -> OSError:
+    if error.errno not in DEVICE_ERRORS:
         return error
     return OSError(error.errno, f"cannot be written ({os.strerror(error.errno)})", str(path))
 
 
 @contextmanager
-def replacing(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
-    """Give a temporary file to write to, which becomes ``path`` when all went well.
+def replace_file(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a temporary file that becomes ``path`` if the block succeeds.
 
-    Through a symbolic link the file behind it is replaced.
+    A symbolic link is followed, and its target replaced.
 
     Raises:
-        OSError: If it cannot be written, as of :func:`check_output`, or no space is left; then nothing is.
+        OSError: If it cannot be written, as in :func:`check_output`, or no space is left; then nothing is written.
     """
     with Publication(overwrite=overwrite) as files:
         yield files.add(path)
 
 
 @contextmanager
-def scratch(beside: Path) -> Iterator[Path]:
-    """Give a folder of temporary files beside a place; that of a killed run is removed by the next.
+def make_scratch_folder(beside: Path) -> Iterator[Path]:
+    """Yield a folder of temporary files beside a path; the next run removes that of a killed run.
 
     Raises:
         OSError: If it cannot be made.
     """
-    place = claim(beside)
+    place = claim_workplace(beside)
     try:
         yield place.folder
     finally:
@@ -247,7 +249,7 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
 
     Raises:
         OSError: If it cannot be written.
-        ValueError: If its name promises another format.
+        ValueError: If its suffix is of another format.
     """
     check_output(Path(path))
     if Path(path).suffix != SAFETENSORS:
@@ -256,10 +258,10 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         try:
             save_file(contiguous, temporary, dict(metadata))
-        except SafetensorError as error:  # keeps the number of the system's error in its words alone
+        except SafetensorError as error:  # has the system's error number only in its message
             number = re.search(r"(?:os error|code:) (\d+)", str(error))
             if number is None:
                 raise OSError(f"{path}: cannot be written ({error}).") from error

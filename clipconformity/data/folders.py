@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipconformity.data.untrusted import shown, shown_path
+from clipconformity.data.untrusted import format_path, format_value
 
 IMAGE_FORMATS = {
     ".avif": "AVIF",
@@ -33,26 +33,26 @@ IGNORED = {
     "skipped": "of other suffixes",
     "special": "no regular files",
 }
-"""What is ignored, by the name of its list, in words."""
-BESIDES = {
+"""Kinds of ignored files in words, by the name of their list."""
+OTHER_KINDS = {
     "unreadable": "folders cannot be read",
     "repeated": "repeat the content of others",
     "missing": "are listed and missing",
 }
-"""What else is told, likewise."""
-OF_GENERATION = re.compile(r"manifest(-\d+-of-\d+)?\.jsonl")
-"""What ``generate_images`` keeps beside its images, which is no stranger."""
-TAIL = 4096
-"""Bytes at the end of a file by which most files of one size are told apart."""
-MISSING = 3
-"""Missing files that an error names."""
-NAMED = 5
-"""Files of a kind that are named where all are counted."""
+"""Further kinds of files in words, likewise."""
+MANIFEST = re.compile(r"manifest(-\d+-of-\d+)?\.jsonl")
+"""Manifest that ``generate_images`` writes beside its images; not counted as an ignored file."""
+TAIL_BYTES = 4096
+"""Bytes at the end of a file, by which most files of equal size differ."""
+MAX_MISSING_NAMED = 3
+"""Largest number of missing files in an error."""
+MAX_NAMED = 5
+"""Largest number of named files of a kind, where all are counted."""
 
 
 @dataclass
 class ImageFolder:
-    """What a folder and its subfolders hold, or a list names: the images, and what is not among them.
+    """The images of a folder with its subfolders, or of a list, and the files that are not among them.
 
     Attributes:
         root: The folder that names are relative to.
@@ -63,9 +63,9 @@ class ImageFolder:
         special: Pipes, sockets, devices and links to nothing under the name of an image.
         unreadable: Folders that cannot be listed.
         repeated: Images with the same content as one before them; they count nevertheless.
-        missing: Files that the list names and that are not there.
-        file: The list; None of a folder.
-        names: Of each image as the list has it; see :attr:`ids`.
+        missing: Files of the list that do not exist.
+        file: The list; None for a folder.
+        names: Name of each image in the list; see :attr:`ids`.
     """
 
     root: Path
@@ -82,17 +82,17 @@ class ImageFolder:
 
     @property
     def ids(self) -> list[str]:
-        """Name of each image: as the list has it, or relative to the folder."""
+        """Name of each image: as in the list, or relative to the folder."""
         return self.names if self.file else [str(path.relative_to(self.root)) for path in self.paths]
 
     @property
     def ignored(self) -> int:
-        """How many files and folders are not among the images."""
+        """Number of files and folders that are not among the images."""
         return sum(len(getattr(self, name)) for name in IGNORED)
 
     def describe(self) -> dict[str, Any]:
         """Count what was found, ignored, unreadable and repeated, and name the first of each, as plain values."""
-        lists = {name: getattr(self, name) for name in (*IGNORED, *BESIDES)}
+        lists = {name: getattr(self, name) for name in (*IGNORED, *OTHER_KINDS)}
         about: dict[str, Any] = {
             "found": len(self.paths),
             "ignored": self.ignored,
@@ -101,28 +101,30 @@ class ImageFolder:
         }
         if self.file is not None:
             about["missing"] = len(self.missing)
-        examples = {name: [*names[:NAMED], *["..."][: len(names) > NAMED]] for name, names in lists.items() if names}
+        examples = {
+            name: [*names[:MAX_NAMED], *["..."][: len(names) > MAX_NAMED]] for name, names in lists.items() if names
+        }
         return about | ({"examples": examples} if examples else {})
 
     @property
     def remark(self) -> str:
-        """Say in a line what is not among the images, or counts twice; empty where there is nothing of the kind."""
-        told = []
-        for name, word in (IGNORED | BESIDES).items():
+        """Describe in a line what is left out or repeated; empty where nothing is."""
+        remarks = []
+        for name, word in (IGNORED | OTHER_KINDS).items():
             names = getattr(self, name)
             if names:
-                first = ", ".join(map(shown, names[:2])) + (", ..." if len(names) > 2 else "")
-                told.append(f"{len(names)} {word} ({first})")
-        return f"{self.file or self.root}: {len(self.paths)} images found; {'; '.join(told)}." if told else ""
+                first = ", ".join(map(format_value, names[:2])) + (", ..." if len(names) > 2 else "")
+                remarks.append(f"{len(names)} {word} ({first})")
+        return f"{self.file or self.root}: {len(self.paths)} images found; {'; '.join(remarks)}." if remarks else ""
 
     def survey(self) -> ImageFolder:
-        """Look for images that repeat the content of others."""
-        self.repeated = sorted(os.path.relpath(path, self.root) for path in _repeats(self.paths))
+        """Find images with the content of another one."""
+        self.repeated = sorted(os.path.relpath(path, self.root) for path in _find_repeats(self.paths))
         return self
 
 
 def walk_images(root: Path) -> ImageFolder:
-    """Look through a folder and its subfolders; what is hidden and links to folders are left out."""
+    """List a folder and its subfolders; hidden files and links to folders are left out."""
     found = ImageFolder(root)
 
     def failed(error: OSError) -> None:
@@ -140,7 +142,7 @@ def walk_images(root: Path) -> ImageFolder:
             if name.startswith("."):
                 _add(found.hidden, found, place, name)
             elif path.suffix.lower() not in IMAGE_FORMATS:
-                if not OF_GENERATION.fullmatch(name):
+                if not MANIFEST.fullmatch(name):
                     _add(found.skipped, found, place, name)
             elif not path.is_file():
                 _add(found.special, found, place, name)
@@ -155,7 +157,7 @@ def _add(names: list[str], found: ImageFolder, place: str, name: str) -> None:
     names.append(os.path.relpath(Path(place, name), found.root))
 
 
-def image_files(root: Path) -> Iterator[Path]:
+def find_image_files(root: Path) -> Iterator[Path]:
     """Find the image files in a folder and its subfolders."""
     return iter(walk_images(root).paths)
 
@@ -166,38 +168,40 @@ def list_images(root: Path | str) -> list[Path]:
     Hidden files and folders, and links to folders, are left out; :func:`survey_images` says what was.
 
     Raises:
-        NotADirectoryError: If it is no folder.
+        NotADirectoryError: If it is not a folder.
         ValueError: If there is no image in it.
     """
-    return _listed(root).paths
+    return _list_images(root).paths
 
 
 def survey_images(root: Path | str) -> ImageFolder:
     """List the image files in a folder and its subfolders, and what was ignored, unreadable or repeated.
 
     Raises:
-        NotADirectoryError: If it is no folder.
+        NotADirectoryError: If it is not a folder.
         ValueError: If there is no image in it.
     """
-    return _listed(root).survey()
+    return _list_images(root).survey()
 
 
-def missing_images(where: Path, of: str, missing: Sequence[Path]) -> FileNotFoundError:
-    """Make the error for images that a file names and that are not there.
+def make_missing_error(where: Path, of: str, missing: Sequence[Path]) -> FileNotFoundError:
+    """Make the error for images that a file names and that do not exist.
 
     Args:
-        where: What names them.
-        of: Of how many, and what these are.
-        missing: Those that are not there.
+        where: The file that names them.
+        of: Total number, and what is counted, in words.
+        missing: The missing files.
     """
-    first = ", ".join(map(shown_path, missing[:MISSING])) + (", ..." if len(missing) > MISSING else "")
+    first = ", ".join(map(format_path, missing[:MAX_MISSING_NAMED])) + (
+        ", ..." if len(missing) > MAX_MISSING_NAMED else ""
+    )
     return FileNotFoundError(
         f"{where}: {len(missing)} of {of} are missing: {first}. "
         "Complete the download, or leave them out: on_missing='skip', or --on-error skip on the command line."
     )
 
 
-def _listed(root: Path | str) -> ImageFolder:
+def _list_images(root: Path | str) -> ImageFolder:
     root = Path(root)
     if not root.is_dir():
         raise NotADirectoryError(f"{root}: expected a folder of images.")
@@ -208,36 +212,36 @@ def _listed(root: Path | str) -> ImageFolder:
     return found
 
 
-def _repeats(paths: Sequence[Path]) -> Iterator[Path]:
-    """Find the files with the content of an earlier one; only those of one size and one ending are read whole."""
+def _find_repeats(paths: Sequence[Path]) -> Iterator[Path]:
+    """Find the files with the content of an earlier one; only those of equal size and tail are read whole."""
     same = [list(paths)]
-    for key in (_size, _tail, _digest):
-        same = [part for group in same for part in _alike(group, key)]
+    for key in (_read_size, _read_tail, _hash_file):
+        same = [part for group in same for part in _group_by(group, key)]
     for group in same:
         yield from group[1:]
 
 
-def _alike(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
+def _group_by(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
     parts = defaultdict(list)
     for path in paths:
         try:
             parts[key(path)].append(path)
-        except OSError:  # opening it to be encoded will say so
+        except OSError:  # reported when it is opened for encoding
             continue
     return [part for part in parts.values() if len(part) > 1]
 
 
-def _size(path: Path) -> int:
+def _read_size(path: Path) -> int:
     return path.stat().st_size
 
 
-def _tail(path: Path) -> bytes:
+def _read_tail(path: Path) -> bytes:
     with path.open("rb") as file:
-        file.seek(max(_size(path) - TAIL, 0))
-        return file.read(TAIL)
+        file.seek(max(_read_size(path) - TAIL_BYTES, 0))
+        return file.read(TAIL_BYTES)
 
 
-def _digest(path: Path) -> bytes:
+def _hash_file(path: Path) -> bytes:
     digest = hashlib.blake2b()
     with path.open("rb") as file:
         while part := file.read(2**20):

@@ -1,4 +1,4 @@
-"""The formats of embedding files: one row each, shown in the help of the commands, which does without torch."""
+"""The formats of embedding files: one row each. The help of the commands shows them, without torch."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ KINDS = {
     REFERENCE: ("a reference set", "give it as `--reference FILE`"),
     SCORE: ("a saved score", "give it to `clipconformity compare` as `NAME=FILE`"),
 }
-"""Kinds of safetensors files of this library, as their metadata tell them: what each is, and where it goes."""
-UNHINDERED = 2**26
-"""Bytes that any file may grow to as it is read."""
+"""Kinds of safetensors files of this library, by their metadata: what each is, and which option takes it."""
+MIN_EXPANSION = 2**26
+"""Bytes to which a file of any size may expand."""
 KEY = "embeddings"
 Arrays: TypeAlias = "tuple[dict[str, Array], dict[str, Any]]"
-"""The arrays of a file by name, and what it says of them: ``ids``, ``spec``, ``encoder_id``, ``modality``, if known."""
+"""The arrays of a file by name, and its metadata ``ids``, ``spec``, ``encoder_id``, ``modality``, if known."""
 
 
-def _from_safetensors(path: Path) -> Arrays:
+def _read_safetensors(path: Path) -> Arrays:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:  # checks that places and shapes fit the file
+        with safe_open(path, framework="pt") as file:  # checks that offsets and shapes fit the file
             metadata = file.metadata() or {}
-            types = {name: _type_of(file, name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            types = {name: _parse_type(file, name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except SafetensorError as error:
         raise ValueError(str(error)) from None
     if metadata.get("format") in (REFERENCE, SCORE):
@@ -52,16 +52,16 @@ def _from_safetensors(path: Path) -> Arrays:
     kinds = {"ids": list, "spec": str, "encoder_id": dict, "modality": str}
     if not isinstance(about, dict) or any(not isinstance(about.get(k), (t, type(None))) for k, t in kinds.items()):
         raise ValueError("its metadata is damaged")
-    return _stored_tensors(path, types), about
+    return _locate_tensors(path, types), about
 
 
-def _type_of(file: Any, name: str) -> torch.dtype:
+def _parse_type(file: Any, name: str) -> torch.dtype:
     part = file.get_slice(name)
     return part[:0].dtype if part.get_shape() else file.get_tensor(name).dtype
 
 
-def _stored_tensors(path: Path, types: dict[str, torch.dtype]) -> dict[str, Array]:
-    """Say where the tensors of a safetensors file are, whose library would map all of the file into memory."""
+def _locate_tensors(path: Path, types: dict[str, torch.dtype]) -> dict[str, Array]:
+    """Locate the tensors of a safetensors file; its library would map all of the file into memory."""
     from clipconformity.data.stored import StoredRows
 
     with path.open("rb") as file:
@@ -69,20 +69,20 @@ def _stored_tensors(path: Path, types: dict[str, torch.dtype]) -> dict[str, Arra
         places = json.loads(file.read(size))
     return {
         name: StoredRows(
-            partial(_opened_at, path, 8 + size + places[name]["data_offsets"][0]), tuple(places[name]["shape"]), dtype
+            partial(_open_at, path, 8 + size + places[name]["data_offsets"][0]), tuple(places[name]["shape"]), dtype
         )
         for name, dtype in types.items()
     }
 
 
-def _opened_at(path: Path, place: int) -> IO[bytes]:
+def _open_at(path: Path, place: int) -> IO[bytes]:
     file = path.open("rb", buffering=0)
     file.seek(place)
     return file
 
 
 class _Header(NamedTuple):
-    """What an array in NumPy's format says of itself."""
+    """The header of an array in NumPy's format."""
 
     shape: tuple[int, ...]
     by_columns: bool
@@ -92,7 +92,7 @@ class _Header(NamedTuple):
 
     @property
     def types(self) -> tuple[torch.dtype, np.dtype | None]:
-        """The type of the values, and the same as NumPy has it where their bytes are in another order than here."""
+        """The type of the values, and NumPy's type where their byte order is not the native one."""
         import numpy as np
         import torch
 
@@ -100,36 +100,36 @@ class _Header(NamedTuple):
         return torch.from_numpy(np.empty(0, native)).dtype, None if self.dtype == native else self.dtype
 
 
-def _from_npy(path: Path) -> Arrays:
+def _read_npy(path: Path) -> Arrays:
     from clipconformity.data.stored import StoredColumns, StoredRows
 
     with path.open("rb") as file:
         header = _read_header(file, path.stat().st_size)
     kind = StoredColumns if header.by_columns else StoredRows
-    return {KEY: kind(partial(_opened_at, path, header.size), header.shape, *header.types)}, {}
+    return {KEY: kind(partial(_open_at, path, header.size), header.shape, *header.types)}, {}
 
 
-def _from_npz(path: Path) -> Arrays:
+def _read_npz(path: Path) -> Arrays:
     _check_members(path)
     found: dict[str, Array] = {}
     with zipfile.ZipFile(path) as members:
         for member in members.infolist():
             with members.open(member) as file:
                 header = _read_header(file, member.file_size)
-                found[member.filename.removesuffix(".npy")] = _member(path, member.filename, header)
+                found[member.filename.removesuffix(".npy")] = _read_member(path, member.filename, header)
     return found, {}
 
 
-def _member(path: Path, name: str, header: _Header) -> Array:
-    """Give an array of a zip file; by rows it is read as a stream, by columns at once."""
-    from clipconformity.data.stored import StoredRows, whole
+def _read_member(path: Path, name: str, header: _Header) -> Array:
+    """Return an array of a zip file; one stored by rows is read as a stream, one by columns at once."""
+    from clipconformity.data.stored import StoredRows, read_whole
 
     shape = header.shape[::-1] if header.by_columns else header.shape
-    stored = StoredRows(partial(_opened_member, path, name, header.size), shape, *header.types)
-    return whole(stored).permute(*range(len(shape))[::-1]).contiguous() if header.by_columns else stored
+    stored = StoredRows(partial(_open_member, path, name, header.size), shape, *header.types)
+    return read_whole(stored).permute(*range(len(shape))[::-1]).contiguous() if header.by_columns else stored
 
 
-def _opened_member(path: Path, name: str, place: int) -> IO[bytes]:
+def _open_member(path: Path, name: str, place: int) -> IO[bytes]:
     with zipfile.ZipFile(path) as members:  # its members stay open
         file = members.open(name)
     file.read(place)
@@ -137,7 +137,7 @@ def _opened_member(path: Path, name: str, place: int) -> IO[bytes]:
 
 
 def _check_members(path: Path) -> None:
-    """Refuse a zip file whose members grow without bounds as they are read."""
+    """Refuse a zip file whose members expand beyond the limit."""
     with zipfile.ZipFile(path) as members:
         found = members.infolist()
     for member in found:
@@ -150,11 +150,11 @@ def _read_header(file: IO[bytes], size: int) -> _Header:
     """Read the header of an array in NumPy's format.
 
     Args:
-        file: At its start.
-        size: Bytes that there are, header and array.
+        file: The open file, at its start.
+        size: Bytes of header and array.
 
     Raises:
-        ValueError: If it is no array of numbers, or says that it is larger than its file.
+        ValueError: If it is not an array of numbers, or its header claims more than the file has.
     """
     from numpy.lib import format as npy
 
@@ -166,34 +166,34 @@ def _read_header(file: IO[bytes], size: int) -> _Header:
     if dtype.kind not in "fiu":
         raise ValueError(f"it holds {dtype!s:.60}, not numbers")
     if min(shape, default=0) < 0 or file.tell() + math.prod(shape) * dtype.itemsize > size:
-        raise ValueError(f"it says that it has the shape {shape!s:.60}, and is too short for it")
+        raise ValueError(f"its header has the shape {shape!s:.60}, and the file is too short for it")
     return _Header(shape, by_columns and len(shape) > 1, dtype, file.tell())
 
 
 def check_expansion(path: Path, size: int) -> None:
-    """Refuse arrays that are far larger than the file that they come from.
+    """Refuse arrays that are far larger than their file.
 
     Raises:
         ValueError: If they are.
     """
-    if size > UNHINDERED:
+    if size > MIN_EXPANSION:
         check_limit(path, "expansion", size // max(path.stat().st_size, 1))
 
 
-def _from_parquet(path: Path) -> Arrays:
-    from clipconformity.data.parquet import parquet_columns
+def _read_parquet(path: Path) -> Arrays:
+    from clipconformity.data.parquet import open_columns
 
-    return parquet_columns(path), {}
+    return open_columns(path), {}
 
 
-def _from_pt(path: Path) -> Arrays:
+def _read_pt(path: Path) -> Arrays:
     import torch
     from torch import Tensor
 
     check_unpickling(path)
     if zipfile.is_zipfile(path):
         _check_members(path)
-    with warnings.catch_warnings():  # torch warns of pickle protocols that it may not know; it then fails or does not
+    with warnings.catch_warnings():  # torch warns of unknown pickle protocols, and then may fail
         warnings.simplefilter("ignore")
         content = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, Tensor):
@@ -204,17 +204,17 @@ def _from_pt(path: Path) -> Arrays:
 
 
 READERS: dict[str, Callable[[Path], Arrays]] = {
-    ".safetensors": _from_safetensors,
-    ".npy": _from_npy,
-    ".npz": _from_npz,
-    ".pt": _from_pt,
-    ".parquet": _from_parquet,
+    ".safetensors": _read_safetensors,
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".pt": _read_pt,
+    ".parquet": _read_parquet,
 }
-"""What reads a file, by the end of its name. A row is all that a new format needs: errors and help follow."""
+"""Readers by suffix. A new format needs only a row here: errors and help follow."""
 
 
-def stated_kind(path: Path) -> str | None:
-    """Give which of ``KINDS`` a safetensors file says that it is; None of other files, and where it says nothing."""
+def read_kind(path: Path) -> str | None:
+    """Return which of ``KINDS`` the metadata of a safetensors file name; None where they name none."""
     from safetensors import SafetensorError, safe_open
 
     if path.suffix != ".safetensors" or not path.is_file():
@@ -222,11 +222,11 @@ def stated_kind(path: Path) -> str | None:
     try:
         with safe_open(path, framework="pt") as file:
             found: str | None = (file.metadata() or {}).get("format")
-    except (SafetensorError, OSError):  # who reads it says what is wrong
+    except (SafetensorError, OSError):  # its reader reports the damage
         return None
     return found if found in KINDS else None
 
 
-def suffixes() -> str:
-    """The ends of the names that can be read, as help and errors show them."""
+def list_suffixes() -> str:
+    """List the suffixes that can be read, for help and errors."""
     return ", ".join(READERS)

@@ -1,4 +1,4 @@
-"""Files on the model hub: addresses that a user types, and the hub that may not answer."""
+"""Files on the model hub: addresses given by the user, and a hub that may not respond."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 SCHEME = "hf://"
-"""How the address of a shared file begins."""
-ABSENT = "it is not in the cache, and the model hub does not answer or is switched off"
-PATIENCE = 3.0
-"""Seconds in which the hub answers, or is taken for absent."""
+"""Start of the address of a shared file."""
+NOT_REACHED = "it is not in the cache, and the model hub does not answer or is switched off"
+TIMEOUT = 3.0
+"""Seconds to wait for the hub's response."""
 _ADDRESS = re.compile(r"hf://(datasets/)?([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+))?")
 
 
 class Address(NamedTuple):
-    """Where a file lies on the hub: ``hf://user/repo/file``, ``hf://user/repo@revision/file``, ``hf://datasets/...``."""
+    """Address of a file on the hub: ``hf://user/repo/file``, ``hf://user/repo@revision/file``, ``hf://datasets/...``."""
 
     repo: str
     kind: str
-    """``"model"`` or ``"dataset"``, as the hub calls kinds of repositories."""
+    """``"model"`` or ``"dataset"``, the hub's kinds of repositories."""
     file: str | None = None
     revision: str | None = None
-    """A branch, a tag or a commit; None is the newest of the main branch."""
+    """A branch, a tag or a commit; None is the head of the main branch."""
 
     def __str__(self) -> str:
         place = f"{SCHEME}{'datasets/' if self.kind == 'dataset' else ''}{self.repo}"
@@ -36,10 +36,10 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Take an address apart; that of a repository alone has no file.
+        """Parse an address; that of a repository alone has no file.
 
         Raises:
-            ValueError: If it is none.
+            ValueError: If it is invalid.
 
         Example:
             >>> Address.parse("hf://ann/coco@v1/image.safetensors")
@@ -56,31 +56,31 @@ class Address(NamedTuple):
 
 
 def is_shared(place: object) -> bool:
-    """Whether it is the address of a file on the hub, and no path."""
+    """Whether a place is the address of a file on the hub rather than a path."""
     return isinstance(place, str) and place.startswith(SCHEME)
 
 
 def fetch_file(text: str) -> Path:
     """Download a file of the hub, or find it in the cache of the hub's client.
 
-    The cache alone is used where the hub does not answer within seconds or is switched off (``HF_HUB_OFFLINE=1``).
+    Only the cache is used where the hub does not respond within :data:`TIMEOUT` or is off (``HF_HUB_OFFLINE=1``).
 
     Args:
-        text: Its address, as the user typed it; never one that a file names.
+        text: The address, given by the user; never one from a file.
 
     Raises:
-        ValueError: If it is no address.
+        ValueError: If it is not an address.
         FileNotFoundError: If there is no such file, or it can neither be downloaded nor found in the cache.
         ImportError: If huggingface_hub is not installed.
     """
     address = Address.parse(text)
     if address.file is None:
         raise ValueError(f"{text}: names no file; expected {text.rstrip('/')}/FILE.safetensors.")
-    client = imported_client(text)
-    usable = hub_answers()
-    told = logging.getLogger("huggingface_hub")
-    before = told.level
-    told.setLevel(logging.CRITICAL + 1)  # it would tell of each new try; what came of them is told here
+    client = import_client(text)
+    usable = is_hub_reachable()
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)  # it logs each retry; the outcome is reported here
     try:
         return Path(
             client.hf_hub_download(
@@ -91,14 +91,14 @@ def fetch_file(text: str) -> Path:
                 local_files_only=not usable,
             )
         )
-    except Exception as error:  # of the client, the connection or the disk, of many kinds
-        raise _absent(address, error, usable) from error
+    except Exception as error:  # errors of client, connection or disk
+        raise _explain_absence(address, error, usable) from error
     finally:
-        told.setLevel(before)
+        logger.setLevel(before)
 
 
-def imported_client(what: str) -> Any:
-    """Give the module huggingface_hub.
+def import_client(what: str) -> Any:
+    """Import the module huggingface_hub.
 
     Raises:
         ImportError: If it is not installed; says that it is needed for ``what``.
@@ -112,12 +112,12 @@ def imported_client(what: str) -> Any:
     return huggingface_hub
 
 
-def _absent(address: Address, error: Exception, usable: bool) -> Exception:
-    """Tell in one line why a file could not be had."""
+def _explain_absence(address: Address, error: Exception, usable: bool) -> Exception:
+    """Explain in one line why a file could not be fetched."""
     from huggingface_hub import errors
 
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, errors.HfHubHTTPError):
-        return error  # of the disk
+        return error  # an error of the disk
     reasons = [
         (errors.GatedRepoError, "access to it must be asked for on the hub, and a token given (HF_TOKEN)"),
         (errors.RepositoryNotFoundError, f"there is no repository {address.repo}, or it is private: give a token"),
@@ -126,17 +126,17 @@ def _absent(address: Address, error: Exception, usable: bool) -> Exception:
     ]
     reason = next((words for kind, words in reasons if isinstance(error, kind)), "")
     if not reason and not usable:
-        reason = ABSENT
+        reason = NOT_REACHED
     if not reason:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = (lines[0][:200] if lines else type(error).__name__).rstrip(".")
-    if left := _interrupted(address):
+    if left := _count_partial_bytes(address):
         reason += f"; an interrupted download of {left:,} bytes lies in the cache, so load it again with a connection"
-    return FileNotFoundError(f"{address}: cannot be had ({reason}).")
+    return FileNotFoundError(f"{address}: cannot be fetched ({reason}).")
 
 
-def _interrupted(address: Address) -> int:
-    """Bytes of the downloads of a repository that were not finished."""
+def _count_partial_bytes(address: Address) -> int:
+    """Count the bytes of unfinished downloads of a repository."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -144,30 +144,30 @@ def _interrupted(address: Address) -> int:
     return sum(path.stat().st_size for path in (folder / "blobs").glob("*.incomplete"))
 
 
-def hub_answers() -> bool:
-    """Whether the model hub can be asked: it is not switched off, and answers, in whatever words, within seconds."""
+def is_hub_reachable() -> bool:
+    """Whether the model hub can be reached: it is not switched off, and responds within :data:`TIMEOUT`."""
     from huggingface_hub import constants
 
-    return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
+    return not constants.HF_HUB_OFFLINE and _ask_hub(constants.ENDPOINT)
 
 
-def _answers(address: str) -> bool:
+def _ask_hub(address: str) -> bool:
     found = []
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE).close()
+            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=TIMEOUT).close()
         except urllib.error.HTTPError:
             pass
         except urllib.error.URLError as error:
-            if not isinstance(error.reason, ssl.SSLError):  # the hub's client may know other certificates
+            if not isinstance(error.reason, ssl.SSLError):  # the hub's client may use other certificates
                 return
-        except Exception:  # a connection that ends within an answer
+        except Exception:  # a connection that breaks during the response
             return
         found.append(True)
 
-    # In a thread, since looking a name up has no timeout.
+    # In a thread, since name resolution has no timeout.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT)
     return bool(found)

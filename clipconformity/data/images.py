@@ -21,7 +21,7 @@ from clipconformity.data.untrusted import check_input
 FORMATS = tuple(
     name for name in dict.fromkeys(IMAGE_FORMATS.values()) if name != "AVIF" or find_spec("PIL.AvifImagePlugin")
 )
-"""Pillow goes by a file's content, and of the formats that it knows some start other programs, as EPS does.
+"""Pillow detects formats by content, and some of its formats start other programs, as EPS does.
 
 An older Pillow has no AVIF.
 """
@@ -32,26 +32,26 @@ def open_image(path: Path | str) -> Image.Image:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        OSError: If it is no regular file.
-        ValueError: If it is no image in one of :data:`FORMATS`, is truncated, or has too many pixels; names the file.
+        OSError: If it is not a regular file.
+        ValueError: If it is in none of :data:`FORMATS`, is truncated, or has too many pixels; names the file.
     """
     check_input(Path(path), "image file")
     try:
-        with _opened(path) as image:
-            check_limit(path, "pixels", image.width * image.height)  # before any is decoded
-            # Resized by its short side, a line of pixels would grow to gigabytes.
+        with _open_limited(path) as image:
+            check_limit(path, "pixels", image.width * image.height)  # before any pixel is decoded
+            # Resized by its short side, a thin image would grow to gigabytes.
             check_limit(path, "aspect", max(image.size) // max(min(image.size), 1))
             return to_rgb(image)
     except LimitError:
         raise
-    except Exception as error:  # broken files make Pillow raise nearly anything
+    except Exception as error:  # broken files raise errors of many types
         unknown = isinstance(error, UnidentifiedImageError)
         reason = f"expected one in the format {', '.join(FORMATS)}" if unknown else " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: cannot be read as an image ({reason or type(error).__name__}).") from None
 
 
-def _opened(path: Path | str) -> Image.Image:
-    """Open an image, with the limit in place of Pillow's warning."""
+def _open_limited(path: Path | str) -> Image.Image:
+    """Open an image, with the library's limit in place of Pillow's warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
@@ -63,20 +63,20 @@ def _opened(path: Path | str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn an image of any mode upright and into RGB; 16 bits and floats in [0, 1] are scaled, not cut off.
+    """Convert an image of any mode to upright RGB; 16 bits and floats in [0, 1] are scaled, not clipped.
 
-    What is transparent shows the colour stored beneath it, as in the preprocessing of CLIP itself.
+    Transparent pixels show their stored colour, as in CLIP's own preprocessing.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _scaled(np.asarray(image), image.mode == "F").convert("RGB")
+        return _scale(np.asarray(image), image.mode == "F").convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
-def _scaled(values: np.ndarray, floats: bool) -> Image.Image:
-    """Scale values to 8 bits, some rows at once: they are as float64 only for as long as it takes."""
+def _scale(values: np.ndarray, floats: bool) -> Image.Image:
+    """Scale values to 8 bits, a few rows at once, so that little is held as float64."""
     largest = values.max(initial=0)
     top = 1.0 if floats and largest <= 1 else 65535.0 if largest > 255 else 255.0
     scaled = np.empty(values.shape, np.uint8)
@@ -87,43 +87,43 @@ def _scaled(values: np.ndarray, floats: bool) -> Image.Image:
     return Image.fromarray(scaled)
 
 
-def as_images(batch: Any) -> list[Image.Image]:
-    """Turn a batch into RGB images.
+def to_images(batch: Any) -> list[Image.Image]:
+    """Convert a batch to RGB images.
 
     Args:
         batch: A PIL image, a ``pathlib.Path``, a tensor ``(3, H, W)`` or ``(N, 3, H, W)``, uint8 or float in [0, 1], an
             array ``(H, W, 3)`` or ``(N, H, W, 3)``, uint8, or a list of any of them but batches, of mixed sizes.
 
     Raises:
-        TypeError: If it is nothing of the kind.
+        TypeError: If it is none of these.
         ValueError: If a shape or range does not fit.
     """
-    return list(each_image(batch))
+    return list(iterate_images(batch))
 
 
-def each_image(batch: Any) -> Iterator[Image.Image]:
-    """Turn a batch into RGB images one after another, as of :func:`as_images`; files are opened as they come up."""
+def iterate_images(batch: Any) -> Iterator[Image.Image]:
+    """Convert a batch to RGB images one by one, as :func:`to_images` does; each file is opened when its turn comes."""
     if isinstance(batch, (Tensor, np.ndarray)) and batch.ndim == 4:
-        yield from map(_from_array, batch)
+        yield from map(_convert_array, batch)
     elif isinstance(batch, Sequence) and not isinstance(batch, str):
-        yield from map(_as_image, batch)
+        yield from map(_to_image, batch)
     else:
-        yield _as_image(batch)
+        yield _to_image(batch)
 
 
-def _as_image(item: Any) -> Image.Image:
+def _to_image(item: Any) -> Image.Image:
     if isinstance(item, Image.Image):
         return to_rgb(item)
     if isinstance(item, Path):
         return open_image(item)
     if isinstance(item, (Tensor, np.ndarray)):
-        return _from_array(item)
+        return _convert_array(item)
     raise TypeError(
         f"images: expected PIL images, tensors (3, H, W), arrays (H, W, 3) or pathlib.Path, got {type(item).__name__}."
     )
 
 
-def _from_array(item: Tensor | np.ndarray) -> Image.Image:
+def _convert_array(item: Tensor | np.ndarray) -> Image.Image:
     if isinstance(item, np.ndarray):
         if item.ndim != 3 or item.shape[2] != 3 or item.dtype != np.uint8:
             raise ValueError(f"images: expected uint8 arrays (H, W, 3), got {item.dtype} of shape {item.shape}.")

@@ -1,4 +1,4 @@
-"""A short stretch of work that Ctrl-C does not cut in two."""
+"""Critical sections that signals such as Ctrl-C do not interrupt."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-CAUGHT = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Put signals that are caught off until the end of the block; in another thread than the main one none comes."""
-    handlers = {kind: signal.getsignal(kind) for kind in CAUGHT}
+def defer_signals() -> Iterator[None]:
+    """Defer :data:`SIGNALS` that are handled to the end of the block; only the main thread receives any."""
+    handlers = {kind: signal.getsignal(kind) for kind in SIGNALS}
     caught = {kind: handler for kind, handler in handlers.items() if callable(handler)}
     if threading.current_thread() is not threading.main_thread() or not caught:
         yield

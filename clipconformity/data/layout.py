@@ -1,4 +1,4 @@
-"""Files of embeddings: single ones, folders, patterns, and the layout that clip-retrieval writes and LAION has."""
+"""Files of embeddings: single files, folders, patterns, and the layout of clip-retrieval and LAION."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from clipconformity.data.formats import READERS
-from clipconformity.data.untrusted import shown_path
+from clipconformity.data.untrusted import format_path
 
-OF_CLIP_RETRIEVAL = re.compile(r"(img|text)_emb_(\d+)\.npy")
+CLIP_RETRIEVAL_NAME = re.compile(r"(img|text)_emb_(\d+)\.npy")
 """Name of a file of embeddings of clip-retrieval; the number is that of its metadata."""
 METADATA = re.compile(r"metadata_\d+\.parquet")
 MODALITIES = {"img": "image", "text": "text"}
@@ -22,12 +22,12 @@ MODALITIES = {"img": "image", "text": "text"}
 
 @dataclass
 class EmbeddingFiles:
-    """The files that places name.
+    """The files that paths name.
 
     Attributes:
-        paths: In the order of the places; within one, by name, with numbers in their order.
-        names: What the rows of each are named by, where they have no ids; each once.
-        ignored: How many files of folders are of other suffixes.
+        paths: The files, in the order of the places; within one, by name, with numbers sorted by value.
+        names: A unique name of each file, for rows without ids.
+        ignored: Number of files in folders with other suffixes.
     """
 
     paths: list[Path] = field(default_factory=list)
@@ -36,59 +36,59 @@ class EmbeddingFiles:
 
 
 def find_embeddings(places: Sequence[Path | str], modality: str | None = None) -> EmbeddingFiles:
-    """Find the files of embeddings that places name.
+    """Find the files of embeddings that paths name.
 
     Args:
-        places: Each a file; a folder, in which files are looked for as in its subfolders, but for what is hidden and
-            links to folders; or a pattern with ``*``, ``?``, ``[...]`` or ``**``, where no file has that name.
-        modality: ``"image"`` or ``"text"``, which are taken of a folder of clip-retrieval that has both.
+        places: Each a file; a folder, searched with its subfolders except hidden ones and links to folders; or a
+            pattern with ``*``, ``?``, ``[...]`` or ``**``, where no file has that name.
+        modality: ``"image"`` or ``"text"``, to choose from a folder of clip-retrieval with both.
 
     Raises:
-        FileNotFoundError: If nothing fits a pattern, or there is no such folder.
+        FileNotFoundError: If nothing matches a pattern, or there is no such folder.
         ValueError: If a folder holds no embeddings, or those of images and of texts, or a place is an address.
     """
     found = EmbeddingFiles()
     for place in map(Path, places):
         if place.is_dir():
-            found.paths += _of_one_kind(place, _in_folder(place, found), modality)
+            found.paths += _choose_kind(place, _list_folder(place, found), modality)
         elif re.match(r"[a-z][a-z0-9+.-]+:/", str(place)) and not place.exists():
             raise ValueError(
-                f"{shown_path(place)}: expected a local file or folder, got an address; download it first."
+                f"{format_path(place)}: expected a local file or folder, got an address; download it first."
             )
         elif is_pattern(place):
-            matches = sorted(_matches(place), key=_by_number)
-            inside = (_in_folder(one, found) if one.is_dir() else [one] for one in matches)
+            matches = sorted(_find_matches(place), key=_split_numbers)
+            inside = (_list_folder(one, found) if one.is_dir() else [one] for one in matches)
             files = list(dict.fromkeys(file for files in inside for file in files))
             if not files:
-                raise FileNotFoundError(f"{shown_path(place)}: no file fits this pattern.")
-            found.paths += _of_one_kind(place, files, modality)
+                raise FileNotFoundError(f"{format_path(place)}: no file fits this pattern.")
+            found.paths += _choose_kind(place, files, modality)
         else:
             found.paths.append(place)
-    found.names = _names(found.paths)
+    found.names = _name_files(found.paths)
     return found
 
 
 def is_pattern(place: Path) -> bool:
-    """Whether a place is no file, and its name fits several."""
+    """Whether a path is a pattern such as ``*.npy`` rather than a file."""
     return not os.path.lexists(place) and glob.has_magic(str(place))
 
 
-def _matches(place: Path) -> Iterator[Path]:
+def _find_matches(place: Path) -> Iterator[Path]:
     return map(Path, glob.iglob(str(place), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
 
 
-def embedding_files(place: Path) -> Iterator[Path]:
-    """Find the files of embeddings of one place of :func:`find_embeddings`, whatever they are; none where none are."""
+def list_embedding_files(place: Path) -> Iterator[Path]:
+    """List the files of embeddings of one path of :func:`find_embeddings`, of any kind; none where there are none."""
     if place.is_dir():
-        yield from _in_folder(place, EmbeddingFiles())
+        yield from _list_folder(place, EmbeddingFiles())
     elif is_pattern(place):
-        for match in _matches(place):
-            yield from _in_folder(match, EmbeddingFiles()) if match.is_dir() else [match]
+        for match in _find_matches(place):
+            yield from _list_folder(match, EmbeddingFiles()) if match.is_dir() else [match]
     else:
         yield place
 
 
-def _in_folder(root: Path, found: EmbeddingFiles) -> list[Path]:
+def _list_folder(root: Path, found: EmbeddingFiles) -> list[Path]:
     files = []
     for place, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -100,20 +100,20 @@ def _in_folder(root: Path, found: EmbeddingFiles) -> list[Path]:
                 files.append(path)
             else:
                 found.ignored += 1
-    return sorted(files, key=_by_number)
+    return sorted(files, key=_split_numbers)
 
 
-def _by_number(path: Path) -> tuple[tuple[int, str], ...]:
-    """Order names as people do: of 2 and 10, 2 comes first."""
+def _split_numbers(path: Path) -> tuple[tuple[int, str], ...]:
+    """Return a sort key that orders numbers in names by value: 2 comes before 10."""
     words = re.findall(r"\d+|\D+", str(path))
     return tuple((int(word[:4000]), word) if word.isascii() and word.isdigit() else (-1, word) for word in words)
 
 
-def _of_one_kind(place: Path, files: list[Path], modality: str | None) -> list[Path]:
-    """Refuse embeddings of images and of texts together, or take those of one."""
+def _choose_kind(place: Path, files: list[Path], modality: str | None) -> list[Path]:
+    """Choose the embeddings of one modality; refuse both together."""
     if not files:
         raise ValueError(f"{place}: no embeddings in this folder (looked for {', '.join(READERS)}).")
-    kinds = {path: modality_of_name(path) for path in files}
+    kinds = {path: parse_modality(path) for path in files}
     if len({kind for kind in kinds.values() if kind is not None}) < 2:
         return files
     if modality is None:
@@ -125,20 +125,20 @@ def _of_one_kind(place: Path, files: list[Path], modality: str | None) -> list[P
     return [path for path in files if kinds[path] in (None, modality)]
 
 
-def modality_of_name(path: Path) -> str | None:
-    """Say what a file of clip-retrieval is of, which has it in its name; None of any other file."""
-    found = OF_CLIP_RETRIEVAL.fullmatch(path.name)
+def parse_modality(path: Path) -> str | None:
+    """Return the modality in the name of a file of clip-retrieval; None for any other file."""
+    found = CLIP_RETRIEVAL_NAME.fullmatch(path.name)
     return None if found is None else MODALITIES[found[1]]
 
 
-def metadata_beside(path: Path, needed: bool = False) -> Path | None:
-    """Find the metadata of a file of clip-retrieval: in its own folder, or in ``metadata`` beside that.
+def find_metadata(path: Path, needed: bool = False) -> Path | None:
+    """Find the metadata of a file of clip-retrieval: in its folder, or in ``metadata`` beside it.
 
     Args:
         path: The file.
-        needed: Whether what they hold was asked for; else they are passed over where pyarrow is not installed.
+        needed: Whether the metadata were requested; else they are ignored where pyarrow is not installed.
     """
-    found = OF_CLIP_RETRIEVAL.fullmatch(path.name)
+    found = CLIP_RETRIEVAL_NAME.fullmatch(path.name)
     if found is None:
         return None
     name = f"metadata_{found[2]}.parquet"
@@ -154,8 +154,8 @@ def metadata_beside(path: Path, needed: bool = False) -> Path | None:
     return beside
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Name each file: by its stem, where these differ, else by its path from the folder that all are in."""
+def _name_files(paths: Sequence[Path]) -> list[str]:
+    """Name each file by its stem where these differ, else by its path from the common folder."""
     if not paths:
         return []
     root = os.path.commonpath([path.absolute().parent for path in paths])

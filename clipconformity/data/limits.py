@@ -1,4 +1,4 @@
-"""How much a file may ask for: every limit with its default, in one table, and how to raise it."""
+"""Limits on files: all with their defaults in one table, and how to raise them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ ENVIRONMENT = "CLIPCONFORMITY_LIMITS"
 
 
 class RefusedError(ValueError):
-    """A file is not read, whole as it may be."""
+    """A file is not read, although it may be intact."""
 
 
 class LimitError(RefusedError):
-    """Something is over a limit."""
+    """A value is over a limit."""
 
 
 class Limit(NamedTuple):
-    """A bound on what a file may ask for."""
+    """A bound on the resources that a file may request."""
 
     value: int
     what: str
-    """What is counted, as errors and the documentation say it."""
+    """What is counted, in words for errors and the documentation."""
 
 
 LIMITS = {
@@ -47,22 +47,22 @@ LIMITS = {
 """Every limit by the name that raises it. Pillow warns from the same number of pixels on."""
 
 
-def allowed(name: str) -> int:
-    """What a limit is now.
+def get_limit(name: str) -> int:
+    """Return the present value of a limit.
 
     Raises:
         ValueError: If :data:`ENVIRONMENT` is wrong.
     """
-    return _told(os.environ.get(ENVIRONMENT, "")).get(name, LIMITS[name].value)
+    return _parse_limits(os.environ.get(ENVIRONMENT, "")).get(name, LIMITS[name].value)
 
 
 def check_limit(where: object, name: str, found: int) -> None:
-    """Refuse what is over a limit.
+    """Refuse a value over a limit.
 
     Raises:
         LimitError: If it is; names the limit, and how to raise it.
     """
-    most = allowed(name)
+    most = get_limit(name)
     if found > most:
         raise LimitError(
             f"{where}: {found:,} {LIMITS[name].what} are over the limit of {most:,}; where the file can be trusted, "
@@ -71,31 +71,31 @@ def check_limit(where: object, name: str, found: int) -> None:
 
 
 @contextmanager
-def raised_limits(told: Sequence[str]) -> Iterator[None]:
-    """Raise limits for a while, in this process and in those that it starts.
+def raise_limits(limits: Sequence[str]) -> Iterator[None]:
+    """Raise limits inside the block, in this process and in those that it starts.
 
     Args:
-        told: Each as ``NAME=NUMBER``.
+        limits: Each as ``NAME=NUMBER``.
 
     Raises:
         ValueError: If one is wrong.
     """
     before = os.environ.get(ENVIRONMENT)
-    words = ",".join([*([before] if before else []), *told])
-    _told(words)
-    if told:
+    words = ",".join([*([before] if before else []), *limits])
+    _parse_limits(words)
+    if limits:
         os.environ[ENVIRONMENT] = words
     try:
         yield
     finally:
-        if told:
+        if limits:
             os.environ.pop(ENVIRONMENT)
             if before is not None:
                 os.environ[ENVIRONMENT] = before
 
 
 @lru_cache(maxsize=8)
-def _told(words: str) -> dict[str, int]:
+def _parse_limits(words: str) -> dict[str, int]:
     found = {}
     for word in filter(None, words.split(",")):
         name, _, number = word.strip().partition("=")

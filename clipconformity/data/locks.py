@@ -1,4 +1,4 @@
-"""Locks that end with their process, however it ends: who is at work on a file, and what a killed one left."""
+"""Locks that end with their process in any case: which process writes a file, and remains of killed processes."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipconformity.data.interrupts import uninterrupted
+from clipconformity.data.interrupts import defer_signals
 
 fcntl: Any
 try:
     import fcntl
-except ImportError:  # of Windows
+except ImportError:  # Windows
     fcntl = None
 
-LOCK = ".lock"
+LOCK_NAME = ".lock"
 """Name of the lock in a folder of temporary files."""
-LEFT = ".tmp"
-"""How the names of such folders end."""
-PAUSE = 0.1
-"""Seconds between two looks at a lock that another process has."""
+FOLDER_SUFFIX = ".tmp"
+"""Suffix of such folders."""
+POLL_SECONDS = 0.1
+"""Seconds between two checks of a lock that another process has."""
 
 
 @dataclass
 class Lock:
-    """A lock that is held: a file that is there as long.
+    """A held lock: a file that exists as long.
 
     Attributes:
         path: The file.
-        handle: The open file, which holds the lock: the system lets go of it with the process.
-        sure: Whether the system locks there; not on Windows, nor on every network drive.
+        handle: The open file, which holds the lock: the system releases it when the process ends.
+        sure: Whether the system supports locks there: not on Windows, nor on every network drive.
     """
 
     path: Path
@@ -44,10 +44,10 @@ class Lock:
     sure: bool
 
     def release(self) -> None:
-        """Let go; the file is removed first, so that who waits for it sees that it is another's no more."""
+        """Release the lock; the file is removed first, so that a waiting process sees that it is free."""
         try:
             self.path.unlink()
-        except PermissionError:  # of Windows, where an open file is not removed
+        except PermissionError:  # Windows cannot remove an open file
             os.close(self.handle)
             with suppress(OSError):
                 self.path.unlink()
@@ -58,7 +58,7 @@ class Lock:
 
 
 def try_lock(path: Path) -> Lock | None:
-    """Lock a file, which is made; None where another process or thread has it.
+    """Make and lock a file; None where another process or thread holds the lock.
 
     Raises:
         OSError: If the file cannot be made.
@@ -66,7 +66,7 @@ def try_lock(path: Path) -> Lock | None:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            taken = _flock(handle)
+            taken = _lock_handle(handle)
             if taken is not False and _is_at(handle, path):
                 return Lock(path, handle, taken is True)
         except BaseException:
@@ -74,11 +74,11 @@ def try_lock(path: Path) -> Lock | None:
             raise
         os.close(handle)
         if taken is False:
-            return None  # else its holder let go, and removed it, in between
+            return None  # else its holder released and removed it in between
 
 
-def _flock(handle: int) -> bool | None:
-    """Lock an open file; False where another has it, None where nothing locks."""
+def _lock_handle(handle: int) -> bool | None:
+    """Lock an open file; False where another process holds it, None where locks are not supported."""
     if fcntl is None:
         return None
     try:
@@ -98,50 +98,50 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 @contextmanager
-def one_at_a_time(path: Path, place: object) -> Iterator[None]:
-    """Hold a lock; where another process has it, warn and wait for that one to end.
+def hold_lock(path: Path, place: object) -> Iterator[None]:
+    """Hold a lock in the block; where another process has it, warn and wait for it.
 
-    Where the system locks nothing there is no waiting.
+    Where the system does not support locks, it does not wait.
 
     Raises:
         OSError: If the lock's file cannot be made.
     """
     lock = None
-    told = False
+    warned = False
     try:
         while lock is None:
-            with uninterrupted():
+            with defer_signals():
                 lock = try_lock(path)
             if lock is None:
-                if not told:
-                    warnings.warn(f"{place}: another run is at work there; this one waits for it to end.", stacklevel=4)
-                told = True
-                time.sleep(PAUSE)
+                if not warned:
+                    warnings.warn(f"{place}: another run is using it; this one waits for it to end.", stacklevel=4)
+                warned = True
+                time.sleep(POLL_SECONDS)
         yield
     finally:
-        with uninterrupted():
+        with defer_signals():
             if lock is not None:
                 lock.release()
 
 
 @dataclass
 class Workplace:
-    """A folder of temporary files that belongs to this process; others see by its lock that it lives."""
+    """A folder of temporary files of this process; its lock shows other processes that it is in use."""
 
     folder: Path
     lock: Lock
 
     def remove(self) -> None:
-        """Remove the folder with all that is in it."""
-        with uninterrupted():
+        """Remove the folder with its content."""
+        with defer_signals():
             with suppress(OSError):
                 self.clear()
-            self.lock.release()  # the last of its files: from here on the folder may be another's
+            self.lock.release()  # the last file: from here on another process may take the folder
             with suppress(OSError):
                 self.folder.rmdir()
 
     def clear(self) -> None:
-        """Remove what is in it but the lock."""
+        """Remove the content but for the lock."""
         for path in self.folder.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -149,38 +149,38 @@ class Workplace:
                 path.unlink()
 
 
-def claim(target: Path) -> Workplace:
-    """Make a folder of temporary files beside ``target``, and remove those that killed processes left there.
+def claim_workplace(target: Path) -> Workplace:
+    """Make a folder of temporary files beside ``target``, and remove those of killed processes.
 
-    Its name is made of the target's and a number, the first that no living process has: so what was left is found
-    without looking through a folder of a million files.
+    Its name is the target's with a number, the first that no running process uses: so remains are found without
+    listing a folder of a million files.
 
     Raises:
         OSError: If it cannot be made.
     """
     place = None
     try:
-        with uninterrupted():
+        with defer_signals():
             numbers = itertools.count(1)
-            while (place := _enter(_place(target, next(numbers)))) is None:
+            while (place := _enter_folder(_make_place(target, next(numbers)))) is None:
                 pass
-            while (later := _place(target, next(numbers))).is_dir():
-                left = _enter(later)
+            while (later := _make_place(target, next(numbers))).is_dir():
+                left = _enter_folder(later)
                 if left is not None:
                     left.remove()
-    except BaseException:  # an interrupt, which came in between
+    except BaseException:  # an interrupt in between
         if place is not None:
             place.remove()
         raise
     return place
 
 
-def _place(target: Path, number: int) -> Path:
-    return target.with_name(f".{target.name}.{number}{LEFT}")
+def _make_place(target: Path, number: int) -> Path:
+    return target.with_name(f".{target.name}.{number}{FOLDER_SUFFIX}")
 
 
-def _enter(folder: Path) -> Workplace | None:
-    """Take a folder, new or left by a killed process; None where it is, or may be, another's."""
+def _enter_folder(folder: Path) -> Workplace | None:
+    """Lock a folder, new or left by a killed process; None where another process has or may have it."""
     while True:
         try:
             folder.mkdir()
@@ -188,7 +188,7 @@ def _enter(folder: Path) -> Workplace | None:
         except FileExistsError:
             new = False
         try:
-            lock = try_lock(folder / LOCK)
+            lock = try_lock(folder / LOCK_NAME)
         except FileNotFoundError:  # its owner removed it in between
             continue
         except OSError:
@@ -199,7 +199,7 @@ def _enter(folder: Path) -> Workplace | None:
             return None
         if lock is None:
             return None
-        if not new and not lock.sure:  # nothing says whether its owner lives
+        if not new and not lock.sure:  # unknown whether its owner is running
             os.close(lock.handle)
             return None
         place = Workplace(folder, lock)

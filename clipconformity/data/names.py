@@ -1,4 +1,4 @@
-"""Names of many rows in little memory: a Python string of each would take a hundred bytes."""
+"""Names of many rows in little memory: a Python string takes about a hundred bytes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import overload
 
 @dataclass(frozen=True)
 class Places(Sequence[str]):
-    """Names of rows that have none: ``STEM:ROW``, made when they are asked for.
+    """Generated names of rows, ``STEM:ROW``, made on access.
 
     Attributes:
-        stem: What the rows are of.
+        stem: Name of the file of the rows.
         start: The first row.
-        stop: Behind the last one.
+        stop: The row after the last one.
 
     Example:
         >>> places = Places("e", 3, 6)
@@ -49,7 +49,7 @@ class Places(Sequence[str]):
 
 @dataclass
 class _Packed:
-    """Names one after the other in UTF-8, and where each ends."""
+    """Concatenated names in UTF-8, and the end of each."""
 
     content: bytearray = field(default_factory=bytearray)
     ends: array[int] = field(default_factory=lambda: array("q"))
@@ -67,7 +67,7 @@ class _Packed:
 
 
 class Names(Sequence[str]):
-    """Names of rows, to which more are added: a few bytes a row beside the letters, and none for :class:`Places`.
+    """Growing list of row names: a few bytes a row beside the letters, and none for :class:`Places`.
 
     Example:
         >>> names = Names()
@@ -83,7 +83,7 @@ class Names(Sequence[str]):
         self._count = 0
 
     def extend(self, names: Sequence[str]) -> None:
-        """Add names behind those that are there."""
+        """Append names."""
         if isinstance(names, Names):
             for part in names._parts:
                 self.extend(part if isinstance(part, Places) else [part[row] for row in range(len(part))])

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from clipconformity.data.limits import RefusedError
-from clipconformity.data.stored import Array, steps
+from clipconformity.data.stored import Array, split_rows
 from clipconformity.data.untrusted import check_all_words
 
-SOUND_PYARROW = (14, 0, 1)
-"""From this version on pyarrow unpickles nothing that a file holds: CVE-2023-47248 is mended."""
-BUFFER = 2**20
-"""Bytes of a file that are read ahead; pyarrow would hold whole groups of rows."""
+MIN_PYARROW = (14, 0, 1)
+"""First version of pyarrow that unpickles nothing from a file: CVE-2023-47248 is fixed."""
+BUFFER_BYTES = 2**20
+"""Bytes read ahead; pyarrow would hold whole row groups."""
 
 
 class MissingPyarrowError(ImportError):
@@ -32,7 +32,7 @@ def import_pyarrow(path: Path) -> tuple[Any, Any]:
 
     Raises:
         MissingPyarrowError: If it is not installed.
-        RefusedError: If it is one that may run what a file holds.
+        RefusedError: If its version may run code in a file.
     """
     try:
         import pyarrow
@@ -42,20 +42,20 @@ def import_pyarrow(path: Path) -> tuple[Any, Any]:
             f"{path}: Parquet files are read with pyarrow; install it: pip install 'clipconformity[parquet]'."
         ) from None
     found = tuple(int(part) for part in re.findall(r"\d+", pyarrow.__version__)[:3])
-    if found < SOUND_PYARROW:
+    if found < MIN_PYARROW:
         raise RefusedError(
             f"{path}: pyarrow {pyarrow.__version__} may run code that a file holds (CVE-2023-47248); use "
-            f"{'.'.join(map(str, SOUND_PYARROW))} or newer."
+            f"{'.'.join(map(str, MIN_PYARROW))} or newer."
         )
     return pyarrow, pyarrow.parquet
 
 
-def parquet_columns(path: Path) -> dict[str, Array]:
-    """Give the columns of vectors, numbers and texts of a file, of which nothing but the header is read.
+def open_columns(path: Path) -> dict[str, Array]:
+    """Return the columns of vectors, numbers and texts of a file; only the header is read.
 
     Raises:
         ImportError: If pyarrow is not installed.
-        Exception: If the file is damaged, any that pyarrow has.
+        Exception: Any error of pyarrow, if the file is damaged.
     """
     pyarrow, parquet = import_pyarrow(path)
     with parquet.ParquetFile(path) as file:
@@ -82,8 +82,8 @@ class _Column:
 
     Attributes:
         path: The file.
-        name: The column's.
-        count: Number of rows, as the header has it.
+        name: The column's name.
+        count: Number of rows in the header.
         kind: pyarrow's type of a value.
     """
 
@@ -97,32 +97,32 @@ class _Column:
         """The type of its numbers."""
         return torch.from_numpy(np.empty(0, self.kind.to_pandas_dtype())).dtype
 
-    def arrays(self, rows: int, first: int | None = None) -> Iterator[Any]:
-        """Read the column as pyarrow's arrays, in blocks as of ``Stored.blocks``, whatever the groups of rows are.
+    def read_arrays(self, rows: int, first: int | None = None) -> Iterator[Any]:
+        """Read the column as pyarrow arrays, in blocks as ``Stored.blocks``, whatever the row groups.
 
         Raises:
             ValueError: If a row is null, or there are fewer than the header says.
         """
         _, parquet = import_pyarrow(self.path)
-        with parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=BUFFER) as file:
+        with parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
             batches = (batch.column(0) for batch in file.iter_batches(batch_size=rows, columns=[self.name]))
             rest = next(batches, None)
-            for part in steps(self.count, rows, first):
+            for part in split_rows(self.count, rows, first):
                 wanted, taken = part.stop - part.start, []
                 while wanted:
                     if rest is None:
                         raise ValueError(f"it ends {self.count - part.stop + wanted} rows too early")
-                    taken.append(self._checked(rest[:wanted]))
+                    taken.append(self._check_type(rest[:wanted]))
                     wanted, rest = wanted - len(taken[-1]), rest[wanted:]
                     rest = rest if len(rest) else next(batches, None)
-                yield self._joined(taken)
+                yield self._join_chunks(taken)
 
-    def _checked(self, values: Any) -> Any:
+    def _check_type(self, values: Any) -> Any:
         if values.null_count:
             raise ValueError(f"{values.null_count} rows of the column {self.name[:60]!r} are null")
         return getattr(values, "storage", values)
 
-    def _joined(self, parts: list[Any]) -> Any:
+    def _join_chunks(self, parts: list[Any]) -> Any:
         pyarrow, _ = import_pyarrow(self.path)
         plain = [part.dictionary_decode() if hasattr(part, "dictionary_decode") else part for part in parts]
         return plain[0] if len(plain) == 1 else pyarrow.concat_arrays(plain)
@@ -138,62 +138,62 @@ class NumberColumn(_Column):
         return (self.count,)
 
     def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
-        """Read it in order, as of ``Stored.blocks``."""
-        for values in self.arrays(rows, first):
-            yield _tensor(values, (len(values),), self.dtype)
+        """Read the rows in order, as ``Stored.blocks``."""
+        for values in self.read_arrays(rows, first):
+            yield _copy_tensor(values, (len(values),), self.dtype)
 
 
 @dataclass(frozen=True)
 class VectorColumn(_Column):
-    """A column with a list of numbers in each row, all as long; a ``Stored`` of shape ``(N, D)``.
+    """A column with a list of numbers of equal length in each row; a ``Stored`` of shape ``(N, D)``.
 
     Attributes:
-        fixed: The length, where the type has it; else that of the first row.
+        fixed: The length of the lists by their type, else that of the first row.
     """
 
     fixed: int | None
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """``(N, D)``; reads a row where the header does not have the length."""
+        """``(N, D)``; reads a row where the header does not give the length."""
         if self.fixed is not None or not self.count:
             return (self.count, self.fixed or 0)
-        first = next(_Column(self.path, self.name, 1, self.kind).arrays(1))
+        first = next(_Column(self.path, self.name, 1, self.kind).read_arrays(1))
         return (self.count, len(first.flatten()))
 
     def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
-        """Read it in order, as of ``Stored.blocks``.
+        """Read the rows in order, as ``Stored.blocks``.
 
         Raises:
-            ValueError: If the lists are not all as long, or numbers are null.
+            ValueError: If the lists differ in length, or numbers are null.
         """
-        for lists in self.arrays(rows, first):
+        for lists in self.read_arrays(rows, first):
             shape, numbers = (len(lists), self.shape[1]), lists.flatten()
             if self.fixed is None and not bool((lists.value_lengths().to_numpy() == shape[1]).all()):
                 raise ValueError(f"the lists of the column {self.name[:60]!r} are not all of {shape[1]} numbers")
             if numbers.null_count:
                 raise ValueError(f"{numbers.null_count} numbers of the column {self.name[:60]!r} are null")
-            yield _tensor(numbers, shape, self.dtype)
+            yield _copy_tensor(numbers, shape, self.dtype)
 
 
 @dataclass(frozen=True)
 class WordColumn(_Column):
     """A column with a text in each row; a ``StoredWords``."""
 
-    def words(self, rows: int, first: int | None = None) -> Iterator[list[str]]:
-        """Read it in order, as of ``StoredWords.words``.
+    def read_words(self, rows: int, first: int | None = None) -> Iterator[list[str]]:
+        """Read the texts in order, as ``StoredWords.read_words``.
 
         Raises:
-            ValueError: If a text is too long, or holds what is no character.
+            ValueError: If a text is too long, or has invalid characters.
         """
-        for values in self.arrays(rows, first):
+        for values in self.read_arrays(rows, first):
             found = values.to_pylist()
             check_all_words(found, lambda _: f"{self.path}: column {self.name[:60]!r}")
             yield found
 
 
-def _tensor(values: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Copy numbers out of pyarrow's memory, which is not to be written to."""
+def _copy_tensor(values: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Copy numbers out of pyarrow's memory, which is read-only."""
     found = torch.empty(shape, dtype=dtype)
     found.view(-1).numpy()[:] = values.to_numpy(zero_copy_only=False)
     return found

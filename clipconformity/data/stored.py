@@ -1,4 +1,4 @@
-"""Arrays in files, read a block of rows at a time: a map of a whole file counts as memory in use."""
+"""Arrays in files, read in blocks of rows: a memory map of the whole file would count as memory in use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Stored(Protocol):
-    """An array of numbers in a file: its header is read, its values are not."""
+    """An array of numbers in a file whose header was read, but not its values."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -23,7 +23,7 @@ class Stored(Protocol):
         """The type of its values."""
 
     def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
-        """Read it in order: ``first`` rows, then ``rows`` at a time, then what is left; each block is new memory."""
+        """Read the rows in order: ``first`` rows, then ``rows`` at a time, then the rest; each block is new memory."""
 
 
 @runtime_checkable
@@ -34,16 +34,16 @@ class StoredWords(Protocol):
     def count(self) -> int:
         """Number of its rows."""
 
-    def words(self, rows: int, first: int | None = None) -> Iterator[list[str]]:
-        """Read it in order, in blocks as of :meth:`Stored.blocks`."""
+    def read_words(self, rows: int, first: int | None = None) -> Iterator[list[str]]:
+        """Read the texts in order, in blocks as :meth:`Stored.blocks`."""
 
 
 Array: TypeAlias = "Tensor | Stored | StoredWords"
-"""An array of a file: held, or read when it is wanted."""
+"""An array of a file: in memory, or read on demand."""
 
 
-def steps(count: int, rows: int, first: int | None = None) -> Iterator[slice]:
-    """Cut so many rows into blocks: ``first`` rows, then ``rows`` at a time, then what is left."""
+def split_rows(count: int, rows: int, first: int | None = None) -> Iterator[slice]:
+    """Split a number of rows into blocks: ``first`` rows, then ``rows`` at a time, then the rest."""
     start, size = 0, first or rows
     while start < count:
         stop = min(start + size, count)
@@ -53,13 +53,13 @@ def steps(count: int, rows: int, first: int | None = None) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class StoredRows:
-    """An array of rows one after the other; a :class:`Stored`.
+    """An array stored by rows; a :class:`Stored`.
 
     Attributes:
-        opened: Opens the file where its first row begins.
+        opened: Opens the file at its first row.
         shape: Rows first.
         dtype: The type of its values.
-        foreign: The same where their bytes are in another order than here.
+        foreign: NumPy's type of the values where their byte order is not the native one.
     """
 
     opened: Callable[[], IO[bytes]]
@@ -68,27 +68,27 @@ class StoredRows:
     foreign: np.dtype | None = None
 
     def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
-        """Read it in order, as of :meth:`Stored.blocks`.
+        """Read the rows in order, as :meth:`Stored.blocks`.
 
         Raises:
             ValueError: If the file ends too early.
         """
         with self.opened() as file:
-            for part in steps(self.shape[0], rows, first):
+            for part in split_rows(self.shape[0], rows, first):
                 yield self._read(file, part.stop - part.start)
-            file.read(1)  # of a member of a zip file, whose checksum is compared at its end
+            file.read(1)  # a zip member, whose checksum is compared at its end
 
     def _read(self, file: IO[bytes], rows: int) -> Tensor:
         shape = (rows, *self.shape[1:])
         size = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
-        return decoded(read_bytes(file, size), self.dtype, self.foreign).reshape(shape)
+        return decode_numbers(read_bytes(file, size), self.dtype, self.foreign).reshape(shape)
 
 
 @dataclass(frozen=True)
 class StoredColumns:
-    """An array of columns one after the other, NumPy's Fortran order; a :class:`Stored` with the same attributes.
+    """An array stored by columns, NumPy's Fortran order; a :class:`Stored` with the same attributes.
 
-    Axes of length 1 do not matter to the order, and are read as if they were not there.
+    Axes of length 1 do not affect the order, and are ignored.
     """
 
     opened: Callable[[], IO[bytes]]
@@ -97,7 +97,7 @@ class StoredColumns:
     foreign: np.dtype | None = None
 
     def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
-        """Read it in order, as of :meth:`Stored.blocks`; each block takes a piece of every column.
+        """Read the rows in order, as :meth:`Stored.blocks`; each block takes a piece of every column.
 
         Raises:
             ValueError: If the file ends too early.
@@ -105,17 +105,17 @@ class StoredColumns:
         count, columns = self.shape[0], int(np.prod(self.shape[1:], dtype=np.int64))
         with self.opened() as file:
             begin, size = file.tell(), self.dtype.itemsize
-            for part in steps(count, rows, first):
+            for part in split_rows(count, rows, first):
                 length = part.stop - part.start
                 block = torch.empty(length, columns, dtype=self.dtype)
                 for column in range(columns):
                     file.seek(begin + (column * count + part.start) * size)
-                    block[:, column] = decoded(read_bytes(file, length * size), self.dtype, self.foreign)
+                    block[:, column] = decode_numbers(read_bytes(file, length * size), self.dtype, self.foreign)
                 yield block
 
 
 def read_bytes(file: IO[bytes], size: int) -> Tensor:
-    """Read so many bytes into new memory, uint8 ``(size,)``.
+    """Read ``size`` bytes into new memory, uint8 ``(size,)``.
 
     Raises:
         ValueError: If the file ends too early.
@@ -130,24 +130,24 @@ def read_bytes(file: IO[bytes], size: int) -> Tensor:
     return found
 
 
-def decoded(content: Tensor, dtype: torch.dtype, foreign: np.dtype | None) -> Tensor:
-    """Take bytes for numbers ``(n,)``."""
+def decode_numbers(content: Tensor, dtype: torch.dtype, foreign: np.dtype | None) -> Tensor:
+    """Decode bytes to numbers ``(n,)``."""
     if foreign is None:
         return content.view(dtype)
     return torch.from_numpy(content.numpy().view(foreign).astype(foreign.newbyteorder("=")))
 
 
-def blocks_of(array: Array | list[str], rows: int, first: int | None = None) -> Iterator[Tensor | list[str]]:
-    """Read an array or a list in blocks, whether it is held or not."""
+def read_blocks(array: Array | list[str], rows: int, first: int | None = None) -> Iterator[Tensor | list[str]]:
+    """Read an array or a list in blocks, from memory or from the file."""
     if isinstance(array, (Tensor, list)):
-        yield from (array[part] for part in steps(len(array), rows, first))
+        yield from (array[part] for part in split_rows(len(array), rows, first))
     elif isinstance(array, StoredWords):
-        yield from array.words(rows, first)
+        yield from array.read_words(rows, first)
     else:
         yield from array.blocks(rows, first)
 
 
-def whole(array: Tensor | Stored) -> Tensor:
+def read_whole(array: Tensor | Stored) -> Tensor:
     """Read an array at once."""
     if isinstance(array, Tensor):
         return array
@@ -155,8 +155,8 @@ def whole(array: Tensor | Stored) -> Tensor:
     return blocks[0] if blocks else torch.empty(array.shape, dtype=array.dtype)
 
 
-def length(array: Array | list[str]) -> int:
-    """Number of rows of an array or a list; 0 of a single number."""
+def count_rows(array: Array | list[str]) -> int:
+    """Number of rows of an array or a list; 0 for a scalar."""
     if isinstance(array, list):
         return len(array)
     if isinstance(array, StoredWords):

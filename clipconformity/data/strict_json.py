@@ -1,4 +1,4 @@
-"""JSON as it is written everywhere: strict, in ASCII."""
+"""Strict JSON in ASCII, the only form that is written."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Write plain values as JSON; NaN and infinities, which JSON has not, become null.
+    """Format plain values as JSON; NaN and infinities, which JSON lacks, become null.
 
     Raises:
-        TypeError: If a value is none that JSON has.
+        TypeError: If a value has no form in JSON.
 
     Example:
         >>> to_json({"kl": float("inf"), "count": 3})
         '{"kl": null, "count": 3}'
     """
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    return json.dumps(_replace_nonfinite(value), indent=indent, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def _replace_nonfinite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        # A key that is no finite number is written as a word, as json writes other numbers.
-        return {str(k) if isinstance(k, float) else k: _finite(one) for k, one in value.items()}
+        # A non-finite key becomes a string, as json does with other numbers.
+        return {str(k) if isinstance(k, float) else k: _replace_nonfinite(one) for k, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [_replace_nonfinite(one) for one in value]
     return value

@@ -1,4 +1,4 @@
-"""Opening files of strangers: regular files only, text and JSON within bounds, and no unsound unpickling."""
+"""Reading of untrusted files: regular files only, text and JSON within bounds, and no unsafe unpickling."""
 
 from __future__ import annotations
 
@@ -11,44 +11,43 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NoReturn
 
-from clipconformity.data.limits import RefusedError, allowed, check_limit
+from clipconformity.data.limits import RefusedError, check_limit, get_limit
 
-SOUND_TORCH = (2, 10)
-"""From this version on ``torch.load(weights_only=True)`` runs nothing and corrupts nothing that is known.
+MIN_TORCH = (2, 10)
+"""First version in which ``torch.load(weights_only=True)`` is safe by all that is known.
 
-CVE-2025-32434, code that is run in spite of it, is mended in 2.6.0, and CVE-2026-24747, memory that it overwrites, in
-2.10.0.
+CVE-2025-32434, which runs code, is fixed in 2.6.0, and CVE-2026-24747, which overwrites memory, in 2.10.0.
 """
-LONGEST_NAME = 255
-"""Bytes of a file's name, or of a folder's, on every usual system."""
-WHOLE = 2**63
-"""Whole numbers that ids may be are below this, and not below its negative."""
+MAX_NAME_BYTES = 255
+"""Largest size of a file or folder name in bytes, on every usual system."""
+MAX_ID = 2**63
+"""Ids that are whole numbers are below this, and at least its negative."""
 
 _NONE = re.compile("[\0\ud800-\udfff]")
-"""What is no character of a text."""
+"""Characters that are not allowed in texts."""
 _brief = reprlib.Repr()
 _brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlong = 2, 60, 60, 40
 
 
-def shown(value: object) -> str:
-    """Show a value of a file in an error: short and in one line, however large or deep it is."""
+def format_value(value: object) -> str:
+    """Format a value of a file for an error: short and in one line, however large or deep it is."""
     return _brief.repr(value)[:80]
 
 
 def check_input(path: Path, what: str) -> Path:
-    """Refuse what is not there, and what is no regular file: reading a pipe or a device might never end.
+    """Refuse a missing file, and anything but a regular file: reading a pipe or a device might never end.
 
     Args:
-        path: What is to be read.
-        what: What it was to be, for the error.
+        path: The file to be read.
+        what: What it should be, for the error.
 
     Raises:
-        OSError: If it is either.
+        OSError: If it is missing or not a regular file.
     """
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
-        raise FileNotFoundError(f"{shown_path(path)}: no such {what}.") from None
+        raise FileNotFoundError(f"{format_path(path)}: no such {what}.") from None
     if stat.S_ISDIR(mode):
         raise FileNotFoundError(f"{path}: no such {what}; it is a folder.")
     if not stat.S_ISREG(mode):
@@ -56,8 +55,8 @@ def check_input(path: Path, what: str) -> Path:
     return path
 
 
-def shown_path(path: Path) -> str:
-    """Show a path in one line, also one with characters that cannot be printed."""
+def format_path(path: Path) -> str:
+    """Format a path in one line, also one with unprintable characters."""
     return str(path) if str(path).isprintable() else repr(str(path))
 
 
@@ -65,7 +64,7 @@ def read_text(path: Path, what: str) -> str:
     """Read a text file in UTF-8.
 
     Raises:
-        OSError: If it is not there or is no regular file.
+        OSError: If it does not exist or is not a regular file.
         ValueError: If it is too large or not UTF-8.
     """
     check_limit(path, "text_bytes", check_input(path, what).stat().st_size)
@@ -82,10 +81,10 @@ def read_json(path: Path, what: str) -> Any:
     """Read a JSON file in UTF-8, with bounds on the size, on the number of values and on their nesting.
 
     Raises:
-        OSError: If it is not there or is no regular file.
+        OSError: If it does not exist or is not a regular file.
         ValueError: If it is broken or over a limit.
     """
-    return _parsed(_bounded(path, what), path, what)
+    return _parse_json(_read_bounded(path, what), path, what)
 
 
 def read_json_lines(path: Path, what: str) -> list[tuple[int, Any]]:
@@ -95,26 +94,26 @@ def read_json_lines(path: Path, what: str) -> list[tuple[int, Any]]:
         Number, from 1, and value of every line that is not blank.
 
     Raises:
-        OSError: If it is not there or is no regular file.
+        OSError: If it does not exist or is not a regular file.
         ValueError: If it is broken or over a limit; names the line.
     """
-    lines = enumerate(_bounded(path, what).split("\n"), start=1)
-    return [(number, _parsed(line, path, what, number)) for number, line in lines if line.strip()]
+    lines = enumerate(_read_bounded(path, what).split("\n"), start=1)
+    return [(number, _parse_json(line, path, what, number)) for number, line in lines if line.strip()]
 
 
-def _bounded(path: Path, what: str) -> str:
+def _read_bounded(path: Path, what: str) -> str:
     text = read_text(path, what)
     check_limit(path, "json_values", sum(map(text.count, "[{,")))
     return text
 
 
-def _parsed(text: str, path: Path, what: str, first: int = 1) -> Any:
-    """Parse JSON that begins in a line of a file."""
+def _parse_json(text: str, path: Path, what: str, first: int = 1) -> Any:
+    """Parse JSON that starts at a line of a file."""
     try:
         return json.loads(text, parse_constant=_refuse)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: broken JSON at line {first + error.lineno - 1}: {error.msg}.") from None
-    except ValueError as error:  # a number of too many digits
+    except ValueError as error:  # a number with too many digits
         raise ValueError(f"{path}: broken JSON: {str(error).partition(';')[0]}.") from None
     except RecursionError:
         raise ValueError(f"{path}: broken JSON: nested too deeply to be {what.removeprefix('file of ')}.") from None
@@ -125,39 +124,39 @@ def _refuse(name: str) -> NoReturn:
 
 
 def check_words(where: object, text: str) -> str:
-    """Refuse a text that no tokenizer takes, or only at length.
+    """Refuse a text that no tokenizer accepts, or that would take long.
 
     Raises:
-        ValueError: If it holds a character that is none, or is too long.
+        ValueError: If it has an invalid character, or is too long.
     """
     check_limit(where, "caption_characters", len(text))
     if found := _NONE.search(text):
         what = "a null character" if found[0] == "\0" else "half of a surrogate pair, which is no character"
-        raise ValueError(f"{where}: {shown(text)} holds {what}.")
+        raise ValueError(f"{where}: {format_value(text)} holds {what}.")
     return text
 
 
 def check_all_words(texts: Sequence[str], where: Callable[[int], object]) -> None:
-    """Refuse texts as :func:`check_words` does; those of a whole file soon, since nearly always all are right.
+    """Refuse texts as :func:`check_words` does, fast where all texts of a file are valid.
 
     Args:
-        texts: All of them.
-        where: From the number of one to its place.
+        texts: All texts.
+        where: Returns the position of a text, by its number.
 
     Raises:
-        ValueError: If one is refused.
+        ValueError: If one is invalid.
     """
-    if max(map(len, texts), default=0) > allowed("caption_characters") or _NONE.search("\n".join(texts)):
+    if max(map(len, texts), default=0) > get_limit("caption_characters") or _NONE.search("\n".join(texts)):
         for number, text in enumerate(texts):
             check_words(where(number), text)
 
 
 def check_inside(path: Path, name: str) -> str:
-    """Refuse the name of a file that leads out of its folder, or that no file has.
+    """Refuse a file name that leads out of its folder, or that no file can have.
 
     Args:
-        path: The file in which it is named.
-        name: With or without folders.
+        path: The file that names it.
+        name: The name, with or without folders.
 
     Raises:
         ValueError: If it does.
@@ -165,9 +164,11 @@ def check_inside(path: Path, name: str) -> str:
     check_words(f"{path}: the name of a file or folder", name)
     for kind in (PurePosixPath, PureWindowsPath):
         if kind(name).is_absolute() or ".." in kind(name).parts or kind(name).drive:
-            raise ValueError(f"{path}: the file name {shown(name)} leads out of the folder of images.")
-    if any(len(os.fsencode(part)) > LONGEST_NAME for part in PurePosixPath(name).parts):
-        raise ValueError(f"{path}: the file name {shown(name)} has over {LONGEST_NAME} bytes, which no file's has.")
+            raise ValueError(f"{path}: the file name {format_value(name)} leads out of the folder of images.")
+    if any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in PurePosixPath(name).parts):
+        raise ValueError(
+            f"{path}: the file name {format_value(name)} has over {MAX_NAME_BYTES} bytes, which no file's has."
+        )
     return name
 
 
@@ -175,16 +176,18 @@ def check_id(where: object, name: object) -> int | str:
     """Refuse an id that is neither a whole number nor a string.
 
     Args:
-        where: Its place: file and entry.
+        where: Its position: file and entry.
         name: The id.
 
     Raises:
-        ValueError: If it is neither, is too large, or holds a character that is none.
+        ValueError: If it is neither, is too large, or has an invalid character.
     """
     if isinstance(name, str):
         return name if len(name) < 100 and name.isascii() and name.isprintable() else check_words(where, name)
-    if not isinstance(name, int) or isinstance(name, bool) or not -WHOLE <= name < WHOLE:
-        raise ValueError(f"{where}: expected a whole number of at most 64 bits or a string as id, got {shown(name)}.")
+    if not isinstance(name, int) or isinstance(name, bool) or not -MAX_ID <= name < MAX_ID:
+        raise ValueError(
+            f"{where}: expected a whole number of at most 64 bits or a string as id, got {format_value(name)}."
+        )
     return name
 
 
@@ -193,7 +196,7 @@ def check_unpickling(path: Path, version: str | None = None) -> None:
 
     Args:
         path: The file.
-        version: Of torch; by default of the one that is installed.
+        version: The version of torch; by default the installed one.
 
     Raises:
         RefusedError: If it is.
@@ -202,8 +205,8 @@ def check_unpickling(path: Path, version: str | None = None) -> None:
 
     version = torch.__version__ if version is None else version
     found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if found < SOUND_TORCH:
+    if found < MIN_TORCH:
         raise RefusedError(
             f"{path}: holds a pickle, which torch {version} reads unsafely even with weights_only (CVE-2025-32434, "
-            f"CVE-2026-24747); use torch {'.'.join(map(str, SOUND_TORCH))} or newer, or save it as .safetensors."
+            f"CVE-2026-24747); use torch {'.'.join(map(str, MIN_TORCH))} or newer, or save it as .safetensors."
         )

@@ -20,18 +20,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipconformity.data.files import replacing
+from clipconformity.data.files import replace_file
 from clipconformity.data.strict_json import to_json
 
 __all__ = [
     "ATTRIBUTES",
     "ZIPF_EXPONENT",
     "Scene",
-    "all_scenes",
     "attribute_probabilities",
     "caption_is_true",
     "draw_scene",
     "generic_caption",
+    "list_scenes",
     "sample_scenes",
     "scene_captions",
     "scene_log_frequency",
@@ -54,7 +54,7 @@ ATTRIBUTES: Final[dict[str, tuple[str, ...]]] = {
     "background": ("snow", "grass", "sand", "water", "asphalt", "brick"),
 }
 
-# The chance that a caption states an attribute; the shape is always there.
+# The probability that a caption states an attribute; the shape is always stated.
 _KEEP: Final = {"colour": 0.75, "size": 0.4, "position": 0.4, "background": 0.5}
 _SYNONYMS: Final = {"large": ("large", "big"), "small": ("small", "little"), "middle": ("middle", "centre")}
 _OPENINGS: Final = ("", "", "there is ", "a picture of ")
@@ -86,7 +86,7 @@ class Scene:
     """One object on a background; every field holds a value of `ATTRIBUTES`.
 
     Raises:
-        ValueError: A field holds a value that the world does not have.
+        ValueError: If a field has an unknown value.
     """
 
     shape: str
@@ -113,11 +113,11 @@ def attribute_probabilities(name: str, *, concentration: float = 1.0) -> Array:
     return np.asarray(weights / weights.sum(), dtype=np.float64)
 
 
-def all_scenes() -> Iterator[Scene]:
+def list_scenes() -> Iterator[Scene]:
     """Every scene of the world once.
 
     Example:
-        >>> sum(1 for _ in all_scenes())
+        >>> sum(1 for _ in list_scenes())
         7200
     """
     return (Scene(*values) for values in product(*ATTRIBUTES.values()))
@@ -139,7 +139,7 @@ def scene_log_frequency(scene: Scene) -> float:
 
 
 def sample_scenes(count: int, *, seed: int, concentration: float = 1.0) -> list[Scene]:
-    """Draw scenes with a probability proportional to ``p ** concentration``.
+    """Sample scenes with a probability proportional to ``p ** concentration``.
 
     Args:
         count: Number of scenes, at least 0.
@@ -147,7 +147,7 @@ def sample_scenes(count: int, *, seed: int, concentration: float = 1.0) -> list[
         concentration: 1 is the world, above 1 a generator that collapses toward common scenes, 0 uniform.
 
     Raises:
-        ValueError: `count` is negative or `concentration` is not finite.
+        ValueError: If `count` is negative or `concentration` is not finite.
     """
     if count < 0:
         raise ValueError(f"count must be at least 0; got {count}")
@@ -176,7 +176,7 @@ _SHAPES: Final[dict[str, Callable[[Array, Array], Mask]]] = {
 }
 
 
-def _background(name: str, x: Array, y: Array) -> Array:
+def _paint_background(name: str, x: Array, y: Array) -> Array:
     """Colours in 0..255, shape (H, W, 3), for coordinates in 0..1."""
     mortar = (np.mod(y, 0.25) < 0.05) | (np.mod(x + 0.2 * (np.mod(y, 0.5) < 0.25), 0.4) < 0.05)
     textures = {
@@ -194,7 +194,7 @@ def draw_scene(scene: Scene, *, size: int = 32, seed: int) -> Image.Image:
     Place, radius, angle, colour and pixel noise vary a little with the seed: two drawings of a scene differ.
 
     Args:
-        scene: What to draw.
+        scene: The scene to draw.
         size: Side in pixels, at least 8.
         seed: Same scene, size and seed, same pixels.
 
@@ -212,14 +212,14 @@ def draw_scene(scene: Scene, *, size: int = 32, seed: int) -> Image.Image:
     right, down = (x - centre[0]) / radius, (y - centre[1]) / radius
     u, v = right * math.cos(angle) + down * math.sin(angle), down * math.cos(angle) - right * math.sin(angle)
     inside = _SHAPES[scene.shape]
-    canvas = _background(scene.background, x + generator.uniform(0, 0.1), y)
+    canvas = _paint_background(scene.background, x + generator.uniform(0, 0.1), y)
     canvas[inside(u / 1.2, v / 1.2)] = 12  # a dark rim, which keeps green visible on grass
     canvas[inside(u, v)] = np.array(_COLOURS[scene.colour]) + generator.normal(0, 8, 3)
     pixels = canvas.reshape(size, 3, size, 3, 3).mean(axis=(1, 3)) + generator.normal(0, 5, (size, size, 3))
     return Image.fromarray(np.clip(pixels.round(), 0, 255).astype(np.uint8))
 
 
-def _phrase(scene: Scene, stated: set[str], opening: str = "", words: dict[str, str] | None = None) -> str:
+def _write_caption(scene: Scene, stated: set[str], opening: str = "", words: dict[str, str] | None = None) -> str:
     """One English caption that states the shape and the named attributes."""
     said = {name: (words or {}).get(value, value) for name, value in vars(scene).items()}
     noun = [said[name] for name in ("size", "colour") if name in stated] + [said["shape"]]
@@ -239,7 +239,7 @@ def generic_caption(scene: Scene) -> str:
         >>> generic_caption(Scene("star", "orange", "tiny", "top", "asphalt"))
         'a star'
     """
-    return _phrase(scene, set())
+    return _write_caption(scene, set())
 
 
 def specific_caption(scene: Scene) -> str:
@@ -249,14 +249,14 @@ def specific_caption(scene: Scene) -> str:
         >>> specific_caption(Scene("star", "orange", "tiny", "top", "asphalt"))
         'a tiny orange star at the top on asphalt'
     """
-    return _phrase(scene, set(ATTRIBUTES))
+    return _write_caption(scene, set(ATTRIBUTES))
 
 
 def scene_captions(scene: Scene, *, count: int = 5, seed: int) -> list[str]:
     """Captions as several people would write them: each states the shape and leaves out some of the rest.
 
     Args:
-        scene: What the captions describe.
+        scene: The described scene.
         count: Number of captions, at least 1; they may repeat.
         seed: Same scene, count and seed, same captions.
 
@@ -270,12 +270,12 @@ def scene_captions(scene: Scene, *, count: int = 5, seed: int) -> list[str]:
     for _ in range(count):
         stated = {name for name, chance in _KEEP.items() if generator.random() < chance}
         words = {value: str(generator.choice(choices)) for value, choices in _SYNONYMS.items()}
-        captions.append(_phrase(scene, stated, str(generator.choice(_OPENINGS)), words))
+        captions.append(_write_caption(scene, stated, str(generator.choice(_OPENINGS)), words))
     return captions
 
 
 def caption_is_true(caption: str, scene: Scene) -> bool:
-    """Whether every attribute that the caption states is the scene's; other words are passed over.
+    """Whether every attribute that the caption states is the scene's; other words are ignored.
 
     Raises:
         ValueError: The caption names no attribute at all.
@@ -309,10 +309,10 @@ def write_coco_scenes(
 
     Args:
         root: Directory to write into; made if absent.
-        scenes: What to draw, in order.
+        scenes: The scenes to draw, in order.
         split: Name of the image folder, and part of the captions file's name.
-        captions_per_image: At least 1.
-        seed: Of the drawings and the captions.
+        captions_per_image: Number of captions of each image, at least 1.
+        seed: Seed of the drawings and the captions.
     """
     root = Path(root)
     images: list[dict[str, object]] = []
@@ -321,7 +321,7 @@ def write_coco_scenes(
     for number, scene in enumerate(scenes, start=1):
         draw_seed, caption_seed = np.random.SeedSequence([seed, number]).generate_state(2).tolist()
         image, name = draw_scene(scene, seed=draw_seed), f"{number:012d}.png"
-        with replacing(root / split / name) as temporary:
+        with replace_file(root / split / name) as temporary:
             image.save(temporary)
         entry = {"id": number, "file_name": name, "height": image.height, "width": image.width}
         images.append({**entry, "log_frequency": scene_log_frequency(scene)})
@@ -330,5 +330,5 @@ def write_coco_scenes(
     info = {"description": "Procedural scenes of known frequency", "version": "1.0"}
     content = {"info": info, "images": images, "annotations": annotations}
     (root / "annotations").mkdir(exist_ok=True)
-    with replacing(root / "annotations" / f"captions_{split}.json") as temporary:
+    with replace_file(root / "annotations" / f"captions_{split}.json") as temporary:
         temporary.write_text(to_json(content), encoding="utf-8")

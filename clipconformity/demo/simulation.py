@@ -1,4 +1,4 @@
-"""The demo: simulated generators scored on the embedded default, through the code that real CLIP and COCO take."""
+"""The demo: simulated generators scored with the embedded encoder, by the same code as real CLIP and COCO."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipconformity.data import Captions, list_images, read_captions, write_results
-from clipconformity.data.files import Publication, check_outputs, scratch
-from clipconformity.data.locks import LEFT
+from clipconformity.data.files import Publication, check_outputs, make_scratch_folder
+from clipconformity.data.locks import FOLDER_SUFFIX
 from clipconformity.data.strict_json import to_json
 from clipconformity.demo.scenes import (
     Scene,
@@ -29,12 +29,12 @@ REAL, GENERATED = 2000, 1000
 """Number of real scenes, each with five captions, and of samples of each generator."""
 COMMON, DIVERSE = 2.0, 1.1
 """Concentrations: the generators draw scenes with probability proportional to p ** concentration."""
-TOLD = 1_000_000
-"""First image id of the scenes that the captioners describe, which are none of the real ones."""
-SPLIT = "val2017"
+FIRST_CAPTIONED_ID = 1_000_000
+"""First image id of the scenes that the captioners describe; these are not real ones."""
+SPLIT_NAME = "val2017"
 REPORT, RESULTS, PLOT = "report.html", "results.json", "distributions.png"
 METRICS = ("cosine_mmd", "cmmd", "vendi")
-"""What people report today, shown in the report below conformity."""
+"""Usual metrics, shown in the report below conformity."""
 RUNS = ("images-common", "images-diverse", "images-single", "captions-generic", "captions-specific")
 
 
@@ -50,18 +50,18 @@ class Run(NamedTuple):
 
 
 def run(output: Path) -> tuple[dict[str, Any], str]:
-    """Build references from real scenes, score five simulated generators, and write figures, a plot and a report.
+    """Build references from real scenes, score five simulated generators, and write results, a plot and a report.
 
     Args:
         output: Folder to write :data:`RESULTS`, :data:`PLOT` and :data:`REPORT` to; made if absent. Those of an earlier
             demo are replaced, once all is computed.
 
     Returns:
-        What ``results.json`` holds, and the same as a table.
+        The content of ``results.json``, and the same as a table.
 
     Raises:
         OSError: If a file cannot be written there.
-        ValueError: If it is a folder with files in it, and no demo made it.
+        ValueError: If it is a folder with files in it, and a demo did not make it.
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output: {output} is a file; name a folder.")
@@ -69,52 +69,54 @@ def run(output: Path) -> tuple[dict[str, Any], str]:
     check_outputs([("--output", output / name) for name in (REPORT, RESULTS, PLOT)])
     _refuse_foreign(output)
     encoder = load_encoder("tiny")
-    with scratch(output / "scenes") as root, Publication() as files:
-        _say(f"drawing {REAL} real scenes with 5 captions each, in the layout of MS-COCO")
-        write_coco_scenes(root / "real", sample_scenes(REAL, seed=1), split=SPLIT, seed=1)
-        references = _references(root / "real", encoder)
+    with make_scratch_folder(output / "scenes") as root, Publication() as files:
+        _print_progress(f"drawing {REAL} real scenes with 5 captions each, in the layout of MS-COCO")
+        write_coco_scenes(root / "real", sample_scenes(REAL, seed=1), split=SPLIT_NAME, seed=1)
+        references = _build_references(root / "real", encoder)
         scores = {}
-        for each in _runs(root, encoder, references):
-            _say(f"scoring {each.title}")
+        for each in _make_runs(root, encoder, references):
+            _print_progress(f"scoring {each.title}")
             scores[each.name] = (each, score(each.source, each.reference, resamples=500, metrics=METRICS))
-        _say("writing the report")
-        result = _results(references, scores)
-        # First, since a later demo knows by it that the folder is a demo's.
+        _print_progress("writing the report")
+        result = _collect_results(references, scores)
+        # First, since it marks the folder as a demo's.
         files.add(output / RESULTS).write_text(to_json(result, indent=2) + "\n", encoding="utf-8")
-        _plot(files.add(output / PLOT), references, scores)
-        _report(files.add(output / REPORT), scores, root / "real")
-        return result, _table(references, scores, output)
+        _draw_plot(files.add(output / PLOT), references, scores)
+        _write_report(files.add(output / REPORT), scores, root / "real")
+        return result, _format_table(references, scores, output)
 
 
 def _refuse_foreign(output: Path) -> None:
-    """Refuse a folder with files in it that no demo made."""
-    if not any(path for path in output.iterdir() if not path.name.endswith(LEFT)):
+    """Refuse a folder with files that a demo did not make."""
+    if not any(path for path in output.iterdir() if not path.name.endswith(FOLDER_SUFFIX)):
         return
     try:
         made = set(json.loads((output / RESULTS).read_text(encoding="utf-8"))["runs"]) == set(RUNS)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         made = False
     if not made:
-        raise ValueError(f"--output: {output} holds files that no demo made; name a new folder, or an empty one.")
+        raise ValueError(
+            f"--output: {output} holds files that a demo did not make; name a new folder, or an empty one."
+        )
 
 
-def _say(text: str) -> None:
+def _print_progress(text: str) -> None:
     print(f"demo: {text}", file=sys.stderr)  # noqa: T201 - a command's progress
 
 
-def _references(root: Path, encoder: BaseEncoder) -> dict[str, ReferenceSet]:
+def _build_references(root: Path, encoder: BaseEncoder) -> dict[str, ReferenceSet]:
     sources = {
-        "image": image_source(list_images(root / SPLIT), encoder),
-        "text": caption_source(_captions(root), encoder),
+        "image": image_source(list_images(root / SPLIT_NAME), encoder),
+        "text": caption_source(_write_captions(root), encoder),
     }
     return {name: build_reference(source, dataset="procedural scenes") for name, source in sources.items()}
 
 
-def _captions(root: Path) -> Captions:
-    return read_captions(root / "annotations" / f"captions_{SPLIT}.json")
+def _write_captions(root: Path) -> Captions:
+    return read_captions(root / "annotations" / f"captions_{SPLIT_NAME}.json")
 
 
-def _runs(root: Path, encoder: BaseEncoder, references: dict[str, ReferenceSet]) -> Sequence[Run]:
+def _make_runs(root: Path, encoder: BaseEncoder, references: dict[str, ReferenceSet]) -> Sequence[Run]:
     drawn = {
         "images-common": (
             "a generator that draws the common",
@@ -123,7 +125,7 @@ def _runs(root: Path, encoder: BaseEncoder, references: dict[str, ReferenceSet])
         "images-diverse": ("a diverse generator", sample_scenes(GENERATED, seed=3, concentration=DIVERSE)),
         "images-single": (
             "a generator that repeats one scene",
-            [_average(encoder, references["image"])] * GENERATED,
+            [_find_average_scene(encoder, references["image"])] * GENERATED,
         ),
     }
     written: dict[str, tuple[str, Callable[[Scene], str]]] = {
@@ -138,21 +140,25 @@ def _runs(root: Path, encoder: BaseEncoder, references: dict[str, ReferenceSet])
             draw_scene(scene, seed=10_000 + number).save(folder / f"{number:06d}.png")
         paths = list_images(folder)
         runs.append(Run(name, title, image_source(paths, encoder), references["image"], paths))
-    told = sample_scenes(GENERATED, seed=5)
-    (root / "told").mkdir()
-    shown = [root / "told" / f"{number:06d}.png" for number in range(len(told))]
-    for number, (path, scene) in enumerate(zip(shown, told, strict=True)):
+    described = sample_scenes(GENERATED, seed=5)
+    (root / "described").mkdir()
+    shown = [root / "described" / f"{number:06d}.png" for number in range(len(described))]
+    for number, (path, scene) in enumerate(zip(shown, described, strict=True)):
         draw_scene(scene, seed=20_000 + number).save(path)
     for name, (title, caption) in written.items():
         file = root / f"{name}.json"
-        write_results(file, range(TOLD, TOLD + len(told)), [caption(scene) for scene in told])
+        write_results(
+            file,
+            range(FIRST_CAPTIONED_ID, FIRST_CAPTIONED_ID + len(described)),
+            [caption(scene) for scene in described],
+        )
         captions = read_captions(file)
         source = caption_source(captions, encoder)
         runs.append(Run(name, title, source, references["text"], shown, captions.texts))
     return runs
 
 
-def _average(encoder: BaseEncoder, reference: ReferenceSet) -> Scene:
+def _find_average_scene(encoder: BaseEncoder, reference: ReferenceSet) -> Scene:
     """Find a scene whose drawings are of average conformity."""
     candidates, drawings = sample_scenes(REAL, seed=1)[:50], 10
     images = [draw_scene(scene, seed=5000 + n) for scene in candidates for n in range(drawings)]
@@ -160,7 +166,7 @@ def _average(encoder: BaseEncoder, reference: ReferenceSet) -> Scene:
     return candidates[int((means - reference.self_conformity).abs().argmin())]
 
 
-def _results(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Score]]) -> dict[str, Any]:
+def _collect_results(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Score]]) -> dict[str, Any]:
     about = {
         "image_conformity_mean": float(references["image"].conformities.mean()),
         "text_conformity_mean": float(references["text"].conformities.mean()),
@@ -173,7 +179,7 @@ def _results(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, S
     return {"reference": about, "runs": {name: result.to_dict() for name, (_, result) in scores.items()}}
 
 
-def _plot(path: Path, references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Score]]) -> None:
+def _draw_plot(path: Path, references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Score]]) -> None:
     from clipconformity import plots
 
     panels = []
@@ -183,23 +189,23 @@ def _plot(path: Path, references: dict[str, ReferenceSet], scores: dict[str, tup
     plots.save(plots.conformity_panels(panels), path)
 
 
-def _report(path: Path, scores: dict[str, tuple[Run, Score]], real: Path) -> None:
+def _write_report(path: Path, scores: dict[str, tuple[Run, Score]], real: Path) -> None:
     from clipconformity import report
 
     runs = [report.Run(run.title.capitalize(), result, run.images, run.captions) for run, result in scores.values()]
-    captions = _captions(real)
+    captions = _write_captions(real)
     report.write_report(
         path,
         runs,
         command="clipconformity demo",
         title="Five simulated generators",
         note="Simulated generators on drawn scenes, scored by a tiny CLIP: stand-ins, so that this needs no download.",
-        reference_images={image.name: image for image in list_images(real / SPLIT)},
+        reference_images={image.name: image for image in list_images(real / SPLIT_NAME)},
         reference_captions=dict(zip(captions.ids, captions.texts, strict=True)),
     )
 
 
-def _table(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Score]], output: Path) -> str:
+def _format_table(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Score]], output: Path) -> str:
     lines = [
         "",
         "The model is a tiny CLIP and the data are drawn scenes: stand-ins, so that this runs with no download.",
@@ -216,7 +222,7 @@ def _table(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Sco
             f"{'':8} {'':17} {'':7} {'':7} {reference.count:6d}"
         )
         members = [(run, result) for run, result in scores.values() if run.reference is reference]
-        lines += [line for run, result in members for line in _rows(run, result)]
+        lines += [line for run, result in members for line in _list_rows(run, result)]
         found = compare({run.name: result for run, result in members}, reference)
         lines += ["", *(f"  {one.text()}" for one in found.judged), ""]
     written = ", ".join(str(output / name) for name in (REPORT, RESULTS, PLOT))
@@ -224,7 +230,7 @@ def _table(references: dict[str, ReferenceSet], scores: dict[str, tuple[Run, Sco
     return "\n".join(lines)
 
 
-def _rows(run: Run, result: Score) -> list[str]:
+def _list_rows(run: Run, result: Score) -> list[str]:
     variety, floor = result.figures["variety_ratio"], result.figures["noise_floor"].text()
     at_least = ">" if result.kl_is_lower_bound else " "
     figures = (

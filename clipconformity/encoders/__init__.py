@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 _HOMES = {"BaseEncoder": "base", "CallableEncoder": "callables", "Encoder": "protocol"}
-"""These need torch, and load when first used: the help of the commands shows the registry without."""
+"""These need torch, and load on first use: the help of the commands shows the registry without torch."""
 
 
 def __getattr__(name: str) -> Any:

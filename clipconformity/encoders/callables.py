@@ -1,4 +1,4 @@
-"""Any other model: a pair of functions as an encoder, and a function of the user's that makes one."""
+"""Encoders of any other model: a pair of functions, or a user's function that makes an encoder."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.encoders.inputs import is_text, listed_images, listed_texts
+from clipconformity.encoders.inputs import is_text, list_images, list_texts
 from clipconformity.encoders.protocol import Encoder
 from clipconformity.encoders.registry import FAMILIES
 from clipconformity.functional.validation import check_matrix
 
 
 class CallableEncoder:
-    """An encoder made of two functions that give *raw* embeddings.
+    """An encoder made of two functions that return *raw* embeddings.
 
     Args:
         encode_image: From a list of RGB images to ``(N, D)``.
         encode_text: From a list of strings to ``(N, D)``.
         embed_dim: Dimension D.
-        spec: A name for it; reference sets record it, and a metric's pickle needs the encoder given anew.
-        id: What must agree between two uses, such as ``{"weights": "..."}``; by default the spec.
+        spec: A name for it, recorded in reference sets; after unpickling a metric, the encoder has to be given again.
+        id: The identity that must agree between two uses, such as ``{"weights": "..."}``; by default the spec.
 
     Example:
         >>> import torch
@@ -58,18 +58,18 @@ class CallableEncoder:
         return f"{type(self).__name__}({self.spec!r})"
 
     def encode_image(self, images: Any) -> Tensor:
-        """Encode images, given as of :meth:`BaseEncoder.encode_image`."""
-        return self._checked(self._encode_image, listed_images(images))
+        """Encode images; arguments as of :meth:`BaseEncoder.encode_image`."""
+        return self._check_embeddings(self._encode_image, list_images(images))
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Encode a text or a list of texts."""
-        return self._checked(self._encode_text, listed_texts(texts))
+        return self._check_embeddings(self._encode_text, list_texts(texts))
 
     def __call__(self, batch: Any) -> Tensor:
         """Encode a batch of images, or of texts where it is a string or a list of strings."""
         return self.encode_text(batch) if is_text(batch) else self.encode_image(batch)
 
-    def _checked(self, function: Callable[[list[Any]], Tensor], items: list[Any]) -> Tensor:
+    def _check_embeddings(self, function: Callable[[list[Any]], Tensor], items: list[Any]) -> Tensor:
         with torch.no_grad():
             matrix = check_matrix(function(items), f"{self.spec}: the encoder's output").float()
         if matrix.shape != (len(items), self.embed_dim):
@@ -80,7 +80,7 @@ class CallableEncoder:
 
 
 def is_function(spec: str) -> bool:
-    """Whether a spec names a function, ``package.module:function``, of a module that is there."""
+    """Whether a spec names a function, ``package.module:function``, of a module that exists."""
     found = re.fullmatch(r"([^\W\d]\w*)[\w.]*:[^\W\d][\w.]*", spec)
     if found is None or any(spec.startswith(family.start) for family in FAMILIES):
         return False
@@ -89,16 +89,16 @@ def is_function(spec: str) -> bool:
 
 
 def call_function(spec: str) -> Encoder:
-    """Call a function without arguments that makes an encoder; modules in the current folder are found too.
+    """Call a function without arguments that makes an encoder; modules in the current folder are found as well.
 
-    It runs the user's own code, so only a command line may give the spec, and never a file.
+    It runs the user's own code, so the spec must come from a command line, never from a file.
 
     Args:
         spec: ``package.module:function``.
 
     Raises:
         ValueError: If there is no such function.
-        TypeError: If it is none, or what it makes is no encoder.
+        TypeError: If it is not a function, or does not return an encoder.
     """
     here = str(Path.cwd())
     if here not in sys.path:

@@ -1,4 +1,4 @@
-"""What an encoder is given: texts told from images, and refused where they cannot be meant."""
+"""Inputs of encoders: texts and images are distinguished, and ambiguous ones refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.data.images import each_image
+from clipconformity.data.images import iterate_images
 from clipconformity.data.limits import check_limit
 from clipconformity.data.untrusted import check_words
 
@@ -18,7 +18,7 @@ NO_IMAGE = "images: expected at least one image, got an empty list."
 
 
 def is_text(batch: Any) -> bool:
-    """Tell a string or a list of strings from images.
+    """Whether a batch is a string or a list of strings, and not images.
 
     Raises:
         ValueError: If a string names an existing file: images are given as ``pathlib.Path``.
@@ -35,17 +35,17 @@ def is_text(batch: Any) -> bool:
     return True
 
 
-def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def join_inputs(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Join the inputs of single images into those of a batch."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def listed_texts(texts: str | Sequence[str]) -> list[str]:
-    """Turn a text or a sequence of texts into a list.
+def list_texts(texts: str | Sequence[str]) -> list[str]:
+    """Convert a text or a sequence of texts to a list.
 
     Raises:
-        TypeError: If they are no strings.
-        ValueError: If there is none, one is empty or too long, or holds a character that is none.
+        TypeError: If they are not strings.
+        ValueError: If there is none, or one is empty, too long or has an invalid character.
     """
     listed = [texts] if isinstance(texts, str) else list(texts)
     if not listed:
@@ -59,15 +59,15 @@ def listed_texts(texts: str | Sequence[str]) -> list[str]:
     return listed
 
 
-def listed_images(images: Any) -> list[Image.Image]:
-    """Turn a batch into a list of RGB images, as :func:`as_images` does.
+def list_images(images: Any) -> list[Image.Image]:
+    """Convert a batch to a list of RGB images, as :func:`to_images` does.
 
     Raises:
-        TypeError: If they are no images.
+        TypeError: If they are not images.
         ValueError: If there is none, or a shape or range does not fit.
     """
     listed, pixels = [], 0
-    for image in each_image(images):
+    for image in iterate_images(images):
         pixels += image.width * image.height
         check_limit("images", "batch_pixels", pixels)
         listed.append(image)

@@ -18,24 +18,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipconformity.data.hub import ABSENT
+from clipconformity.data.hub import NOT_REACHED
 from clipconformity.data.limits import check_limit
 from clipconformity.data.untrusted import check_input, check_unpickling
-from clipconformity.encoders.base import BaseEncoder, Preprocess, brings_code, is_failure, unreachable
-from clipconformity.encoders.checkpoints import check_checkpoint, check_widths, hub
+from clipconformity.encoders.base import BaseEncoder, Preprocess, is_failure, make_code_error, make_unreachable_error
+from clipconformity.encoders.checkpoints import check_checkpoint, check_widths, use_hub
 
 LOCAL = "local-dir:"
 SELF_CONTAINED = ("hf-hub:", LOCAL)
-"""Names that bring their own weights."""
+"""Prefixes of models that bring their own weights."""
 SETTINGS = "open_clip_config.json"
-"""File of such a model's settings."""
+"""File of settings of such a model."""
 
 
 def load(model: str, *, spec: str, device: torch.device, dtype: torch.dtype) -> OpenCLIPEncoder:
-    """Load what follows ``open_clip:`` in a spec: ``MODEL/PRETRAINED``, split at the first ``/``, or a repository.
+    """Load the model after ``open_clip:`` in a spec: ``MODEL/PRETRAINED``, split at the first ``/``, or a repository.
 
     Raises:
-        ValueError: If no model is named; as :class:`OpenCLIPEncoder`.
+        ValueError: If no model is named, or as :class:`OpenCLIPEncoder`.
     """
     pretrained = ""
     if not model.startswith(SELF_CONTAINED):
@@ -51,17 +51,19 @@ class OpenCLIPEncoder(BaseEncoder):
     def __init__(
         self, name: str, pretrained: str | None, *, spec: str, device: torch.device, dtype: torch.dtype
     ) -> None:
-        open_clip = _imported(spec)
+        open_clip = _import_open_clip(spec)
         options: dict[str, Any] = {}
         if not name.startswith(SELF_CONTAINED):
-            options = _weights_of(open_clip, name, pretrained, spec)
+            options = _find_weights(open_clip, name, pretrained, spec)
         folder = Path(name.partition(":")[2]) if name.startswith(LOCAL) else None
         if folder is not None and folder.is_dir():
             check_checkpoint(folder)
-        # What a local file names is not downloaded.
+        # A model named by a local file is not downloaded.
         asked = folder is None and not Path(str(options.get("pretrained"))).is_file()
-        with hub(asked) as usable:
-            model, self.tokenizer = self._loaded(open_clip, name, folder, options, spec, absent=asked and not usable)
+        with use_hub(asked) as usable:
+            model, self.tokenizer = self._load_model(
+                open_clip, name, folder, options, spec, absent=asked and not usable
+            )
         super().__init__(
             model,
             spec=spec,
@@ -72,28 +74,28 @@ class OpenCLIPEncoder(BaseEncoder):
         )
         self._try()
 
-    def _loaded(
+    def _load_model(
         self, open_clip: Any, name: str, folder: Path | None, options: dict[str, Any], spec: str, *, absent: bool
     ) -> tuple[Any, Any]:
-        if name.startswith(SELF_CONTAINED) and _trusts_itself(name):
-            raise brings_code(spec)
+        if name.startswith(SELF_CONTAINED) and _allows_own_code(name):
+            raise make_code_error(spec)
         try:
-            with _errors_raised_only(), _no_question_answered():
+            with _silence_logged_errors(), _refuse_questions():
                 if folder is not None and (folder / SETTINGS).is_file():
                     check_widths(folder, json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
                 model, self.preprocess = open_clip.create_model_from_pretrained(name, **options)
                 return model, open_clip.get_tokenizer(name)
-        except BaseException as error:  # whatever the library raises is told in one line
+        except BaseException as error:  # any error of the library is reported in one line
             if not is_failure(error):
                 raise
             if absent and re.search("download|locate|HF Hub|offline", str(error)):
-                raise unreachable(spec, ABSENT) from error
-            raise _explained(spec, error) from error
+                raise make_unreachable_error(spec, NOT_REACHED) from error
+            raise _explain_error(spec, error) from error
 
     @property
     def preprocess_images(self) -> Preprocess:
-        """Turns RGB images into the image tower's inputs."""
-        return partial(_stacked, self.preprocess)
+        """Converts RGB images to the image tower's inputs."""
+        return partial(_stack, self.preprocess)
 
     def _project_image(self, inputs: dict[str, Tensor]) -> Tensor:
         return self.model.encode_image(inputs["pixels"], normalize=False)  # type: ignore[operator]
@@ -101,11 +103,11 @@ class OpenCLIPEncoder(BaseEncoder):
     def _project_text(self, texts: list[str]) -> Tensor:
         tokens = self.tokenizer(texts)
         self._check_tokens(tokens, getattr(self.model, "vocab_size", None))
-        self._count_cut([self._token_count(texts[row]) for row in self._full_rows(tokens)])
+        self._count_cut([self._count_tokens(texts[row]) for row in self._find_full_rows(tokens)])
         return self.model.encode_text(tokens.to(self.device), normalize=False)  # type: ignore[operator]
 
-    def _full_rows(self, tokens: Tensor) -> list[int]:
-        """Find the texts that fill the context, padding apart; only these can have been cut."""
+    def _find_full_rows(self, tokens: Tensor) -> list[int]:
+        """Find the texts that fill the context without padding; only these can have been cut."""
         inner = getattr(self.tokenizer, "tokenizer", None)
         padding = 0 if inner is None else inner.pad_token_id
         full = tokens[:, -1] != padding
@@ -113,7 +115,7 @@ class OpenCLIPEncoder(BaseEncoder):
             full = torch.ones_like(full)
         return full.nonzero().flatten().tolist()
 
-    def _token_count(self, text: str) -> int:
+    def _count_tokens(self, text: str) -> int:
         inner: Any = getattr(self.tokenizer, "tokenizer", None)
         if inner is None:
             return len(self.tokenizer.encode(text)) + 2
@@ -124,7 +126,7 @@ class OpenCLIPEncoder(BaseEncoder):
     def _unknown_token(self) -> int | None:
         return getattr(getattr(self.tokenizer, "tokenizer", None), "unk_token_id", None)
 
-    def _word_tokens(self, words: list[str]) -> list[list[int]]:
+    def _tokenise_words(self, words: list[str]) -> list[list[int]]:
         inner: Any = getattr(self.tokenizer, "tokenizer", None)
         if inner is None:
             return [self.tokenizer.encode(word) for word in words]
@@ -132,14 +134,14 @@ class OpenCLIPEncoder(BaseEncoder):
         tokens: list[list[int]] = inner([clean(word) for word in words], add_special_tokens=False)["input_ids"]
         return tokens
 
-    def _preprocessing(self) -> dict[str, str]:
+    def _describe_preprocessing(self) -> dict[str, str]:
         steps = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", " ".join(str(self.preprocess).split()))
         return {"preprocessing": steps, "backend": "pil"}
 
 
 @contextmanager
-def _errors_raised_only() -> Iterator[None]:
-    """Keep open_clip from logging, on the root logger, the errors that it raises as well."""
+def _silence_logged_errors() -> Iterator[None]:
+    """Keep open_clip from logging errors, on the root logger, that it raises as well."""
 
     def below(record: logging.LogRecord) -> bool:
         return record.levelno < logging.ERROR
@@ -153,11 +155,11 @@ def _errors_raised_only() -> Iterator[None]:
 
 
 @contextmanager
-def _no_question_answered() -> Iterator[None]:
-    """Keep a yes on standard input from running a checkpoint's own Python.
+def _refuse_questions() -> Iterator[None]:
+    """Keep an answer on standard input from allowing a checkpoint's own Python.
 
-    open_clip loads some text towers and tokenizers by transformers without saying that their code is not trusted, and
-    transformers then asks. Asked of an empty input, it refuses.
+    open_clip loads some text towers and tokenizers by transformers without refusing their code, and transformers then
+    asks on standard input. An empty input refuses.
     """
     given = sys.stdin
     sys.stdin = io.StringIO()
@@ -168,8 +170,8 @@ def _no_question_answered() -> Iterator[None]:
         sys.stdin = given
 
 
-def _trusts_itself(name: str) -> bool:
-    """Whether a model's own settings have its tokenizer run code, which open_clip hands on to transformers unasked."""
+def _allows_own_code(name: str) -> bool:
+    """Whether a model's settings let its tokenizer run code, which open_clip passes on to transformers."""
     from huggingface_hub import hf_hub_download
 
     kind, _, place = name.partition(":")
@@ -177,15 +179,15 @@ def _trusts_itself(name: str) -> bool:
         path = Path(place) / SETTINGS if kind == "local-dir" else Path(hf_hub_download(place, SETTINGS))
         content = json.loads(path.read_text(encoding="utf-8"))
         return bool(content["model_cfg"]["text_cfg"]["tokenizer_kwargs"].get("trust_remote_code"))
-    except Exception:  # open_clip finds none either, or says itself what is wrong
+    except Exception:  # open_clip finds none either, or reports the error
         return False
 
 
-def _stacked(preprocess: Callable[[Image.Image], Tensor], images: list[Image.Image]) -> dict[str, Tensor]:
+def _stack(preprocess: Callable[[Image.Image], Tensor], images: list[Image.Image]) -> dict[str, Tensor]:
     return {"pixels": torch.stack([preprocess(image) for image in images])}
 
 
-def _imported(spec: str) -> Any:
+def _import_open_clip(spec: str) -> Any:
     try:
         import open_clip
     except ImportError as error:
@@ -196,15 +198,15 @@ def _imported(spec: str) -> Any:
     return open_clip
 
 
-def _weights_of(open_clip: Any, name: str, pretrained: str | None, spec: str) -> dict[str, Any]:
-    """Settle where a built-in architecture gets its weights from; without any, open_clip would draw random ones.
+def _find_weights(open_clip: Any, name: str, pretrained: str | None, spec: str) -> dict[str, Any]:
+    """Find the weights of a built-in architecture; without any, open_clip would initialise random ones.
 
     Raises:
-        FileNotFoundError: If the checkpoint is not there.
-        ValueError: If the architecture or the tag is unknown, or none is told.
+        FileNotFoundError: If the checkpoint does not exist.
+        ValueError: If the architecture or the tag is unknown, or none is given.
     """
     if open_clip.get_model_config(name) is None:
-        raise ValueError(f"{spec}: open_clip knows no model {name!r}; {_near(name, open_clip.list_models())}")
+        raise ValueError(f"{spec}: open_clip knows no model {name!r}; {_find_similar(name, open_clip.list_models())}")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:
         raise ValueError(
@@ -221,21 +223,23 @@ def _weights_of(open_clip: Any, name: str, pretrained: str | None, spec: str) ->
     if pretrained not in tags:
         if path.suffix or path.is_absolute():
             raise FileNotFoundError(f"{spec}: {path}: no such checkpoint file.")
-        raise ValueError(f"{spec}: open_clip has no weights {pretrained!r} for {name}; {_near(pretrained, tags)}")
-    # From version 3 on open_clip warns of weights that were trained with QuickGELU and runs them with GELU.
+        raise ValueError(
+            f"{spec}: open_clip has no weights {pretrained!r} for {name}; {_find_similar(pretrained, tags)}"
+        )
+    # From version 3 on open_clip warns of weights trained with QuickGELU, and runs them with GELU.
     quick = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
     return {"pretrained": pretrained, "force_quick_gelu": quick}
 
 
-def _near(name: str, known: list[str]) -> str:
+def _find_similar(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(repr(one) for one in near)}?" if near else f"there are {', '.join(known)}."
 
 
-def _explained(spec: str, error: BaseException) -> Exception:
+def _explain_error(spec: str, error: BaseException) -> Exception:
     if "trust_remote_code" in str(error):
-        return brings_code(spec)
+        return make_code_error(spec)
     reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
     if isinstance(error, OSError) or "download" in reason:
-        return unreachable(spec, reason)
+        return make_unreachable_error(spec, reason)
     return ValueError(f"{spec}: open_clip could not load it ({reason}).")

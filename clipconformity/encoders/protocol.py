@@ -1,4 +1,4 @@
-"""What the metrics ask of an encoder."""
+"""The interface of encoders that metrics need."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Encoder(Protocol):
 
     @property
     def spec(self) -> str:
-        """Where it comes from, as ``load_encoder`` takes it."""
+        """The spec, as ``load_encoder`` takes it."""
 
     @property
     def id(self) -> dict[str, str]:
-        """What must agree between two uses: hash of the weights, preprocessing, precision, backend."""
+        """What identifies the encoder: hash of the weights, preprocessing, precision, backend."""
 
     @property
     def embed_dim(self) -> int:

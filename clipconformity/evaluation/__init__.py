@@ -1,4 +1,4 @@
-"""From samples to results: sources, scores, the six geometric properties, and people as the yardstick."""
+"""From samples to results: sources, scores, the six geometric properties, and human captions as a yardstick."""
 
 from clipconformity.evaluation.classes import ByClass, ClassScore, write_classes
 from clipconformity.evaluation.comparison import Comparison, compare

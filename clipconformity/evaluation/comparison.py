@@ -1,4 +1,4 @@
-"""Several scored runs against each other: which is more typical, which more varied, and whether that is real."""
+"""Comparison of scored runs: which is more typical, which more varied, and whether that is significant."""
 
 from __future__ import annotations
 
@@ -13,35 +13,41 @@ from clipconformity.evaluation.classes import ByClass
 from clipconformity.evaluation.difference import MAX_RATIO, Difference
 from clipconformity.evaluation.people import HumanSpread
 from clipconformity.evaluation.results import JUDGED, Outcome, Score
-from clipconformity.evaluation.run_tables import class_table, difference_table
+from clipconformity.evaluation.run_tables import format_classes, format_differences
 from clipconformity.evaluation.scoring import score
 from clipconformity.evaluation.sources import Source
-from clipconformity.evaluation.tables import Format, table
-from clipconformity.functional.multiplicity import adjusted_stepwise
-from clipconformity.functional.resampling import Estimate, Interval, exponential, joint_jackknife, student_tail
+from clipconformity.evaluation.tables import Format, format_table
+from clipconformity.functional.multiplicity import adjust_p_values_stepwise
+from clipconformity.functional.resampling import (
+    Estimate,
+    Interval,
+    exponentiate_interval,
+    joint_jackknife,
+    student_tail,
+)
 from clipconformity.stream.pairs import LeftOut
 from clipconformity.stream.readouts import read_outs
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.reference_file import same_reference
 
 LEVEL = 0.05
-"""Chance at most that any outcome but ``undecided`` is wrong, of all pairs in a figure."""
+"""Family-wise error rate of outcomes other than ``undecided``, over all pairs in a figure."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs scored against one reference, and how every two of them differ.
+    """Runs scored against one reference, and the differences between every two of them.
 
     Attributes:
-        scores: Of each run, by name.
-        differences: Of every two runs, in every figure that both have and that can be compared.
+        scores: Score of each run, by name.
+        differences: Differences of every two runs, in every comparable figure that both have.
     """
 
     scores: Mapping[str, Score]
     differences: Sequence[Difference]
 
     def difference(self, first: str, second: str, figure: str = "typicality_shift") -> Difference:
-        """Give the difference of two runs, in the order in which they were given.
+        """Return the difference of two runs, in the given order.
 
         Raises:
             KeyError: If there is none.
@@ -53,22 +59,22 @@ class Comparison:
 
     @property
     def judged(self) -> list[Difference]:
-        """The differences in typicality and in variety, which a text tells."""
+        """The differences in typicality and in variety, which are stated in sentences."""
         return [one for one in self.differences if one.figure in JUDGED]
 
     def ranks(self, figure: str = "typicality_shift") -> dict[str, int]:
-        """Rank the runs from the most typical, varied, or highest on: 1 and the number of runs that are surely more so.
+        """Rank the runs from the most typical, varied, or highest on: 1 plus the number of runs significantly above.
 
-        Runs between which nothing is decided may share a rank.
+        Undecided runs may share a rank.
 
         Raises:
             KeyError: If there are no differences in this figure.
         """
-        told = [one for one in self.differences if one.figure == figure]
-        if not told:
+        selected = [one for one in self.differences if one.figure == figure]
+        if not selected:
             known = ", ".join(dict.fromkeys(one.figure for one in self.differences))
             raise KeyError(f"no differences in {figure!r}; expected one of {known}.")
-        above = [one.second if one.outcome == "more" else one.first for one in told if one.outcome != "undecided"]
+        above = [one.second if one.outcome == "more" else one.first for one in selected if one.outcome != "undecided"]
         return {name: 1 + above.count(name) for name in self.scores}
 
     def table(
@@ -78,34 +84,34 @@ class Comparison:
         *,
         of: Literal["runs", "differences", "classes"] = "runs",
     ) -> str:
-        """Give a table; under that of the runs, as text, stands how they differ in typicality and variety.
+        """Return a table; as text, the differences in typicality and variety follow the table of runs.
 
         Args:
             format: ``"text"``, ``"markdown"``, ``"csv"``, ``"latex"`` or ``"html"``.
-            figures: Keys of the figures that it has: of runs by default those of the core, of differences all; a table
-                of classes has its own.
+            figures: Keys of the figures: by default those of the core for runs, and all for differences; a table of
+                classes has its own.
             of: ``"runs"``, a row each; ``"differences"``, a row for each pair and figure; or ``"classes"``, a row for
                 each class and run, those classes first in which runs differ most.
 
         Raises:
-            ValueError: If the format is none of them, a figure is not in every score, or there are no classes.
+            ValueError: If the format is unknown, a figure is not in every score, or there are no classes.
         """
         if of == "differences":
-            return difference_table(self.differences, format, figures)
+            return format_differences(self.differences, format, figures)
         if of == "classes":
-            return class_table(self.classes, format)
+            return format_classes(self.classes, format)
         if of != "runs":
             raise ValueError(f"of: expected 'runs', 'differences' or 'classes', got {of!r}.")
-        found = table(self.scores, format, figures)
-        told = [one.text() for one in self.judged]
-        return found if format != "text" else "\n".join([found, *told]) + "\n"
+        found = format_table(self.scores, format, figures)
+        selected = [one.text() for one in self.judged]
+        return found if format != "text" else "\n".join([found, *selected]) + "\n"
 
     @property
     def classes(self) -> dict[str, ByClass]:
-        """The classes of each run.
+        """Classes of each run.
 
         Raises:
-            ValueError: If the runs were scored without.
+            ValueError: If the runs were scored without classes.
         """
         found = {name: one.by for name, one in self.scores.items() if one.by is not None}
         if len(found) < len(self.scores):
@@ -113,16 +119,16 @@ class Comparison:
         return found
 
     def _repr_html_(self) -> str:
-        """Show it in a notebook: the table, and the differences under it."""
-        told = "".join(f"<li>{escape(one.text())}</li>" for one in self.judged)
-        return f"{self.table('html')}<ul>{told}</ul>"
+        """Show the table in a notebook, with the differences below it."""
+        selected = "".join(f"<li>{escape(one.text())}</li>" for one in self.judged)
+        return f"{self.table('html')}<ul>{selected}</ul>"
 
     def plot(self, ax: Any = None, *, people: HumanSpread | None = None) -> Any:
-        """Draw every run on the map of typicality and variety, with its intervals; give ``(figure, axes)``.
+        """Draw every run on the map of typicality and variety, with intervals; return ``(figure, axes)``.
 
         Args:
             ax: Axes to draw on.
-            people: Of :func:`human_spread`: where one more person would lie, as the yardstick of captioners.
+            people: Result of :func:`human_spread`: the range of one more person, as the yardstick of captioners.
         """
         from clipconformity import plots
 
@@ -135,36 +141,36 @@ class Comparison:
         return plots.typicality_and_variety(places, margins=margins, people=yardstick, ax=ax)
 
     def plot_differences(self, figure: str = "typicality_shift", ax: Any = None) -> Any:
-        """Draw the difference of every pair in a figure with its interval; give ``(figure, axes)``."""
+        """Draw the difference of every pair in a figure with its interval; return ``(figure, axes)``."""
         from clipconformity import plots
 
-        told = [one for one in self.differences if one.figure == figure]
-        ratio = any(one.ratio for one in told)
+        selected = [one for one in self.differences if one.figure == figure]
+        ratio = any(one.ratio for one in selected)
         quantity = (
             "difference in typicality shift (reference std)"
             if figure == "typicality_shift"
             else (f"{'ratio' if ratio else 'difference'} of the {figure.replace('_', ' ')}s")
         )
-        ends = [one.interval or Interval(one.value, one.value) for one in told]
+        ends = [one.interval or Interval(one.value, one.value) for one in selected]
         return plots.forest(
-            [one.value for one in told],
+            [one.value for one in selected],
             [low for low, _ in ends],
             [high for _, high in ends],
-            [f"{one.first} - {one.second}" for one in told],
+            [f"{one.first} - {one.second}" for one in selected],
             quantity=quantity,
             null=1.0 if ratio else 0.0,
             ax=ax,
         )
 
     def plot_distributions(self, ax: Any = None) -> Any:
-        """Draw the conformities of every run over the reference's, a ridge each; give ``(figure, axes)``."""
+        """Draw the conformities of every run over the reference's, a ridge each; return ``(figure, axes)``."""
         from clipconformity import plots
 
         values = {name: one.conformities for name, one in self.scores.items()}
         return plots.ridgelines(values, next(iter(self.scores.values())).reference.null_conformities, ax=ax)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values."""
+        """Return plain values."""
         return {
             "runs": {name: one.to_dict() for name, one in self.scores.items()},
             "differences": [one._asdict() for one in self.differences],
@@ -175,15 +181,15 @@ class Comparison:
 def compare(runs: Mapping[str, Source | Score], reference: ReferenceSet, **options: Any) -> Comparison:
     """Score runs against one reference, and compare every two of them.
 
-    Runs whose samples share groups, or ids where they have no groups, are paired by that: what the prompts or images
-    differ by cancels in the difference. The reference is the same for all, and its own uncertainty cancels likewise.
-    The intervals are of one pair each. Outcomes are corrected for the number of pairs: the chance that any difference
-    in one figure is told where there is none is at most 5%.
+    Runs that share groups of samples, or ids where they have no groups, are paired: the variation between prompts or
+    images cancels in the difference. The reference is the same for all, and its uncertainty cancels as well. Each
+    interval is of one pair. Outcomes are corrected for the number of pairs: the probability of any false difference in
+    a figure is at most 5%.
 
     Args:
         runs: At least two sources, or scores against this reference, by name.
-        reference: What all are compared with.
-        options: Of :func:`score`, for sources.
+        reference: The reference of all runs.
+        options: Options of :func:`score`, for sources.
 
     Raises:
         ValueError: If there are fewer than two runs, a score is of another reference, or as :func:`score`.
@@ -197,76 +203,82 @@ def compare(runs: Mapping[str, Source | Score], reference: ReferenceSet, **optio
 def compare_scores(
     scores: Mapping[str, Score], reference: ReferenceSet, metrics: Sequence[str] | None = None
 ) -> Comparison:
-    """Compare every two of several scores; ``metrics`` are those whose figures are compared, by default all.
+    """Compare every two of several scores, in the figures of ``metrics``, by default all.
 
     Raises:
         ValueError: If a score is of another reference.
     """
     figures = {
-        name: _figures(name, one, reference, one.metrics if metrics is None else metrics)
+        name: _collect_figures(name, one, reference, one.metrics if metrics is None else metrics)
         for name, one in scores.items()
     }
     differences = [
         one
         for (first, mine), (second, theirs) in combinations(figures.items(), 2)
-        for one in pair_differences(first, mine, second, theirs)
+        for one in compare_pair(first, mine, second, theirs)
     ]
-    return Comparison(scores, corrected(differences))
+    return Comparison(scores, correct_outcomes(differences))
 
 
-def _figures(name: str, one: Score, reference: ReferenceSet, metrics: Sequence[str]) -> dict[str, LeftOut]:
-    """Give what a run is compared by, those first that are judged."""
+def _collect_figures(name: str, one: Score, reference: ReferenceSet, metrics: Sequence[str]) -> dict[str, LeftOut]:
+    """Return the figures that a run is compared by; the judged ones come first."""
     if one.stream is None or not same_reference(one.reference, reference):
         raise ValueError(f"runs: {name!r} was scored against another reference; score all against the same.")
     known, found = read_outs(), dict[str, LeftOut]()
     for metric in metrics:
-        told = known[metric].left_out(one.stream)
-        if unknown := set(told) - {field.name for field in known[metric].fields}:
-            raise ValueError(f"metrics: {metric!r} gave {', '.join(sorted(unknown))}, which its fields do not name.")
-        found |= told
+        selected = known[metric].left_out(one.stream)
+        if unknown := set(selected) - {field.name for field in known[metric].fields}:
+            raise ValueError(f"metrics: {metric!r} returned {', '.join(sorted(unknown))}, not among its fields.")
+        found |= selected
     return {figure: found[figure] for figure in dict.fromkeys([*JUDGED, *found])}
 
 
-def pair_differences(
+def compare_pair(
     first: str, mine: Mapping[str, LeftOut], second: str, theirs: Mapping[str, LeftOut]
 ) -> list[Difference]:
-    """Give the differences of a pair in what both have; their outcomes wait for the other pairs."""
+    """Return the differences of a pair in the figures that both have; outcomes are decided with the other pairs."""
     found = []
     for figure in mine:
         if figure not in theirs:
             continue
-        estimate, ratio = _apart(mine[figure], theirs[figure]), mine[figure].logarithm
+        estimate, ratio = _compare_figure(mine[figure], theirs[figure]), mine[figure].logarithm
         value, interval = float(estimate.value), estimate.interval()
         known = math.isfinite(interval.low)
-        p_value = _p_value(estimate) if known else None
+        p_value = _compute_p_value(estimate) if known else None
         if ratio:
             most = math.log(MAX_RATIO)
             value = math.exp(min(max(value, -most), most))
-            interval = exponential(Interval(*(min(max(end, -most), most) for end in interval))) if known else interval
+            interval = (
+                exponentiate_interval(Interval(*(min(max(end, -most), most) for end in interval)))
+                if known
+                else interval
+            )
         ends = interval if known else None
         found.append(Difference(first, second, figure, value, ends, "undecided", p_value, ratio=ratio))
     return found
 
 
-def _p_value(estimate: Estimate) -> float:
+def _compute_p_value(estimate: Estimate) -> float:
     error = float(estimate.error)
     return student_tail(float(estimate.value) / error, estimate.degrees) if error > 0 else float(estimate.value == 0)
 
 
-def corrected(differences: Sequence[Difference]) -> list[Difference]:
-    """Decide outcomes of all pairs in each figure together."""
+def correct_outcomes(differences: Sequence[Difference]) -> list[Difference]:
+    """Decide the outcomes of all pairs in each figure, corrected for their number."""
     decided: dict[Difference, Difference] = {}
     for figure in dict.fromkeys(one.figure for one in differences):
-        told = [one for one in differences if one.figure == figure and one.p_value is not None]
-        for one, p_adjusted in zip(told, adjusted_stepwise([one.p_value or 0.0 for one in told]), strict=True):
+        selected = [one for one in differences if one.figure == figure and one.p_value is not None]
+        for one, p_adjusted in zip(
+            selected, adjust_p_values_stepwise([one.p_value or 0.0 for one in selected]), strict=True
+        ):
             more = one.value > one.no_difference
             outcome: Outcome = "undecided" if p_adjusted > LEVEL else "more" if more else "less"
             decided[one] = one._replace(outcome=outcome, p_adjusted=p_adjusted)
     return [decided.get(one, one) for one in differences]
 
 
-def _apart(mine: LeftOut, theirs: LeftOut) -> Estimate:
-    """Difference of two runs' figures: each bucket is left out of both runs and of the reference at once."""
+def _compare_figure(mine: LeftOut, theirs: LeftOut) -> Estimate:
+    """Compute the difference of two runs in a figure; a bucket is left out of both runs and the reference at once."""
     one, other = mine.figure, theirs.figure
     sides = (
         one.evaluated - other.whole,

@@ -1,4 +1,4 @@
-"""How two runs differ in one figure."""
+"""Difference of two runs in one figure."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from clipconformity.evaluation.results import Outcome
 from clipconformity.functional.resampling import Interval
 
 MAX_RATIO = 1000.0
-"""Where a ratio ends: beyond it one of the two has no variety but rounding."""
+"""Largest ratio: beyond it the variety of one run is only rounding."""
 
 
 class Difference(NamedTuple):
-    """How two runs differ in one figure."""
+    """Difference of two runs in one figure."""
 
     first: str
     second: str
     figure: str
-    """Its key, such as ``"typicality_shift"``."""
+    """Key of the figure, such as ``"typicality_shift"``."""
     value: float
-    """First less second, or first over second, which is told between 1/1000 and 1000."""
+    """First minus second, or first over second, limited to 1/1000 to 1000."""
     interval: Interval | None
-    """95% interval of this pair alone; None where it cannot be had."""
+    """95% interval of this pair alone; None where it is unknown."""
     outcome: Outcome
-    """Of the first against the second: ``more`` or ``less`` where :attr:`p_adjusted` is at most 0.05."""
+    """Outcome of the first against the second: ``more`` or ``less`` where :attr:`p_adjusted` is at most 0.05."""
     p_value: float | None = None
-    """Of no difference, of this pair alone; None where it cannot be had."""
+    """p-value of no difference, of this pair alone; None where it is unknown."""
     p_adjusted: float | None = None
-    """Adjusted for the number of pairs in this figure (Holm 1979)."""
+    """p-value adjusted for the number of pairs in this figure (Holm 1979)."""
     ratio: bool = False
     """Whether the two are compared by their ratio, as variety ratios are, rather than by their difference."""
 
     @property
     def no_difference(self) -> float:
-        """What the value is where the two do not differ."""
+        """The value where the two do not differ."""
         return 1.0 if self.ratio else 0.0
 
     def text(self) -> str:
-        """Say it in a sentence."""
+        """State the difference in a sentence."""
         adjective, of = "typical", "standard deviations of the reference apart"
         if self.figure == "variety_ratio":
             adjective, of = "varied", "times as varied"
         elif self.figure != "typicality_shift":
-            return self._plain_text()
+            return self._format_unjudged()
         if self.interval is None:
             return f"{self.first}, {self.second}: nothing is known of how {adjective} they are"
         apart = f"{self.value:.3f} [{self.interval.low:.3f}, {self.interval.high:.3f}] {of}"
@@ -53,8 +53,8 @@ class Difference(NamedTuple):
             return f"{self.first}, {self.second}: no difference in how {adjective} can be told ({apart})"
         return f"{self.first} is {self.outcome} {adjective} than {self.second} ({apart})"
 
-    def _plain_text(self) -> str:
-        """Say it of a figure that is not judged."""
+    def _format_unjudged(self) -> str:
+        """State the difference in a figure that is not judged."""
         what = self.figure.replace("_", " ")
         if self.interval is None:
             return f"{self.first}, {self.second}: nothing is known of the difference in {what}"

@@ -31,18 +31,18 @@ from clipconformity.functional.population import (
     tilt_influence,
     unbiased_traces,
 )
-from clipconformity.functional.resampling import Interval, exponential, seeded, share_interval
+from clipconformity.functional.resampling import Interval, exponentiate_interval, make_generator, share_interval
 from clipconformity.functional.validation import check_rows
 
 PARTS = 64
-"""Parts of the data that are left out in turn for the interval of the shell."""
+"""Number of parts that are left out in turn for the interval of the shell."""
 ALPHAS = (-1.0, -0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5, 1.0)
-FEWEST = 20
-"""Fewest samples for a verdict."""
+MIN_SAMPLES = 20
+"""Smallest number of samples for a verdict."""
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell at this N"
 POPULATION, AT_THIS_N = "the population's value", "the expectation at this N"
-"""What an interval covers."""
+"""Quantities that an interval may cover."""
 
 
 class Property(NamedTuple):
@@ -52,24 +52,24 @@ class Property(NamedTuple):
     modality: str
     """``"image"``, ``"text"`` or ``"both"``."""
     quantity: str
-    """What ``value`` is."""
+    """Name of the quantity."""
     value: float
-    """Estimate of what the interval covers."""
+    """Estimate of the covered quantity."""
     low: float
     high: float
     """Ends of the 95% interval."""
     null: float | None
-    """The value without the property: columns permuted on their own, the mean at the origin, or chance."""
+    """The value without the property: independently permuted columns, the mean at the origin, or chance."""
     paper: float | None
     """The published figure for MS-COCO under ViT-B/32."""
     threshold: str
-    """When the property is said to hold."""
+    """Condition for the property to hold."""
     verdict: str
     samples: int
     covers: str
-    """What the interval covers: the population's value, or the expectation at this N where that depends on it."""
+    """Covered quantity: the population's value, or the expectation at this N where that depends on N."""
     in_sample: float
-    """The figure of the sample as it is, as the paper has it: another than ``value`` where N biases it."""
+    """The plain figure of the sample, as in the paper: it differs from ``value`` where N biases it."""
 
 
 def six_properties(
@@ -82,13 +82,13 @@ def six_properties(
     image_groups: Tensor | None = None,
     text_groups: Tensor | None = None,
 ) -> list[Property]:
-    """Measure the six properties: thin shell, ellipsoid, tilt, offset, separability, and the place of the lowest loss.
+    """Measure the six properties: thin shell, ellipsoid, tilt, offset, separability, and the alpha of lowest loss.
 
     A property holds, or does not, when the whole 95% interval lies on one side of its threshold; otherwise the verdict
     is "cannot tell at this N". Those of thin shell, ellipsoid and offset cover the population's value, of which the
     last two are estimated without the bias of finite N; the others cover the expectation at this N. The first four
-    are by the jackknife over rows or groups, with Student's t; that of the separability combines the exact ones of both
-    shares; those of the loss are of ``shift_sweep``.
+    are by the jackknife over rows or groups, with Student's t; that of the separability combines the exact intervals of
+    both shares; those of the loss are of ``shift_sweep``.
 
     Args:
         image: Raw image embeddings ``(N, D)``.
@@ -96,9 +96,9 @@ def six_properties(
         paired: Whether row i of one belongs to row i of the other; by default, whether lengths agree. The loss needs
             pairs.
         logit_scale: The model's factor on cosines, for the loss.
-        sweep: What :func:`loss_sweep` found, where that is there already.
+        sweep: Result of :func:`sweep_loss`, where it has been computed.
         image_groups: An id for each row ``(N,)``; rows of one group, such as the views of one scene, are dependent, and
-            intervals leave them out together. The loss takes its pairs as independent all the same.
+            intervals leave them out together. The loss treats pairs as independent in any case.
         text_groups: The same for the texts ``(M,)``, such as the captions of one image.
 
     Returns:
@@ -106,7 +106,7 @@ def six_properties(
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
-        ValueError: If neither is given, dimensions differ, there are too few samples or groups, or rows are bad.
+        ValueError: If neither is given, dimensions differ, there are too few samples or groups, or rows are invalid.
 
     Source: Levi and Gilboa, *The Double-Ellipsoid Geometry of CLIP*, ICML 2025.
     """
@@ -114,23 +114,23 @@ def six_properties(
     if not given:
         raise ValueError("expected image embeddings, text embeddings or both, got neither.")
     groups = {"image": image_groups, "text": text_groups}
-    properties = [found for name, rows in given.items() for found in _of_one(rows, name, groups[name])]
+    properties = [found for name, rows in given.items() for found in _measure_modality(rows, name, groups[name])]
     if image is not None and text is not None:
-        counts = [len(_groups_of(len(rows), groups[name]).unique()) for name, rows in given.items()]
-        properties.append(_separability(image, text, counts))
+        counts = [len(_number_groups(len(rows), groups[name]).unique()) for name, rows in given.items()]
+        properties.append(_measure_separability(image, text, counts))
         if len(image) == len(text) if paired is None else paired:
-            properties.append(_lowest_loss(sweep or loss_sweep(image, text, logit_scale), logit_scale, len(image)))
+            properties.append(_find_lowest_loss(sweep or sweep_loss(image, text, logit_scale), logit_scale, len(image)))
     return properties
 
 
-def loss_sweep(image: Tensor, text: Tensor, logit_scale: float = 100.0) -> ShiftSweep:
-    """Sweep the loss over the shifts that the last property looks at; where the divergence is a bound, it says so."""
+def sweep_loss(image: Tensor, text: Tensor, logit_scale: float = 100.0) -> ShiftSweep:
+    """Sweep the loss over the shifts of the last property, and mark divergences that are lower bounds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LowerBoundWarning)
         return shift_sweep(image, text, ALPHAS, logit_scale)
 
 
-def gap_figures(
+def compute_gap_figures(
     image: Tensor,
     text: Tensor,
     *,
@@ -138,9 +138,9 @@ def gap_figures(
     image_groups: Tensor | None = None,
     text_groups: Tensor | None = None,
 ) -> dict[str, float]:
-    """Modality gap of two sets as plain numbers; see :func:`clipconformity.functional.modality_gap`.
+    """Compute the modality gap of two sets as plain numbers; see :func:`clipconformity.functional.modality_gap`.
 
-    Pairs are grouped by the coarser of both groups.
+    Pairs are grouped by the coarser of both groupings.
     """
     if paired:
         both = [one for one in (image_groups, text_groups) if one is not None]
@@ -149,53 +149,53 @@ def gap_figures(
     return {name: float(value) for name, value in found._asdict().items() if value is not None}
 
 
-def _groups_of(count: int, groups: Tensor | None) -> Tensor:
-    """Number of each row's group, from 0, ``(count,)``; without groups every row is one."""
+def _number_groups(count: int, groups: Tensor | None) -> Tensor:
+    """Number the groups from 0, ``(count,)`` for the rows; without groups every row is its own."""
     if groups is None:
         return torch.arange(count)
     return groups.cpu().unique(return_inverse=True)[1]
 
 
-def _of_one(rows: Tensor, modality: str, groups: Tensor | None) -> list[Property]:
-    values = check_rows(rows, modality, min_rows=FEWEST).double()
+def _measure_modality(rows: Tensor, modality: str, groups: Tensor | None) -> list[Property]:
+    values = check_rows(rows, modality, min_rows=MIN_SAMPLES).double()
     if groups is not None and groups.shape != (len(values),):
         raise ValueError(
             f"{modality}_groups: expected one id for each of {len(values)} rows, got {tuple(groups.shape)}."
         )
-    group = _groups_of(len(values), groups)
-    count, dim = int(group.max()) + 1, values.shape[1]  # what is independent are the groups
-    if count < FEWEST:
-        raise ValueError(f"{modality}_groups: expected at least {FEWEST} groups, got {count}.")
+    group = _number_groups(len(values), groups)
+    count, dim = int(group.max()) + 1, values.shape[1]  # groups are independent, rows are not
+    if count < MIN_SAMPLES:
+        raise ValueError(f"{modality}_groups: expected at least {MIN_SAMPLES} groups, got {count}.")
     if dim < 2:
         raise ValueError(f"{modality}: expected at least 2 dimensions, got {dim}.")
     shell, shape, slant, away = thin_shell(rows), ellipsoid(rows), tilt(rows), offset(rows)
-    given = Rows.of(values, group)
+    given = Rows.center(values, group)
     second = given.centered.T @ given.centered
     known = unbiased_traces(given, second)
-    mixed = Rows.of(permuted_columns(values, seeded(None)))
+    mixed = Rows.center(permuted_columns(values, make_generator(None)))
     mixed_ratio = unbiased_traces(mixed, mixed.centered.T @ mixed.centered).participation_ratio
     axes = estimate(known.participation_ratio.log(), participation_influence(given, second, known), given)
     covariance = second / (len(values) - 1)
     permuted = float(slant.permuted_off_diagonal_ratio)
     return [
-        _judged(
+        _judge(
             "thin shell", modality, "mu^2 / variance of centred norms", float(shell.ratio),
-            exponential(shell_estimate(given, _parts(group)).interval()), in_sample=float(shell.ratio), at_least=100.0,
-            threshold=">= 100, a thickness of at most a tenth",
+            exponentiate_interval(shell_estimate(given, _assign_parts(group)).interval()),
+            in_sample=float(shell.ratio), at_least=100.0, threshold=">= 100, a thickness of at most a tenth",
             paper=57.57 / 0.19 if modality == "image" else None, count=len(values),
         ),
-        _judged(
+        _judge(
             "ellipsoid", modality, "participation ratio of the spectrum", float(known.participation_ratio),
             known.participation_interval(axes), in_sample=float(shape.participation_ratio), at_most=dim / 2,
             threshold=f"<= {dim / 2:.4g}, half of a sphere's", null=float(mixed_ratio), count=len(values),
         ),
-        _judged(
+        _judge(
             "tilt", modality, "sum of |off-diagonal| over trace", float(slant.off_diagonal_ratio),
             estimate(slant.off_diagonal_ratio.double(), tilt_influence(given, covariance), given).interval(),
             in_sample=float(slant.off_diagonal_ratio), covers=AT_THIS_N, at_least=2 * permuted,
             threshold=f">= {2 * permuted:.4g}, twice that with permuted columns", null=permuted, count=len(values),
         ),
-        _judged(
+        _judge(
             "offset", modality, "|m| / sqrt(trace)", float(known.offset_square.clamp_min(0).sqrt()),
             known.offset_interval(estimate(known.offset_square, offset_influence(given, known), given)),
             in_sample=float(away), at_least=0.5, threshold=">= 0.5", null=0.0,
@@ -204,7 +204,7 @@ def _of_one(rows: Tensor, modality: str, groups: Tensor | None) -> list[Property
     ]  # fmt: skip
 
 
-def _judged(
+def _judge(
     name: str,
     modality: str,
     quantity: str,
@@ -228,17 +228,17 @@ def _judged(
     )
 
 
-def _parts(group: Tensor) -> Tensor:
-    """Part of each row, that of its group: at random, but the same for the same groups."""
+def _assign_parts(group: Tensor) -> Tensor:
+    """Assign each row the part of its group, pseudo-randomly by the group."""
     order = torch.randperm(int(group.max()) + 1, generator=torch.Generator().manual_seed(0))
     return (order % min(PARTS, len(order)))[group]
 
 
-def _separability(image: Tensor, text: Tensor, counts: Sequence[int]) -> Property:
-    """Accuracy with its interval for the number of independent samples of each modality."""
+def _measure_separability(image: Tensor, text: Tensor, counts: Sequence[int]) -> Property:
+    """Measure the accuracy, with its interval for the number of independent samples of each modality."""
     found = linear_separability(image, text, k=2)
     value = float(found.held_out_accuracy)
-    low, high = balanced_interval(found.held_out_recalls.tolist(), counts)
+    low, high = compute_balanced_interval(found.held_out_recalls.tolist(), counts)
     dims = " and ".join(str(int(d)) for d in found.dimensions)
     return Property(
         name="linear separability",
@@ -257,11 +257,11 @@ def _separability(image: Tensor, text: Tensor, counts: Sequence[int]) -> Propert
     )
 
 
-def balanced_interval(recalls: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
-    """95% interval of a balanced accuracy, the mean of two recalls that rest on samples of their own.
+def compute_balanced_interval(recalls: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
+    """Compute the 95% interval of a balanced accuracy, the mean of two recalls from separate samples.
 
     The distances to the ends of each recall's interval are added up in quadrature (Newcombe 1998 for a difference;
-    Zou and Donner 2008, MOVER), so that the accuracy is no better known than that of the smaller class allows.
+    Zou and Donner 2008, MOVER), so that the smaller class limits the precision of the accuracy.
     """
     ends = [share_interval(p * n, n) for p, n in zip(recalls, counts, strict=True)]
     value = sum(recalls) / 2
@@ -270,8 +270,8 @@ def balanced_interval(recalls: Sequence[float], counts: Sequence[int]) -> tuple[
     return max(0.0, value - below), min(1.0, value + above)
 
 
-def _lowest_loss(sweep: ShiftSweep, logit_scale: float, count: int) -> Property:
-    """Where the loss is lowest: alpha 0 unless the paired intervals of the difference from it say otherwise."""
+def _find_lowest_loss(sweep: ShiftSweep, logit_scale: float, count: int) -> Property:
+    """Find the alpha of lowest loss: 0 unless the paired intervals of the difference from it exclude that."""
     alphas, low, high = sweep.alphas, sweep.loss_difference_low, sweep.loss_difference_high
     apart = alphas.abs() >= 0.25 - 1e-9
     if bool((low[apart] > 0).all()):
@@ -281,7 +281,7 @@ def _lowest_loss(sweep: ShiftSweep, logit_scale: float, count: int) -> Property:
     else:
         verdict = UNKNOWN
     lowest = alphas[sweep.loss.argmin()]
-    possible = alphas[(low <= 0) | (alphas == 0)]  # not told apart from alpha 0
+    possible = alphas[(low <= 0) | (alphas == 0)]  # not significantly different from alpha 0
     return Property(
         name="loss at alpha 0",
         modality="both",
@@ -299,8 +299,8 @@ def _lowest_loss(sweep: ShiftSweep, logit_scale: float, count: int) -> Property:
     )
 
 
-def table(properties: list[Property]) -> str:
-    """Lay properties out as text."""
+def format_table(properties: list[Property]) -> str:
+    """Format properties as a text table."""
     lines = [f"{'property':20} {'of':6} {'value':>9} {'95% interval':>21} {'null':>8} {'paper':>7} {'N':>7}  verdict"]
     for p in properties:
         interval = f"[{p.low:.4g}, {p.high:.4g}]"
@@ -313,5 +313,5 @@ def table(properties: list[Property]) -> str:
 
 
 def as_json(properties: list[Property]) -> list[dict[str, Any]]:
-    """Give properties as plain data."""
+    """Return properties as plain data."""
     return [p._asdict() for p in properties]

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from clipconformity.data.folders import ImageFolder
 from clipconformity.data.images import open_image
 from clipconformity.encoders import BaseEncoder, Encoder
-from clipconformity.encoders.inputs import joined
-from clipconformity.evaluation.sources import Source, SourceBatch, listed_paths
+from clipconformity.encoders.inputs import join_inputs
+from clipconformity.evaluation.sources import Source, SourceBatch, list_paths
 from clipconformity.provenance import Provenance
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class _Encoded(NamedTuple):
     """A batch of files."""
 
     embeddings: list[Tensor]
-    """Of each encoder; none where no file could be read."""
+    """Embeddings of each encoder; empty where no file could be read."""
     ids: list[str]
     failed: Failed
 
@@ -48,18 +48,18 @@ def image_source(
     """Encode image files.
 
     Args:
-        paths: The files, in order; or what ``survey_images`` found in a folder, or ``read_image_list`` in a list, which
-            is then told among the remarks.
-        encoder: Turns them into embeddings: one of ``load_encoder``, or any other.
-        root: Folder that ids are relative to; by default the one that all of the files are in, so that the same images
-            have the same ids wherever they lie. A folder or a list has ids of its own.
+        paths: The files, in order; or the result of ``survey_images`` or ``read_image_list``, whose findings are then
+            among the remarks.
+        encoder: An encoder of ``load_encoder``, or any other.
+        root: Folder that ids are relative to; by default the common folder of the files, so that the same images have
+            the same ids in any place. A folder or a list has its own ids.
         batch_size: Images encoded at once.
-        workers: Processes that decode and resize ahead of a model of ``load_encoder``; 0 does it in this one.
+        workers: Worker processes that decode and resize for a model of ``load_encoder``; 0 uses this process.
         skip_errors: Leave out files that cannot be read and list them in ``skipped``, instead of raising.
-        start: Number of the first file to be encoded.
+        start: Index of the first file to be encoded.
 
     Raises:
-        ValueError: While reading, if a file is no image or truncated; names the file.
+        ValueError: While reading, if a file is not an image or truncated; names the file.
     """
     return image_sources(
         paths, [encoder], root=root, batch_size=batch_size, workers=workers, skip_errors=skip_errors, start=start
@@ -78,35 +78,35 @@ def image_sources(
 ) -> list[Source]:
     """Encode image files with several encoders, each file read and decoded once; arguments as of :func:`image_source`.
 
-    Read the sources in step, as ``build_references`` does: what one is ahead of the others is held.
+    Read the sources in step, as ``build_references`` does: batches that one is ahead of the others are held.
 
     Returns:
         A source for each encoder.
     """
     folder = paths if isinstance(paths, ImageFolder) else None
-    files = list(_named(paths, root))[start:]
+    files = list(_name_files(paths, root))[start:]
     wanted = [one for one in encoders if isinstance(one, BaseEncoder)]
     if len(wanted) == len(encoders):
-        encoded = _preprocessed(files, wanted, batch_size, workers)
+        encoded = _encode_preprocessed(files, wanted, batch_size, workers)
     else:
-        encoded = _one_by_one(files, encoders, batch_size)
+        encoded = _encode_decoded(files, encoders, batch_size)
     return [
-        _source(stream, number, encoder, len(files), folder, skip_errors)
+        _make_source(stream, number, encoder, len(files), folder, skip_errors)
         for number, (encoder, stream) in enumerate(zip(encoders, tee(encoded, len(encoders)), strict=True))
     ]
 
 
-def _named(paths: Sequence[Path] | ImageFolder, root: Path | None) -> Iterator[tuple[Path, str]]:
-    """Give each file its name."""
+def _name_files(paths: Sequence[Path] | ImageFolder, root: Path | None) -> Iterator[tuple[Path, str]]:
+    """Name each file."""
     if isinstance(paths, ImageFolder):
         yield from zip(paths.paths, paths.ids, strict=True)
         return
-    listed = listed_paths(paths)
-    root = _common_folder(listed) if root is None else root
+    listed = list_paths(paths)
+    root = _find_common_folder(listed) if root is None else root
     yield from ((path, str(path.relative_to(root))) for path in listed)
 
 
-def _source(
+def _make_source(
     encoded: Iterator[_Encoded],
     number: int,
     encoder: Encoder,
@@ -114,7 +114,7 @@ def _source(
     folder: ImageFolder | None,
     skip_errors: bool,
 ) -> Source:
-    """Give the embeddings of one of the encoders."""
+    """Make the source of one of the encoders."""
     skipped: list[dict[str, str]] = []
 
     def batches() -> Iterator[SourceBatch]:
@@ -126,12 +126,12 @@ def _source(
                 yield SourceBatch(embeddings[number], ids)
 
     missing = 0 if folder is None else len(folder.missing)
-    provenance = Provenance.of(encoder, "image")
+    provenance = Provenance.from_encoder(encoder, "image")
     return Source(batches(), count, provenance, skipped=skipped, folder=folder, kind="images", missing=missing)
 
 
-def _opened(files: Files, take: Callable[[Image.Image], T]) -> tuple[list[T], list[str], Failed]:
-    """Open images and take what is wanted of each; names, and the files that could not be read, with the reason."""
+def _open_images(files: Files, take: Callable[[Image.Image], T]) -> tuple[list[T], list[str], Failed]:
+    """Open and convert images; return the results, names, and unreadable files with the reason."""
     taken, ids, failed = [], [], []
     for path, name in files:
         try:
@@ -143,7 +143,7 @@ def _opened(files: Files, take: Callable[[Image.Image], T]) -> tuple[list[T], li
 
 
 class _ImageBatches(Dataset[tuple[list[dict[str, Tensor]], list[str], Failed]]):
-    """Batches of files, decoded, and preprocessed for each encoder: inputs, names, and what could not be read."""
+    """Batches of files, decoded and preprocessed for each encoder: inputs, names, and unreadable files."""
 
     def __init__(self, files: Files, encoders: Sequence[BaseEncoder], batch_size: int) -> None:
         self.files, self.batch_size = files, batch_size
@@ -155,26 +155,28 @@ class _ImageBatches(Dataset[tuple[list[dict[str, Tensor]], list[str], Failed]]):
     def __getitem__(self, number: int) -> tuple[list[dict[str, Tensor]], list[str], Failed]:
         part = self.files[number * self.batch_size : (number + 1) * self.batch_size]
         # One at a time: decoded images are large.
-        inputs, ids, failed = _opened(part, lambda image: [preprocess([image]) for preprocess in self.preprocess])
-        return [joined(of_one) for of_one in zip(*inputs, strict=True)], ids, failed
+        inputs, ids, failed = _open_images(part, lambda image: [preprocess([image]) for preprocess in self.preprocess])
+        return [join_inputs(of_one) for of_one in zip(*inputs, strict=True)], ids, failed
 
 
-def _preprocessed(files: Files, encoders: Sequence[BaseEncoder], batch_size: int, workers: int) -> Iterator[_Encoded]:
-    """Encode images that other processes may decode ahead."""
+def _encode_preprocessed(
+    files: Files, encoders: Sequence[BaseEncoder], batch_size: int, workers: int
+) -> Iterator[_Encoded]:
+    """Encode images that worker processes may decode ahead."""
     pin = any(encoder.device.type == "cuda" for encoder in encoders)
     batches = _ImageBatches(files, encoders, batch_size)
     for inputs, ids, failed in DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=pin):
-        # None where no file could be read.
+        # Empty where no file could be read.
         yield _Encoded([one.project_image(own) for one, own in zip(encoders, inputs, strict=bool(ids))], ids, failed)
 
 
-def _one_by_one(files: Files, encoders: Sequence[Encoder], batch_size: int) -> Iterator[_Encoded]:
-    """Encode images with encoders that take them as they are."""
+def _encode_decoded(files: Files, encoders: Sequence[Encoder], batch_size: int) -> Iterator[_Encoded]:
+    """Encode images with encoders that preprocess them by themselves."""
     for start in range(0, len(files), batch_size):
-        images, ids, failed = _opened(files[start : start + batch_size], lambda image: image)
+        images, ids, failed = _open_images(files[start : start + batch_size], lambda image: image)
         yield _Encoded([encoder(images) for encoder in encoders] if ids else [], ids, failed)
 
 
-def _common_folder(paths: Sequence[Path]) -> Path:
-    """Give the folder that all files are in."""
+def _find_common_folder(paths: Sequence[Path]) -> Path:
+    """Find the folder that all files are in."""
     return Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()

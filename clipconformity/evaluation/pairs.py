@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from clipconformity.data.folders import IMAGE_FORMATS
-from clipconformity.data.results import coco_image_id, first_few
+from clipconformity.data.results import coco_image_id, list_first
 from clipconformity.evaluation.sources import Source, SourceBatch, check_source
 from clipconformity.stream.alignment import Partners
 
 
-class _Held(NamedTuple):
-    """All rows of one source, by what they are joined by."""
+class _SourceRows(NamedTuple):
+    """All rows of one source by the key of the join."""
 
     rows: Tensor
     ids: list[str]
@@ -32,7 +32,7 @@ def paired_source(
     references: Source | None = None,
     on_missing: Literal["raise", "skip"] = "raise",
 ) -> Source:
-    """Join images and captions by id, so that ``score`` gives their CLIPScore beside the figures of one of them.
+    """Join images and captions by id, so that ``score`` adds their CLIPScore to the figures of one of them.
 
     An image belongs to the captions whose image id is the number in its name, as in MS-COCO, or its name without folder
     and suffix; a caption without an image id, as in a file of lines, to the image of its own id. The side that is not
@@ -42,12 +42,12 @@ def paired_source(
         images: The images.
         captions: The captions, by the same encoder.
         scored: Which of the two is scored; an image with several captions has their mean CLIPScore.
-        references: Captions of people for the same images, for RefCLIPScore; with ``scored="text"``.
+        references: Human captions of the same images, for RefCLIPScore; with ``scored="text"``.
         on_missing: Whether a sample without a partner is an error or left out.
 
     Raises:
-        TypeError: If one is no source.
-        ValueError: If ``scored`` is neither, or the encoders differ; while reading, if two images have one id, or a
+        TypeError: If one is not a source.
+        ValueError: If ``scored`` is invalid, or the encoders differ; while reading, if two images have one id, or a
             sample has no partner.
     """
     sides = {"image": images, "text": captions}
@@ -58,7 +58,7 @@ def paired_source(
         raise ValueError(f"scored: expected 'image' or 'text', got {scored!r}.")
     if references is not None and scored != "text":
         raise ValueError("references: reference captions judge captions; give scored='text'.")
-    if not images.provenance.same_encoder(captions.provenance):
+    if not images.provenance.is_same_encoder(captions.provenance):
         raise ValueError(
             f"the images come from encoder {images.provenance.spec!r} and the captions from "
             f"{captions.provenance.spec!r}; encode both with the same one."
@@ -69,38 +69,40 @@ def paired_source(
     joined.beside = [other, *([] if references is None else [references])]
 
     def batches() -> Iterator[SourceBatch]:
-        held = _held(other, scored != "image")
-        people = None if references is None else _held(references, False)
+        held = _read_source(other, scored != "image")
+        people = None if references is None else _read_source(references, False)
         mine.skipped.extend(other.skipped)
         seen: set[str] = set()
         for batch in mine.batches:
-            keys = _keys(batch, scored == "image")
+            keys = _get_keys(batch, scored == "image")
             if scored == "image":
                 _refuse_twice(seen, keys)
-            lacking = [row for row, key in enumerate(keys) if not _has(key, held) or not _has(key, people)]
+            lacking = [
+                row for row, key in enumerate(keys) if not _have_groups(key, held) or not _have_groups(key, people)
+            ]
             if lacking and on_missing == "raise":
                 what = "caption" if scored == "image" else "image" + ("" if people is None else " or reference")
                 raise ValueError(
                     f"pairs: {len(lacking)} of the {len(keys)} samples of a batch have no {what} of their id: "
-                    f"{first_few([batch.ids[row] for row in lacking])}; name both alike, or leave these out "
+                    f"{list_first([batch.ids[row] for row in lacking])}; name both alike, or leave these out "
                     "(--on-error skip)."
                 )
             mine.skipped.extend({"id": str(batch.ids[row]), "reason": "no partner has its id"} for row in lacking)
             kept = sorted(set(range(len(keys))) - set(lacking))
             if kept:
-                yield _paired(batch, kept, keys, held, people, joined.partner_of)
+                yield _pair_rows(batch, kept, keys, held, people, joined.partner_of)
 
     joined.batches = batches()
     return joined
 
 
-def _held(source: Source, of_images: bool) -> _Held:
+def _read_source(source: Source, of_images: bool) -> _SourceRows:
     """Read a whole source."""
     rows: list[Tensor] = []
     ids: list[str] = []
     places: dict[str, list[int]] = {}
     for batch in source:
-        keys = _keys(batch, of_images)
+        keys = _get_keys(batch, of_images)
         if of_images:
             _refuse_twice(set(places), keys)
         for number, key in enumerate(keys, start=len(ids)):
@@ -109,11 +111,11 @@ def _held(source: Source, of_images: bool) -> _Held:
         ids += batch.ids
     if not ids:
         raise ValueError(source.nothing_read)
-    return _Held(torch.cat(rows), ids, places)
+    return _SourceRows(torch.cat(rows), ids, places)
 
 
-def _keys(batch: SourceBatch, of_images: bool) -> list[str]:
-    """What each row is joined by: the id of its image."""
+def _get_keys(batch: SourceBatch, of_images: bool) -> list[str]:
+    """Return the key of each row: the id of its image."""
     names: Any = batch.ids if of_images or batch.groups is None else batch.groups
     listed = names.tolist() if hasattr(names, "tolist") else names
     is_file = [of_images or Path(str(name)).suffix.lower() in IMAGE_FORMATS for name in listed]
@@ -130,19 +132,19 @@ def _refuse_twice(seen: set[str], keys: Sequence[str]) -> None:
         seen.add(key)
 
 
-def _has(key: str, held: _Held | None) -> bool:
+def _have_groups(key: str, held: _SourceRows | None) -> bool:
     return held is None or key in held.places
 
 
-def _paired(
+def _pair_rows(
     batch: SourceBatch,
     kept: list[int],
     keys: list[str],
-    held: _Held,
-    people: _Held | None,
+    held: _SourceRows,
+    people: _SourceRows | None,
     partner_of: dict[str, str],
 ) -> SourceBatch:
-    """Give some rows of a batch with their partners."""
+    """Return the chosen rows of a batch with their partners."""
     own = [held.places[keys[row]] for row in kept]
     ids = [str(batch.ids[row]) for row in kept]
     partner_of.update((name, held.ids[places[0]]) for name, places in zip(ids, own, strict=True))

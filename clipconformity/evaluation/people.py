@@ -1,4 +1,4 @@
-"""People as the yardstick of captioners: one caption of every image against the others."""
+"""Human captions as the yardstick of captioners: one caption of every image against the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clipconformity.stream.stream import Stream
 
 
 class HumanSpread(NamedTuple):
-    """How far one human caption an image lies from the others: what a captioner can be measured by.
+    """How far one human caption per image lies from the others: a yardstick for captioners.
 
     Each field has a value for every fold ``(K,)``, float64.
     """
@@ -35,10 +35,10 @@ class HumanSpread(NamedTuple):
     """Self-conformity of the left-out captions."""
 
     def one_more(self, quantity: str = "typicality_shift") -> tuple[float, float]:
-        """Range in which one more person would lie in 95% of cases, by Student's t over the folds.
+        """95% prediction interval for one more person, by Student's t over the folds.
 
-        A captioner outside it differs from people. The range of the folds themselves is left by one more person in a
-        quarter of cases.
+        A captioner outside it differs from people. One more person would be outside the range of the folds themselves
+        in a quarter of cases.
 
         Args:
             quantity: Name of a field.
@@ -65,16 +65,16 @@ def human_spread(
     """Score one human caption of every image against the other captions of the same images.
 
     The captions of each image are put in a seeded order. Fold k leaves out the k-th of every image, as if it were a
-    captioner's, and takes the rest as the reference. Differences among the folds, and their distance from 0, are what
-    people among themselves give: a captioner within them is as typical as a person. Score it in the same way, against
-    the same images; its reference has one caption an image more, which moves the figures by far less.
+    captioner's, and uses the rest as the reference. Differences among the folds, and their distance from 0, are the
+    variation between people: a captioner inside it is as typical as a person. Score it in the same way, against the
+    same images; its reference has one more caption per image, which changes the figures by far less.
 
     Args:
         embeddings: Raw embeddings of all human captions, ``(N, D)``.
-        groups: The image of each, ``(N,)``.
-        folds: How many captions to leave out in turn; by default all that every image has.
-        seed: Of the order.
-        allow_normalized: Take L2-normalised embeddings.
+        groups: The image of each caption, ``(N,)``.
+        folds: Number of captions to leave out in turn; by default the smallest number per image.
+        seed: Seed of the order.
+        allow_normalized: Accept L2-normalised embeddings.
 
     Raises:
         ValueError: If shapes do not fit, or an image has fewer than two captions, or fewer than ``folds``.
@@ -111,15 +111,15 @@ def human_spread(
         reference = ReferenceSet.fit(
             embeddings[others], groups=image[others], modality="text", allow_normalized=allow_normalized
         )
-        values = _figures(embeddings[left], image[left], reference)
+        values = _compute_figures(embeddings[left], image[left], reference)
         keys = ("conformity_kl", "typicality_shift", "variety_ratio", "spread_ratio", "self_conformity_mean")
         found.append([float(values[key]) for key in keys])
     return HumanSpread(*torch.tensor(found, dtype=torch.float64).T)
 
 
-def _figures(embeddings: Tensor, groups: Tensor, reference: ReferenceSet) -> dict[str, Tensor]:
-    """Figures of one set against a reference: no caption is compared with others of its image."""
+def _compute_figures(embeddings: Tensor, groups: Tensor, reference: ReferenceSet) -> dict[str, Tensor]:
+    """Compute the figures of one set against a reference; no caption is compared with others of its image."""
     parts = (ConformityReadOut(), ConformityKLReadOut())
-    stream = Stream.against(reference, parts[0].needs, max_samples=reference.max_samples)
+    stream = Stream.open_against(reference, parts[0].needs, max_samples=reference.max_samples)
     stream.update(embeddings, groups=groups)
     return {name: value for part in parts for name, value in part.read(stream).items()}

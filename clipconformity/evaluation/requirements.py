@@ -13,12 +13,12 @@ COMPARED: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt,
 }  # fmt: skip
 BOUNDED = ("conformity_kl", "reverse_kl", "kl_low", "kl_high")
-"""What may be larger than it says where the divergence is a lower bound."""
+"""Figures that may be larger than stated where the divergence is a lower bound."""
 FORM = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*(\S+)\s*")
 
 
 class Requirement(NamedTuple):
-    """A figure, how it is compared, and with what."""
+    """A figure, a comparison and a bound."""
 
     name: str
     comparison: str
@@ -42,8 +42,8 @@ class Requirement(NamedTuple):
     def __str__(self) -> str:
         return f"{self.name}{self.comparison}{self.bound:g}"
 
-    def judged(self, score: Score) -> dict[str, Any]:
-        """Judge a score by the bound of the figure's interval, so that the requirement holds only where it surely does.
+    def judge(self, score: Score) -> dict[str, Any]:
+        """Judge a score by the unfavourable end of the figure's interval: a requirement holds only with confidence.
 
         Raises:
             ValueError: If the score has no such figure.
@@ -55,6 +55,6 @@ class Requirement(NamedTuple):
         end = low if self.comparison.startswith(">") else high
         known = end is not None and figure.reason is None
         if score.kl_is_lower_bound and self.name in BOUNDED and self.comparison.startswith("<"):
-            known = False  # it is at least this, and nobody knows how much more
+            known = False  # a lower bound: the true value may be larger
         holds = known and COMPARED[self.comparison](float(end or 0.0), self.bound)
         return {"requirement": str(self), "holds": holds, "value": figure.value, "judged_by": end if known else None}

@@ -20,13 +20,13 @@ from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Stream
 
 MARGINS = {"typicality": 0.2, "variety": 0.05}
-"""Differences that do not matter unless told otherwise: standard deviations of the reference, and a share."""
+"""Default margins of differences that do not matter: standard deviations of the reference, and a share."""
 JUDGED = {"typicality_shift": "typicality", "variety_ratio": "variety"}
-"""The verdict that is about a figure."""
+"""Verdict of each judged figure."""
 EFFECT_ERRORS = 1.959964 + 0.841621
-"""Standard errors that an effect has where it is told from zero in 80% of cases."""
+"""Effect in standard errors that is significant in 80% of cases."""
 MARGIN_ERRORS = 1.959964 + 1.281552
-"""Standard errors that a margin holds where a true zero is found inside it in 80% of cases."""
+"""Margin in standard errors inside which a true zero is found in 80% of cases."""
 SMALL_REFERENCE = "the reference is too small"
 Outcome = Literal["same", "more", "less", "undecided"]
 
@@ -35,7 +35,7 @@ class Figure(NamedTuple):
     """One figure of a score."""
 
     value: float | None
-    """None where it cannot be had."""
+    """The value; None where it is unknown."""
     about: str
     unit: str
     better: Direction
@@ -44,21 +44,21 @@ class Figure(NamedTuple):
     interval: Interval | None = None
     """95% interval."""
     reason: str | None = None
-    """Why the value or its uncertainty cannot be had."""
+    """Reason why the value or its uncertainty is unknown."""
 
     @property
     def half_width(self) -> float:
-        """Half of the interval's width, for an error bar; 0 where there is none."""
+        """Half width of the interval, for an error bar; 0 where there is none."""
         return 0.0 if self.interval is None else (self.interval.high - self.interval.low) / 2
 
     @property
     def with_ends(self) -> tuple[float, float, float]:
-        """Value and ends of its interval, for a drawing; an end that cannot be had is the value."""
+        """Value and ends of its interval, for a drawing; an unknown end is the value."""
         value = 0.0 if self.value is None else self.value
         return value, *(self.interval or (value, value))
 
     def text(self, digits: int = 3) -> str:
-        """The value; empty where it cannot be had."""
+        """The value as text; empty where it is unknown."""
         return "" if self.value is None else f"{self.value:.{digits}f}"
 
     def interval_text(self, digits: int = 3) -> str:
@@ -71,15 +71,15 @@ class Verdict(NamedTuple):
 
     outcome: Outcome
     effect: float
-    """How far: standard deviations of the reference, or a ratio."""
+    """Size of the effect: standard deviations of the reference, or a ratio."""
     interval: Interval | None
-    """95% interval of the effect; None where it cannot be had."""
+    """95% interval of the effect; None where it is unknown."""
     margin: float
     """Difference that does not matter: standard deviations of the reference, or a share."""
     needed: int | None = None
     """Samples at which a true difference of zero would be ``same`` in 80% of cases; of an undecided verdict."""
     reason: str | None = None
-    """Why it is undecided, or ``"few samples"`` or ``"few groups"`` where it may be off by some."""
+    """Reason why it is undecided, or ``"few samples"`` or ``"few groups"`` where it is less accurate."""
 
 
 @dataclass(frozen=True)
@@ -88,22 +88,22 @@ class Score:
 
     Attributes:
         figures: Every figure by its key.
-        verdicts: Under ``"typicality"`` and ``"variety"``.
+        verdicts: Verdicts by ``"typicality"`` and ``"variety"``.
         count: Number of samples.
         ids: Their names.
         conformities: Conformity of every sample to the reference, ``(N,)`` float64.
         norms: Norm of every raw embedding, ``(N,)`` float64.
-        reference: What it was scored against.
+        reference: The reference of the score.
         exact: Whether quantiles and intervals rest on every sample rather than on row samples.
-        measured: What was measured: encoder, modality, and what differs from the reference's encoder.
-        remarks: What was left out or cut.
-        notes: What to know of these samples, a sentence each: what they share with the reference, and the like.
-        details: What no figure holds, such as which samples, by the name of the metric.
+        measured: Encoder, modality, and differences from the reference's encoder.
+        remarks: Samples that were left out or cut.
+        notes: Notes on these samples, a sentence each, such as overlap with the reference.
+        details: Details beside the figures, such as ids of samples, by the name of the metric.
         columns: Further values of every sample, in the order of ``ids``, by the name of their column.
-        by: The classes of the samples, where they were told.
+        by: The classes of the samples, where they were given.
         provenance: Encoder and modality of the samples, as far as they are known.
-        metrics: Names of the read-outs that the figures are of.
-        stream: What was accumulated of the samples, by which scores are compared and saved; None of a score without.
+        metrics: Names of the read-outs of the figures.
+        stream: The accumulated state of the samples, for comparing and saving scores; may be None.
     """
 
     figures: Mapping[str, Figure]
@@ -127,17 +127,17 @@ class Score:
 
     @property
     def contrast(self) -> Contrast | None:
-        """The buckets of both sides; None of a score without :attr:`stream`."""
+        """The buckets of both sides; None for a score without :attr:`stream`."""
         return None if self.stream is None else self.stream.contrast("score")
 
     def save(self, path: Path | str) -> None:
-        """Write what figures and comparisons rest on as safetensors; the file appears whole or not at all.
+        """Write the state behind figures and comparisons as safetensors; the file appears whole or not at all.
 
-        Figures of ``against`` and ``by`` are not kept, nor why samples were skipped, which names files.
+        Figures of ``against`` and ``by`` are not kept, nor the reasons for skipped samples, which name files.
 
         Raises:
             OSError: If it cannot be written.
-            ValueError: If the score was not made by ``score``, or the name of the file promises another format.
+            ValueError: If the score was not made by ``score``, or the suffix is of another format.
         """
         from clipconformity.evaluation.saved import write_score
 
@@ -145,28 +145,28 @@ class Score:
 
     @classmethod
     def load(cls, path: Path | str, reference: ReferenceSet, **options: Any) -> Score:
-        """Read a score that :meth:`save` wrote; its figures are read out anew, the same to the last bits.
+        """Read a score that :meth:`save` wrote; its figures are computed again, equal to the last bit.
 
         Args:
             path: The file.
-            reference: The one that the samples were scored against.
+            reference: The reference that the samples were scored against.
             options: ``resamples``, ``metrics``, ``margins`` and ``by``, as of ``score``; by default the metrics are
                 those that it was scored with.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is no saved score, is damaged or of a later format, was scored against another reference,
-                or lacks what a metric needs.
+            ValueError: If it is not a saved score, is damaged or of a later format, was scored against another
+                reference, or lacks what a metric needs.
         """
         from clipconformity.evaluation.saved import read_score
 
         return read_score(path, reference, **options)
 
     def value(self, name: str) -> float:
-        """Give the value of a figure.
+        """Return the value of a figure.
 
         Raises:
-            KeyError: If there is no such figure, or its value cannot be had.
+            KeyError: If there is no such figure, or its value is unknown.
         """
         found = self.figures.get(name)
         if found is None or found.value is None:
@@ -176,17 +176,17 @@ class Score:
 
     @property
     def conformity_mean(self) -> float:
-        """Mean conformity to the reference: how typical."""
+        """Mean conformity to the reference: a measure of typicality."""
         return self.value("conformity_mean")
 
     @property
     def self_conformity_mean(self) -> float:
-        """Mean cosine of two samples: how alike."""
+        """Mean cosine of two samples: low is varied."""
         return self.value("self_conformity_mean")
 
     @property
     def typicality_shift(self) -> float:
-        """Mean conformity less the reference's, in the reference's standard deviations."""
+        """Mean conformity minus the reference's, in the reference's standard deviations."""
         return self.value("typicality_shift")
 
     @property
@@ -201,7 +201,7 @@ class Score:
 
     @property
     def p_value(self) -> float | None:
-        """Of the test that the conformities are of one distribution; None where all samples belong to one group."""
+        """p-value of the test for one distribution of conformity; None where all samples belong to one group."""
         return self.figures["p_value"].value
 
     @property
@@ -216,16 +216,19 @@ class Score:
 
     @property
     def noise_floor(self) -> float | None:
-        """What sampling noise alone gives :attr:`conformity_kl`, nats; None where all samples belong to one group."""
+        """Noise floor of :attr:`conformity_kl` in nats; None where all samples belong to one group."""
         return self.figures["noise_floor"].value
 
     @property
     def sentences(self) -> dict[str, str]:
         """The verdicts in words: ``"typical"`` and ``"varied"``."""
-        return {"typical": typical(self.verdicts["typicality"]), "varied": varied(self.verdicts["variety"])}
+        return {
+            "typical": describe_typicality(self.verdicts["typicality"]),
+            "varied": describe_variety(self.verdicts["variety"]),
+        }
 
     def _repr_html_(self) -> str:
-        """Show it in a notebook: both verdicts in words, then every figure with its interval."""
+        """Show the score in a notebook: both verdicts in words, then every figure with its interval."""
         ends = {name for name in self.figures if name.endswith(("_low", "_high", "_se"))}
         rows = "".join(
             f"<tr><th>{escape(name)}</th><td>{one.text(4)}</td><td>{one.interval_text(4)}</td>"
@@ -238,7 +241,7 @@ class Score:
         return f"{words}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>\n"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values, as the command prints them; what cannot be had is None."""
+        """Return plain values, as the command prints them; unknown ones are None."""
         reference = self.reference
         result: dict[str, Any] = {"count": self.count} | {name: one.value for name, one in self.figures.items()}
         result |= {
@@ -263,13 +266,13 @@ class Score:
 def to_figures(
     fields: tuple[Field, ...], values: Mapping[str, Tensor], degrees: float, unknown: str
 ) -> dict[str, Figure]:
-    """Give values their meaning, error and interval; those of other fields are passed over.
+    """Make figures of values, with description, error and interval; values of other fields are ignored.
 
     Args:
-        fields: Their declarations.
-        values: By key.
+        fields: Declarations of the figures.
+        values: Values by key.
         degrees: Degrees of freedom of the standard errors.
-        unknown: Why an uncertainty cannot be had, where it cannot.
+        unknown: Reason why an uncertainty is unknown, where it is.
     """
 
     def plain(name: str | None) -> float | None:
@@ -296,8 +299,8 @@ def to_figures(
 def judge(contrast: Contrast, margins: Mapping[str, float] | None = None) -> dict[str, Verdict]:
     """Judge typicality and variety, each by its effect with a 95% interval, against a margin.
 
-    ``same``: the interval lies inside the margin. ``more`` or ``less``: it excludes no difference, and does not lie
-    inside. ``undecided``: neither.
+    ``same``: the interval lies inside the margin. ``more`` or ``less``: it excludes zero difference, and does not lie
+    inside the margin. ``undecided``: neither.
 
     Args:
         contrast: The evaluated samples beside the reference.
@@ -307,7 +310,7 @@ def judge(contrast: Contrast, margins: Mapping[str, float] | None = None) -> dic
     Raises:
         ValueError: If a margin is unknown, or not between 0 and 1 for variety, or not above 0.
     """
-    allowed = MARGINS | checked_margins(margins or {})
+    allowed = MARGINS | check_margins(margins or {})
     shift, variety = contrast.typicality_shift, contrast.log_variety_ratio
     ratio = math.exp(float(variety.value))
     found = {
@@ -315,13 +318,13 @@ def judge(contrast: Contrast, margins: Mapping[str, float] | None = None) -> dic
         "variety": (variety, ratio, contrast.variety_interval, 1.0),
     }
     return {
-        name: _verdict(estimate, effect, interval, no_effect, allowed[name], contrast)
+        name: _make_verdict(estimate, effect, interval, no_effect, allowed[name], contrast)
         for name, (estimate, effect, interval, no_effect) in found.items()
     }
 
 
-def checked_margins(margins: Mapping[str, float]) -> dict[str, float]:
-    """Refuse margins that nothing is judged by."""
+def check_margins(margins: Mapping[str, float]) -> dict[str, float]:
+    """Refuse margins of unknown names or out of range."""
     for name, value in margins.items():
         if name not in MARGINS:
             raise ValueError(f"margins: {name!r} is unknown; expected {' or '.join(MARGINS)}.")
@@ -331,7 +334,7 @@ def checked_margins(margins: Mapping[str, float]) -> dict[str, float]:
     return dict(margins)
 
 
-def _verdict(
+def _make_verdict(
     estimate: Estimate, effect: float, interval: Interval, no_effect: float, margin: float, contrast: Contrast
 ) -> Verdict:
     if not math.isfinite(interval.low) or not math.isfinite(interval.high):
@@ -344,18 +347,18 @@ def _verdict(
     if interval.high < no_effect:
         return Verdict("less", effect, interval, margin, None, few)
     logarithm = effect - no_effect if no_effect == 0 else float(estimate.value)
-    needed = _needed(estimate, abs(logarithm), margin, contrast.count)
+    needed = _estimate_needed(estimate, abs(logarithm), margin, contrast.count)
     return Verdict("undecided", effect, interval, margin, needed, few if needed is not None else SMALL_REFERENCE)
 
 
-def _needed(estimate: Estimate, effect: float, margin: float, count: int) -> int | None:
-    """Samples at which a true zero would be ``same`` in 80% of cases; None where the reference is too small for any.
+def _estimate_needed(estimate: Estimate, effect: float, margin: float, count: int) -> int | None:
+    """Estimate the samples at which a true zero is ``same`` in 80% of cases; None where the reference is too small.
 
-    The chance is 2 Phi(margin/se - 1.96) - 1, and the square of the error is a part over n and the reference's. Where
-    so many samples are there, the effect lies between zero and the margin: then those at which an effect of this size
-    would be told from one of the two.
+    The probability is 2 Phi(margin/se - 1.96) - 1, and the squared error is a part over n plus the reference's. Where
+    there are that many samples already, the effect lies between zero and the margin: then the number at which an
+    effect of this size would differ significantly from one of the two.
     """
-    mine, theirs = estimate.parts  # of the samples and of the reference, were they independent
+    mine, theirs = estimate.parts  # squared errors of samples and reference, if independent
     paired = float(estimate.error) ** 2 / (mine + theirs)
     for error in (margin / MARGIN_ERRORS, max(effect, margin - effect) / EFFECT_ERRORS):
         left = error**2 - paired * theirs
@@ -367,28 +370,28 @@ def _needed(estimate: Estimate, effect: float, margin: float, count: int) -> int
     return None
 
 
-def typical(verdict: Verdict) -> str:
-    """Say a verdict on typicality in words."""
-    return _words(verdict, "typicality", "typical")
+def describe_typicality(verdict: Verdict) -> str:
+    """Describe a verdict on typicality in words."""
+    return _choose_words(verdict, "typicality", "typical")
 
 
-def varied(verdict: Verdict) -> str:
-    """Say a verdict on variety in words."""
-    return _words(verdict, "variety", "varied")
+def describe_variety(verdict: Verdict) -> str:
+    """Describe a verdict on variety in words."""
+    return _choose_words(verdict, "variety", "varied")
 
 
-def _words(verdict: Verdict, noun: str, adjective: str) -> str:
+def _choose_words(verdict: Verdict, noun: str, adjective: str) -> str:
     if verdict.outcome != "undecided":
         few = f" ({verdict.reason})" if verdict.reason else ""
         than = f"as {adjective} as" if verdict.outcome == "same" else f"{verdict.outcome} {adjective} than"
         return f"{than} the reference{few}"
     start = f"{noun}: cannot tell from the reference's"
     if verdict.needed is not None:
-        return f"{start} at this N; about {rounded_up(verdict.needed):,} samples would tell"
+        return f"{start} at this N; about {round_up(verdict.needed):,} samples would tell"
     return f"{start} since {verdict.reason}"
 
 
-def rounded_up(count: int) -> int:
-    """Two digits of a number of samples, upwards."""
+def round_up(count: int) -> int:
+    """Round a number of samples up to two digits."""
     unit = 10 ** max(0, len(str(count)) - 2)
     return -(-count // unit) * unit

@@ -1,4 +1,4 @@
-"""Scores on disk: the state that their figures are read from, so that they compare as if scored anew."""
+"""Saved scores: the state behind their figures, so that they can be compared as if scored again."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from torch import Tensor
 
 from clipconformity.data.formats import SCORE
 from clipconformity.data.strict_json import to_json
-from clipconformity.data.untrusted import shown
-from clipconformity.evaluation.results import Score, checked_margins
-from clipconformity.evaluation.scoring import Rows, Taken, choose
+from clipconformity.data.untrusted import format_value
+from clipconformity.evaluation.results import Score, check_margins
+from clipconformity.evaluation.scoring import AccumulatedSamples, SampleValues, choose_read_outs
 from clipconformity.evaluation.scoring import read_score as read_figures
 from clipconformity.functional.clip_score import WEIGHT
 from clipconformity.functional.linalg import units
 from clipconformity.provenance import Provenance
 from clipconformity.stream.alignment import SUMS, MeanScore
-from clipconformity.stream.moments import SAMPLE, SECOND_MOMENTS, Layout, Moments, State, bucket_of
+from clipconformity.stream.layout import SAMPLE, SECOND_MOMENTS, Layout, State
+from clipconformity.stream.moments import Moments, assign_buckets
 from clipconformity.stream.readouts import Needs, ReadOut
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.reference_file import reference_identity
@@ -28,13 +29,13 @@ from clipconformity.stream.state_file import (
     ROUNDING,
     StateKind,
     check_whole,
-    field_damage,
+    find_field_damage,
+    find_sample_damage,
+    find_shape_damage,
+    find_sum_damage,
+    list_state_shapes,
     read_entries,
     read_state,
-    sample_damage,
-    shape_damage,
-    state_shapes,
-    sum_damage,
     write_state,
 )
 from clipconformity.stream.stream import EVALUATED, Stream
@@ -48,20 +49,20 @@ KIND = StateKind(
 )
 FORMAT_VERSION = "1"
 PAIRS = {"clip": "clip_scores", "ref_clip": "ref_clip_scores"}
-"""Sums over pairs: how their tensors begin, and where the stream has them."""
-THERE = {"paired": "clip", "with_references": "ref_clip"}
-"""What says that there are such sums."""
-MOST = {"clip": 100.0, "ref_clip": 100 * 2 * WEIGHT / (1 + WEIGHT)}
-"""The most that one pair can have: of RefCLIPScore the harmonic mean of its weight and 1."""
+"""Sums over pairs: prefix of their tensors, and attribute of the stream."""
+FLAGS = {"paired": "clip", "with_references": "ref_clip"}
+"""Metadata key that tells whether there are such sums."""
+MAX_PAIR_SCORE = {"clip": 100.0, "ref_clip": 100 * 2 * WEIGHT / (1 + WEIGHT)}
+"""Largest score of a pair: for RefCLIPScore the harmonic mean of its weight and 1."""
 COLUMN = "column "
-"""How the tensor of a column of numbers begins."""
+"""Prefix of the tensors of columns of numbers."""
 FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("metrics", "columns"), (list,)),
     **dict.fromkeys(("second_moment", "unit_second_moment", "paired", "with_references"), (bool,)),
     **dict.fromkeys(("skipped", "truncated"), (int,)),
     "reference": (dict,),
 }
-"""What the file says beside what every state says: names of metrics and columns, what is there, and the reference."""
+"""Metadata beside those of every state: names of metrics and columns, flags, and the reference."""
 
 
 def write_score(path: Path | str, score: Score) -> None:
@@ -74,7 +75,7 @@ def write_score(path: Path | str, score: Score) -> None:
     if score.stream is None:
         raise ValueError("score: expected a Score that score() gave, which keeps its samples.")
     moments = score.stream.evaluated.cpu()
-    tensors = {name: moments[name] for name in moments.layout.shapes()}
+    tensors = {name: moments.get_sum(name) for name in moments.layout.shapes()}
     tensors |= dict(zip(SAMPLE, moments.sketch(), strict=True))
     tensors |= {"norms": score.norms.double(), "conformities": score.conformities.double()}
     for start, name in PAIRS.items():
@@ -88,13 +89,15 @@ def write_score(path: Path | str, score: Score) -> None:
     tensors |= {COLUMN + name: torch.tensor(column, dtype=torch.float64) for name, column in numbers.items()}
     texts = {"ids": to_json([*map(str, score.ids)]), "words": to_json(words)}
     texts |= {
-        "score": to_json(_about(score, moments) | {name: f"{x}_pair_bad" in tensors for name, x in THERE.items()})
+        "score": to_json(
+            _describe_samples(score, moments) | {name: f"{x}_pair_bad" in tensors for name, x in FLAGS.items()}
+        )
     }
     write_state(path, tensors, {"format": KIND.format, "format_version": FORMAT_VERSION} | texts)
 
 
-def _about(score: Score, moments: Moments) -> dict[str, Any]:
-    """What the file says of the samples, but for whether there are pairs."""
+def _describe_samples(score: Score, moments: Moments) -> dict[str, Any]:
+    """Describe the samples for the file, but for whether there are pairs."""
     return score.provenance.describe() | {
         "count": score.count,
         "embed_dim": moments.layout.dim,
@@ -103,16 +106,16 @@ def _about(score: Score, moments: Moments) -> dict[str, Any]:
         "grouped": moments.grouped,
         "metrics": [*score.metrics],
         "columns": [*score.columns],
-        # Of what was skipped the number alone: the reasons name files of this machine.
+        # Only the number of skipped samples: the reasons name files of this machine.
         "skipped": score.remarks.get("skipped", {}).get("count", 0),
         "truncated": score.remarks.get("truncated", 0),
-        "reference": _told(score.reference),
+        "reference": _describe_reference(score.reference),
         **{name: getattr(moments.layout, name) for name in SECOND_MOMENTS},
     }
 
 
-def _told(reference: ReferenceSet) -> dict[str, Any]:
-    """What a reference is told by: its checksum, and what it is of for a reader."""
+def _describe_reference(reference: ReferenceSet) -> dict[str, Any]:
+    """Describe a reference for the file: its checksum, and what it is of for a reader."""
     return {"identity": reference_identity(reference)} | reference.describe()
 
 
@@ -125,31 +128,31 @@ def read_score(
     margins: Mapping[str, float] | None = None,
     by: Mapping[str, str] | None = None,
 ) -> Score:
-    """Read what :func:`write_score` wrote, and its figures out of it; arguments and errors as of ``Score.load``."""
+    """Read a file of :func:`write_score` and compute its figures; arguments and errors as of ``Score.load``."""
     path = Path(path)
-    checked_margins(margins or {})
+    check_margins(margins or {})
     tensors, metadata = read_state(path, KIND)
     if metadata.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"{path}: saved score of format {shown(metadata.get('format_version'))}, this version reads "
+            f"{path}: saved score of format {format_value(metadata.get('format_version'))}, this version reads "
             f"{FORMAT_VERSION}; use a newer clipconformity."
         )
     check_whole(path, KIND, tensors, metadata)
     about, ids, words = read_entries(path, metadata, "score", "ids", "words")
-    _refuse(path, field_damage(about, FIELDS))
+    _refuse(path, find_field_damage(about, FIELDS))
     _check_reference(path, about["reference"], reference)
     layout = reference.view(max_samples=about["max_samples"], rows=True, **{x: about[x] for x in SECOND_MOMENTS})
-    _refuse(path, _damage(about, ids, words, tensors, layout))
+    _refuse(path, _find_damage(about, ids, words, tensors, layout))
     names = about["metrics"] if metrics is None else metrics
-    chosen = choose(names, paired=about["paired"], with_references=about["with_references"])
+    chosen = choose_read_outs(names, paired=about["paired"], with_references=about["with_references"])
     _check_needs(path, about, chosen)
     columns = {name: words[name] if name in words else tensors[COLUMN + name].tolist() for name in about["columns"]}
-    taken = Taken(
-        _stream(about, ids, tensors, layout, reference),
-        Rows(ids, tensors["norms"], tensors["conformities"], columns),
+    taken = AccumulatedSamples(
+        _build_stream(about, ids, tensors, layout, reference),
+        SampleValues(ids, tensors["norms"], tensors["conformities"], columns),
         provenance := Provenance(about["spec"], about["encoder_id"], about["modality"]),
         reference.provenance.check(provenance),
-        _remarks(about),
+        _read_remarks(about),
     )
     return read_figures(taken, chosen, resamples=resamples, margins=margins, by=by)
 
@@ -160,25 +163,27 @@ def _refuse(path: Path, damage: Iterator[str]) -> None:
         raise ValueError(f"{path}: damaged: {found}.")
 
 
-def _check_reference(path: Path, told: dict[str, Any], reference: ReferenceSet) -> None:
-    """Refuse another reference than the one that the samples were scored against."""
-    here = _told(reference)
-    if told.get("identity") != here["identity"]:
+def _check_reference(path: Path, recorded: dict[str, Any], reference: ReferenceSet) -> None:
+    """Refuse a reference other than the one that the samples were scored against."""
+    here = _describe_reference(reference)
+    if recorded.get("identity") != here["identity"]:
         raise ValueError(
-            f"{path}: scored against {_called(told)}, and this is {_called(here)}; give the reference that it was "
-            "scored against, or score the samples again."
+            f"{path}: scored against {_name_reference(recorded)}, and this is {_name_reference(here)}; "
+            "give the reference that it was scored against, or score the samples again."
         )
 
 
-def _called(reference: Mapping[str, Any]) -> str:
-    """Name a reference by what it is of, its size and the beginning of its checksum."""
-    told = [shown(reference[name]) for name in ("dataset", "spec", "modality") if reference.get(name) is not None]
-    told.append(f"{shown(reference.get('count'))} samples")
-    return f"the reference {str(reference.get('identity'))[:12]!r} ({', '.join(told)})"
+def _name_reference(reference: Mapping[str, Any]) -> str:
+    """Name a reference by its dataset, size and start of its checksum."""
+    recorded = [
+        format_value(reference[name]) for name in ("dataset", "spec", "modality") if reference.get(name) is not None
+    ]
+    recorded.append(f"{format_value(reference.get('count'))} samples")
+    return f"the reference {str(reference.get('identity'))[:12]!r} ({', '.join(recorded)})"
 
 
 def _check_needs(path: Path, about: Mapping[str, Any], chosen: Sequence[ReadOut]) -> None:
-    """Refuse read-outs for which nothing was accumulated."""
+    """Refuse read-outs whose state was not accumulated."""
     there = {"conformity", "rows", "reference", *(name for name in SECOND_MOMENTS if about[name])}
     there |= {"partners"} if about["paired"] else set()
     there |= {"references"} if about["with_references"] else set()
@@ -192,8 +197,10 @@ def _check_needs(path: Path, about: Mapping[str, Any], chosen: Sequence[ReadOut]
             )
 
 
-def _damage(about: dict[str, Any], ids: Any, words: Any, tensors: dict[str, Tensor], layout: Layout) -> Iterator[str]:
-    """Say what no saved score has; what comes later may rest on what comes before."""
+def _find_damage(
+    about: dict[str, Any], ids: Any, words: Any, tensors: dict[str, Tensor], layout: Layout
+) -> Iterator[str]:
+    """List damage of a saved score; later checks may rely on earlier ones."""
     count = about["count"]
     if about["embed_dim"] != layout.dim:
         yield f"embed_dim is {about['embed_dim']}, and the reference's {layout.dim}"
@@ -207,24 +214,24 @@ def _damage(about: dict[str, Any], ids: Any, words: Any, tensors: dict[str, Tens
         yield "words are not columns"
     if not all(_are_words(column, count) for column in words.values()):
         yield f"words are not one string for each of {count} samples"
-    expected = state_shapes(layout, tensors) | dict.fromkeys(("norms", "conformities"), (torch.float64, (count,)))
-    for name, start in THERE.items():
+    expected = list_state_shapes(layout, tensors) | dict.fromkeys(("norms", "conformities"), (torch.float64, (count,)))
+    for name, start in FLAGS.items():
         expected |= {f"{start}_{part}": (torch.float64, SUMS[part]) for part in SUMS if about[name]}
     numbers = {COLUMN + name: (torch.float64, (count,)) for name in about["columns"] if name not in words}
-    yield from shape_damage(about, tensors, expected | numbers, any_value=numbers)
-    yield from sample_damage(about, tensors)
-    yield from sum_damage(about, tensors)
-    yield from _value_damage(about, ids, tensors, layout)
+    yield from find_shape_damage(about, tensors, expected | numbers, any_value=numbers)
+    yield from find_sample_damage(about, tensors)
+    yield from find_sum_damage(about, tensors)
+    yield from _find_value_damage(about, ids, tensors, layout)
 
 
 def _are_words(column: Any, count: int) -> bool:
     return isinstance(column, list) and len(column) == count and all(isinstance(one, str) for one in column)
 
 
-def _value_damage(
+def _find_value_damage(
     about: Mapping[str, Any], ids: list[str], tensors: dict[str, Tensor], layout: Layout
 ) -> Iterator[str]:
-    """Say where values of samples do not fit the sums of them, or the rows."""
+    """List values of samples that do not fit their sums, or the rows."""
     count = tensors["count"]
     first, second = tensors["conformity_sum"], tensors["conformity_square_sum"]
     if bool((first.abs() > count * (1 + ROUNDING)).any()) or bool((second > count * (1 + ROUNDING)).any()):
@@ -242,33 +249,35 @@ def _value_damage(
     norms = torch.linalg.vector_norm(rows, dim=1)
     if bool(((values[:, 0] - norms).abs() > ROUNDING * norms).any()):
         yield "sample_values do not fit the norms of sample_rows"
-    if bool(((values[:, 1] - _towards(rows, about, tensors, layout)).abs() > ROUNDING).any()):
+    if bool(((values[:, 1] - _compute_conformities(rows, about, tensors, layout)).abs() > ROUNDING).any()):
         yield "sample_values do not fit the conformities of sample_rows to the reference"
     if not set(tensors["sample_ids"].tolist()) <= set(hash_labels(ids, len(ids), torch.device("cpu"), "ids").tolist()):
         yield "sample_ids are of other ids"
     for start in PAIRS:
         if f"{start}_pair_bad" in tensors:
-            yield from _pair_damage(start, {name: tensors[f"{start}_{name}"] for name in SUMS}, about["count"])
+            yield from _find_pair_damage(start, {name: tensors[f"{start}_{name}"] for name in SUMS}, about["count"])
 
 
-def _towards(rows: Tensor, about: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout) -> Tensor:
-    """Conformity of the sampled rows to the reference, ``(k,)``."""
+def _compute_conformities(
+    rows: Tensor, about: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
+) -> Tensor:
+    """Compute the conformity of the sampled rows to the reference, ``(k,)``."""
     assert layout.direction is not None
     directions = units(rows)
     if about["grouped"] and layout.between is not None:
-        return (directions * layout.between[bucket_of(tensors["sample_groups"])]).sum(1)
+        return (directions * layout.between[assign_buckets(tensors["sample_groups"])]).sum(1)
     return directions @ layout.direction
 
 
-def _pair_damage(start: str, sums: Mapping[str, Tensor], count: int) -> Iterator[str]:
+def _find_pair_damage(start: str, sums: Mapping[str, Tensor], count: int) -> Iterator[str]:
     pairs, scores = sums["pair_count"], sums["pair_score_sum"]
     if bool((pairs < 0).any()) or float(pairs.sum()) != count or float(sums["pair_bad"]) != 0:
         yield f"{start}_pair_count is not of {count} pairs"
-    if bool((scores < 0).any()) or bool((scores > MOST[start] * pairs * (1 + ROUNDING)).any()):
-        yield f"{start}_pair_score_sum is of scores outside of 0 to {MOST[start]:.0f}"
+    if bool((scores < 0).any()) or bool((scores > MAX_PAIR_SCORE[start] * pairs * (1 + ROUNDING)).any()):
+        yield f"{start}_pair_score_sum is of scores outside of 0 to {MAX_PAIR_SCORE[start]:.0f}"
 
 
-def _stream(
+def _build_stream(
     about: Mapping[str, Any], ids: list[str], tensors: dict[str, Tensor], layout: Layout, reference: ReferenceSet
 ) -> Stream:
     state: State = {name: tensors[name] for name in layout.shapes()}
@@ -278,7 +287,7 @@ def _stream(
     stream = Stream(
         {EVALUATED: layout},
         reference=reference,
-        allow_normalized=about["normalized"],  # or there would be no score of them
+        allow_normalized=about["normalized"],  # else there would be no score
         states={EVALUATED: state},
         names={EVALUATED: {label: name for label, name in zip(hashes, ids, strict=True) if label in kept}},
     )
@@ -288,6 +297,6 @@ def _stream(
     return stream
 
 
-def _remarks(about: Mapping[str, Any]) -> dict[str, Any]:
+def _read_remarks(about: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"skipped": {"count": about["skipped"]}} if about["skipped"] else {}
     return found | ({"truncated": about["truncated"]} if about["truncated"] else {})

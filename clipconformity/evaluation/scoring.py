@@ -1,4 +1,4 @@
-"""From a source to a score: one pass over the samples, and what is read out of it."""
+"""From a source to a score: one pass over the samples, and the figures computed from it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from clipconformity.data.cells import write_table
 from clipconformity.data.names import Names
-from clipconformity.evaluation.classes import by_class
-from clipconformity.evaluation.results import Figure, Score, Verdict, checked_margins, judge, to_figures
+from clipconformity.evaluation.classes import score_by_class
+from clipconformity.evaluation.results import Figure, Score, Verdict, check_margins, judge, to_figures
 from clipconformity.evaluation.sources import Source, check_source
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import effective_number
@@ -31,8 +31,8 @@ from clipconformity.stream.readouts.against import NearestElsewhere
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
 
-WRITTEN = 2**16
-"""Rows of a table that are made at once."""
+ROWS_AT_ONCE = 2**16
+"""Rows of a table that are formatted at once."""
 CORE = ("conformity", "conformity_kl", "norm")
 """Read-outs of every score; ``--metrics conformity`` names them together."""
 
@@ -52,40 +52,40 @@ def score(
 
     Args:
         source: The evaluated samples.
-        reference: What they are compared with.
+        reference: The reference set.
         resamples: Bootstrap redraws for intervals and noise floor.
         metrics: Names of read-outs beside the core, or ``("all",)``; see :func:`metric_names`.
         margins: Differences that do not matter to the verdicts: ``{"typicality": 0.2}``, standard deviations of the
             reference, and ``{"variety": 0.05}``, a share of its variety; these are the defaults.
-        by: The class, or prompt, of each id: ``result.by`` then has each class beside the reference's same one. It may
-            give the classes of the reference's ids too.
-        against: Further sets, such as a training set, in all of which the nearest row of each sample is looked for; a
-            set at a time. The samples are held for it.
-        allow_normalized: Take L2-normalised embeddings.
+        by: The class, or prompt, of each id: ``result.by`` then compares each class with the same class of the
+            reference. It may also give the classes of the reference's ids.
+        against: Further sets, such as a training set, searched for the nearest row of each sample, one set at a time.
+            The samples are held in memory for it.
+        allow_normalized: Accept L2-normalised embeddings.
 
-    Metrics of other packages that cannot be imported are left out with a warning, unless they are asked for by name.
+    Metrics of other packages that cannot be imported are left out with a warning, unless they are requested by name.
 
     Raises:
-        ValueError: If a metric or margin is unknown, encoder or modality are others than the reference's, the dimension
+        ValueError: If a metric or margin is unknown, encoder or modality differ from the reference's, the dimension
             does not fit, there are too few samples, or rows are zero, NaN, infinite or L2-normalised.
     """
     check_source(source)
-    chosen = choose(metrics, paired=source.paired, with_references=source.with_references)
-    checked_margins(margins or {})
+    chosen = choose_read_outs(metrics, paired=source.paired, with_references=source.with_references)
+    check_margins(margins or {})
     for reason in failed_read_outs().values():
         warnings.warn(f"metrics: {reason}; it is left out.", stacklevel=2)
     remarks = reference.provenance.check(source.provenance)
     needs = reduce(Needs.union, (one.needs for one in chosen))
-    stream = Stream.against(reference, needs, allow_normalized=allow_normalized)
+    stream = Stream.open_against(reference, needs, allow_normalized=allow_normalized)
     source.allow_normalized = stream.allow_normalized
     rows, held = _stream_in(source, stream, chosen, hold=against is not None)
-    taken = Taken(stream, rows, source.provenance, remarks, source.remarks)
+    taken = AccumulatedSamples(stream, rows, source.provenance, remarks, source.remarks)
     elsewhere = None if against is None else (lambda: _look_elsewhere(rows, held, source, against))
     return read_score(taken, chosen, resamples=resamples, margins=margins, by=by, elsewhere=elsewhere)
 
 
-class Rows(NamedTuple):
-    """What falls out of the pass for every sample."""
+class SampleValues(NamedTuple):
+    """Values of every sample, computed in the same pass."""
 
     ids: Sequence[str]
     norms: Tensor
@@ -93,20 +93,20 @@ class Rows(NamedTuple):
     columns: dict[str, list[float | str]]
 
 
-class Taken(NamedTuple):
-    """Samples, taken in."""
+class AccumulatedSamples(NamedTuple):
+    """Samples after the pass."""
 
     stream: Stream
-    rows: Rows
+    rows: SampleValues
     provenance: Provenance
     differs: list[str]
-    """What differs from the reference's encoder."""
+    """Differences from the reference's encoder."""
     remarks: Mapping[str, Any]
-    """What was left out or cut."""
+    """Samples that were left out or cut."""
 
 
 def read_score(
-    taken: Taken,
+    taken: AccumulatedSamples,
     chosen: Sequence[ReadOut],
     *,
     resamples: int,
@@ -114,7 +114,7 @@ def read_score(
     by: Mapping[str, str] | None,
     elsewhere: Callable[[], NearestElsewhere] | None = None,
 ) -> Score:
-    """Read a score out of samples that were taken in; arguments and errors as of :func:`score`.
+    """Compute a score from accumulated samples; arguments and errors as of :func:`score`.
 
     Args:
         taken: The samples.
@@ -125,10 +125,10 @@ def read_score(
         elsewhere: Finds the nearest row of each sample in further sets.
     """
     stream, rows = taken.stream, taken.rows
-    reference = stream.needed_reference("score")
+    reference = stream.require_reference("score")
     stream.of_one_kind = None not in (taken.provenance.modality, reference.modality)
     found = read_figures(chosen, stream, resamples, margins)
-    details = {one.name: told for one in chosen if (told := one.details(stream))}
+    details = {one.name: detail for one in chosen if (detail := one.details(stream))}
     columns: dict[str, Sequence[float | str]] = {**rows.columns}
     if elsewhere is not None:
         nearest = elsewhere()
@@ -151,15 +151,15 @@ def read_score(
         notes=[note for one in chosen for note in one.notes(stream)],
         details=details,
         columns=columns,
-        by=None if by is None else by_class(stream, by, rows.ids),
+        by=None if by is None else score_by_class(stream, by, rows.ids),
         provenance=taken.provenance,
         metrics=[one.name for one in chosen],
         stream=stream,
     )
 
 
-class Read(NamedTuple):
-    """What is read out of a stream."""
+class ReadFigures(NamedTuple):
+    """Figures and verdicts computed from a stream."""
 
     figures: dict[str, Figure]
     verdicts: dict[str, Verdict]
@@ -171,41 +171,41 @@ class Read(NamedTuple):
 
 def read_figures(
     chosen: Sequence[ReadOut], stream: Stream, resamples: int, margins: Mapping[str, float] | None = None
-) -> Read:
-    """Read figures and verdicts out of a stream; the core is among the read-outs.
+) -> ReadFigures:
+    """Compute figures and verdicts from a stream; the read-outs include the core.
 
     Raises:
         ValueError: As :func:`score`.
     """
-    stream.checked(min_samples=max(one.min_samples for one in chosen))  # told at once, not one read-out at a time
-    values, lower_bound = _read(chosen, stream, resamples)
+    stream.read_side(min_samples=max(one.min_samples for one in chosen))  # checked at once, not for each read-out
+    values, lower_bound = _read_fields(chosen, stream, resamples)
     contrast = stream.contrast("score")
     verdicts = judge(contrast, margins)
     degrees = effective_number(stream.evaluated["count"]) - 1
     figures: dict[str, Figure] = {}
     for one in chosen:
         figures |= to_figures(one.fields, values, degrees, contrast.unknown)
-    return Read(figures, verdicts, lower_bound, contrast, degrees)
+    return ReadFigures(figures, verdicts, lower_bound, contrast, degrees)
 
 
 def metric_names() -> list[str]:
-    """Names that ``score`` takes as metrics beside ``"all"``."""
+    """List the names that ``score`` takes as metrics beside ``"all"``."""
     return sorted(set(read_outs()) - set(CORE) | {CORE[0]})
 
 
-def uncertainty_fields() -> set[str]:
-    """Names of the figures that are the error of another one, or an end of its interval."""
+def list_uncertainty_fields() -> set[str]:
+    """List the figures that are the error of another one, or an end of its interval."""
     fields = [field for one in read_outs().values() for field in one.fields]
     return {name for field in fields for name in (field.error, *(field.interval or ())) if name is not None}
 
 
-def core_fields() -> set[str]:
-    """Names of the figures that every score has."""
+def list_core_fields() -> set[str]:
+    """List the figures that every score has."""
     return {field.name for name in CORE for field in read_outs()[name].fields}
 
 
-def choose(names: Sequence[str], *, paired: bool = False, with_references: bool = False) -> list[ReadOut]:
-    """Give the read-outs of the core, of the names, and what pairs have, where the samples are of pairs.
+def choose_read_outs(names: Sequence[str], *, paired: bool = False, with_references: bool = False) -> list[ReadOut]:
+    """Return the read-outs of the core and of the names, and for pairs those of pairs.
 
     Args:
         names: Names of read-outs, or ``"all"``.
@@ -213,7 +213,7 @@ def choose(names: Sequence[str], *, paired: bool = False, with_references: bool 
         with_references: Whether each has reference captions.
 
     Raises:
-        ValueError: If a name is unknown, is that of one which cannot be imported, or needs what the samples lack.
+        ValueError: If a name is unknown, cannot be imported, or needs partners that the samples lack.
     """
     known, failed = read_outs(), failed_read_outs()
 
@@ -225,38 +225,38 @@ def choose(names: Sequence[str], *, paired: bool = False, with_references: bool 
             raise ValueError(f"metrics: {failed[name]}.")
         if name != "all" and name not in known:
             expected = f"expected 'all' or {', '.join(metric_names())}"
-            raise ValueError(f"metrics: {name!r} is unknown: {expected}{did_you_mean(name, known)}")
+            raise ValueError(f"metrics: {name!r} is unknown: {expected}{suggest_name(name, known)}")
         if name != "all" and not possible(known[name]):
             raise ValueError(
                 f"metrics: {name!r} needs {'reference captions' if paired else 'images and captions together'}; give "
                 f"{'--caption-references' if paired else '--images and --captions'}, or a source of paired_source."
             )
     wanted = known if "all" in names else dict.fromkeys([*CORE, *names])
-    listed = [known[name] for name in dict.fromkeys([*CORE, *wanted, *pair_metrics()])]
+    listed = [known[name] for name in dict.fromkeys([*CORE, *wanted, *list_pair_metrics()])]
     return [one for one in listed if possible(one)]
 
 
-def pair_metrics() -> list[str]:
-    """Names of the read-outs of images with captions."""
+def list_pair_metrics() -> list[str]:
+    """List the read-outs of images with captions."""
     return [name for name, one in read_outs().items() if one.needs.partners]
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """End an error about a name that is none of the known ones."""
+def suggest_name(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error about an unknown name: the closest known one."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
-_Held = list[tuple[Tensor, Tensor]]
+_KeptRows = list[tuple[Tensor, Tensor]]
 """Rows and their buckets, of each batch, where they are to be compared with further sets."""
 
 
-def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: bool) -> tuple[Rows, _Held]:
-    """Take every batch in; what there is of each sample falls out of the same pass."""
+def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: bool) -> tuple[SampleValues, _KeptRows]:
+    """Accumulate every batch, and collect the values of each sample in the same pass."""
     ids = Names()
     norms, conformities = array("d"), array("d")
     columns: dict[str, list[float | str]] = {}
-    held: _Held = []
+    held: _KeptRows = []
     assert stream.reference is not None
     for batch in source:
         found = stream.update(
@@ -270,17 +270,17 @@ def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: 
         if hold:
             buckets = pair_buckets(batch.embeddings, batch.groups, None if batch.placed else batch.ids)
             held.append((batch.embeddings.float().cpu(), buckets.cpu()))
-        if bool(torch.isfinite(found.norm).all()):  # else the read-out says what is wrong
+        if bool(torch.isfinite(found.norm).all()):  # else the read-out reports the error
             for one in chosen:
                 for name, values in one.columns(Batch(batch.embeddings, batch.partners), stream.reference).items():
                     columns.setdefault(name, []).extend(values)
     if not ids:
         raise ValueError(source.nothing_read)
     length, towards = (torch.frombuffer(part, dtype=torch.float64) for part in (norms, conformities))
-    return Rows(ids, length, towards, columns), held
+    return SampleValues(ids, length, towards, columns), held
 
 
-def _look_elsewhere(rows: Rows, held: _Held, source: Source, against: Iterable[Source]) -> NearestElsewhere:
+def _look_elsewhere(rows: SampleValues, held: _KeptRows, source: Source, against: Iterable[Source]) -> NearestElsewhere:
     """Find the nearest row of each sample in further sets."""
     embeddings, buckets = (torch.cat(part) for part in zip(*held, strict=True))
     found = NearestElsewhere(embeddings, buckets)
@@ -296,14 +296,14 @@ def _look_elsewhere(rows: Rows, held: _Held, source: Source, against: Iterable[S
 
 
 @full_precision
-def _read(chosen: Sequence[ReadOut], stream: Stream, resamples: int) -> tuple[dict[str, Tensor], bool]:
-    """Read every field out, and whether the KL is only a lower bound."""
+def _read_fields(chosen: Sequence[ReadOut], stream: Stream, resamples: int) -> tuple[dict[str, Tensor], bool]:
+    """Compute every field, and whether the KL is only a lower bound."""
     values: dict[str, Tensor] = {}
     for one in chosen:
         values |= {name: torch.tensor(float("nan")) for name in one.names(compared=True)}
         found = one.figures(stream, resamples=resamples)
         if unknown := set(found) - {field.name for field in one.fields}:
-            raise ValueError(f"metrics: {one.name!r} gave {', '.join(sorted(unknown))}, which its fields do not name.")
+            raise ValueError(f"metrics: {one.name!r} returned {', '.join(sorted(unknown))}, not among its fields.")
         values |= found
     return values, bool(values.pop("kl_is_lower_bound"))
 
@@ -320,7 +320,7 @@ def write_per_sample(path: Path | str, result: Score) -> None:
     further = result.columns.values()
 
     def rows() -> Iterator[list[float | str]]:
-        for part in order.split(WRITTEN):  # as Python's numbers they would take ten times the memory
+        for part in order.split(ROWS_AT_ONCE):  # Python numbers would take ten times the memory
             own = zip(part.tolist(), result.conformities[part].tolist(), result.norms[part].tolist(), strict=True)
             for row, conformity, norm in own:
                 rank = next(ranks)

@@ -1,4 +1,4 @@
-"""Files of embeddings as a source: any number of them, a block of rows at a time."""
+"""Files of embeddings as a source: any number of files, read in blocks of rows."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from clipconformity.data.embeddings import Columns, EmbeddingBlock, EmbeddingSha
 from clipconformity.data.layout import find_embeddings
 from clipconformity.data.limits import RefusedError
 from clipconformity.data.names import Names
-from clipconformity.evaluation.sources import FileRows, Source, SourceBatch, listed_paths
+from clipconformity.evaluation.sources import FileRows, Source, SourceBatch, list_paths
 from clipconformity.provenance import Provenance
 from clipconformity.stream.checks import refuse_normalized
 from clipconformity.stream.row_sample import hash_labels
 
 ROWS = 4096
-"""Rows of a batch, over the ends of files: how the rows are split into files changes no bit of a figure."""
-FEWEST = 16
-"""Rows of norm 1 by which a file is known for a normalised one as it is read; fewer may be so by chance."""
+"""Rows of a batch, also across files: the split of rows into files does not change figures by a single bit."""
+MIN_ROWS = 16
+"""Rows of norm 1 from which on a file counts as normalised while it is read; fewer may be by chance."""
 
 
 def embedding_source(
@@ -34,28 +34,28 @@ def embedding_source(
     groups: str | None = None,
     skip_errors: bool = False,
 ) -> Source:
-    """Read raw embeddings from files, which may say what they are; what is told must agree.
+    """Read raw embeddings from files, which may describe themselves; given values must agree with that.
 
-    Every header is checked before the first row is read. Of the rows a batch is held at a time.
+    Every header is checked before the first row is read. One batch of rows is held at a time.
 
     Args:
-        paths: Files, folders and patterns, as of ``find_embeddings``: ``["img_emb/"]``, ``["shards/*.npy"]``.
+        paths: Files, folders and patterns, as in ``find_embeddings``: ``["img_emb/"]``, ``["shards/*.npy"]``.
         spec: The encoder that made them.
-        modality: ``"image"`` or ``"text"``; chooses between those of a folder of clip-retrieval.
+        modality: ``"image"`` or ``"text"``; chooses from a folder of clip-retrieval with both.
         column: Name of the array or column of embeddings, where it is neither ``embeddings`` nor ``embedding``.
-        ids: That of the names of rows, where it is none of ``id``, ``image_path`` and ``url``.
-        groups: That of their groups, where it is not ``groups``.
-        skip_errors: Leave out files that are empty or damaged, and list them in ``skipped``. Of one whose damage shows
-            only as its rows are read, those before it are used.
+        ids: Name of the column of row names, where it is none of ``id``, ``image_path`` and ``url``.
+        groups: Name of the column of groups, where it is not ``groups``.
+        skip_errors: Leave out files that are empty or damaged, and list them in ``skipped``. Where damage shows only
+            while rows are read, the rows before it are used.
 
     Raises:
-        OSError: If a file is not there.
+        OSError: If a file does not exist.
         TypeError: If a file does not hold floating-point numbers.
         ValueError: If a file cannot be read, or files and arguments disagree; while reading, if one is damaged or,
             where ``allow_normalized`` of the source is not set, normalised.
         ImportError: If there are Parquet files and pyarrow is not installed.
     """
-    found = find_embeddings(listed_paths(paths), modality)
+    found = find_embeddings(list_paths(paths), modality)
     skipped: list[dict[str, str]] = []
     named: list[tuple[str, EmbeddingShard]] = []
     for path, name in zip(found.paths, found.names, strict=True):
@@ -66,22 +66,24 @@ def embedding_source(
                 raise
             skipped.append({"id": str(path), "reason": str(error)})
     if not named:
-        told = f"none of {len(skipped)} files could be read, such as {skipped[0]['reason']}" if skipped else "no files"
-        raise ValueError(f"embeddings: {told}")
+        reason = (
+            f"none of {len(skipped)} files could be read, such as {skipped[0]['reason']}" if skipped else "no files"
+        )
+        raise ValueError(f"embeddings: {reason}")
     shards = [shard for _, shard in named]
     _check_alike(shards)
     origins = [shard.provenance for shard in shards]
-    Provenance.agreed(origins, "the files")
-    provenance = Provenance.agreed([Provenance(spec, None, modality), *origins], "the options and the files")
+    Provenance.combine(origins, "the files")
+    provenance = Provenance.combine([Provenance(spec, None, modality), *origins], "the options and the files")
     files = [FileRows(name, str(shard.dtype).removeprefix("torch.")) for name, shard in named]
     count = sum(shard.count for shard in shards)
     source = Source(iter(()), count, provenance, skipped=skipped, files=files, ignored=found.ignored)
-    source.batches = _batches(source, shards, skip_errors)
+    source.batches = _read_batches(source, shards, skip_errors)
     return source
 
 
 def _check_alike(shards: Sequence[EmbeddingShard]) -> None:
-    """Refuse files that do not fit together, and warn of those whose values are of several types."""
+    """Refuse files that do not fit together, and warn of different types of values."""
     first = shards[0]
     for shard in shards:
         if shard.dim != first.dim:
@@ -101,12 +103,12 @@ def _check_alike(shards: Sequence[EmbeddingShard]) -> None:
         warnings.warn(f"{other.path} holds {theirs}, and {first.path} {mine}: both are used as they are.", stacklevel=3)
 
 
-def _batches(source: Source, shards: Sequence[EmbeddingShard], skip_errors: bool) -> Iterator[SourceBatch]:
-    """Read the files one after the other, in batches that do not end where they end."""
+def _read_batches(source: Source, shards: Sequence[EmbeddingShard], skip_errors: bool) -> Iterator[SourceBatch]:
+    """Read the files one after the other, in batches that may span several files."""
     waiting: list[SourceBatch] = []
     for file, shard in zip(source.files, shards, strict=True):
-        if waiting and not _fits(shard, waiting[-1]):
-            yield _joined(waiting)
+        if waiting and not _can_join(shard, waiting[-1]):
+            yield _join_parts(waiting)
             waiting = []
         held = sum(len(batch.ids) for batch in waiting)
         try:
@@ -114,10 +116,10 @@ def _batches(source: Source, shards: Sequence[EmbeddingShard], skip_errors: bool
                 if not file.used and not source.allow_normalized:
                     _refuse_normalized(shard, block)
                 file.used += len(block.ids)
-                waiting.append(_batch(shard, block))
+                waiting.append(_make_batch(shard, block))
                 held += len(block.ids)
                 if held == ROWS:
-                    yield _joined(waiting)
+                    yield _join_parts(waiting)
                     waiting, held = [], 0
         except _NormalizedError:
             raise
@@ -127,16 +129,16 @@ def _batches(source: Source, shards: Sequence[EmbeddingShard], skip_errors: bool
             used = f" Its first {file.used} rows are used." if file.used else ""
             source.skipped.append({"id": str(shard.path), "reason": f"{error}{used}"})
     if waiting:
-        yield _joined(waiting)
+        yield _join_parts(waiting)
 
 
 class _NormalizedError(ValueError):
-    """A file is normalised, which is no damage."""
+    """A file is normalised, which is not damage."""
 
 
 def _refuse_normalized(shard: EmbeddingShard, block: EmbeddingBlock) -> None:
     rows = len(block.embeddings)
-    if rows >= FEWEST:
+    if rows >= MIN_ROWS:
         part = f", first {rows} rows" if rows < shard.count else ""
         try:
             refuse_normalized(block.embeddings, f"{shard.path}{part}")
@@ -144,19 +146,19 @@ def _refuse_normalized(shard: EmbeddingShard, block: EmbeddingBlock) -> None:
             raise _NormalizedError(str(error)) from None
 
 
-def _fits(shard: EmbeddingShard, batch: SourceBatch) -> bool:
-    """Whether rows of a file can be of one batch with these."""
+def _can_join(shard: EmbeddingShard, batch: SourceBatch) -> bool:
+    """Whether rows of a file can be in one batch with these."""
     return shard.named != batch.placed and shard.dtype == batch.embeddings.dtype
 
 
-def _batch(shard: EmbeddingShard, block: EmbeddingBlock) -> SourceBatch:
+def _make_batch(shard: EmbeddingShard, block: EmbeddingBlock) -> SourceBatch:
     groups = block.groups
     if groups is not None:
         groups = hash_labels(groups, len(block.ids), block.embeddings.device)
     return SourceBatch(block.embeddings, block.ids, groups, placed=not shard.named)
 
 
-def _joined(batches: Sequence[SourceBatch]) -> SourceBatch:
+def _join_parts(batches: Sequence[SourceBatch]) -> SourceBatch:
     if len(batches) == 1:
         return batches[0]
     ids = Names()

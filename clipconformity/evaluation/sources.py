@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clipconformity.data.captions import Captions
 from clipconformity.data.folders import ImageFolder
-from clipconformity.data.untrusted import shown
+from clipconformity.data.untrusted import format_value
 from clipconformity.encoders import BaseEncoder, Encoder
 from clipconformity.functional.validation import check_same_dim
 from clipconformity.provenance import UNKNOWN, Provenance
@@ -24,12 +24,12 @@ from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.row_sample import Labels
 
 EXAMPLES = 5
-"""Captions and files that are named where all are counted."""
-ROUGH = {
+"""Largest number of named captions and files, where all are counted."""
+ROUNDING_REMARKS = {
     "float16": "each entry is rounded to 11 bits, 3 digits, and below 0.00006 to fewer",
     "bfloat16": "each entry is rounded to 8 bits, 2 digits",
 }
-"""Types of embeddings that were rounded, and what that means."""
+"""Types of rounded embeddings, with their precision in words."""
 
 
 class SourceBatch(NamedTuple):
@@ -39,9 +39,9 @@ class SourceBatch(NamedTuple):
     ids: Sequence[str]
     groups: Labels | None = None
     placed: bool = False
-    """Whether the names are the rows' places alone."""
+    """Whether the names are only row numbers."""
     partners: Partners | None = None
-    """What belongs to each row, of the other modality, where the samples are of pairs."""
+    """Partners of each row in the other modality, where the samples are pairs."""
 
 
 @dataclass
@@ -49,9 +49,9 @@ class FileRows:
     """A file of embeddings that a source reads.
 
     Attributes:
-        name: What its rows are named by, where they have no ids.
+        name: Name of its rows without ids.
         dtype: The type of its values, such as ``"float32"``.
-        used: How many of its rows have come.
+        used: Number of its rows read so far.
     """
 
     name: str
@@ -61,30 +61,30 @@ class FileRows:
 
 @dataclass
 class Source:
-    """Samples to be measured, as a stream that is read once.
+    """Samples to be scored, as a stream that is read once.
 
     Attributes:
-        batches: The stream.
-        count: Number of samples that will come, but for the skipped ones.
+        batches: The stream of batches.
+        count: Number of samples, including those that may be skipped.
         provenance: Encoder and modality, as far as they are known.
-        groups: Group ids of all samples; None where they have none, or come with the batches alone.
-        skipped: What was left out and why, filled as the stream is read.
-        folder: What the folder of images holds, where the samples come from one.
-        encoder: The encoder at work, if it counts the texts that it cuts.
+        groups: Group ids of all samples; None where they have none, or only the batches hold them.
+        skipped: Samples that were left out, with the reason; filled as the stream is read.
+        folder: Content of the folder of images, where the samples come from one.
+        encoder: The encoder, if it counts the texts that it cuts.
         paired: Whether each sample has partners of the other modality; see ``paired_source``.
         with_references: Whether each has reference captions.
         partner_of: The id of each sample's first partner, filled as the stream is read.
         quiet: Show no progress.
-        name: What they are read from, to be told.
-        kind: What they are, to be told: images, captions or rows.
-        missing: How many samples are named and are not there.
+        name: Name of the file or folder, for messages.
+        kind: Kind of the samples, for messages: images, captions or rows.
+        missing: Number of named samples that do not exist.
         unknown: Ids of the captions that the encoder's tokenizer does not know.
         beside: Sources of the other modality that are read with this one.
-        files: The files of embeddings, where the samples come from such.
-        ignored: How many files of folders are no embeddings.
-        allow_normalized: Whether whoever reads it takes L2-normalised files; else the first of them is refused.
-        used: How many samples have come.
-        seconds: That reading and encoding them took.
+        files: The files of embeddings, where the samples come from files.
+        ignored: Number of files in folders that are not embeddings.
+        allow_normalized: Whether L2-normalised files are accepted; else the first of them raises an error.
+        used: Number of samples read so far.
+        seconds: Time of reading and encoding.
     """
 
     batches: Iterator[SourceBatch]
@@ -111,7 +111,7 @@ class Source:
 
     @property
     def remarks(self) -> dict[str, Any]:
-        """What was found, left out or cut, once the stream is read."""
+        """Samples that were found, left out or cut, after the stream was read."""
         found: dict[str, Any] = {} if self.folder is None else {"folder": self.folder.describe()}
         if self.skipped:
             found["skipped"] = {"count": len(self.skipped), "files": self.skipped}
@@ -121,28 +121,28 @@ class Source:
             found["unknown_words"] = {"count": len(self.unknown), "examples": list(self.unknown[:EXAMPLES])}
         if len(self.files) > 1:
             found["files"] = {one.name: one.used for one in self.files}
-        if rough := {one.dtype: ROUGH[one.dtype] for one in self.files if one.dtype in ROUGH}:
+        if rough := {one.dtype: ROUNDING_REMARKS[one.dtype] for one in self.files if one.dtype in ROUNDING_REMARKS}:
             found["rounded"] = rough
         return found
 
     @property
     def summary(self) -> str:
-        """Say in a line what was found, used and ignored, once the stream is read."""
-        told = f"{self.name}: {self.count} {self.kind} found, {self.used} used{self._by_file}"
+        """Summarise in a line what was found, used and ignored, after the stream was read."""
+        line = f"{self.name}: {self.count} {self.kind} found, {self.used} used{self._by_file}"
         ignored = self.ignored if self.folder is None else self.folder.ignored
         for number, words in (
             (len(self.skipped), "files left out" if self.files else "left out"),
             (self.missing, "missing"),
             (ignored, "files and folders ignored"),
         ):
-            told += f", {number} {words}" if number else ""
-        return f"{told}."
+            line += f", {number} {words}" if number else ""
+        return f"{line}."
 
     @property
     def _by_file(self) -> str:
-        """Say how many rows came of each of several files, and that they were rounded."""
+        """Describe how many rows came from each of several files, and rounded values."""
         files = self.files
-        rough = "".join(f", rounded to {name}" for name in ROUGH if any(one.dtype == name for one in files))
+        rough = "".join(f", rounded to {name}" for name in ROUNDING_REMARKS if any(one.dtype == name for one in files))
         if len(files) < 2:
             return rough
         listed = [f"{one.name} {one.used}" for one in files[:EXAMPLES]]
@@ -153,7 +153,7 @@ class Source:
 
     @property
     def nothing_read(self) -> str:
-        """What to say where no sample came."""
+        """Message for a stream without samples."""
         return f"no sample could be read: {len(self.skipped)} of {self.count} were skipped."
 
     def __iter__(self) -> Iterator[SourceBatch]:
@@ -171,11 +171,11 @@ class Source:
             self.seconds += time.monotonic() - since
 
 
-def listed_paths(paths: Sequence[Path | str]) -> list[Path]:
-    """Refuse a single path, whose letters would be taken for files.
+def list_paths(paths: Sequence[Path | str]) -> list[Path]:
+    """Refuse a single path, whose letters would be read as files.
 
     Raises:
-        TypeError: If it is one.
+        TypeError: If it is a single path.
     """
     if isinstance(paths, str | Path):
         raise TypeError(
@@ -186,10 +186,10 @@ def listed_paths(paths: Sequence[Path | str]) -> list[Path]:
 
 
 def check_source(source: object) -> None:
-    """Refuse what is no source.
+    """Refuse anything but a source.
 
     Raises:
-        TypeError: If it is none.
+        TypeError: If it is not a source.
     """
     if not isinstance(source, Source):
         raise TypeError(
@@ -201,14 +201,14 @@ def check_source(source: object) -> None:
 def caption_source(captions: Captions, encoder: Encoder, *, batch_size: int = 256, start: int = 0) -> Source:
     """Encode captions; those of one image form a group.
 
-    Captions in words that the encoder's tokenizer does not know are warned of, and counted among the remarks; see
+    Captions in words that the encoder's tokenizer does not know give a warning, and are counted in the remarks; see
     :meth:`BaseEncoder.unknown_texts`.
 
     Args:
-        captions: All of them.
-        encoder: Turns them into embeddings: one of ``load_encoder``, or any other.
+        captions: All captions.
+        encoder: An encoder of ``load_encoder``, or any other.
         batch_size: Captions encoded at once.
-        start: Number of the first one to be encoded.
+        start: Index of the first caption to be encoded.
     """
 
     def batches() -> Iterator[SourceBatch]:
@@ -219,7 +219,7 @@ def caption_source(captions: Captions, encoder: Encoder, *, batch_size: int = 25
             embeddings = encoder.encode_text(texts) if isinstance(encoder, BaseEncoder) else encoder(texts)
             yield SourceBatch(embeddings, captions.ids[rows], groups)
 
-    provenance, counts = Provenance.of(encoder, "text"), encoder if isinstance(encoder, BaseEncoder) else None
+    provenance, counts = Provenance.from_encoder(encoder, "text"), encoder if isinstance(encoder, BaseEncoder) else None
     return Source(
         batches(),
         len(captions.texts) - start,
@@ -227,18 +227,18 @@ def caption_source(captions: Captions, encoder: Encoder, *, batch_size: int = 25
         captions.groups,
         encoder=counts,
         kind="captions",
-        unknown=[] if counts is None else _unknown(captions, counts),
+        unknown=[] if counts is None else _find_unknown(captions, counts),
     )
 
 
-def _unknown(captions: Captions, encoder: BaseEncoder) -> list[str]:
+def _find_unknown(captions: Captions, encoder: BaseEncoder) -> list[str]:
     """Find the ids of the captions that the tokenizer does not know, and warn of them."""
     found = [captions.ids[number] for number in encoder.unknown_texts(captions.texts)]
     if found:
         warnings.warn(
             f"{len(found)} of {len(captions.texts)} captions are mostly of words that the tokenizer of {encoder.spec} "
-            f"does not know, such as that with the id {shown(found[0])}: what it makes of them says little. Is the "
-            "encoder one for their language and script?",
+            f"does not know, such as that with the id {format_value(found[0])}: what it makes of them says little. "
+            "Is the encoder one for their language and script?",
             stacklevel=3,
         )
     return found
@@ -254,12 +254,12 @@ def build_reference(
 def build_references(
     sources: Sequence[Source], *, dataset: str | None = None, max_samples: int = 10_000, allow_normalized: bool = False
 ) -> list[ReferenceSet]:
-    """Build a reference set from each source, a batch of each in turn, as :func:`image_sources` reads its files once.
+    """Build a reference set from each source, a batch of each in turn: :func:`image_sources` reads its files once.
 
     Args:
-        sources: With batches of the same samples.
-        dataset: As of ``ReferenceSet.fit``, as are the others and the errors.
-        max_samples: Rows kept of each.
+        sources: Sources with batches of the same samples.
+        dataset: As in ``ReferenceSet.fit``, like the other arguments and the errors.
+        max_samples: Kept rows of each source.
         allow_normalized: Take L2-normalised rows.
     """
     for source in sources:

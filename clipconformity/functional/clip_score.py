@@ -1,4 +1,4 @@
-"""CLIPScore: how well an image and a text belong together, and RefCLIPScore, with reference captions."""
+"""CLIPScore: how well an image and a text match, and RefCLIPScore, with reference captions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clipconformity.functional.linalg import full_precision, result_dtype, units
 from clipconformity.functional.validation import check_pairs, check_rows, check_same_dim
 
 WEIGHT = 2.5
-"""What the published CLIPScore is stretched by, before its harmonic mean with the nearness to the references."""
+"""Factor of the published CLIPScore, before its harmonic mean with the cosine to the references."""
 
 
 @full_precision
@@ -21,7 +21,7 @@ def clip_score(image: Tensor, text: Tensor) -> Tensor:
     .. math:: 100 \max(\cos(v_i, w_i), 0)
 
     Hessel et al. give :math:`2.5 \max(\cos, 0)` instead, of texts that begin with "A photo depicts". Values of
-    different encoders do not compare. It says how well pairs fit, which conformity does not see, and nothing of their
+    different encoders cannot be compared. It measures how well pairs match, which conformity does not, and not their
     variety.
 
     Args:
@@ -44,7 +44,7 @@ def clip_score(image: Tensor, text: Tensor) -> Tensor:
     """
     pair = check_pairs(image, text)
     dtype = torch.promote_types(result_dtype(image), result_dtype(text))
-    return (100 * _aligned(*pair)).to(image.device, dtype)
+    return (100 * _compute_cosines(*pair)).to(image.device, dtype)
 
 
 @full_precision
@@ -59,7 +59,7 @@ def ref_clip_score(image: Tensor, text: Tensor, references: Tensor | Sequence[Te
         references: Embeddings of the reference captions of each, ``(N, R, D)`` or N tensors ``(R_i, D)``, R_i >= 1.
 
     Returns:
-        ``(N,)`` from 0 on; 0 where either is.
+        ``(N,)`` >= 0; 0 where either part is 0.
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
@@ -79,14 +79,14 @@ def ref_clip_score(image: Tensor, text: Tensor, references: Tensor | Sequence[Te
     flat = check_rows(torch.cat([check_rows(own, "references") for own in references]), "references")
     check_same_dim(flat, pair[1].shape[1], "references", "text")
     sizes = [len(own) for own in references]
-    near = _aligned(flat, pair[1].repeat_interleave(torch.tensor(sizes, device=flat.device), 0))
+    near = _compute_cosines(flat, pair[1].repeat_interleave(torch.tensor(sizes, device=flat.device), 0))
     nearest = torch.stack([own.max() for own in near.split(sizes)])
-    fit = WEIGHT * _aligned(*pair)
+    fit = WEIGHT * _compute_cosines(*pair)
     mean = torch.where(fit * nearest > 0, 2 * fit * nearest / (fit + nearest), 0.0)
     dtype = torch.promote_types(result_dtype(image), result_dtype(text))
     return (100 * mean).to(image.device, dtype)
 
 
-def _aligned(rows: Tensor, others: Tensor) -> Tensor:
+def _compute_cosines(rows: Tensor, others: Tensor) -> Tensor:
     """Cosine of each row and its partner, at least 0 and at most 1, ``(N,)``."""
     return (units(rows) * units(others)).sum(1).clamp(0, 1)

@@ -7,12 +7,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from clipconformity.functional.linalg import blocks, full_precision, result_dtype, working
-from clipconformity.functional.validation import check_matrix, check_norms, check_same_dim, within_range
+from clipconformity.functional.linalg import blocks, full_precision, result_dtype, to_working_precision
+from clipconformity.functional.validation import check_matrix, check_norms, check_same_dim, is_in_range
 
 
 class HasUnitMean(Protocol):
-    """Anything that carries the mean of its unit embeddings, such as a ``ReferenceSet``."""
+    """An object with the mean of its unit embeddings, such as a ``ReferenceSet``."""
 
     @property
     def unit_mean(self) -> Tensor:
@@ -60,7 +60,7 @@ def norms_and_unit_sum(embeddings: Tensor, name: str = "embeddings") -> tuple[Te
         total += _weighted_sum(norm.reciprocal(), block)
         norms.append(norm)
     found = torch.cat(norms)
-    if not bool(within_range(found).all()):  # float32 norms over- and underflow: float64 ones tell what is wrong
+    if not bool(is_in_range(found).all()):  # float32 norms over- and underflow: float64 norms show the error
         check_norms(torch.linalg.vector_norm(embeddings, dim=1, dtype=torch.float64), name)
     return found, total
 
@@ -79,7 +79,7 @@ def cosines(embeddings: Tensor, norms: Tensor, direction: Tensor) -> Tensor:
 
 
 def own_set_conformity(cosine_to_mean: Tensor, count: int | Tensor) -> Tensor:
-    """Take the sample itself (cosine 1) out of its mean cosine: ``(N c - 1) / (N - 1)``, not above 1 by rounding."""
+    """Exclude the sample itself (cosine 1) from its mean cosine: ``(N c - 1) / (N - 1)``, clipped to [-1, 1]."""
     return ((count * cosine_to_mean - 1) / (count - 1)).clamp(-1, 1)
 
 
@@ -113,7 +113,7 @@ def conformity(embeddings: Tensor, reference: Tensor | HasUnitMean | None = None
         tensor([0.3536, 0.3536, 0.7071])
     """
     raw = check_matrix(embeddings, min_rows=2 if reference is None else 1)
-    values = working(raw)
+    values = to_working_precision(raw)
     norms, total = norms_and_unit_sum(values)
     if reference is None:
         mean = total / len(values)
@@ -126,14 +126,14 @@ def conformity(embeddings: Tensor, reference: Tensor | HasUnitMean | None = None
 
 
 def reference_unit_mean(reference: Tensor | HasUnitMean) -> Tensor:
-    """Mean unit vector of a reference given as embeddings or as an object that knows it."""
+    """Mean unit vector of a reference, given as embeddings or as an object that has it."""
     if not isinstance(reference, Tensor):
         if not hasattr(reference, "unit_mean"):
             raise TypeError(
                 f"reference: expected embeddings of shape (M, D) or a ReferenceSet, got {type(reference).__name__}."
             )
         return reference.unit_mean
-    values = working(check_matrix(reference, "reference"))
+    values = to_working_precision(check_matrix(reference, "reference"))
     _, total = norms_and_unit_sum(values, "reference")
     return total / len(values)
 
@@ -144,7 +144,7 @@ def self_conformity(embeddings: Tensor) -> Tensor:
 
     .. math:: \frac{N |m_u|^2 - 1}{N - 1}
 
-    Exact. Its standard error is 2 std(C)/sqrt(N), not std(C)/sqrt(N), since the mean moves with the samples.
+    Exact. Its standard error is 2 std(C)/sqrt(N), not std(C)/sqrt(N), since the mean depends on the samples.
 
     Args:
         embeddings: Embeddings ``(N, D)`` of any scale, N >= 2.
@@ -162,7 +162,7 @@ def self_conformity(embeddings: Tensor) -> Tensor:
         tensor(0.4714)
     """
     raw = check_matrix(embeddings, min_rows=2)
-    values = working(raw)
+    values = to_working_precision(raw)
     _, total = norms_and_unit_sum(values)
     mean = total / len(values)
     return own_set_conformity(mean @ mean, len(values)).to(raw.device, result_dtype(raw))
@@ -193,7 +193,7 @@ def estimated_conformity(embeddings: Tensor, mean: Tensor | None = None) -> Tens
         tensor([0.7071, 0.7071])
     """
     raw = check_matrix(embeddings)
-    values = working(raw)
+    values = to_working_precision(raw)
     norms, _ = norms_and_unit_sum(values)
     center = values.mean(0, dtype=torch.float64) if mean is None else mean.detach().double().to(values.device)
     if center.shape != values.shape[1:]:
@@ -236,7 +236,7 @@ def fit_lines(exact: Tensor, estimate: Tensor) -> ConformityFit:
     Raises:
         ValueError: If there are fewer than three, or either does not vary.
     """
-    if len(exact) < 3:  # two have one conformity, that of either to the other
+    if len(exact) < 3:  # two samples have equal conformity, their cosine
         raise ValueError(f"embeddings: expected at least 3 samples for a line, got {len(exact)}; add samples.")
     dx, dy = estimate - estimate.mean(), exact - exact.mean()
     if not bool((dx.abs().max() > 1e-7) & (dy.abs().max() > 1e-7)):
@@ -295,7 +295,7 @@ def norm_statistics(embeddings: Tensor, levels: tuple[float, ...] = (0.05, 0.25,
     raw = check_matrix(embeddings, min_rows=2)
     if not all(0 <= level <= 1 for level in levels):
         raise ValueError(f"levels: expected quantile levels in [0, 1], got {levels}.")
-    values = working(raw)
+    values = to_working_precision(raw)
     norms, total = norms_and_unit_sum(values)
     mean = values.mean(0, dtype=torch.float64)
     # In float64: a mean rounded to float32 is off by more than the spread of a set far from the origin.

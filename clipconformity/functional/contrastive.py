@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from clipconformity.functional.linalg import full_precision, result_dtype, units, working
+from clipconformity.functional.linalg import full_precision, result_dtype, to_working_precision, units
 from clipconformity.functional.validation import check_pairs, check_rows, check_same_dim
 
 BLOCK_ENTRIES = 2**22
@@ -24,7 +24,7 @@ def nt_xent(image: Tensor, text: Tensor, logit_scale: float | Tensor = 100.0) ->
               \log \frac{e^{s \cos(v_i, w_i)}}{\sum_j e^{s \cos(v_j, w_i)}}\right)
 
     It depends on N, about as log N for unrelated pairs: report N, and compare values at the same N only. The
-    similarity matrix is worked through in blocks of rows, which the backward pass computes again, so memory is
+    similarity matrix is computed in blocks of rows, which the backward pass computes again, so memory is
     O(N D). Differentiable, also in ``logit_scale``.
 
     Args:
@@ -55,7 +55,7 @@ def nt_xent(image: Tensor, text: Tensor, logit_scale: float | Tensor = 100.0) ->
     u, w = _unit_pairs(image, text)
     scale = torch.as_tensor(logit_scale, dtype=u.dtype, device=u.device)
     losses = [
-        _recomputed(_cross_entropy, rows, columns, start, scale)
+        _checkpoint(_cross_entropy, rows, columns, start, scale)
         for whole, columns in ((u, w), (w, u))
         for start, rows in _row_blocks(whole)
     ]
@@ -63,7 +63,7 @@ def nt_xent(image: Tensor, text: Tensor, logit_scale: float | Tensor = 100.0) ->
 
 
 def _unit_pairs(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    values, other = working(image), working(text)
+    values, other = to_working_precision(image), to_working_precision(text)
     dtype = torch.promote_types(values.dtype, other.dtype)
     return units(values.to(dtype)), units(other.to(dtype))
 
@@ -73,8 +73,8 @@ def _row_blocks(rows: Tensor) -> list[tuple[int, Tensor]]:
     return [(start, rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
-def _recomputed(function: Callable[..., Tensor], *args: Tensor | int) -> Tensor:
-    """Call ``function``; the backward pass computes what is inside again instead of keeping it."""
+def _checkpoint(function: Callable[..., Tensor], *args: Tensor | int) -> Tensor:
+    """Call ``function`` without storing its intermediate values; the backward pass computes them again."""
     if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
         return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
     return function(*args)
@@ -88,7 +88,7 @@ def _cross_entropy(rows: Tensor, columns: Tensor, start: int, scale: Tensor) -> 
 
 @full_precision
 def left_out_losses(image: Tensor, text: Tensor, logit_scale: float) -> Tensor:
-    """NT-Xent without each pair, ``(N,)`` float64; arguments as of :func:`nt_xent`, which is the loss of all."""
+    """NT-Xent with each pair left out in turn, ``(N,)`` float64; arguments as of :func:`nt_xent`."""
     u, w = _unit_pairs(image, text)
     total, moved = (torch.zeros(len(u), dtype=torch.float64, device=u.device) for _ in range(2))
     for whole, columns in ((u, w), (w, u)):
@@ -96,7 +96,7 @@ def left_out_losses(image: Tensor, text: Tensor, logit_scale: float) -> Tensor:
             logits = (logit_scale * (rows @ columns.T)).double()  # (b, N)
             log_sum = logits.logsumexp(1, keepdim=True)
             total[start : start + len(rows)] += log_sum[:, 0] - logits.diagonal(start)
-            # How far each row's sum falls without each column; without its largest, what is left is summed anew.
+            # How far each row's sum falls without each column; without its largest, the rest is summed again.
             largest = logits.argmax(1, keepdim=True)
             change = torch.log1p(-(logits - log_sum).exp().scatter(1, largest, 0.0))
             rest = logits.scatter(1, largest, -math.inf).logsumexp(1, keepdim=True)
@@ -151,7 +151,7 @@ def uniformity(embeddings: Tensor) -> Tensor:
 
     .. math:: \log \frac{1}{N(N-1)} \sum_{i \ne j} e^{-2 |u_i - u_j|^2}
 
-    Worked through in blocks of rows, which the backward pass computes again, so memory is O(N D).
+    Computed in blocks of rows, which the backward pass computes again, so memory is O(N D).
 
     Args:
         embeddings: Embeddings ``(N, D)`` of any scale, N >= 2.
@@ -171,8 +171,8 @@ def uniformity(embeddings: Tensor) -> Tensor:
         tensor(-4.)
     """
     check_rows(embeddings, min_rows=2)
-    u = units(working(embeddings))
-    parts = [_recomputed(_log_affinity, rows, u, start) for start, rows in _row_blocks(u)]
+    u = units(to_working_precision(embeddings))
+    parts = [_checkpoint(_log_affinity, rows, u, start) for start, rows in _row_blocks(u)]
     value = torch.stack(parts).logsumexp(0) - math.log(len(u)) - math.log(len(u) - 1)
     return value.to(embeddings.device, result_dtype(embeddings))
 
@@ -186,7 +186,7 @@ def shift(embeddings: Tensor, alpha: float, mean: Tensor | None = None) -> Tenso
 
     Args:
         embeddings: Raw embeddings ``(N, D)`` of one modality.
-        alpha: Share of the mean that is taken off.
+        alpha: Share of the mean that is subtracted.
         mean: Raw mean ``(D,)``; by default the mean of ``embeddings``.
 
     Returns:
@@ -207,13 +207,13 @@ def shift(embeddings: Tensor, alpha: float, mean: Tensor | None = None) -> Tenso
     check_rows(embeddings)
     if not math.isfinite(alpha):
         raise ValueError(f"alpha: expected a finite number, got {alpha}.")
-    values = working(embeddings).double()
+    values = to_working_precision(embeddings).double()
     center = values.mean(0) if mean is None else check_mean(mean, values.shape[1]).to(values)
     return (values - alpha * center).to(embeddings.device, result_dtype(embeddings))
 
 
 def check_mean(mean: object, dim: int) -> Tensor:
-    """Refuse anything but a finite floating-point vector ``(dim,)``; give it back in working precision.
+    """Refuse anything but a finite floating-point vector ``(dim,)``; return it in working precision.
 
     Raises:
         TypeError: If it is not a floating-point tensor.
@@ -227,4 +227,4 @@ def check_mean(mean: object, dim: int) -> Tensor:
     check_same_dim(mean, dim, "mean", "embeddings")
     if not bool(torch.isfinite(mean.detach()).all()):
         raise ValueError("mean: expected finite values, got NaN or infinite ones.")
-    return working(mean)
+    return to_working_precision(mean)

@@ -6,12 +6,12 @@ log-density, that is a Gaussian, so with heavy smoothing the fit is the Gaussian
 beyond the data the log-density continues as a quadratic. The weight of the penalty is chosen by marginal likelihood.
 
 The Hessian H = M + lambda D'D has the cell means M on its diagonal and D the third differences. It is banded, and so
-badly conditioned that its logarithmic determinant loses whole units. It serves Newton's steps alone, where an error
-costs a step. What is read out comes from the augmented matrix of the same problem, [M, D'; D, -I/lambda], which is
-banded too, does not square D, and takes empty cells as they are.
+badly conditioned that its logarithmic determinant loses whole units. It is used for Newton steps only, where an error
+costs a step. Results come from the augmented matrix of the same problem, [M, D'; D, -I/lambda], which is
+banded too, does not square D, and allows empty cells.
 
-NumPy and SciPy's banded LAPACK do the work, on one thread whatever torch is set to: the arrays are small, and the
-same counts give the same figures on any number of threads.
+It uses NumPy and SciPy's banded LAPACK, on one thread whatever the setting of torch: the arrays are small, and the
+same counts give the same figures for any number of threads.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ CELLS_PER_STD = 32
 PENALTIES = 10.0 ** np.arange(-2.0, 6.5, 0.5)
 """Penalty weights tried, for a log-density in units of its own standard deviation."""
 EVIDENCE_MARGIN = 1.0
-"""Log marginal likelihood that a rougher fit must gain."""
+"""Smallest gain in log marginal likelihood for a rougher fit."""
 DIFFERENCE = np.array([-1.0, 3.0, -3.0, 1.0])
 """A row of D: the third difference of four neighbouring cells."""
 BAND = 3
 """Half-bandwidth of D'D and of the augmented matrix."""
 PIVOT_SCALE = 1e-6
-"""Factor on D in the augmented matrix: small, so that elimination goes by the cell means and then by their size. With a
-factor of 1 two spikes far apart, each a cell wide, cost six digits."""
+"""Factor on D in the augmented matrix: small, so that elimination pivots on the cell means, by size. A factor
+of 1 costs six digits with two distant spikes, each a cell wide."""
 TOLERANCE = 1e-9
-"""Gain in log-likelihood below which a fit is done."""
-LOWEST_LOG = -690.0
+"""Gain in log-likelihood below which a fit has converged."""
+MIN_LOG = -690.0
 """Log-probability below which a cell has no share in a divergence."""
 MAX_STEPS = 60
 MAX_HALVINGS = 12
@@ -52,7 +52,7 @@ Index = NDArray[np.intp]
 
 
 class Grid(NamedTuple):
-    """Cells anchored on a reference: ``CELLS`` of width ``cell`` around ``center``."""
+    """Histogram cells fixed by a reference: ``CELLS`` of width ``cell`` around ``center``."""
 
     center: float
     cell: float
@@ -77,8 +77,8 @@ def fit_log_density(counts: Array, penalty: float, start: Array | None = None) -
     Args:
         counts: Cell counts ``(B, K)``, not necessarily whole.
         penalty: Weight on the squared third differences.
-        start: Log-means ``(K,)`` to start from. With several histograms it is a similar one, whose Hessian all of them
-            share for as long as that climbs: it makes a thousand resamples cheap.
+        start: Log-means ``(K,)`` to start from. Several histograms must be similar to it: they share its Hessian as
+            long as that improves the fit, which makes a thousand resamples cheap.
 
     Returns:
         Log-means ``(B, K)``.
@@ -87,9 +87,9 @@ def fit_log_density(counts: Array, penalty: float, start: Array | None = None) -
     eta = eta + (np.log(counts.sum(1)) - log_sum(eta))[:, None]
     left = np.arange(len(counts))
     if start is not None and len(counts) > 1:
-        solve = _solver(start, penalty)
-        left = _climb(counts, eta, penalty, left, lambda slope, _: solve(slope.T).T)
-    _climb(counts, eta, penalty, left, lambda slope, x: _own_steps(slope, x, penalty))
+        solve = _make_solver(start, penalty)
+        left = _maximise(counts, eta, penalty, left, lambda slope, _: solve(slope.T).T)
+    _maximise(counts, eta, penalty, left, lambda slope, x: _compute_steps(slope, x, penalty))
     return eta
 
 
@@ -106,7 +106,7 @@ def choose_penalty(counts: Array, width: float) -> tuple[float, float, Array]:
     """
     penalties = PENALTIES * width**5
     fits: list[Array] = []
-    for penalty in penalties[::-1]:  # from the smoothest on, which is nearly the Gaussian where each fit starts
+    for penalty in penalties[::-1]:  # from the smoothest, which is nearly the Gaussian of the first start
         fits.insert(0, fit_log_density(counts[None], penalty, start=fits[0] if fits else None)[0])
     evidence = np.array([_evidence(counts, eta, penalty) for eta, penalty in zip(fits, penalties, strict=True)])
     # The smoothest fit whose evidence is not clearly below the best: under P = Q a rougher one only adds noise.
@@ -124,7 +124,7 @@ def _evidence(counts: Array, eta: Array, penalty: float) -> float:
 class Augmented:
     """LU factors of the augmented matrix [M, D'; D, -I/penalty] at given log-means ``(K,)``.
 
-    Cells and differences are mixed, so that it is banded. Its determinant is that of the Hessian over
+    Cells and differences are interleaved, so that it is banded. Its determinant is that of the Hessian over
     (-penalty)^(K - 3), and the part of its inverse that belongs to the cells is the inverse of the Hessian.
     """
 
@@ -163,8 +163,8 @@ class Augmented:
         return float(self.solve(np.diag(self.means)).trace())
 
 
-def _climb(counts: Array, eta: Array, penalty: float, rows: Index, steps: Callable[[Array, Array], Array]) -> Index:
-    """Climb in place until no step gains ``TOLERANCE`` in log-likelihood; give the rows that have not got there."""
+def _maximise(counts: Array, eta: Array, penalty: float, rows: Index, steps: Callable[[Array, Array], Array]) -> Index:
+    """Maximise in place until no step gains ``TOLERANCE`` in log-likelihood; return the rows that did not converge."""
     for _ in range(MAX_STEPS):
         if not len(rows):
             break
@@ -184,18 +184,18 @@ def _climb(counts: Array, eta: Array, penalty: float, rows: Index, steps: Callab
 
 
 def _objective(eta: Array, counts: Array, penalty: float) -> Array:
-    with np.errstate(over="ignore"):  # a step too far, about to be halved
+    with np.errstate(over="ignore"):  # too long a step, halved below
         likelihood = (counts * eta - np.exp(eta)).sum(1)
     return likelihood - 0.5 * penalty * np.square(_difference(eta)).sum(1)
 
 
-def _own_steps(slope: Array, eta: Array, penalty: float) -> Array:
+def _compute_steps(slope: Array, eta: Array, penalty: float) -> Array:
     """Newton steps ``(B, K)``, each histogram under its own Hessian."""
-    return np.stack([_solver(x, penalty)(own[:, None])[:, 0] for own, x in zip(slope, eta, strict=True)])
+    return np.stack([_make_solver(x, penalty)(own[:, None])[:, 0] for own, x in zip(slope, eta, strict=True)])
 
 
-def _solver(eta: Array, penalty: float) -> Callable[[Array], Array]:
-    """Make what solves H x = right for columns ``(K, B)``: by Cholesky, twice as fast, where rounding allows it."""
+def _make_solver(eta: Array, penalty: float) -> Callable[[Array], Array]:
+    """Return a solver of H x = right for columns ``(K, B)``: by Cholesky, twice as fast, where rounding allows it."""
     from scipy.linalg.lapack import dpbtrf, dpbtrs
 
     band = penalty * _gram_band(len(eta))
@@ -220,7 +220,7 @@ def _difference(values: Array) -> Array:
 
 
 def _transposed_difference(values: Array) -> Array:
-    """D' times each row, ``(B, K - 3)`` to ``(B, K)``; rounding then stays where the penalty can undo it."""
+    """D' times each row, ``(B, K - 3)`` to ``(B, K)``; rounding errors stay where the penalty acts."""
     padded = np.zeros((len(values), values.shape[1] + 2 * BAND))
     padded[:, BAND:-BAND] = values
     return -_difference(padded)
@@ -234,7 +234,7 @@ def log_probabilities(counts: Array, penalty: float, start: Array) -> Array:
 
 def relative_entropy(log_p: Array, log_q: Array, floor: float) -> Array:
     """KL divergence of each row of cell probabilities in nats, ``(B,)``; ``log_q`` is held at ``floor`` or above."""
-    return (np.exp(log_p) * (np.maximum(log_p, LOWEST_LOG) - np.maximum(log_q, floor))).sum(1)
+    return (np.exp(log_p) * (np.maximum(log_p, MIN_LOG) - np.maximum(log_q, floor))).sum(1)
 
 
 def log_sum(values: Array) -> Array:

@@ -1,7 +1,7 @@
-"""Squared distances of rows, block by block: float32 decides what it can, and float64 what lies within its rounding.
+"""Squared distances of rows in blocks: float32 decides where it can, and float64 within the rounding of float32.
 
-A product of float32 matrices takes half of the time of one of float64 ones, and all but a few pairs of rows are so far
-from the edge of a ball that its digits are enough.
+A product of float32 matrices takes half the time of one in float64, and nearly all pairs of rows are so far from the
+edge of a ball that its precision is enough.
 """
 
 from __future__ import annotations
@@ -18,175 +18,177 @@ from clipconformity.functional.linalg import full_precision
 ROWS, COLUMNS = 1024, 1024
 """Rows and columns of the largest block of a matrix of pairs."""
 ROUNDING = 1e-12
-"""Share of the squared norms within which a squared distance is no smaller than another: copies lie on the edges of
-balls, which are outside, and float64 would decide for each block anew."""
-SPARE = 4
-"""Neighbours beyond the k-th that are kept, to see that float32 missed none."""
-FEW = 1 / 32
-"""Share of the pairs of a block from which on float64 takes all of it at once."""
+"""Share of the squared norms within which two squared distances count as equal: copies lie on the edges of balls, which
+are outside, and float64 rounding would decide differently in each block."""
+EXTRA_NEIGHBOURS = 4
+"""Neighbours kept beyond the k-th, to detect those that float32 missed."""
+MAX_UNCERTAIN_SHARE = 1 / 32
+"""Share of uncertain pairs from which on the whole block is computed in float64."""
 PAIRS = 2048
-"""Pairs of rows that float64 takes one by one at once."""
-TINY = 1e-30
+"""Pairs of rows whose distances are computed in float64 at once."""
+MIN_SQUARED_DISTANCE = 1e-30
 """Squared distance, where the largest is about 1, below which float32 underflows."""
 
 
 class Points(NamedTuple):
-    """Rows, moved and scaled alike, with their squared norms."""
+    """Rows after a common shift and scaling, with their squared norms."""
 
     rows: Tensor
     """``(N, D)`` float64."""
     quick: Tensor
-    """The same as float32; as float64 where products of float32 may lose digits."""
+    """The rows in float32; in float64 where float32 products may have less precision."""
     squares: Tensor
     """Squared norms ``(N,)`` float64."""
 
     def part(self, which: slice) -> Points:
-        """Some of the rows."""
+        """Select some of the rows."""
         return Points(*(one[which] for one in self))
 
     def margin(self, limit: Tensor) -> Tensor:
-        r"""How far a squared distance of a row may be off in float32, where it is about ``limit``, ``(N,)``.
+        r"""Bound on the float32 error of a squared distance of about ``limit``, ``(N,)`` for the rows.
 
-        A sum of D products is off by at most :math:`D\,2^{-24}\,|x||y|`, in whatever order; the rest takes less than 16
-        roundings. A pair at a squared distance r has :math:`|y|^2 \le 2(|x|^2 + r)`, and one with a longer y is farther
-        away than r by more than it may be off.
+        A sum of D products has an error of at most :math:`D\,2^{-24}\,|x||y|`, in any order; the rest has less
+        than 16 roundings. A pair at a squared distance r has :math:`|y|^2 \le 2(|x|^2 + r)`; one with a longer y is
+        farther away than r by more than the error.
         """
-        return 4 * (self.rows.shape[1] + 16) * 2.0**-24 * (self.squares + limit) + TINY
+        return 4 * (self.rows.shape[1] + 16) * 2.0**-24 * (self.squares + limit) + MIN_SQUARED_DISTANCE
 
 
-def placed(first: Tensor, second: Tensor) -> tuple[Points, Points, float]:
-    """Take the second set's mean off both sets, in float64, and scale both by a power of two to norms of about 1.
+def center_and_scale(first: Tensor, second: Tensor) -> tuple[Points, Points, float]:
+    """Subtract the second set's mean from both sets, in float64, and scale both by a power of two to norms of about 1.
 
-    Distances stay but for the scale, and far from the origin they round less.
+    Distances change only by the scale, and round less for sets far from the origin.
 
     Returns:
-        Both sets, and what the squared distances were multiplied by.
+        Both sets, and the factor on squared distances.
     """
     center = second.mean(0, dtype=torch.float64)
     sides = [side.double() - center for side in (first, second)]
     largest = max(float(side.abs().max()) for side in sides)
     scale = 2.0 ** -math.frexp(largest)[1] if largest else 1.0
-    quick = torch.float32 if _keeps_digits() else torch.float64
+    quick = torch.float32 if _is_full_float32() else torch.float64
     points = [Points(rows, rows.to(quick), rows.square().sum(1)) for rows in (side.mul_(scale) for side in sides)]
     return points[0], points[1], scale**2
 
 
-def _keeps_digits() -> bool:
-    """Whether a product of float32 matrices has the digits of float32, and not those of TF32 or bfloat16."""
+def _is_full_float32() -> bool:
+    """Whether float32 matrix products have full float32 precision, not that of TF32 or bfloat16."""
     try:
         return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # set for each backend, where this function does not answer
+    except RuntimeError:  # set for each backend, where this function raises
         return False
 
 
 @full_precision
-def reach(points: Points, k: int) -> Tensor:
+def kth_distance(points: Points, k: int) -> Tensor:
     """Squared distance of each row to its k-th nearest other row, ``(N,)`` float64."""
     bias = (-points.squares / 2).to(points.quick)
-    kept = min(k + SPARE, len(points.rows) - 1)
-    near, place = largest(points.quick, None, kept, bias)  # half of the squared distances, negative, nearest first
+    kept = min(k + EXTRA_NEIGHBOURS, len(points.rows) - 1)
+    near, place = find_largest(points.quick, None, kept, bias)  # half of the squared distances, negative, nearest first
     distance = near.double().mul_(-2)
     at = distance[:, k - 1 : k].clamp_min(0)
     margin = points.margin(2 * at[:, 0])[:, None]
     in_doubt = (distance - at).abs() <= 2 * margin
     row, column = in_doubt.nonzero(as_tuple=True)
-    exact = torch.where(distance < at, -torch.inf, torch.inf).double()  # of those that are not in doubt
-    exact[row, column] = _apart(points, points, row, place[row, column])
+    exact = torch.where(distance < at, -torch.inf, torch.inf).double()  # distances of the certain rows
+    exact[row, column] = _exact_distances(points, points, row, place[row, column])
     found = exact.sort(1).values[:, k - 1]
     if kept < len(points.rows) - 1:
         missed = in_doubt[:, -1].nonzero()[:, 0]  # a row that was not kept may be nearer
-        found[missed] = _reach_of(missed, points, k)
+        found[missed] = _exact_kth_distance(missed, points, k)
     return found
 
 
-def _reach_of(which: Tensor, points: Points, k: int) -> Tensor:
-    """The same of some rows, in float64 throughout."""
+def _exact_kth_distance(which: Tensor, points: Points, k: int) -> Tensor:
+    """The same for some rows, entirely in float64."""
     found = [points.rows.new_empty(0)]
     for part in which.split(max(1, ROWS * COLUMNS // len(points.rows))):
-        distance = _product(points.rows[part], points.rows, points.squares[part], points.squares)
+        distance = _multiply_blocks(points.rows[part], points.rows, points.squares[part], points.squares)
         distance[torch.arange(len(part), device=part.device), part] = torch.inf
         found.append(distance.kthvalue(k, dim=1).values.clamp_min(0))
     return torch.cat(found)
 
 
 class BallBlock(NamedTuple):
-    """What is found in a block of pairs of a row of a first and one of a second set."""
+    """The pairs found in a block of rows of a first and of a second set."""
 
     rows: slice
     columns: slice
     in_first: tuple[Tensor, Tensor]
-    """Numbers of the rows of either set where the ball around that of the first holds that of the second."""
+    """Index pairs where the ball around the row of the first set contains the row of the second."""
     in_second: tuple[Tensor, Tensor]
-    """The same where the ball around that of the second holds that of the first."""
+    """Index pairs where the ball around the row of the second set contains the row of the first."""
     distance: Tensor
-    """Squared distances of the block to the rounding of float32, ``(R, C)``."""
+    """Squared distances of the block in float32 precision, ``(R, C)``."""
 
 
-def ball_blocks(first: Points, second: Points, reaches: tuple[Tensor, Tensor]) -> Iterator[BallBlock]:
-    """Find all pairs of two sets of which one lies in the ball of the other, an edge being outside, block by block.
+def find_ball_blocks(first: Points, second: Points, reaches: tuple[Tensor, Tensor]) -> Iterator[BallBlock]:
+    """Find all pairs of two sets of which one lies inside the ball of the other, block by block; an edge is outside.
 
     Args:
         first: One set.
-        second: The other, placed alike.
-        reaches: Squared radius of the ball around each row of either, ``(N,)`` and ``(M,)``.
+        second: The other set, with the same shift and scale.
+        reaches: Squared radius of the ball around each row of either set, ``(N,)`` and ``(M,)``.
     """
-    for row in slices(len(first.rows), ROWS):
-        for column in slices(len(second.rows), COLUMNS):
-            yield _ball_block(first, second, reaches, row, column)
+    for row in split_slices(len(first.rows), ROWS):
+        for column in split_slices(len(second.rows), COLUMNS):
+            yield _find_ball_block(first, second, reaches, row, column)
 
 
 @full_precision
-def _ball_block(first: Points, second: Points, reaches: tuple[Tensor, Tensor], row: slice, column: slice) -> BallBlock:
+def _find_ball_block(
+    first: Points, second: Points, reaches: tuple[Tensor, Tensor], row: slice, column: slice
+) -> BallBlock:
     sides = first.part(row), second.part(column)
-    distance = _product(sides[0].quick, sides[1].quick, sides[0].squares, sides[1].squares)
+    distance = _multiply_blocks(sides[0].quick, sides[1].quick, sides[0].squares, sides[1].squares)
     found = [
-        _inside(sides, distance, (reaches[0][row, None], sides[0].margin(reaches[0][row])[:, None])),
-        _inside(sides, distance, (reaches[1][None, column], sides[1].margin(reaches[1][column])[None])),
+        _find_inside(sides, distance, (reaches[0][row, None], sides[0].margin(reaches[0][row])[:, None])),
+        _find_inside(sides, distance, (reaches[1][None, column], sides[1].margin(reaches[1][column])[None])),
     ]
     in_first, in_second = ((mine + row.start, theirs + column.start) for mine, theirs in found)
     return BallBlock(row, column, in_first, in_second, distance)
 
 
-def _inside(sides: tuple[Points, Points], distance: Tensor, edge: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Places in a block where a distance is below a limit, which is broadcast, as is what float32 may be off by."""
+def _find_inside(sides: tuple[Points, Points], distance: Tensor, edge: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Find the entries of a block with a distance below a limit; limit and float32 error are broadcast."""
     limit, margin = edge
     first, second = sides
     row, column = (distance < (limit + margin).to(distance)).nonzero(as_tuple=True)
     limits = limit.expand(distance.shape)[row, column]
     in_doubt = (distance[row, column] >= limits - margin.expand(distance.shape)[row, column]).nonzero()[:, 0]
-    if len(in_doubt) > FEW * distance.numel():
+    if len(in_doubt) > MAX_UNCERTAIN_SHARE * distance.numel():
         squares = [(1 + ROUNDING) * one.squares for one in sides]
-        where = (_product(first.rows, second.rows, *squares) < limit).nonzero(as_tuple=True)
+        where = (_multiply_blocks(first.rows, second.rows, *squares) < limit).nonzero(as_tuple=True)
         return where[0], where[1]
     mine, theirs = row[in_doubt], column[in_doubt]
-    lifted = _apart(first, second, mine, theirs) + ROUNDING * (first.squares[mine] + second.squares[theirs])
+    lifted = _exact_distances(first, second, mine, theirs) + ROUNDING * (first.squares[mine] + second.squares[theirs])
     kept = torch.ones_like(row, dtype=torch.bool)
     kept[in_doubt] = lifted < limits[in_doubt]
     return row[kept], column[kept]
 
 
-def _product(first: Tensor, second: Tensor, squares: Tensor, others: Tensor) -> Tensor:
+def _multiply_blocks(first: Tensor, second: Tensor, squares: Tensor, others: Tensor) -> Tensor:
     """Squared distances of two blocks by one product of matrices, ``(R, C)``."""
     distance = torch.addmm(others.to(first)[None], first, second.T, alpha=-2)
     return distance.add_(squares.to(first)[:, None])
 
 
-def _apart(first: Points, second: Points, row: Tensor, column: Tensor) -> Tensor:
-    """Squared distances of some pairs, float64, which no other pair has a part in."""
+def _exact_distances(first: Points, second: Points, row: Tensor, column: Tensor) -> Tensor:
+    """Squared distances of some pairs in float64, each computed on its own."""
     found = [first.rows.new_empty(0)]
     for mine, theirs in zip(row.split(PAIRS), column.split(PAIRS), strict=True):
         found.append((first.rows[mine] - second.rows[theirs]).square().sum(1))
     return torch.cat(found)
 
 
-def largest(rows: Tensor, others: Tensor | None, k: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The k largest of ``rows @ others.T`` in each row, descending, and where they are, ``(N, k)`` each.
+def find_largest(rows: Tensor, others: Tensor | None, k: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The k largest of ``rows @ others.T`` in each row, descending, and their columns, ``(N, k)`` each.
 
     Args:
         rows: ``(N, D)``.
         others: ``(M, D)``, M >= k; None for the rows themselves, N > k, of which none is its own neighbour.
-        k: How many.
-        bias: Within the own set, what is added for either row of a pair, ``(N,)``.
+        k: Number of neighbours.
+        bias: Inside the own set, a term added for both rows of a pair, ``(N,)``.
     """
     values = rows.new_full((len(rows), k), -torch.inf)
     places = torch.zeros(len(rows), k, dtype=torch.int64, device=rows.device)
@@ -197,8 +199,12 @@ def largest(rows: Tensor, others: Tensor | None, k: int, bias: Tensor | None = N
         values[row], places[row] = best, torch.cat([places[row], place + column.start], 1).gather(1, order)
 
     there = rows if others is None else others
-    for row in slices(len(rows), ROWS):
-        blocks = slices(len(there), COLUMNS) if others is not None else slices(len(rows), ROWS)[row.start // ROWS :]
+    for row in split_slices(len(rows), ROWS):
+        blocks = (
+            split_slices(len(there), COLUMNS)
+            if others is not None
+            else split_slices(len(rows), ROWS)[row.start // ROWS :]
+        )
         for column in blocks:
             found = rows[row] @ there[column].T
             if bias is not None:
@@ -211,6 +217,6 @@ def largest(rows: Tensor, others: Tensor | None, k: int, bias: Tensor | None = N
     return values, places
 
 
-def slices(count: int, size: int) -> list[slice]:
+def split_slices(count: int, size: int) -> list[slice]:
     """Cut ``count`` rows into blocks of ``size``."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]

@@ -20,25 +20,25 @@ from clipconformity.functional.density import (
 from clipconformity.functional.linalg import full_precision, result_dtype
 
 MIN_SAMPLES = 10
-"""Fewest samples on either side for a KL: below, the two fitted variances say nothing."""
-COARSEST = 8
-"""Most cells read out as one: a quarter of the reference's standard deviation."""
-MOST_CELLS = 256
-"""Most cells read out; a set far away and narrow is read out more coarsely."""
+"""Smallest number of samples on either side for a KL: with fewer, the two fitted variances mean nothing."""
+MAX_COARSENING = 8
+"""Largest number of cells joined to one: a quarter of the reference's standard deviation."""
+MAX_CELLS = 256
+"""Largest number of cells of a fit; a set that is far away and narrow is read in coarser cells."""
 TAIL_FLOOR = 1e-4
-"""The smooth tail is followed down to this share of one sample's weight per cell, and held constant below."""
-TAIL_MOVES = 0.05
-"""A value is a lower bound when following the tail further raises it by more than this share."""
-OUTSIDE = 0.25
+"""The smooth tail is extrapolated down to this share of one sample's weight per cell, and constant below."""
+MAX_TAIL_CHANGE = 0.05
+"""A value is a lower bound when extrapolating the tail further raises it by more than this share."""
+MAX_OUTSIDE = 0.25
 """A value is a lower bound when more than this share of one set lies outside the other's range."""
 
 
 class LowerBoundWarning(UserWarning):
-    """The supports barely overlap, a set is too narrow, or a tail decides: the KL is finite but only a lower bound."""
+    """The supports barely overlap, a set is too narrow, or a tail dominates: the KL is only a lower bound."""
 
 
 class Side(NamedTuple):
-    """One side of a divergence: its histogram on the common grid and how many independent samples it is worth."""
+    """One side of a divergence: its histogram on the common grid and its effective number of samples."""
 
     counts: Tensor
     """Histogram ``(CELLS + 2,)``."""
@@ -47,7 +47,7 @@ class Side(NamedTuple):
 
 
 class Readout(NamedTuple):
-    """How histograms are read out: settled once on the observed pair, then shared by all its resamples."""
+    """Settings of the density fits: chosen once on the observed pair, then shared by all its resamples."""
 
     factor: int
     first: int
@@ -61,7 +61,7 @@ class Readout(NamedTuple):
 
 
 class Divergences(NamedTuple):
-    """Plug-in divergences ``(B,)`` in nats, before the bias is taken off."""
+    """Plug-in divergences ``(B,)`` in nats, before the bias correction."""
 
     forward: Tensor
     reverse: Tensor
@@ -79,10 +79,10 @@ def conformity_kl(evaluated: Tensor, reference: Tensor) -> Tensor:
 
     The densities are smooth fits to histograms whose cells are 1/32 of the reference's standard deviation, with a
     penalty under which the smoothest density is a Gaussian; the first-order finite-sample bias, (effective
-    parameters)/2N per side, is taken off, so that sets of different size compare. That holds for smooth densities: what
-    a set repeats at a point, or ends at a sharp edge, is smoothed over, and the value is then too low (a fifth of the
-    samples in a spike of 0.03 standard deviations: 0.11 of 0.23 nats at 20,000 samples). Repetition is what
-    :func:`self_conformity` sees. Not differentiable.
+    parameters)/2N per side, is subtracted, so that sets of different size can be compared. That holds for smooth
+    densities: spikes and sharp edges are smoothed, and the value is then too low (a fifth of the samples in a spike of
+    0.03 standard deviations: 0.11 of 0.23 nats at 20,000 samples). Repetition shows in :func:`self_conformity`. Not
+    differentiable.
 
     Args:
         evaluated: Conformities ``(N,)``, N >= 10.
@@ -111,13 +111,13 @@ def conformity_kl(evaluated: Tensor, reference: Tensor) -> Tensor:
     """
     check_conformities(evaluated, "evaluated")
     check_conformities(reference, "reference")
-    grid = anchored_grid(reference.detach())
+    grid = make_grid(reference.detach())
     sides = [Side(grid.counts(x.detach()).cpu(), float(len(x))) for x in (evaluated, reference)]
-    readout = plan(*sides)
+    readout = plan_readout(*sides)
     if is_lower_bound(readout, *sides):
         warn_lower_bound()
-    values = plug_in(readout, sides[0].counts[None], sides[1].counts[None])
-    return corrected(readout, values, squeeze=True).forward.to(evaluated.device, result_dtype(evaluated))
+    values = compute_plug_in(readout, sides[0].counts[None], sides[1].counts[None])
+    return correct_bias(readout, values, squeeze=True).forward.to(evaluated.device, result_dtype(evaluated))
 
 
 def check_conformities(values: Tensor, name: str) -> None:
@@ -136,7 +136,7 @@ def check_conformities(values: Tensor, name: str) -> None:
         raise ValueError(f"{name}: expected finite conformities, got NaN or infinite values.")
 
 
-def anchored_grid(reference: Tensor) -> Grid:
+def make_grid(reference: Tensor) -> Grid:
     """Grid whose cells are 1/32 of the reference conformities' standard deviation.
 
     Raises:
@@ -158,12 +158,12 @@ def is_lower_bound(readout: Readout, evaluated: Side, reference: Side) -> bool:
     inside = evaluated.counts[int(used[0]) : int(used[-1]) + 1].sum()
     outside = 1 - float(inside / evaluated.counts.sum())
     overflow = float((evaluated.counts[0] + evaluated.counts[-1]) / evaluated.counts.sum())
-    apart = outside > OUTSIDE or overflow > 0.001 or _std(evaluated.counts) < 1
-    return apart or tail_decides(readout, evaluated.counts, reference.counts)
+    apart = outside > MAX_OUTSIDE or overflow > 0.001 or _std(evaluated.counts) < 1
+    return apart or is_tail_decisive(readout, evaluated.counts, reference.counts)
 
 
 def warn_lower_bound() -> None:
-    """Say once, at the caller's line, that a value is only a lower bound."""
+    """Warn, at the caller's line, that a value is only a lower bound."""
     warnings.warn(
         "the two conformity distributions barely overlap, one is too narrow to resolve, or a tail decides that is not "
         "sampled: the KL divergence is only a lower bound.",
@@ -172,23 +172,23 @@ def warn_lower_bound() -> None:
     )
 
 
-def corrected(readout: Readout, values: Divergences, squeeze: bool = False) -> Divergences:
-    """Take the bias off plug-in divergences and cut at 0."""
+def correct_bias(readout: Readout, values: Divergences, squeeze: bool = False) -> Divergences:
+    """Subtract the bias from plug-in divergences and clip at 0."""
     cut = [(value - sum(readout.biases)).clamp_min(0) for value in values]
     return Divergences(*(value[0] if squeeze else value for value in cut))
 
 
-def plan(evaluated: Side, reference: Side) -> Readout:
-    """Settle cell width, window and smoothing on the observed pair."""
-    counts = [_folded(side.counts) for side in (evaluated, reference)]
+def plan_readout(evaluated: Side, reference: Side) -> Readout:
+    """Choose cell width, window and smoothing on the observed pair."""
+    counts = [_fold_overflow(side.counts) for side in (evaluated, reference)]
     stds = [_std(side.counts) for side in (evaluated, reference)]
-    factor = COARSEST
+    factor = MAX_COARSENING
     while factor > 1 and factor * 4 > min(stds):
         factor //= 2
     span = (counts[0] + counts[1]).nonzero().flatten()
-    while int(span[-1] - span[0]) > factor * MOST_CELLS:
+    while int(span[-1] - span[0]) > factor * MAX_CELLS:
         factor *= 2
-    coarse = [_coarsened(x, factor) for x in counts]
+    coarse = [_coarsen(x, factor) for x in counts]
     used = (coarse[0] + coarse[1]).nonzero().flatten()
     margin = int(max(stds) / factor) + 2
     first, last = max(0, int(used[0]) - margin), min(len(coarse[0]), int(used[-1]) + 1 + margin)
@@ -211,30 +211,30 @@ def plan(evaluated: Side, reference: Side) -> Readout:
     )
 
 
-def plug_in(readout: Readout, evaluated: Tensor, reference: Tensor) -> Divergences:
-    """Plug-in divergences of histograms ``(B, CELLS + 2)`` under a settled read-out."""
+def compute_plug_in(readout: Readout, evaluated: Tensor, reference: Tensor) -> Divergences:
+    """Plug-in divergences of histograms ``(B, CELLS + 2)`` under a given read-out."""
     logs = _log_densities(readout, evaluated, reference)
     forward = relative_entropy(logs[0], logs[1], _log_floor(readout, 1))
     reverse = relative_entropy(logs[1], logs[0], _log_floor(readout, 0))
     return Divergences(torch.from_numpy(forward), torch.from_numpy(reverse))
 
 
-def tail_decides(readout: Readout, evaluated: Tensor, reference: Tensor) -> bool:
-    """Whether the forward divergence rests on how far the reference's smooth tail is followed.
+def is_tail_decisive(readout: Readout, evaluated: Tensor, reference: Tensor) -> bool:
+    """Whether the forward divergence depends on how far the reference's smooth tail is extrapolated.
 
-    Held at a thousandth of ``TAIL_FLOOR``, it would then be larger by more than ``TAIL_MOVES`` of itself, and by more
-    than noise adds to it.
+    With a thousandth of ``TAIL_FLOOR``, it would then be larger by more than ``MAX_TAIL_CHANGE`` of itself, and by
+    more than noise adds to it.
     """
     log_p, log_q = _log_densities(readout, evaluated[None], reference[None])
     floor = _log_floor(readout, 1)
     value, lower = (float(relative_entropy(log_p, log_q, end)[0]) for end in (floor, floor - math.log(1000)))
-    return lower - value > max(TAIL_MOVES * value, sum(readout.biases))
+    return lower - value > max(MAX_TAIL_CHANGE * value, sum(readout.biases))
 
 
 def _log_densities(readout: Readout, evaluated: Tensor, reference: Tensor) -> list[Array]:
     logs = []
     for i, histograms in enumerate((evaluated, reference)):
-        coarse = _coarsened(_folded(histograms), readout.factor)[:, readout.first : readout.last]
+        coarse = _coarsen(_fold_overflow(histograms), readout.factor)[:, readout.first : readout.last]
         weighed = coarse * (readout.effective[i] / coarse.sum(1, keepdim=True))
         logs.append(log_probabilities(weighed.numpy(), readout.penalties[i], readout.starts[i]))
     return logs
@@ -252,15 +252,15 @@ def excess_kurtosis(counts: Tensor) -> float:
     return fourth / second**2 - 3 if second > 0 else 0.0
 
 
-def _folded(counts: Tensor) -> Tensor:
-    """Put the overflow counts into the outermost cells, ``(..., CELLS + 2)`` to ``(..., CELLS)``."""
+def _fold_overflow(counts: Tensor) -> Tensor:
+    """Add the overflow counts to the outermost cells, ``(..., CELLS + 2)`` to ``(..., CELLS)``."""
     inner = counts[..., 1:-1].clone()
     inner[..., 0] += counts[..., 0]
     inner[..., -1] += counts[..., -1]
     return inner
 
 
-def _coarsened(counts: Tensor, factor: int) -> Tensor:
+def _coarsen(counts: Tensor, factor: int) -> Tensor:
     return counts.unflatten(-1, (-1, factor)).sum(-1)
 
 

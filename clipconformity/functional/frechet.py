@@ -1,4 +1,4 @@
-"""The Frechet distance of the Gaussians of two sets, and what moves it."""
+"""The Frechet distance of the Gaussians of two sets, and influences on it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from clipconformity.functional.linalg import covariance_of, full_precision, mean
 from clipconformity.functional.validation import check_rows, check_same_dim
 
 SINGULAR = 1e-10
-"""Share of the largest pivot of a covariance at which it is taken for singular."""
+"""Share of the largest pivot below which a covariance counts as singular."""
 
 
 class HasGaussian(Protocol):
-    """Anything that carries the moments of its embeddings, such as a ``ReferenceSet``."""
+    """An object with the moments of its embeddings, such as a ``ReferenceSet``."""
 
     @property
     def count(self) -> int:
@@ -32,15 +32,14 @@ class HasGaussian(Protocol):
 
 @full_precision
 def frechet_distance(embeddings: Tensor, reference: Tensor | HasGaussian) -> Tensor:
-    r"""Frechet distance between the Gaussians of two sets of raw embeddings (CLIP-FID), squared as is usual.
+    r"""Frechet distance between the Gaussians of two sets of raw embeddings (CLIP-FID), squared as usual.
 
     .. math:: |m_1 - m_2|^2 +
               \mathrm{tr}\left(\Sigma_1 + \Sigma_2 - 2 (\Sigma_1^{1/2} \Sigma_2 \Sigma_1^{1/2})^{1/2}\right)
 
     The last trace is taken as the sum of the singular values of :math:`L_2^\top L_1`, with
-    :math:`L_i L_i^\top = \Sigma_i`, in float64, which loses no digits where a covariance is singular. The value of
-    finite samples is above that of the distributions, the more so the fewer there are: compare values at the same N
-    only.
+    :math:`L_i L_i^\top = \Sigma_i`, in float64, which loses no precision where a covariance is singular. The value
+    of finite samples is above that of the distributions, and more so for fewer samples: compare values at equal N only.
 
     Args:
         embeddings: Raw embeddings ``(N, D)``, N >= 2.
@@ -65,46 +64,48 @@ def frechet_distance(embeddings: Tensor, reference: Tensor | HasGaussian) -> Ten
     """
     values = check_rows(embeddings, min_rows=2)
     if isinstance(reference, Tensor):
-        other = fitted(check_rows(reference, "reference", min_rows=2).to(values.device))
+        other = fit_gaussian(check_rows(reference, "reference", min_rows=2).to(values.device))
     elif all(hasattr(reference, name) for name in ("count", "mean", "covariance")):
         if reference.count < 2:
             raise ValueError(f"reference: expected at least 2 samples, got {reference.count}; add samples.")
         mean, covariance = (one.double().to(values.device) for one in (reference.mean, reference.covariance))
-        other = (mean, factor_of(covariance))
+        other = (mean, factorise_covariance(covariance))
     else:
         raise TypeError(
             f"reference: expected embeddings of shape (M, D) or a ReferenceSet, got {type(reference).__name__}."
         )
     check_same_dim(values, len(other[0]), "embeddings", "reference")
-    distance = factored_distance(fitted(values), other)
+    distance = factored_distance(fit_gaussian(values), other)
     return distance.to(embeddings.device, result_dtype(embeddings))
 
 
 def gaussian_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> Tensor:
     """Squared Frechet distance of two Gaussians given by float64 moments, a scalar cut at 0."""
-    return factored_distance((mean, factor_of(covariance)), (other_mean, factor_of(other_covariance)))
+    return factored_distance(
+        (mean, factorise_covariance(covariance)), (other_mean, factorise_covariance(other_covariance))
+    )
 
 
 def factored_distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
-    """The same of two Gaussians given by mean ``(D,)`` and factor L ``(D, K)`` of the covariance, L L'."""
+    """The same for two Gaussians given by mean ``(D,)`` and factor L ``(D, K)`` of the covariance, L L'."""
     overlap = torch.linalg.svdvals(other[1].T @ one[1]).sum()
     traces = one[1].square().sum() + other[1].square().sum()
     return ((one[0] - other[0]).square().sum() + traces - 2 * overlap).clamp_min(0)
 
 
-def fitted(rows: Tensor) -> tuple[Tensor, Tensor]:
+def fit_gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of rows ``(N, D)`` and a factor of their covariance, float64: ``(D, N)`` where there are fewer than D."""
     if len(rows) < rows.shape[1]:
         mean = mean_of(rows)
         return mean, (rows.double() - mean).T / (len(rows) - 1) ** 0.5
     mean, covariance = covariance_of(rows)
-    return mean, factor_of(covariance)
+    return mean, factorise_covariance(covariance)
 
 
 def distance_influence(rows: Tensor, mean: Tensor, covariance: Tensor, other_mean: Tensor, other: Tensor) -> Tensor:
-    """How much each row moves the squared Frechet distance of its Gaussian to another, to first order, ``(N,)``.
+    """Influence of each row on the squared Frechet distance of its Gaussian to another, to first order, ``(N,)``.
 
-    With T = L (L' S1 L)^-1/2 L', L L' = S2, which transports the one Gaussian to the other, it is the centred
+    With T = L (L' S1 L)^-1/2 L', L L' = S2, which transports one Gaussian to the other, it is the centred
     2 (m1 - m2) . (x - m1) + (x - m1)' (I - T) (x - m1). Directions without variance are left out.
 
     Args:
@@ -114,7 +115,7 @@ def distance_influence(rows: Tensor, mean: Tensor, covariance: Tensor, other_mea
         other_mean: The mean of the other side.
         other: The covariance of the other side.
     """
-    factor = factor_of(other)
+    factor = factorise_covariance(other)
     spectrum, axes = torch.linalg.eigh(factor.T @ covariance @ factor)
     least = float(spectrum[-1].clamp_min(0)) * len(spectrum) * torch.finfo(torch.float64).eps
     half = factor @ (axes * torch.where(spectrum > least, spectrum.clamp_min(least).pow(-0.25), 0.0))
@@ -123,10 +124,10 @@ def distance_influence(rows: Tensor, mean: Tensor, covariance: Tensor, other_mea
     return values - values.mean()
 
 
-def factor_of(covariance: Tensor) -> Tensor:
-    """A matrix L ``(D, D)`` with L L' the covariance, which one does not matter: Cholesky's, in a sixth of the time.
+def factorise_covariance(covariance: Tensor) -> Tensor:
+    """A matrix L ``(D, D)`` with L L' the covariance: Cholesky's factor, in a sixth of the time of a square root.
 
-    Of a singular covariance it is the symmetric square root, where eigenvalues that are rounding are 0: their roots
+    For a singular covariance it is the symmetric square root, with eigenvalues within rounding set to 0: their roots
     would not be small.
     """
     factor, failed = torch.linalg.cholesky_ex(covariance)

@@ -19,12 +19,12 @@ from clipconformity.functional.linalg import (
     units,
 )
 from clipconformity.functional.population import Rows, mean_square_excess, mean_square_influence
-from clipconformity.functional.resampling import Estimate, joint_jackknife, seeded
+from clipconformity.functional.resampling import Estimate, joint_jackknife, make_generator
 from clipconformity.functional.validation import check_pairs, check_rows, check_same_dim, check_spread
 
 
 class ThinShell(NamedTuple):
-    """How thin the shell is that holds the centred embeddings."""
+    """Thickness of the shell that holds the centred embeddings."""
 
     mu: Tensor
     """Mean of the centred norms |v - m|."""
@@ -37,7 +37,7 @@ class ThinShell(NamedTuple):
 
 
 class Ellipsoid(NamedTuple):
-    """How unequal the axes of a set are."""
+    """Inequality of the axes of a set."""
 
     variances: Tensor
     """Variance of each dimension, ``(D,)``."""
@@ -50,11 +50,11 @@ class Ellipsoid(NamedTuple):
     participation_ratio: Tensor
     """(sum l)^2 / sum l^2, in [1, D]: D for a sphere, 1 for a line."""
     permuted_participation_ratio: Tensor
-    """The same with every column permuted on its own: what unequal variances and N alone leave."""
+    """The same with independently permuted columns: the effect of unequal variances and N alone."""
 
 
 class Tilt(NamedTuple):
-    """How far the axes of a set are from those of the coordinates."""
+    """Deviation of the axes of a set from the coordinate axes."""
 
     off_diagonal_ratio: Tensor
     """Sum of the absolute off-diagonal covariances over the trace; 0 without tilt."""
@@ -63,11 +63,11 @@ class Tilt(NamedTuple):
     mean_abs_correlation: Tensor
     """Mean absolute correlation of two different dimensions, in [0, 1]; constant dimensions are left out."""
     permuted_off_diagonal_ratio: Tensor
-    """``off_diagonal_ratio`` with every column permuted on its own, at the same N."""
+    """``off_diagonal_ratio`` with independently permuted columns, at the same N."""
     permuted_diagonally_dominant: Tensor
-    """``diagonally_dominant`` with every column permuted on its own, at the same N."""
+    """``diagonally_dominant`` with independently permuted columns, at the same N."""
     permuted_mean_abs_correlation: Tensor
-    """``mean_abs_correlation`` with every column permuted on its own, at the same N."""
+    """``mean_abs_correlation`` with independently permuted columns, at the same N."""
 
 
 class ModalityGapResult(NamedTuple):
@@ -82,11 +82,11 @@ class ModalityGapResult(NamedTuple):
     squared_gap: Tensor | None
     """Square of the population's gap, without the bias of finite N; may be negative where there is none."""
     null: Tensor | None
-    """The gap that such sets have by chance where their means are one, as a root mean square."""
+    """Root mean square of the gap by chance, where the means of the populations are equal."""
     low: Tensor | None
     """Low end of the 95% interval of the population's gap, by the jackknife over pairs, rows or groups."""
     high: Tensor | None
-    """High end. These four are None where a set is of one row or group."""
+    """High end. These four are None where a set has only one row or group."""
 
 
 @full_precision
@@ -129,11 +129,11 @@ def ellipsoid(embeddings: Tensor, *, generator: torch.Generator | None = None) -
     .. math:: \mathrm{PR} = \left(\sum_i \lambda_i\right)^2 / \sum_i \lambda_i^2
 
     with :math:`\lambda` the eigenvalues of the sample covariance (N - 1). At N samples the rank is at most N - 1, and
-    the participation ratio falls with N: read it beside its value on the same data with every column permuted.
+    the participation ratio depends on N: read it beside its value on the same data with permuted columns.
 
     Args:
         embeddings: Raw embeddings ``(N, D)``, N >= 3.
-        generator: Source of the permutations; by default freshly seeded, so that equal data give equal results.
+        generator: Source of the permutations; by default one with a fixed seed, so that equal data give equal results.
 
     Returns:
         An :class:`Ellipsoid`; variances in the squared units of the embeddings.
@@ -156,7 +156,7 @@ def ellipsoid(embeddings: Tensor, *, generator: torch.Generator | None = None) -
     check_spread(covariance.trace(), mean, embeddings.dtype)
     spectrum = torch.linalg.eigvalsh(covariance).flip(0).clamp_min(0)
     rank = min(int((spectrum > numerical_zero(spectrum)).sum()), len(values) - 1)
-    _, permuted = covariance_of(permuted_columns(values, seeded(generator)))
+    _, permuted = covariance_of(permuted_columns(values, make_generator(generator)))
 
     def given(field: Tensor) -> Tensor:
         return field.to(embeddings.device, result_dtype(embeddings))
@@ -172,7 +172,7 @@ def ellipsoid(embeddings: Tensor, *, generator: torch.Generator | None = None) -
 
 
 def numerical_zero(spectrum: Tensor) -> float:
-    """Eigenvalue below which a float64 covariance says nothing: D eps of the largest."""
+    """Eigenvalue below which a float64 covariance is only rounding: D eps of the largest."""
     return float(spectrum.max()) * len(spectrum) * torch.finfo(torch.float64).eps
 
 
@@ -189,12 +189,12 @@ def tilt(embeddings: Tensor, *, generator: torch.Generator | None = None) -> Til
     .. math:: \sum_{i \ne j} |\Sigma_{ij}| / \mathrm{tr}\,\Sigma
 
     All three figures are above their true values at finite N, since chance correlations count with their absolute
-    value. Each therefore comes with its value on the same data with every column permuted on its own, which has
-    the same variances and no correlation but by chance.
+    value. Each therefore comes with its value on the same data with independently permuted columns, which has the
+    same variances, and correlations only by chance.
 
     Args:
         embeddings: Raw embeddings ``(N, D)``, N >= 3, D >= 2.
-        generator: Source of the permutations; by default freshly seeded, so that equal data give equal results.
+        generator: Source of the permutations; by default one with a fixed seed, so that equal data give equal results.
 
     Returns:
         A :class:`Tilt` of scalars without units.
@@ -218,7 +218,7 @@ def tilt(embeddings: Tensor, *, generator: torch.Generator | None = None) -> Til
         raise ValueError("embeddings: expected at least 2 dimensions, got 1; a tilt lies between dimensions.")
     mean, covariance = covariance_of(values)
     check_spread(covariance.trace(), mean, embeddings.dtype)
-    _, permuted = covariance_of(permuted_columns(values, seeded(generator)))
+    _, permuted = covariance_of(permuted_columns(values, make_generator(generator)))
     fields = (*tilt_figures(covariance), *tilt_figures(permuted))
     return Tilt(*(field.to(embeddings.device, result_dtype(embeddings)) for field in fields))
 
@@ -281,16 +281,16 @@ def modality_gap(
 
     .. math:: |m_u(\mathrm{image}) - m_u(\mathrm{text})|, \quad |m(\mathrm{image}) - m(\mathrm{text})|
 
-    The means of finite sets are apart by chance alone, and the squared gap is the population's and that of chance added
-    up: :math:`\mathrm{gap}^2 = \mathrm{squared\_gap} + \mathrm{null}^2`.
+    The means of finite sets differ by chance alone, and the squared gap is the sum of the population's and that of
+    chance: :math:`\mathrm{gap}^2 = \mathrm{squared\_gap} + \mathrm{null}^2`.
 
     Args:
         image: Raw image embeddings ``(N, D)``.
         text: Raw text embeddings ``(N, D)``, row i belonging to row i of ``image``.
-        paired: False takes sets that are not in pairs, ``(N, D)`` and ``(M, D)``, and gives no matched cosine.
-        groups: Ids ``(N,)`` of the pairs, or where there are none of the images; rows of one group, such as the
+        paired: False accepts sets that are not in pairs, ``(N, D)`` and ``(M, D)``, without a matched cosine.
+        groups: Ids ``(N,)`` of the pairs, or of the images with ``paired=False``; rows of one group, such as the
             captions of one image, are dependent.
-        text_groups: Ids ``(M,)`` of the texts, where there are no pairs.
+        text_groups: Ids ``(M,)`` of the texts, with ``paired=False``.
 
     Returns:
         A :class:`ModalityGapResult`.
@@ -322,8 +322,8 @@ def modality_gap(
     dtype = torch.promote_types(result_dtype(image), result_dtype(text))
     gap, raw_gap = (torch.linalg.vector_norm(mean_of(a) - mean_of(b)) for a, b in ((u, w), (values, other)))
     matched = (u * w).sum(1).mean(dtype=torch.float64) if paired else None
-    sides = [Rows.of((u.double() - w).cpu(), groups)] if paired else [
-        Rows.of(u.cpu(), groups), Rows.of(-w.cpu(), text_groups)
+    sides = [Rows.center((u.double() - w).cpu(), groups)] if paired else [
+        Rows.center(u.cpu(), groups), Rows.center(-w.cpu(), text_groups)
     ]  # fmt: skip
     known = _squared_gap(sides)
     maybe = [None if x is None else x.to(image.device, dtype) for x in (matched, *_of_squared(known, gap.square()))]
@@ -331,7 +331,7 @@ def modality_gap(
 
 
 def _squared_gap(sides: list[Rows]) -> Estimate | None:
-    """Squared norm of the sum of the sides' means, without bias; None where a side is of one row or group."""
+    """Squared norm of the sum of the sides' means, without bias; None where a side has only one row or group."""
     if min(len(side.sizes) for side in sides) < 2:
         return None
     total = torch.stack([side.mean for side in sides]).sum(0)
@@ -340,14 +340,14 @@ def _squared_gap(sides: list[Rows]) -> Estimate | None:
     for number, side in enumerate(sides):
         sums = torch.zeros_like(side.sizes).index_add_(0, side.group, mean_square_influence(side, total))
         around = tuple(sum(len(other.sizes) for other in part) for part in (sides[:number], sides[number + 1 :]))
-        moved.append(pad(-sums / (side.sizes.sum() - side.sizes), around))  # a group is of one side alone
+        moved.append(pad(-sums / (side.sizes.sum() - side.sizes), around))  # a group belongs to one side only
         counts.append(pad(side.sizes, around))
     left = tuple(value + one for one in moved)
     return joint_jackknife(value, value + torch.stack(moved).sum(0), left, tuple(counts))
 
 
 def _of_squared(known: Estimate | None, square: Tensor) -> tuple[Tensor | None, ...]:
-    """Squared gap, null, and the ends of the interval, where they can be had."""
+    """Squared gap, null, and the ends of the interval, where they can be computed."""
     if known is None:
         return None, None, None, None
     ends = [

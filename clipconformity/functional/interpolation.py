@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.contrastive import check_mean
-from clipconformity.functional.linalg import full_precision, result_dtype, units, working
+from clipconformity.functional.linalg import full_precision, result_dtype, to_working_precision, units
 from clipconformity.functional.validation import check_directions, check_norms
 
 SMALL = 1e-3
-"""Squared angle below which a power series takes the place of sin(x)/x: four terms err by 3e-18 there."""
+"""Squared angle below which a power series replaces sin(x)/x: the error of four terms is 3e-18 there."""
 OPPOSITE = 1e-6
 """Distance from exactly opposite, in radians, within which the great circle counts as undetermined."""
 
@@ -34,19 +34,19 @@ def slerp(start: Tensor, end: Tensor, t: float | Tensor) -> Tensor:
               \omega = 2\,\mathrm{atan2}(|a - b|, |a + b|)
 
     with a and b the unit directions of :math:`v_0` and :math:`v_1`. The formula is applied to the raw vectors, so
-    vectors of equal norm stay on their sphere. Exact at t = 0 and 1, also at equal inputs. The weights are smooth
-    functions of the squared angle and are computed as such, in float64, so values and gradients are right down to an
-    angle of 0, where they are those of linear interpolation.
+    vectors of equal norm stay on their sphere. Exact at t = 0 and 1, also for equal inputs. The weights are computed as
+    smooth functions of the squared angle, in float64, so values and gradients are accurate down to an angle of 0, where
+    they are those of linear interpolation.
 
-    Opposite directions (within 1e-6 radians) have no one great circle between them. There the path turns through the
-    coordinate axis that is nearest to perpendicular, the first of equals, and its norm goes linearly from one end's to
-    the other's; so it never meets the origin.
+    Opposite directions (within 1e-6 radians) have no unique great circle. There the path turns through the first
+    coordinate axis that is nearest to perpendicular, and its norm changes linearly from one end to the other, so it
+    never meets the origin.
 
     Args:
         start: Raw embeddings ``(..., D)``.
         end: Raw embeddings, broadcast against ``start``.
         t: Position, 0 at ``start`` and 1 at ``end``; a number or a tensor broadcast against ``(...)``. Values
-            outside go on along the circle.
+            outside continue along the circle.
 
     Returns:
         ``(..., D)``; float32, or float64 for float64 input. Differentiable.
@@ -83,19 +83,19 @@ def vslerp(
     .. math:: \alpha m + \mathrm{slerp}(v_0 - \alpha m,\; v_1 - \alpha m,\; t)
 
     Exact at t = 0 and 1, and equal to :func:`slerp` at alpha = 0. Opposite directions about :math:`\alpha m` are
-    taken as :func:`slerp` takes them.
+    treated as in :func:`slerp`.
 
-    The code published with the paper departs from its formula: it takes the arc cosine of the product of the
-    normalised vectors element by element, without summing it to a dot product, so every dimension has an angle of its
-    own, near :math:`\pi/2`. ``elementwise_angle=True`` reproduces that, for comparison with published pictures.
+    The code published with the paper differs from its formula: it takes the arc cosine of the product of the
+    normalised vectors element by element, without summing it to a dot product, so every dimension has its own angle,
+    near :math:`\pi/2`. ``elementwise_angle=True`` reproduces that, for comparison with published pictures.
 
     Args:
         start: Raw embeddings ``(..., D)`` of one modality.
         end: Raw embeddings, broadcast against ``start``.
         t: Position, 0 at ``start`` and 1 at ``end``; a number or a tensor broadcast against ``(...)``.
         mean: Raw mean ``(D,)`` of the modality.
-        alpha: Share of the mean that the centre lies at; 1 is the centre of the ellipsoid.
-        elementwise_angle: Whether to take the angles as the published code does.
+        alpha: Position of the centre as a share of the mean; 1 is the centre of the ellipsoid.
+        elementwise_angle: Whether to compute angles as the published code does.
 
     Returns:
         ``(..., D)``; float32, or float64 for float64 input. Differentiable.
@@ -120,7 +120,7 @@ def vslerp(
     for name, rows in (("start", values), ("end", other)):
         check_directions(torch.linalg.vector_norm((rows - center).detach(), dim=-1).flatten(), f"{name} - alpha * mean")
     path = _path(values - center, other - center, _position(t, values), elementwise_angle)
-    # The formula with its terms collected: the centre's weight is exactly 0 at both ends, so they are met exactly.
+    # The formula with collected terms: the centre's weight is exactly 0 at both ends, which are therefore exact.
     result = path.start * values + path.end * other + (1 - path.start - path.end) * center + path.turn
     dtype = torch.promote_types(result_dtype(start), result_dtype(end))
     return result.to(start.device, dtype)
@@ -134,7 +134,7 @@ def _check_ends(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
             raise TypeError(f"{name}: expected a floating-point tensor of shape (..., D), got {got}.")
         if value.ndim < 1 or value.shape[-1] == 0:
             raise ValueError(f"{name}: expected shape (..., D), got {tuple(value.shape)}.")
-        norms = torch.linalg.vector_norm(working(value.detach()), dim=-1, dtype=torch.float64)
+        norms = torch.linalg.vector_norm(to_working_precision(value.detach()), dim=-1, dtype=torch.float64)
         check_norms(norms.flatten(), name)
     if start.shape[-1] != end.shape[-1]:
         raise ValueError(
@@ -142,7 +142,9 @@ def _check_ends(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
             "both must come from the same encoder."
         )
     try:
-        values, other = torch.broadcast_tensors(working(start).double(), working(end).double())
+        values, other = torch.broadcast_tensors(
+            to_working_precision(start).double(), to_working_precision(end).double()
+        )
     except RuntimeError as error:
         raise ValueError(
             f"start of shape {tuple(start.shape)} and end of shape {tuple(end.shape)} do not broadcast; "
@@ -152,7 +154,7 @@ def _check_ends(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _position(t: float | Tensor, values: Tensor) -> Tensor:
-    """Check t; give it a last dimension of 1, float64."""
+    """Check t; return it with a last dimension of 1, float64."""
     position = torch.as_tensor(t, dtype=torch.float64, device=values.device)
     if not bool(torch.isfinite(position.detach()).all()):
         raise ValueError("t: expected finite positions, got NaN or infinite ones.")
@@ -192,7 +194,7 @@ def _sinc(square: Tensor) -> Tensor:
 
 
 def _turn(values: Tensor, other: Tensor, a: Tensor, t: Tensor) -> _Path:
-    """Path between opposite ends: half a turn through a perpendicular axis, its norm going linearly."""
+    """Path between opposite ends: half a turn through a perpendicular axis, with a linearly changing norm."""
     lengths = [torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True) for x in (values, other)]
     length = (1 - t) * lengths[0] + t * lengths[1]
     first = t <= 0.5

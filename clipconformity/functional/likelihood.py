@@ -9,19 +9,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipconformity.functional.linalg import full_precision, panels, result_dtype, working
+from clipconformity.functional.linalg import full_precision, panels, result_dtype, to_working_precision
 from clipconformity.functional.validation import check_rows, check_same_dim
 
 BLOCK = 1024
-"""Rows whose distances are taken at once: temporaries of more cost more than the products."""
+"""Rows whose distances are computed at once: larger temporaries cost more than the products."""
 
 
 class SingularWarning(UserWarning):
-    """A given Gaussian has no variance along some directions, and is used on the others alone."""
+    """A given Gaussian has no variance along some directions, and is used on the others only."""
 
 
 class Gaussian(NamedTuple):
-    """A checked Gaussian, ready to whiten, float64."""
+    """A checked Gaussian, with its whitening matrix, float64."""
 
     mean: Tensor
     root: Tensor
@@ -52,28 +52,28 @@ def whiten(
     .. math:: W (v - m), \quad W \Sigma W^\top = I
 
     From a covariance :math:`W = \Sigma^{-1/2}`, the symmetric square root, the one whitening that is unique and stays
-    nearest to the embeddings; a whitening matrix is used as it is given. The squared norm of a whitened row is its
-    squared Mahalanobis distance, whatever the root. Differentiable in ``embeddings``.
+    nearest to the embeddings; a whitening matrix is used as given. The squared norm of a whitened row is its squared
+    Mahalanobis distance for any root. Differentiable in ``embeddings``.
 
-    A singular Gaussian is used on its range, with a warning: along the other directions nothing is counted, so that
-    rows which leave the range seem likelier than they are. ``shrinkage`` gives every direction a variance.
+    A singular Gaussian is used on its range, with a warning: other directions are ignored, so that rows outside the
+    range seem likelier than they are. ``shrinkage`` gives every direction a variance.
 
     Args:
         embeddings: Raw embeddings ``(N, D)``.
         mean: Mean ``(D,)`` of the fitted set.
-        covariance: Covariance ``(D, D)`` of the fitted set. Eigenvalues that are no more than the rounding of its
-            entries are taken for 0; float64 keeps all of a spectrum as long-tailed as CLIP's.
+        covariance: Covariance ``(D, D)`` of the fitted set. Eigenvalues within the rounding of its entries count as 0;
+            float64 resolves a spectrum with a tail as long as CLIP's.
         shrinkage: In [0, 1]: the covariance becomes :math:`(1 - s)\Sigma + s\,\mathrm{tr}(\Sigma)/D\,I`.
-        whitening: In place of a covariance, a matrix ``(K, D)``, K <= D, that whitens columns: :math:`W (v - m)`. One
-            that is made for rows, :math:`(v - m)^\top W` as in the code of Betser et al., is given as ``W.T``.
+        whitening: In place of a covariance, a matrix ``(K, D)``, K <= D, that whitens columns: :math:`W (v - m)`. A
+            matrix for rows, :math:`(v - m)^\top W` as in the code of Betser et al., is given as ``W.T``.
 
     Returns:
         ``(N, D)``, or ``(N, K)`` by a whitening matrix, without units.
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
-        ValueError: If not just one of ``covariance`` and ``whitening`` is given, shapes do not fit, a row is zero, NaN
-            or infinite, ``shrinkage`` is out of range or goes with a whitening matrix, or the covariance is not
+        ValueError: If not exactly one of ``covariance`` and ``whitening`` is given, shapes do not fit, a row is zero,
+            NaN or infinite, ``shrinkage`` is out of range or goes with a whitening matrix, or the covariance is not
             symmetric, not finite, or has negative eigenvalues.
 
     Warns:
@@ -88,7 +88,7 @@ def whiten(
         tensor([[1., 2.]])
     """
     gaussian = check_gaussian(mean, covariance, shrinkage, whitening)
-    return _whitened(embeddings, gaussian).to(embeddings.device, result_dtype(embeddings))
+    return _whiten_rows(embeddings, gaussian).to(embeddings.device, result_dtype(embeddings))
 
 
 @full_precision
@@ -105,16 +105,16 @@ def log_likelihood(
     .. math:: -\tfrac12 \left(D \log 2\pi + \log\det\Sigma + |W (v - m)|^2\right)
 
     The set that the Gaussian was fitted on overfits it, by hundreds of nats at a few thousand CLIP embeddings: compare
-    with held-out values only. A density has units: scaling the embeddings by c takes D log c off. Where the Gaussian is
+    with held-out values only. A density has units: scaling the embeddings by c subtracts D log c. Where the Gaussian is
     singular, D is the dimension of its range and the determinant the product of its eigenvalues above 0. Differentiable
     in ``embeddings``.
 
     Args:
         embeddings: Raw embeddings ``(N, D)``.
         mean: Mean ``(D,)`` of the fitted set.
-        covariance: Covariance ``(D, D)`` of the fitted set, as of :func:`whiten`.
+        covariance: Covariance ``(D, D)`` of the fitted set, as in :func:`whiten`.
         shrinkage: In [0, 1]: the covariance becomes :math:`(1 - s)\Sigma + s\,\mathrm{tr}(\Sigma)/D\,I`.
-        whitening: In place of a covariance, a whitening matrix ``(K, D)``, as of :func:`whiten`. The code of Betser et
+        whitening: In place of a covariance, a whitening matrix ``(K, D)``, as in :func:`whiten`. The code of Betser et
             al. leaves out the determinant, which is the same for all rows.
 
     Returns:
@@ -144,10 +144,10 @@ def log_density(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
 
 
 def _distances(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
-    """Squared norms of whitened rows, ``(N,)``; of a triangular root five eighths of the products are taken."""
+    """Squared norms of whitened rows, ``(N,)``; for a triangular root, five eighths of the products are computed."""
     if not gaussian.triangular:
-        return _whitened(embeddings, gaussian).square().sum(1)
-    centered = _centered(embeddings, gaussian)
+        return _whiten_rows(embeddings, gaussian).square().sum(1)
+    centered = _center(embeddings, gaussian)
     root, total = gaussian.root.to(centered), centered.new_zeros(len(centered))
     for start, end in panels(len(root)):
         total = total + (centered[:, :end] @ root[start:end, :end].T).square().sum(1)
@@ -162,10 +162,10 @@ def check_gaussian(
     *,
     symmetric: bool = True,
 ) -> Gaussian:
-    """Check a Gaussian that is given by its covariance or by a whitening matrix, and make it ready to whiten.
+    """Check a Gaussian given by its covariance or by a whitening matrix, and compute its whitening matrix.
 
-    The root of a covariance is the symmetric one; where any will do, with ``symmetric=False``, it may be another that
-    takes a tenth of the time.
+    The root of a covariance is the symmetric one; with ``symmetric=False`` it may be another root, in a tenth of the
+    time.
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
@@ -188,32 +188,32 @@ def check_gaussian(
                 f"mean, covariance: expected shapes (D,) and (D, D), got {shape} and {tuple(covariance.shape)}."
             )
         given_covariance = checked["covariance"], covariance.dtype, shrinkage
-        regular = None if symmetric else _of_full_rank(center, *given_covariance)
-        return _from_covariance(center, *given_covariance) if regular is None else regular
+        regular = None if symmetric else _factorise_full_rank(center, *given_covariance)
+        return _read_covariance(center, *given_covariance) if regular is None else regular
     assert whitening is not None
     if mean.ndim != 1 or whitening.ndim != 2 or not 1 <= len(whitening) <= len(mean) == whitening.shape[1]:
         raise ValueError(
             f"mean, whitening: expected shapes (D,) and (K, D), K <= D, got {shape} and {tuple(whitening.shape)}."
         )
     if shrinkage:
-        raise ValueError("shrinkage: works on a covariance, and cannot be had with whitening; give the covariance.")
-    return _from_whitening(center, checked["whitening"], whitening.dtype)
+        raise ValueError("shrinkage: expected a covariance to shrink, got a whitening matrix; give the covariance.")
+    return _read_whitening(center, checked["whitening"], whitening.dtype)
 
 
 def _finite(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name}: expected a floating-point tensor, got {got}.")
-    result = working(value.detach()).double()
+    result = to_working_precision(value.detach()).double()
     if not bool(torch.isfinite(result).all()):
         raise ValueError(f"{name}: expected finite values, got NaN or infinite ones.")
     return result
 
 
-def _of_full_rank(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage: float) -> Gaussian | None:
-    """Take a covariance by Cholesky where that tells it to be of full rank; None where its eigenvalues must tell.
+def _factorise_full_rank(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage: float) -> Gaussian | None:
+    """Factorise a covariance by Cholesky where it is clearly of full rank; None where eigenvalues must decide.
 
-    The sum of the squares of a root is that of the inverse eigenvalues, so that none is below its inverse.
+    The sum of squares of a root is the sum of inverse eigenvalues, so its inverse bounds every eigenvalue from below.
     """
     shrunk = (1 - shrinkage) * matrix
     shrunk.diagonal().add_(shrinkage * matrix.diagonal().mean())
@@ -222,7 +222,7 @@ def _of_full_rank(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage: f
         return None
     root = torch.linalg.solve_triangular(factor, torch.eye(len(mean)).to(factor), upper=False)
     largest = float(matrix.trace())
-    least = max(_rounding(matrix, largest, dtype), 4 * len(mean) * torch.finfo(torch.float64).eps * largest)
+    least = max(_estimate_rounding(matrix, largest, dtype), 4 * len(mean) * torch.finfo(torch.float64).eps * largest)
     if not 1 / float(root.square().sum()) > least:
         return None
     return Gaussian(mean, root, 2 * factor.diagonal().log().sum(), len(mean), triangular=True)
@@ -232,48 +232,48 @@ def _is_symmetric(matrix: Tensor) -> bool:
     return float((matrix - matrix.T).abs().max()) <= 1e-4 * float(matrix.abs().max())
 
 
-def _from_covariance(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage: float) -> Gaussian:
+def _read_covariance(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrinkage: float) -> Gaussian:
     if not _is_symmetric(matrix):
         raise ValueError("covariance: expected a symmetric matrix; compute it with torch.cov(embeddings.T).")
     spectrum, axes = torch.linalg.eigh((matrix + matrix.T) / 2)
     smallest, largest = float(spectrum[0]), float(spectrum[-1])
-    least = _rounding(matrix, largest, dtype)
+    least = _estimate_rounding(matrix, largest, dtype)
     if not largest > 0 or smallest < -max(least, 1e-4 * largest):
         raise ValueError(
             f"covariance: expected eigenvalues above 0, got {smallest:.3g} to {largest:.3g}; compute it with "
             "torch.cov(embeddings.T) of rows that differ."
         )
     spectrum = (1 - shrinkage) * spectrum + shrinkage * matrix.trace() / len(mean)
-    known = spectrum > max(least, -2 * smallest)  # a covariance has no eigenvalue below 0: what it has is rounding
-    _tell_singular("covariance", int(known.sum()), len(mean))
+    known = spectrum > max(least, -2 * smallest)  # negative eigenvalues of a covariance are rounding
+    _warn_singular("covariance", int(known.sum()), len(mean))
     spectrum, axes = spectrum[known], axes[:, known]
     return Gaussian(mean, (axes * spectrum.rsqrt()) @ axes.T, spectrum.log().sum(), len(spectrum))
 
 
-def _from_whitening(mean: Tensor, root: Tensor, dtype: torch.dtype) -> Gaussian:
-    """Take a whitening matrix; its rows may be of any scale, so that the rank is that of the rows at length 1."""
+def _read_whitening(mean: Tensor, root: Tensor, dtype: torch.dtype) -> Gaussian:
+    """Read a whitening matrix; its rows may be of any scale, so the rank is that of the rows at length 1."""
     length = torch.linalg.vector_norm(root, dim=1, keepdim=True)
     if not float(length.max()) > 0:
         raise ValueError("whitening: expected a matrix of rank 1 at least, got zeros.")
     rows = root / length.clamp_min(float(length.max()) * torch.finfo(torch.float64).eps)
     singular = torch.linalg.svdvals(rows)
-    rank = int((singular > _rounding(rows, float(singular[0]), dtype)).sum())
-    _tell_singular("whitening", rank, len(mean))
+    rank = int((singular > _estimate_rounding(rows, float(singular[0]), dtype)).sum())
+    _warn_singular("whitening", rank, len(mean))
     return Gaussian(mean, root, -2 * torch.linalg.svdvals(root)[:rank].log().sum(), rank)
 
 
-def _rounding(matrix: Tensor, largest: float, dtype: torch.dtype) -> float:
-    """Eigenvalue that rounding alone may make: of entries kept in ``dtype``, and of the decomposition in float64.
+def _estimate_rounding(matrix: Tensor, largest: float, dtype: torch.dtype) -> float:
+    """Largest eigenvalue that rounding alone may cause: of entries in ``dtype``, and of the decomposition in float64.
 
-    Rounding moves an entry by up to eps/2 of itself, evenly; a matrix of such moves has a norm of about twice the root
-    of the largest sum of their variances in a row or column.
+    Rounding changes an entry by up to eps/2 of itself, uniformly; the norm of a matrix of such errors is about twice
+    the root of the largest sum of their variances in a row or column.
     """
     longest = max(float(torch.linalg.vector_norm(matrix, dim=side).max()) for side in (0, 1))
     entries = longest * torch.finfo(dtype).eps / 3**0.5
     return max(entries, largest * len(matrix) ** 0.5 * torch.finfo(torch.float64).eps)
 
 
-def _tell_singular(name: str, rank: int, dim: int) -> None:
+def _warn_singular(name: str, rank: int, dim: int) -> None:
     if rank < dim:
         warnings.warn(
             f"{name}: singular, of rank {rank} in {dim} dimensions; it is used on its range, and what rows have "
@@ -283,15 +283,15 @@ def _tell_singular(name: str, rank: int, dim: int) -> None:
         )
 
 
-def _whitened(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
+def _whiten_rows(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
     """Whitened rows ``(N, K)`` float64, with the graph of ``embeddings``."""
-    centered = _centered(embeddings, gaussian)
+    centered = _center(embeddings, gaussian)
     return centered @ gaussian.root.T.to(centered)
 
 
-def _centered(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
+def _center(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
     check_same_dim(check_rows(embeddings), len(gaussian.mean), "embeddings", "mean")
-    values = working(embeddings).double()
+    values = to_working_precision(embeddings).double()
     return values - gaussian.mean.to(values)
 
 

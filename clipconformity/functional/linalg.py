@@ -30,22 +30,28 @@ def covariance_of(values: Tensor) -> tuple[Tensor, Tensor]:
     total = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=values.device)
     for block in blocks(values):
         add_gram(total, block.double() - mean)
-    return mean, total / (len(values) - 1)
+    return mean, mirror_upper(total) / (len(values) - 1)
 
 
 def add_gram(total: Tensor, rows: Tensor) -> None:
-    """Add the Gram matrix of rows ``(N, D)`` to a symmetric ``(D, D)`` in place.
+    """Add the Gram matrix of rows ``(N, D)`` to the upper triangle of ``(D, D)`` float64 in place.
 
-    On a CPU the blocks above the diagonal are computed and those below copied: five eighths of the products.
+    On a CPU it goes by panels from the diagonal on: five eighths of the products. What is below the diagonal is not
+    set: :func:`mirror_upper` gives the whole matrix. The product is taken in the precision of the rows.
     """
     dim = len(total)
-    if total.device.type != "cpu" or dim < PANELS * MIN_PANEL or len(rows) < MIN_PANEL:
-        total.addmm_(rows.T, rows)
-        return
-    for start, end in panels(dim):
-        total[start:end, start:].addmm_(rows[:, start:end].T, rows[:, start:])
-    for start, end in panels(dim):
-        total[end:, start:end] = total[start:end, end:].T
+    narrow = total.device.type != "cpu" or dim < PANELS * MIN_PANEL or len(rows) < MIN_PANEL
+    for start, end in [(0, dim)] if narrow else panels(dim):
+        left, right, into = rows[:, start:end].T, rows[:, start:], total[start:end, start:]
+        if rows.dtype == total.dtype:
+            into.addmm_(left, right)
+        else:
+            into.add_(torch.mm(left, right, out=scratch("gram", (end - start, dim - start), rows.dtype, rows.device)))
+
+
+def mirror_upper(upper: Tensor) -> Tensor:
+    """Give the symmetric matrix of what is on and above the diagonal."""
+    return upper.triu() + upper.triu(1).T
 
 
 def gram(rows: Tensor) -> Tensor:
@@ -53,7 +59,7 @@ def gram(rows: Tensor) -> Tensor:
     total = rows.new_zeros(rows.shape[1], rows.shape[1])
     for block in rows.split(BLOCK_ROWS):
         add_gram(total, block)
-    return total
+    return mirror_upper(total)
 
 
 def panels(dim: int) -> list[tuple[int, int]]:
@@ -74,11 +80,11 @@ def quadratic_form(rows: Tensor, matrix: Tensor) -> Tensor:
 
 def permuted_columns(values: Tensor, generator: torch.Generator) -> Tensor:
     """A copy with every column permuted on its own: the same marginals, no correlation but by chance."""
-    result = torch.empty_like(values)
-    for column in range(values.shape[1]):
-        order = torch.randperm(len(values), generator=generator, device=generator.device)
-        result[:, column] = values[order.to(values.device), column]
-    return result
+    turned = values.T.contiguous()  # a column's entries side by side: fetched one by one they are a row apart
+    for column in turned:
+        order = torch.randperm(len(column), generator=generator, device=generator.device)
+        column.copy_(column[order.to(column.device)])
+    return turned.T.contiguous()
 
 
 P = ParamSpec("P")
@@ -94,7 +100,7 @@ BLOCK_ROWS = 8192
 PANELS = 4
 """Bands of a Gram matrix that are computed from the diagonal on: more are too narrow for the product to be fast."""
 MIN_PANEL = 64
-"""The fewest rows, and columns of a panel, for which copying a half costs less than computing it."""
+"""The fewest rows, and columns of a panel, for which panels are faster than the whole product."""
 
 
 class _Scratch(threading.local):
@@ -132,7 +138,7 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-def working(embeddings: Tensor) -> Tensor:
+def to_working_precision(embeddings: Tensor) -> Tensor:
     """Give the tensor in the precision that its arithmetic runs in.
 
     Half precisions become float32. A GPU works in float64, where TF32 does not exist and these sums are bound

@@ -15,13 +15,13 @@ from clipconformity.functional.validation import check_rows, check_same_dim
 SIGMA = 10.0
 """Width of CMMD's kernel, as published."""
 SCALE = 1000.0
-"""What CMMD is multiplied by, as published."""
-PAIRS = 1 << 22
+"""Factor of CMMD, as published."""
+MAX_PAIRS = 1 << 22
 """Kernel values held at once: 32 MiB."""
 
 
 class HasSelfConformity(Protocol):
-    """Anything that carries mean and self-conformity of its unit embeddings, such as a ``ReferenceSet``."""
+    """An object with mean and self-conformity of its unit embeddings, such as a ``ReferenceSet``."""
 
     @property
     def unit_mean(self) -> Tensor:
@@ -33,7 +33,7 @@ class HasSelfConformity(Protocol):
 
 
 class MMDHalves(NamedTuple):
-    """What a cosine MMD is the sum of, in squared cosine distance."""
+    """The two parts of a cosine MMD, in squared cosine distance."""
 
     typicality: Tensor
     """Above 0 where the samples are less typical than the reference, a scalar."""
@@ -43,7 +43,7 @@ class MMDHalves(NamedTuple):
 
 @full_precision
 def cosine_mmd(embeddings: Tensor, reference: Tensor | HasSelfConformity) -> Tensor:
-    r"""Squared maximum mean discrepancy with the cosine kernel, unbiased: how far two mean directions lie apart.
+    r"""Squared maximum mean discrepancy with the cosine kernel, unbiased: the distance of two mean directions.
 
     .. math:: SC(P) + SC(Q) - 2\, C(P, Q)
               = \underbrace{2\, (SC(Q) - C(P, Q))}_{\text{typicality}} + \underbrace{SC(P) - SC(Q)}_{\text{variety}}
@@ -71,20 +71,20 @@ def cosine_mmd(embeddings: Tensor, reference: Tensor | HasSelfConformity) -> Ten
         >>> cosine_mmd(images, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         tensor(0.)
     """
-    halves = _halves(embeddings, reference)
+    halves = _compute_halves(embeddings, reference)
     return (halves.typicality + halves.variety).to(embeddings.device, result_dtype(embeddings))
 
 
 @full_precision
 def mmd_halves(embeddings: Tensor, reference: Tensor | HasSelfConformity) -> MMDHalves:
-    r"""What a :func:`cosine_mmd` is made of: typicality and variety, which add up to it.
+    r"""The parts of a :func:`cosine_mmd`: typicality and variety, which add up to it.
 
     .. math:: \text{typicality} = 2\, (SC(Q) - C(P, Q)), \quad \text{variety} = SC(P) - SC(Q)
 
     These are the differences that the library's verdicts are about, as cosines: typicality is -2 times the typicality
     shift times the standard deviation of the reference's conformity, variety is (1 - SC(Q)) (1 - variety ratio). But
     for sampling noise their sum is at least 0. So samples that are more typical than the reference are always less
-    varied: what is won in typicality is paid for in variety.
+    varied.
 
     Args:
         embeddings: Embeddings ``(N, D)`` of any scale, N >= 2.
@@ -103,11 +103,11 @@ def mmd_halves(embeddings: Tensor, reference: Tensor | HasSelfConformity) -> MMD
         >>> mmd_halves(torch.tensor([[1.0, 1.0], [2.0, 2.0]]), reference)  # all on the mean
         MMDHalves(typicality=tensor(-1.4142), variety=tensor(1.))
     """
-    halves = _halves(embeddings, reference)
+    halves = _compute_halves(embeddings, reference)
     return MMDHalves(*(half.to(embeddings.device, result_dtype(embeddings)) for half in halves))
 
 
-def _halves(embeddings: Tensor, reference: Tensor | HasSelfConformity) -> MMDHalves:
+def _compute_halves(embeddings: Tensor, reference: Tensor | HasSelfConformity) -> MMDHalves:
     mean, own = _mean_and_self_conformity(embeddings, "embeddings")
     if isinstance(reference, Tensor):
         other, others = _mean_and_self_conformity(reference, "reference")
@@ -124,7 +124,7 @@ def _halves(embeddings: Tensor, reference: Tensor | HasSelfConformity) -> MMDHal
 
 def _mean_and_self_conformity(embeddings: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Mean unit vector ``(D,)`` and mean pairwise cosine of a set, float64."""
-    values = check_rows(embeddings, name, min_rows=2).double()  # what is left of the difference is small
+    values = check_rows(embeddings, name, min_rows=2).double()  # the remaining difference is small
     count, total = len(values), norms_and_unit_sum(values, name)[1]
     return total / count, (total.square().sum() - count) / (count * (count - 1))
 
@@ -175,19 +175,19 @@ def cmmd(embeddings: Tensor, reference: Tensor, *, sigma: float = SIGMA, unbiase
 
 
 def _mean_kernel(first: Tensor, second: Tensor, sigma: float, *, apart: bool = False) -> Tensor:
-    """Mean of k - 1 over pairs of unit rows, a scalar; ``apart``: without those of a row with itself, where it is 0."""
+    """Mean of k - 1 over pairs of unit rows, a scalar; ``apart``: without pairs of a row with itself, where it is 0."""
     total = first.new_zeros(())
-    for block in first.split(max(1, PAIRS // len(second))):
+    for block in first.split(max(1, MAX_PAIRS // len(second))):
         total += torch.expm1((block @ second.T - 1).clamp_max(0) / sigma**2).sum()
     return total / (len(first) * (len(second) - apart))
 
 
 def third_order(first: Tensor, second: Tensor, sigma: float = SIGMA) -> Tensor:
-    r"""CMMD from the discrepancies of the first two powers of the cosine, which leaves out the third and all above.
+    r"""CMMD from the discrepancies of the first two powers of the cosine, without the third and higher powers.
 
-    On unit vectors :math:`k = e^{-g} (1 + g c + g^2 c^2 / 2 + ...)`, with c the cosine and :math:`g = 1/\sigma^2`. What
-    is left out is the sum of :math:`1000\, e^{-g} g^k / k!` times the discrepancy of the k-th power, from k = 3 on. As
-    each lies within -4 and 4, that is at most :data:`LEFT_OUT` at the published width; of a biased estimate, whose
+    On unit vectors :math:`k = e^{-g} (1 + g c + g^2 c^2 / 2 + ...)`, with c the cosine and :math:`g = 1/\sigma^2`. The
+    error is the sum of :math:`1000\, e^{-g} g^k / k!` times the discrepancy of the k-th power, from k = 3 on. As
+    each lies within -4 and 4, that is at most :data:`MAX_LEFT_OUT` at the published width; for a biased estimate, whose
     discrepancies are squares, it is never below 0.
 
     Args:
@@ -199,5 +199,5 @@ def third_order(first: Tensor, second: Tensor, sigma: float = SIGMA) -> Tensor:
     return SCALE * math.exp(-rate) * (rate * first + rate**2 * second / 2)
 
 
-LEFT_OUT = 4 * SCALE * (1 - math.exp(-1 / SIGMA**2) * (1 + 1 / SIGMA**2 + 1 / SIGMA**4 / 2))
-"""The most that :func:`third_order` leaves out at the published width: 0.00066."""
+MAX_LEFT_OUT = 4 * SCALE * (1 - math.exp(-1 / SIGMA**2) * (1 + 1 / SIGMA**2 + 1 / SIGMA**4 / 2))
+"""Largest error of :func:`third_order` at the published width: 0.00066."""

@@ -1,4 +1,4 @@
-"""Many estimates at once: p-values adjusted for their number, and values shrunk towards their mean."""
+"""Multiple estimates: p-values adjusted for their number, and values shrunk towards their mean."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-FEWEST = 3
-"""Fewest estimates that tell how much they differ beyond their errors."""
+MIN_ESTIMATES = 3
+"""Smallest number of estimates for their variance beyond the errors."""
 
 
-def adjusted(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number: of those at most q, a share of q is by chance (Benjamini and Hochberg 1995).
+def adjust_p_values(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values to control the false discovery rate (Benjamini and Hochberg 1995).
 
     Example:
-        >>> [round(p, 4) for p in adjusted([0.01, 0.5, 0.02])]
+        >>> [round(p, 4) for p in adjust_p_values([0.01, 0.5, 0.02])]
         [0.03, 0.5, 0.03]
     """
     order = sorted(range(len(p_values)), key=lambda one: -p_values[one])
@@ -25,11 +25,11 @@ def adjusted(p_values: Sequence[float]) -> list[float]:
     return found
 
 
-def adjusted_stepwise(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values so that at most q is the chance that any of those at most q is by chance (Holm 1979).
+def adjust_p_values_stepwise(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values to control the family-wise error rate (Holm 1979).
 
     Example:
-        >>> [round(p, 4) for p in adjusted_stepwise([0.01, 0.5, 0.02])]
+        >>> [round(p, 4) for p in adjust_p_values_stepwise([0.01, 0.5, 0.02])]
         [0.03, 0.5, 0.04]
     """
     found, least = [1.0] * len(p_values), 0.0
@@ -39,8 +39,8 @@ def adjusted_stepwise(p_values: Sequence[float]) -> list[float]:
     return found
 
 
-def shrunken(values: Sequence[float], errors: Sequence[float]) -> list[float] | None:
-    """Shrink estimates towards their mean by empirical Bayes: of many noisy ones the extremes are so by chance.
+def shrink_estimates(values: Sequence[float], errors: Sequence[float]) -> list[float] | None:
+    """Shrink estimates towards their mean by empirical Bayes: the extremes of many noisy ones are partly chance.
 
     The variance between them is that of DerSimonian and Laird (1986).
 
@@ -49,13 +49,13 @@ def shrunken(values: Sequence[float], errors: Sequence[float]) -> list[float] | 
         errors: Their standard errors, above 0.
 
     Returns:
-        The shrunken values; None of fewer than three.
+        The shrunken values; None for fewer than three.
 
     Example:
-        >>> shrunken([-1.0, 0.0, 1.0], [2.0, 2.0, 2.0])
+        >>> shrink_estimates([-1.0, 0.0, 1.0], [2.0, 2.0, 2.0])
         [0.0, 0.0, 0.0]
     """
-    if len(values) < FEWEST:
+    if len(values) < MIN_ESTIMATES:
         return None
     x, noise = (torch.tensor(one, dtype=torch.float64) for one in (values, errors))
     noise = noise.square()

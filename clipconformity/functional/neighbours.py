@@ -7,16 +7,23 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from clipconformity.functional.distances import ROWS, ball_blocks, largest, placed, reach, slices
+from clipconformity.functional.distances import (
+    ROWS,
+    center_and_scale,
+    find_ball_blocks,
+    find_largest,
+    kth_distance,
+    split_slices,
+)
 from clipconformity.functional.linalg import full_precision, result_dtype, units
 from clipconformity.functional.validation import check_rows, check_same_dim
 
 TIE = 16
-"""Roundings within which two cosines are one."""
+"""Rounding units within which two cosines count as equal."""
 
 
 class PRDCResult(NamedTuple):
-    """How two sets cover each other: precision, recall and coverage in [0, 1], density from 0 on."""
+    """Mutual coverage of two sets: precision, recall and coverage in [0, 1], density >= 0."""
 
     precision: Tensor
     recall: Tensor
@@ -25,7 +32,7 @@ class PRDCResult(NamedTuple):
 
 
 class HasUnits(Protocol):
-    """Anything that keeps unit rows, such as a ``ReferenceSet``."""
+    """An object with unit rows, such as a ``ReferenceSet``."""
 
     @property
     def units(self) -> Tensor:
@@ -38,31 +45,32 @@ class Nearest(NamedTuple):
     cosine: Tensor
     """``(N, k)`` in [-1, 1]."""
     index: Tensor  # type: ignore[assignment]
-    """Their numbers ``(N, k)``."""
+    """Their indices ``(N, k)``."""
 
 
 @full_precision
 def prdc(embeddings: Tensor, reference: Tensor, k: int = 5) -> PRDCResult:
     r"""Precision, recall, density and coverage of raw embeddings against reference embeddings.
 
-    Around every row is a ball that reaches to its k-th nearest neighbour in its own set, itself excluded; the balls of
-    a set are its manifold. An edge is outside.
+    Around every row is a ball up to its k-th nearest neighbour in its own set, itself excluded; the balls of a set are
+    its manifold. An edge is outside.
 
     - precision: share of the embeddings in a ball of the reference; recall: of the reference in a ball of theirs.
-    - density: mean number of the reference's balls that an embedding is in, over k; 1 where both are of one kind.
+    - density: mean number of the reference's balls that an embedding is in, over k; 1 for sets of one distribution.
     - coverage: share of the reference's balls that hold an embedding.
 
     Distances are Euclidean between the vectors as they are given: raw, so that norms count, as is usual with CLIP
-    features. Give unit vectors for the angle alone. All four depend on k and on both numbers of rows; of one kind,
-    coverage is :math:`1 - \prod_{i=1}^k (M - i)/(N + M - i)` on average. Compare values at the same k, N and M only.
+    features. Give unit vectors for the angle alone. All four depend on k and on both numbers of rows; for sets of one
+    distribution, coverage is :math:`1 - \prod_{i=1}^k (M - i)/(N + M - i)` on average. Compare values at the same k, N
+    and M only.
 
     Args:
         embeddings: Evaluated embeddings ``(N, D)``, N > k.
         reference: Reference embeddings ``(M, D)``, M > k.
-        k: Neighbours that a ball reaches over.
+        k: Number of neighbours inside a ball.
 
     Returns:
-        A :class:`PRDCResult` of scalars, as of distances in float64, which are taken in blocks: memory is O((N + M) D).
+        A :class:`PRDCResult` of scalars, by distances in float64, computed in blocks: memory is O((N + M) D).
 
     Raises:
         TypeError: If an argument is not a floating-point tensor, or ``k`` is not a whole number.
@@ -85,7 +93,7 @@ def prdc(embeddings: Tensor, reference: Tensor, k: int = 5) -> PRDCResult:
 
 
 class Coverage(NamedTuple):
-    """Which rows of two sets lie in balls of the other."""
+    """Which rows of two sets lie in balls of the other set."""
 
     balls: Tensor
     """Number of the reference's balls that each embedding is in, ``(N,)``."""
@@ -94,27 +102,27 @@ class Coverage(NamedTuple):
     covered: Tensor
     """Whether the ball of each reference row holds an embedding, ``(M,)``."""
     apart: Tensor
-    """Squared distance of each embedding to the nearest reference row, ``(N,)``, to the rounding of float32."""
+    """Squared distance of each embedding to the nearest reference row, ``(N,)``, in float32 precision."""
     reference_apart: Tensor
     """Squared distance of each reference row to the nearest embedding, ``(M,)``, likewise."""
     k: int
-    """Neighbours that a ball reaches over."""
+    """Number of neighbours inside a ball."""
 
     def result(self) -> PRDCResult:
-        """Give the four figures, float64."""
+        """Return the four figures, float64."""
         fields = (self.balls > 0, self.recalled, self.balls, self.covered)
         precision, recall, inside, coverage = (field.mean(dtype=torch.float64) for field in fields)
         return PRDCResult(precision, recall, (1 / self.k) * inside, coverage)
 
 
 def cover(embeddings: Tensor, reference: Tensor, k: int) -> Coverage:
-    """Find who lies in whose balls, of checked rows ``(N, D)`` and ``(M, D)``, N and M > k."""
-    mine, theirs, scale = placed(embeddings, reference)
-    own_reach, their_reach = reach(mine, k), reach(theirs, k)
+    """Find which rows lie in balls of the other set, of checked rows ``(N, D)`` and ``(M, D)``, N and M > k."""
+    mine, theirs, scale = center_and_scale(embeddings, reference)
+    own_reach, their_reach = kth_distance(mine, k), kth_distance(theirs, k)
     balls = torch.zeros(len(own_reach), dtype=torch.int64, device=own_reach.device)
     covered, recalled = (torch.zeros_like(their_reach, dtype=torch.bool) for _ in range(2))
     apart, their_apart = (torch.full_like(one, torch.inf) for one in (own_reach, their_reach))
-    for block in ball_blocks(theirs, mine, (their_reach, own_reach)):
+    for block in find_ball_blocks(theirs, mine, (their_reach, own_reach)):
         (covers, held), (recalls, _) = block.in_first, block.in_second
         balls += torch.bincount(held, minlength=len(balls))
         covered[covers], recalled[recalls] = True, True
@@ -126,7 +134,7 @@ def cover(embeddings: Tensor, reference: Tensor, k: int) -> Coverage:
 
 
 def expected_coverage(count: int, reference_count: int, k: int) -> float:
-    """Coverage that ``count`` samples of the reference's own kind have on average (Naeem et al. 2020, without ties)."""
+    """Expected coverage of ``count`` samples of the reference's distribution (Naeem et al. 2020, without ties)."""
     missed = 1.0
     for i in range(1, k + 1):
         missed *= (reference_count - i) / (count + reference_count - i)
@@ -139,7 +147,7 @@ def nearest(embeddings: Tensor, reference: Tensor | HasUnits | None = None, k: i
 
     Args:
         embeddings: Embeddings ``(N, D)`` of any scale.
-        reference: Embeddings ``(M, D)`` of any scale, M >= k; a ``ReferenceSet``, of which its row sample is taken; or
+        reference: Embeddings ``(M, D)`` of any scale, M >= k; a ``ReferenceSet``, whose row sample is used; or
             None for the set itself, N > k.
         k: Number of neighbours.
 
@@ -163,7 +171,7 @@ def nearest(embeddings: Tensor, reference: Tensor | HasUnits | None = None, k: i
         given = reference if isinstance(reference, Tensor) or not hasattr(reference, "units") else reference.units
         others = units(check_rows(given, "reference", k)).to(rows)
         check_same_dim(rows, others.shape[1], "embeddings", "reference")
-    cosine, index = largest(rows, others, k)
+    cosine, index = find_largest(rows, others, k)
     return Nearest(cosine.clamp(-1, 1).to(embeddings.device, result_dtype(embeddings)), index.to(embeddings.device))
 
 
@@ -176,16 +184,17 @@ def authenticity(embeddings: Tensor, reference: Tensor | HasUnits) -> Tensor:
 
     .. math:: \frac{1}{N} \sum_v 1\left[d(v, r_v) > \min_{s \ne r_v} d(r_v, s)\right]
 
-    with d the distance of unit vectors, that is by cosine. 0 where all are copies. New embeddings of the reference's
-    own kind do not have 1: they are authentic unless they and r are each other's nearest, which is so for 2/3 of them
-    in one dimension, and for 1/2 in many where no row is near to all. Far off the reference all are authentic.
+    with d the distance of unit vectors, that is by cosine. It is 0 where all are copies. It is below 1 for new
+    embeddings of the reference's distribution: they are authentic unless they and r are each other's nearest, which
+    holds for 2/3 of them in one dimension, and for 1/2 in many where no row is near to all. Far from the reference all
+    are authentic.
 
     Args:
         embeddings: Evaluated embeddings ``(N, D)`` of any scale.
-        reference: Reference embeddings ``(M, D)``, M >= 2, or a ``ReferenceSet``, of which its row sample is taken.
+        reference: Reference embeddings ``(M, D)``, M >= 2, or a ``ReferenceSet``, whose row sample is used.
 
     Returns:
-        A scalar in [0, 1]; low where embeddings are drawn to single reference rows.
+        A scalar in [0, 1]; low where embeddings are close to single reference rows.
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
@@ -211,21 +220,21 @@ def authenticity(embeddings: Tensor, reference: Tensor | HasUnits) -> Tensor:
 
 
 def is_authentic(cosine: Tensor, own: Tensor, dtype: torch.dtype) -> Tensor:
-    """Whether rows are farther from their nearest row than that is from another one, by more than rounding.
+    """Whether rows are farther from their nearest row than that row is from its own nearest, beyond rounding.
 
     Args:
-        cosine: Of each row to its nearest, ``(N,)``.
-        own: Of that to the nearest other of its set, ``(N,)``.
-        dtype: What the cosines were taken in.
+        cosine: Cosine of each row to its nearest row, ``(N,)``.
+        own: Cosine of that row to the nearest other one of its set, ``(N,)``.
+        dtype: Type in which the cosines were computed.
     """
     return own - cosine > TIE * torch.finfo(dtype).eps
 
 
 def close_counts(units: Tensor, least: float) -> Tensor:
-    """Number of unit rows ``(N, D)`` whose cosine to each is at least so much, itself included, ``(N,)``."""
+    """Number of unit rows ``(N, D)`` with at least a given cosine to each, itself included, ``(N,)``."""
     counts = torch.zeros(len(units), dtype=torch.int64, device=units.device)
-    for row in slices(len(units), ROWS):
-        for column in slices(len(units), ROWS)[row.start // ROWS :]:
+    for row in split_slices(len(units), ROWS):
+        for column in split_slices(len(units), ROWS)[row.start // ROWS :]:
             close = units[row] @ units[column].T >= least
             counts[row] += close.sum(1)
             if column != row:
@@ -234,10 +243,10 @@ def close_counts(units: Tensor, least: float) -> Tensor:
 
 
 def check_neighbours(k: object) -> None:
-    """Refuse what is no number of neighbours.
+    """Refuse an invalid number of neighbours.
 
     Raises:
-        TypeError: If it is no whole number.
+        TypeError: If it is not a whole number.
         ValueError: If it is below 1.
     """
     if not isinstance(k, int) or isinstance(k, bool):

@@ -1,4 +1,4 @@
-"""Figures of the population from raw embeddings, and what each row moves a figure by: what intervals rest on."""
+"""Estimates for the population from raw embeddings, and influences of rows, for intervals."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.linalg import gram, quadratic_form, square_norms
-from clipconformity.functional.resampling import Estimate, Interval, exponential, jackknife
+from clipconformity.functional.resampling import Estimate, Interval, exponentiate_interval, jackknife
 
-FEWEST_GROUPS = 4
-"""Fewest groups of rows for the estimates without bias: their terms are of four rows, each of another."""
+MIN_GROUPS = 4
+"""Smallest number of groups for unbiased estimates: their terms have four rows of different groups."""
 
 
 class Rows(NamedTuple):
-    """Centred rows, and the groups within which they are dependent."""
+    """Centred rows, and the groups inside which they are dependent."""
 
     mean: Tensor
-    """Raw mean that they are centred on, ``(D,)``."""
+    """Raw mean before centring, ``(D,)``."""
     centered: Tensor
     """``(N, D)`` float64, of mean 0."""
     group: Tensor
-    """Number of each row's group, from 0, ``(N,)``."""
+    """Index of each row's group, from 0, ``(N,)``."""
     sums: Tensor
     """Sum of the centred rows of each group, ``(G, D)``."""
     sizes: Tensor
     """Rows of each group, ``(G,)`` float64."""
 
     @classmethod
-    def of(cls, values: Tensor, group: Tensor | None = None) -> Rows:
+    def center(cls, values: Tensor, group: Tensor | None = None) -> Rows:
         """Centre rows ``(N, D)``; without groups every row is one."""
         group = torch.arange(len(values)) if group is None else group.unique(return_inverse=True)[1]
         values = values.double()
@@ -40,13 +40,13 @@ class Rows(NamedTuple):
         sizes = centered.new_zeros(count).index_add_(0, group, torch.ones_like(centered[:, 0]))
         return cls(mean, centered, group, sums, sizes)
 
-    def alone(self) -> Rows:
-        """The same rows, each a group of its own."""
+    def ungroup(self) -> Rows:
+        """Return the same rows, each in a group of its own."""
         return self._replace(
             group=torch.arange(len(self.centered)), sums=self.centered, sizes=torch.ones_like(self.centered[:, 0])
         )
 
-    def within(self) -> tuple[Tensor, Tensor]:
+    def multiply_within(self) -> tuple[Tensor, Tensor]:
         """Sum of the squared products of a row with all rows of its group, and its product with their sum, ``(N,)``."""
         if len(self.sizes) == len(self.centered):
             square = square_norms(self.centered)
@@ -59,7 +59,7 @@ class Rows(NamedTuple):
 
 
 class Traces(NamedTuple):
-    """What offset and participation ratio come of: of a sample, or estimates of the population's without bias."""
+    """Traces behind offset and participation ratio: of a sample, or unbiased estimates for the population."""
 
     mean_square: Tensor
     """Squared norm of the mean; may be negative near 0."""
@@ -84,37 +84,37 @@ class Traces(NamedTuple):
 
     @property
     def bounded(self) -> Tensor:
-        """Trace of the squared covariance, as far as it can be beside the trace of the covariance."""
+        """Trace of the squared covariance, clipped to the range that the trace of the covariance allows."""
         return torch.maximum(torch.minimum(self.square_trace, self.trace_square), self.trace_square / self.dim)
 
     def offset_interval(self, known: Estimate) -> Interval:
-        """95% interval of the population's offset from the estimate of its square."""
+        """95% interval of the population's offset, from the estimate of its square."""
         low, high = known.interval()
         return Interval(max(low, 0.0) ** 0.5, max(high, 0.0) ** 0.5)
 
     def participation_interval(self, known: Estimate) -> Interval:
         """95% interval of the population's participation ratio from the estimate of its logarithm, in [1, D].
 
-        Where rows are few for their dimensions it is too wide, since the jackknife counts twice what lies in pairs.
+        With few rows for their dimensions it is too wide, since the jackknife counts contributions of pairs twice.
         """
-        low, high = exponential(known.interval())
+        low, high = exponentiate_interval(known.interval())
         return Interval(min(max(low, 1.0), float(self.dim)), max(min(high, float(self.dim)), 1.0))
 
 
 def plain_traces(mean: Tensor, covariance: Tensor) -> Traces:
-    """What a sample has of its own mean and covariance."""
+    """Traces of a sample's own mean and covariance."""
     trace = covariance.trace()
     return Traces(mean.square().sum(), trace, trace.square(), covariance.square().sum(), len(mean))
 
 
 def unbiased_traces(rows: Rows, second: Tensor) -> Traces:
-    r"""Estimate the population's traces without bias, whatever the distribution, from rows of at least four groups.
+    r"""Estimate the population's traces without bias for any distribution, from rows of at least four groups.
 
     Each is a mean over rows of *different* groups, as of :math:`(x_i \cdot x_j)^2 - 2 (x_i \cdot x_j)(x_i \cdot x_k)
     + (x_i \cdot x_j)(x_k \cdot x_l)` for the trace of the squared covariance; the sums over tuples follow from those
     over rows and groups, since the centred rows add up to 0. Without groups they are the estimates of Himeno and Yamada
-    (2014). With groups of unequal size the larger weigh more, and the two squares have a bias of the second order in
-    the groups' shares of the rows, since they rest on rows less the sample's own mean.
+    (2014). With groups of unequal size the larger weigh more, and the two squares have a bias of second order in the
+    groups' shares of the rows, since they use rows centred on the sample's own mean.
 
     Args:
         rows: The rows.
@@ -124,7 +124,7 @@ def unbiased_traces(rows: Rows, second: Tensor) -> Traces:
     two, three, four = (float(sizes.pow(power).sum()) for power in (2, 3, 4))
     pairs, triples = n**2 - two, n**3 - 3 * n * two + 2 * three
     quadruples = n**4 - 6 * n**2 * two + 3 * two**2 + 8 * n * three - 6 * four
-    within, along = rows.within()
+    within, along = rows.multiply_within()
     norms = square_norms(rows.centered)
     total, squares = norms.sum(), torch.zeros_like(sizes).index_add_(0, rows.group, norms)
     lengths = square_norms(rows.sums)
@@ -143,7 +143,7 @@ def unbiased_traces(rows: Rows, second: Tensor) -> Traces:
 
 
 def mean_square_excess(rows: Rows, direction: Tensor) -> Tensor:
-    """How much the squared norm of ``direction`` is too high on average, by pairs of rows of one group, a scalar.
+    """Bias of the squared norm of ``direction`` by pairs of rows of one group, a scalar.
 
     The direction is the mean or a sum that it is part of.
     """
@@ -152,7 +152,7 @@ def mean_square_excess(rows: Rows, direction: Tensor) -> Tensor:
 
 
 def mean_square_influence(rows: Rows, direction: Tensor) -> Tensor:
-    """How far each row moves the squared norm of ``direction``, to first order, ``(N,)``.
+    """Influence of each row on the squared norm of ``direction``, to first order, ``(N,)``.
 
     The direction is the mean or a sum that it is part of; the own group is left out of it.
     """
@@ -162,21 +162,21 @@ def mean_square_influence(rows: Rows, direction: Tensor) -> Tensor:
 
 
 def offset_influence(rows: Rows, traces: Traces) -> Tensor:
-    """How far each row moves the squared offset, to first order, beside the rows of other groups, ``(N,)``."""
+    """Influence of each row on the squared offset, to first order, beside the rows of other groups, ``(N,)``."""
     square = square_norms(rows.centered)
     return (mean_square_influence(rows, rows.mean) - traces.offset_square * (square - square.mean())) / traces.trace
 
 
 def participation_influence(rows: Rows, second: Tensor, traces: Traces) -> Tensor:
-    """How far each row moves the logarithm of the participation ratio, as :func:`offset_influence`, ``(N,)``."""
+    """Influence of each row on the logarithm of the participation ratio, as :func:`offset_influence`, ``(N,)``."""
     others = len(rows.centered) - rows.sizes[rows.group]
-    across = (quadratic_form(rows.centered, second) - rows.within()[0]) / others
+    across = (quadratic_form(rows.centered, second) - rows.multiply_within()[0]) / others
     values = 2 * square_norms(rows.centered) / traces.trace - 2 * across / traces.bounded
     return values - values.mean()
 
 
 def tilt_influence(rows: Rows, covariance: Tensor) -> Tensor:
-    """How far each row moves the off-diagonal ratio of a covariance, to first order, ``(N,)``."""
+    """Influence of each row on the off-diagonal ratio of a covariance, to first order, ``(N,)``."""
     signs = covariance.sign().fill_diagonal_(0)
     trace = covariance.trace()
     ratio = (signs * covariance).sum() / trace
@@ -185,7 +185,7 @@ def tilt_influence(rows: Rows, covariance: Tensor) -> Tensor:
 
 
 def correlation_influence(rows: Rows, covariance: Tensor) -> Tensor:
-    """How far each row moves the mean absolute correlation, to first order, ``(N,)``."""
+    """Influence of each row on the mean absolute correlation, to first order, ``(N,)``."""
     variances = covariance.diagonal()
     scale = torch.where(variances > 0, variances, 1.0).rsqrt() * (variances > 0)
     signed = torch.outer(scale, scale) * covariance
@@ -197,13 +197,13 @@ def correlation_influence(rows: Rows, covariance: Tensor) -> Tensor:
 
 
 def estimate(value: Tensor, influence: Tensor, rows: Rows) -> Estimate:
-    """Estimate a figure from what each row moves it by, summed by group."""
+    """Estimate a figure with its error from the influences of rows, summed by group."""
     sums = torch.zeros_like(rows.sizes).index_add_(0, rows.group, influence)
     return jackknife(value, value - sums / (rows.sizes.sum() - rows.sizes), rows.sizes)
 
 
 def shell_estimate(rows: Rows, part: Tensor) -> Estimate:
-    """Estimate the logarithm of the shell's ratio by leaving out each part, also of the mean; ``part`` numbers them."""
+    """Estimate the logarithm of the shell's ratio by leaving out each part, also from the mean."""
     parts = int(part.max()) + 1
     sums = rows.centered.new_zeros(parts, rows.centered.shape[1]).index_add_(0, part, rows.centered)
     sizes = rows.centered.new_zeros(parts).index_add_(0, part, torch.ones_like(rows.centered[:, 0]))

@@ -8,10 +8,16 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.linalg import full_precision, result_dtype
-from clipconformity.functional.resampling import MIN_RESAMPLES, check_level, check_resamples, levels, seeded
+from clipconformity.functional.resampling import (
+    MIN_RESAMPLES,
+    check_level,
+    check_resamples,
+    make_generator,
+    quantile_levels,
+)
 
 MIN_SAMPLES = 10
-"""Fewest samples for a rank correlation with an interval."""
+"""Smallest number of samples for a rank correlation with an interval."""
 CHUNK_ENTRIES = 2**21
 """Resampled values ranked at once."""
 
@@ -55,18 +61,18 @@ def rank_correlation(
 ) -> RankCorrelation:
     r"""Spearman's rank correlation of two vectors, with a percentile bootstrap interval over the pairs.
 
-    For conformity against known frequencies or labels, and norm against conformity: is the common really near
-    the mean? The correlation is Pearson's of the ranks, equal values sharing the mean of their ranks.
+    For conformity against known frequencies or labels, and norm against conformity: are common samples near the
+    mean? The correlation is Pearson's of the ranks, equal values sharing the mean of their ranks.
 
     Args:
         x: Values ``(N,)``, N >= 10, such as conformities.
-        y: Values ``(N,)``, such as known frequencies; whole numbers are taken too.
+        y: Values ``(N,)``, such as known frequencies; whole numbers are allowed.
         confidence: Coverage of the interval, in (0, 1).
         resamples: Number of bootstrap resamples, at least 20.
-        generator: Source of randomness; by default freshly seeded, so that equal data give equal results.
+        generator: Source of randomness; by default one with a fixed seed, so that equal data give equal results.
 
     Returns:
-        A :class:`RankCorrelation` of scalars. An interval that straddles 0 does not tell the sign.
+        A :class:`RankCorrelation` of scalars. The sign is undecided where the interval contains 0.
 
     Raises:
         TypeError: If an argument is not a tensor.
@@ -83,7 +89,7 @@ def rank_correlation(
     pair = torch.stack(_check_vectors(x, y))  # (2, N)
     check_level(confidence)
     check_resamples(resamples, MIN_RESAMPLES)
-    source, count = seeded(generator), pair.shape[1]
+    source, count = make_generator(generator), pair.shape[1]
     drawn: list[Tensor] = []
     for size in _chunks(resamples, max(1, CHUNK_ENTRIES // count)):
         index = torch.randint(count, (size, count), generator=source, device=source.device).to(pair.device)
@@ -94,7 +100,7 @@ def rank_correlation(
         raise ValueError(
             "x, y: the values of one are equal in most resamples, so no interval can be given; add samples that differ."
         )
-    fields = (_correlation(*average_ranks(pair)), *values.quantile(levels(confidence).to(pair.device)))
+    fields = (_correlation(*average_ranks(pair)), *values.quantile(quantile_levels(confidence).to(pair.device)))
     dtype = torch.promote_types(result_dtype(x), result_dtype(y))
     return RankCorrelation(*(field.to(x.device, dtype) for field in fields))
 
@@ -123,7 +129,7 @@ def _check_vectors(x: Tensor, y: Tensor) -> list[Tensor]:
 
 
 def _correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Pearson correlation along the last dimension; NaN where a side is constant, which the caller takes out."""
+    """Pearson correlation along the last dimension; NaN where a side is constant, which the caller handles."""
     dx, dy = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
     product = (dx.square().sum(-1) * dy.square().sum(-1)).sqrt()
     return ((dx * dy).sum(-1) / product).clamp(-1, 1)

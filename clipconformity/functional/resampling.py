@@ -1,4 +1,4 @@
-"""Uncertainty: the one home of intervals, jackknife, bootstrap, seeds and quantiles."""
+"""Uncertainty: intervals, jackknife, bootstrap, seeds and quantiles."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 MAX_EXPONENT = 700.0
-"""Beyond it a float64 exponential is infinite."""
+"""Exponent above which a float64 exponential is infinite."""
 MIN_DEGREES = 1 - 1e-9
-"""Degrees of freedom below which nothing is known: nearly all rows are in one bucket. Two equal buckets have one."""
+"""Smallest degrees of freedom: with fewer, nearly all rows are in one bucket. Two equal buckets have one."""
 MIN_RESAMPLES = 20
-"""Fewest redraws for the ends of an interval that are read off them."""
+"""Smallest number of redraws for quantiles as the ends of an interval."""
 
 
 class Interval(NamedTuple):
@@ -23,8 +23,8 @@ class Interval(NamedTuple):
     high: float
 
 
-def seeded(generator: torch.Generator | None) -> torch.Generator:
-    """Take the given generator, or a freshly seeded one so that the same data gives the same result."""
+def make_generator(generator: torch.Generator | None) -> torch.Generator:
+    """Return the given generator, or a new one with a fixed seed, so that the same data gives the same result."""
     return torch.Generator().manual_seed(0) if generator is None else generator
 
 
@@ -32,14 +32,14 @@ def check_level(level: float, name: str = "confidence") -> None:
     """Refuse a level outside (0, 1).
 
     Raises:
-        ValueError: If it is.
+        ValueError: If it is outside.
     """
     if not 0 < level < 1:
         raise ValueError(f"{name}: expected a number between 0 and 1, got {level}.")
 
 
 def check_resamples(resamples: int, least: int = 1) -> None:
-    """Refuse fewer than ``least`` redraws.
+    """Refuse fewer than ``least`` resamples.
 
     Raises:
         ValueError: If there are.
@@ -49,7 +49,7 @@ def check_resamples(resamples: int, least: int = 1) -> None:
 
 
 def check_clusters(count: int) -> None:
-    """Refuse to give an interval from one group.
+    """Refuse a single group, which gives no interval.
 
     Raises:
         ValueError: If there are fewer than two.
@@ -84,7 +84,7 @@ def student_quantile(probability: float, degrees: float) -> float:
 
 
 def student_tail(value: float, degrees: float) -> float:
-    """Chance that Student's t is at least so far from 0 on either side.
+    """Two-sided tail probability of Student's t.
 
     Example:
         >>> round(student_tail(2.0395, 31), 3)
@@ -96,12 +96,12 @@ def student_tail(value: float, degrees: float) -> float:
 
 
 def share_interval(hits: float, count: float, confidence: float = 0.95) -> Interval:
-    """Exact interval of a share (Clopper and Pearson 1934), each side missed in at most half of 1 - ``confidence``.
+    """Exact interval of a share (Clopper and Pearson 1934), with equal error probabilities at both ends.
 
     Wilson's interval of 20 samples covers a share of 0.9915 in 84% of cases; near 0 and 1 only the exact one holds.
 
     Args:
-        hits: How many of ``count``; not necessarily whole, where rows were turned into independent samples.
+        hits: Number of hits in ``count``; may be fractional, where rows were scaled to independent samples.
         count: Number of independent samples, above 0.
         confidence: Coverage, in (0, 1).
 
@@ -123,60 +123,60 @@ def share_interval(hits: float, count: float, confidence: float = 0.95) -> Inter
     return Interval(low, high)
 
 
-def ends_of(name: str, interval: tuple[float, float]) -> dict[str, Tensor]:
-    """Give the ends of an interval as scalars, under ``NAME_low`` and ``NAME_high``."""
+def name_ends(name: str, interval: tuple[float, float]) -> dict[str, Tensor]:
+    """Return the ends of an interval as scalars, under ``NAME_low`` and ``NAME_high``."""
     return {
         f"{name}_{end}": torch.as_tensor(x, dtype=torch.float64)
         for end, x in zip(Interval._fields, interval, strict=True)
     }
 
 
-def exponential(interval: Interval) -> Interval:
-    """Interval of a ratio from that of its logarithm."""
+def exponentiate_interval(interval: Interval) -> Interval:
+    """Convert the interval of a logarithm to that of the ratio."""
     return Interval(*(math.exp(min(end, MAX_EXPONENT)) for end in interval))
 
 
 class Estimate(NamedTuple):
-    """A figure with what is known of its uncertainty."""
+    """A figure with its uncertainty."""
 
     value: Tensor
     error: Tensor
-    """Standard error; NaN where it cannot be had."""
+    """Standard error; NaN where it is unknown."""
     degrees: float
-    """Degrees of freedom that the error is known by; 0 where it cannot be had."""
+    """Degrees of freedom of the error; 0 where it is unknown."""
     parts: tuple[float, ...] = ()
-    """What each of several sides adds to the squared error, if they are independent."""
+    """Contribution of each of several independent sides to the squared error."""
 
     def half_width(self, confidence: float = 0.95) -> float:
-        """Half of the interval by Student's t; NaN where it cannot be had."""
+        """Half width of the interval by Student's t; NaN where it is unknown."""
         if not self.degrees > 0:
             return math.nan
         return student_quantile((1 + confidence) / 2, self.degrees) * float(self.error)
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        """Interval by Student's t; NaN where it cannot be had."""
+        """Interval by Student's t; NaN where it is unknown."""
         half = self.half_width(confidence)
         return Interval(float(self.value) - half, float(self.value) + half)
 
 
 def effective_number(count: Tensor) -> float:
-    """How many buckets of equal size these are worth, (sum n)^2 / sum n^2 (Kish 1965); 0 where there is nothing."""
+    """Effective number of buckets of these sizes, (sum n)^2 / sum n^2 (Kish 1965); 0 where all are empty."""
     squares = float(count.square().sum())
     return float(count.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
-def estimated_share(estimate: Estimate, count: float, confidence: float = 0.95) -> Interval:
-    """Interval of a share whose standard error is known: the exact one of so many samples as the error tells of.
+def estimate_share(estimate: Estimate, count: float, confidence: float = 0.95) -> Interval:
+    """Interval of a share with a known standard error: the exact one at the number of samples that the error implies.
 
-    Korn and Graubard (1998). Where all or none are hits the error is 0 and tells nothing: then of ``count``.
+    Korn and Graubard (1998). Where all or none are hits, the error of 0 is meaningless, and ``count`` is used.
 
     Args:
         estimate: The share.
-        count: Number of independent samples, above 0: more than that they are not worth.
+        count: Number of independent samples, above 0, as an upper bound.
         confidence: Coverage, in (0, 1).
 
     Returns:
-        The ends; NaN where the error cannot be had.
+        The ends; NaN where the error is unknown.
     """
     if not estimate.degrees > 0:
         return Interval(math.nan, math.nan)
@@ -189,29 +189,29 @@ def estimated_share(estimate: Estimate, count: float, confidence: float = 0.95) 
 
 
 def jackknife_error(left_out: Tensor, count: Tensor) -> Tensor:
-    """Standard error of a scalar from its values with one bucket left out each; NaN where all rows are in one bucket.
+    """Standard error of a scalar from its values without each bucket; NaN where all rows are in one bucket.
 
     Args:
-        left_out: The read-out without bucket g, ``(G,)``.
-        count: Rows of each bucket ``(G,)``; empty buckets do not count.
+        left_out: The figure without bucket g, ``(G,)``.
+        count: Rows of each bucket ``(G,)``; empty buckets are ignored.
     """
     values = left_out[count > 0]
     used = len(values)
-    if used < 2:  # nothing is known about the spread between groups
+    if used < 2:  # the spread between groups is unknown
         return torch.full_like(count.sum(), float("nan"))
     return ((used - 1) / used * (values - values.mean()).square().sum()).sqrt()
 
 
 def jackknife(value: Tensor, left_out: Tensor, count: Tensor) -> Estimate:
-    """Estimate a figure of one side; arguments as of :func:`jackknife_error`."""
-    return _known(value, jackknife_error(left_out, count), effective_number(count) - 1)
+    """Estimate a figure of one side with its error; arguments as of :func:`jackknife_error`."""
+    return _make_estimate(value, jackknife_error(left_out, count), effective_number(count) - 1)
 
 
 def joint_jackknife(value: Tensor, left_out: Tensor, sides: tuple[Tensor, ...], counts: tuple[Tensor, ...]) -> Estimate:
-    """Estimate a figure of several sides whose rows are dealt to the same buckets; each is left out of all at once.
+    """Estimate a figure of several sides with common buckets; each bucket is left out of all sides at once.
 
-    Where sides share groups they are paired by that; where they do not, the covariance of what a bucket adds to
-    each is 0, and the error is that of independent sides. The degrees of freedom are Satterthwaite's.
+    Sides that share groups are paired; for others, the covariance of a bucket's contributions is 0, and the error is
+    that of independent sides. The degrees of freedom are Satterthwaite's.
 
     Args:
         value: The figure.
@@ -225,10 +225,10 @@ def joint_jackknife(value: Tensor, left_out: Tensor, sides: tuple[Tensor, ...], 
     if not math.isfinite(sum(parts)) or min(known) < MIN_DEGREES:
         return Estimate(value, torch.full_like(error, math.nan), 0.0)
     spread = sum(part**2 / degrees for part, degrees in zip(parts, known, strict=True))
-    return _known(value, error, sum(parts) ** 2 / spread if spread > 0 else min(known), parts)
+    return _make_estimate(value, error, sum(parts) ** 2 / spread if spread > 0 else min(known), parts)
 
 
-def _known(value: Tensor, error: Tensor, degrees: float, parts: tuple[float, ...] = ()) -> Estimate:
+def _make_estimate(value: Tensor, error: Tensor, degrees: float, parts: tuple[float, ...] = ()) -> Estimate:
     if not math.isfinite(float(error)) or degrees < MIN_DEGREES:
         return Estimate(value, torch.full_like(error, math.nan), 0.0)
     return Estimate(value, error, degrees, parts)
@@ -240,29 +240,29 @@ def mean_error(sums: Tensor, count: Tensor) -> Tensor:
 
 
 def bootstrap_weights(resamples: int, clusters: int, generator: torch.Generator) -> Tensor:
-    """How often each of ``clusters`` is drawn, ``(resamples, clusters)`` float64."""
-    return counts_of(
+    """Number of times that each of ``clusters`` is drawn, ``(resamples, clusters)`` float64."""
+    return count_draws(
         torch.randint(clusters, (resamples, clusters), generator=generator, device=generator.device), clusters
     )
 
 
-def counts_of(drawn: Tensor, clusters: int) -> Tensor:
-    """How often each number below ``clusters`` comes in each row, ``(R, N)`` to ``(R, clusters)`` float64."""
+def count_draws(drawn: Tensor, clusters: int) -> Tensor:
+    """Count each number below ``clusters`` in each row, ``(R, N)`` to ``(R, clusters)`` float64."""
     ones = torch.ones((), dtype=torch.float64, device=drawn.device).expand(drawn.shape)
     return torch.zeros(len(drawn), clusters, dtype=torch.float64, device=drawn.device).scatter_add_(1, drawn, ones)
 
 
-def levels(confidence: float) -> Tensor:
+def quantile_levels(confidence: float) -> Tensor:
     """Quantile levels of the two ends of a central interval, ``(2,)``."""
     return torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
 
 
 def basic_interval(point: Tensor, bias: Tensor | float, draws: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
-    """Basic bootstrap interval of a divergence, cut at 0.
+    """Basic bootstrap interval of a divergence, clipped at 0.
 
-    The plug-in divergence of resamples exceeds that of the sample as that exceeds the truth, so twice the sample's
-    value less the resamples' quantiles is free of the bias which makes the percentile interval miss a value of 0
-    always. Near 0 the distribution is skewed, and the upper end is at least the percentile less both biases.
+    The plug-in divergence of resamples exceeds that of the sample as that exceeds the true value. Twice the sample's
+    value minus the resamples' quantiles therefore has no bias, by which the percentile interval would always miss a
+    value of 0. Near 0 the distribution is skewed, and the upper end is at least the percentile minus both biases.
 
     Args:
         point: Plug-in values ``(...)``.
@@ -273,7 +273,7 @@ def basic_interval(point: Tensor, bias: Tensor | float, draws: Tensor, confidenc
     Returns:
         The ends, each ``(...)``, with the bias-corrected value between them.
     """
-    below, above = draws.quantile(levels(confidence), dim=-1)
+    below, above = draws.quantile(quantile_levels(confidence), dim=-1)
     value = point - bias
     low = torch.minimum(2 * point - above, value)
     high = torch.maximum(torch.maximum(2 * point - below, above - 2 * bias), value)

@@ -9,26 +9,26 @@ from torch import Tensor
 
 from clipconformity.functional.linalg import full_precision, mean_of, result_dtype
 from clipconformity.functional.ranks import area_under_curve
-from clipconformity.functional.resampling import seeded
+from clipconformity.functional.resampling import make_generator
 from clipconformity.functional.validation import check_rows, check_same_dim, check_spread
 
 FOLDS = 5
 """Folds of the cross-validation."""
 MIN_SAMPLES = 2 * FOLDS
-"""Fewest samples of a modality: two in every held-out fold."""
+"""Smallest number of samples of a modality: two in every held-out fold."""
 LABEL_ACCURACY = 0.99
 """Held-out balanced accuracy from which a single dimension is a label of the modality."""
-LEAST_SPREAD = 1e-6
-"""Share of a dimension's total spread below which the spread within the modalities does not fall."""
+MIN_SPREAD_SHARE = 1e-6
+"""Lower bound on the spread within the modalities, as a share of the total spread of a dimension."""
 
 
 class LinearSeparability(NamedTuple):
-    """How well a few dimensions tell images from text; dimensions count from zero."""
+    """Separability of images and text by a few dimensions, which count from zero."""
 
     accuracy: Tensor
     """Balanced accuracy in sample, in [0, 1]; about 0.5 is chance, and it is above that by selection alone."""
     held_out_accuracy: Tensor
-    """Balanced accuracy in 5-fold cross-validation, the dimensions selected anew inside each fold; 0.5 is chance."""
+    """Balanced accuracy in 5-fold cross-validation, with dimensions selected inside each fold; 0.5 is chance."""
     dimensions: Tensor
     """The k best dimensions of the whole sample, best first, ``(k,)`` int64; the paper's 93 and 134 are 92 and 133."""
     labels: Tensor
@@ -36,7 +36,7 @@ class LinearSeparability(NamedTuple):
     label_accuracies: Tensor
     """Held-out balanced accuracy of each of ``labels``, ``(L,)``."""
     held_out_recalls: Tensor
-    """Shares of images and of texts that are right in the cross-validation, ``(2,)``; the accuracy is their mean."""
+    """Shares of correct images and texts in the cross-validation, ``(2,)``; the accuracy is their mean."""
 
 
 class _Classes(NamedTuple):
@@ -50,19 +50,19 @@ def linear_separability(
 ) -> LinearSeparability:
     r"""Linear separability of images and text by the k best dimensions.
 
-    The dimensions are ranked by their area under the ROC curve, either way round, equal ones by
+    The dimensions are ranked by their area under the ROC curve, in either direction, ties by
     :math:`d' = |\Delta\,\mathrm{mean}| / \mathrm{pooled\ std}`. Linear discriminant analysis on the best k, with equal
-    priors, gives the balanced accuracy (the mean of both recalls), so sets of unequal size do not flatter it. A label
-    is a single dimension that does it alone, with the threshold midway between the class means of the other folds.
+    priors, gives the balanced accuracy (the mean of both recalls), which unequal sizes do not inflate. A label is a
+    single dimension that separates alone, with the threshold midway between the class means of the other folds.
 
     Args:
         image: Raw image embeddings ``(N, D)``, N >= 10.
         text: Raw text embeddings ``(M, D)``, M >= 10; they need not be in pairs.
         k: Number of dimensions, from 1 to D.
-        generator: Source of the folds; by default freshly seeded, so that equal data give equal results.
+        generator: Source of the folds; by default one with a fixed seed, so that equal data give equal results.
 
     Returns:
-        A :class:`LinearSeparability`. Copies of a row may lie in different folds; take them out first where there are
+        A :class:`LinearSeparability`. Copies of a row may lie in different folds; remove them first where there are
         many.
 
     Raises:
@@ -93,9 +93,11 @@ def linear_separability(
     together = torch.cat(whole)
     check_spread(together.var(0).sum(), mean_of(together), image.dtype, "image, text")
 
-    dimensions = _best(whole, k)
-    accuracy = _recalls(*_discriminate(_pick(whole, dimensions), _pick(whole, dimensions))).mean(0)
-    recalls, single = _cross_validate(whole, k, seeded(generator))
+    dimensions = _rank_dimensions(whole, k)
+    accuracy = _recalls(
+        *_discriminate(_select_dimensions(whole, dimensions), _select_dimensions(whole, dimensions))
+    ).mean(0)
+    recalls, single = _cross_validate(whole, k, make_generator(generator))
     order = single.argsort(descending=True, stable=True)
     labels = order[single[order] >= LABEL_ACCURACY]
     dtype = torch.promote_types(result_dtype(image), result_dtype(text))
@@ -109,8 +111,8 @@ def linear_separability(
     )
 
 
-def _best(classes: _Classes, k: int) -> Tensor:
-    """Rank dimensions by AUC, then d', then index; give the first k."""
+def _rank_dimensions(classes: _Classes, k: int) -> Tensor:
+    """Rank dimensions by AUC, then d', then index; return the first k."""
     area = area_under_curve(*classes)
     distance = (classes.image.mean(0) - classes.text.mean(0)).abs() / _spread(classes)
     order = distance.argsort(descending=True, stable=True)
@@ -123,19 +125,19 @@ def _spread(classes: _Classes) -> Tensor:
     within = sum(((x - x.mean(0)).square().sum(0) for x in classes), torch.zeros_like(classes.image[0]))
     total = torch.cat(classes).std(0)
     pooled = (within / (len(classes.image) + len(classes.text) - 2)).sqrt()
-    floor = torch.where(total > 0, LEAST_SPREAD * total, 1.0)  # a constant dimension tells nothing: d' = 0
+    floor = torch.where(total > 0, MIN_SPREAD_SHARE * total, 1.0)  # a constant dimension carries no information: d' = 0
     return torch.maximum(pooled, floor)
 
 
-def _pick(classes: _Classes, dimensions: Tensor) -> _Classes:
+def _select_dimensions(classes: _Classes, dimensions: Tensor) -> _Classes:
     return _Classes(*(x[:, dimensions] for x in classes))
 
 
 def _discriminate(train: _Classes, test: _Classes) -> tuple[Tensor, Tensor]:
-    """Which samples of each class LDA, fitted on ``train``, puts right: two bool vectors.
+    """Samples of each class that LDA, fitted on ``train``, classifies correctly: two bool vectors.
 
-    In units of the spread within the classes the pooled covariance has a unit diagonal; dimensions that copy each
-    other are dealt with by its pseudo-inverse.
+    In units of the spread within the classes the pooled covariance has a unit diagonal; its pseudo-inverse handles
+    dimensions that copy each other.
     """
     spread = _spread(train)
     means = [x.mean(0) / spread for x in train]
@@ -145,15 +147,15 @@ def _discriminate(train: _Classes, test: _Classes) -> tuple[Tensor, Tensor]:
     direction = torch.linalg.pinv(pooled, rtol=1e-10, hermitian=True) @ (means[0] - means[1])
     threshold = (means[0] + means[1]) @ direction / 2
     scores = [x / spread @ direction - threshold for x in test]
-    return scores[0] > 0, scores[1] < 0  # on the threshold is wrong on either side
+    return scores[0] > 0, scores[1] < 0  # a sample on the threshold counts as wrong
 
 
 def _recalls(image_right: Tensor, text_right: Tensor) -> Tensor:
-    """Share of each class that is right, ``(2, ...)``; their mean is the balanced accuracy."""
+    """Share of each class that is classified correctly, ``(2, ...)``; their mean is the balanced accuracy."""
     return torch.stack([image_right.double().mean(0), text_right.double().mean(0)])
 
 
-def _midway(train: _Classes, test: _Classes) -> tuple[Tensor, Tensor]:
+def _classify_midway(train: _Classes, test: _Classes) -> tuple[Tensor, Tensor]:
     """LDA on every dimension alone: the threshold lies midway between the means. Two bool ``(., D)``."""
     means = [x.mean(0) for x in train]
     sign, threshold = torch.sign(means[0] - means[1]), (means[0] + means[1]) / 2
@@ -170,8 +172,8 @@ def _cross_validate(whole: _Classes, k: int, generator: torch.Generator) -> tupl
     for fold in range(FOLDS):
         train = _Classes(*(x[at != fold] for x, at in zip(whole, folds, strict=True)))
         test = _Classes(*(x[at == fold] for x, at in zip(whole, folds, strict=True)))
-        chosen = _best(train, k)
-        best.append(_discriminate(_pick(train, chosen), _pick(test, chosen)))
-        single.append(_midway(train, test))
+        chosen = _rank_dimensions(train, k)
+        best.append(_discriminate(_select_dimensions(train, chosen), _select_dimensions(test, chosen)))
+        single.append(_classify_midway(train, test))
     pooled = [_recalls(*(torch.cat(side) for side in zip(*results, strict=True))) for results in (best, single)]
     return pooled[0], pooled[1].mean(0)

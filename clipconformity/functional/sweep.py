@@ -1,4 +1,4 @@
-"""Loss and divergence of the modalities as each is shifted along its own mean."""
+"""Loss and divergence of the modalities under shifts along their means."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from clipconformity.functional.divergence import (
     Divergences,
     Readout,
     Side,
-    anchored_grid,
-    corrected,
+    compute_plug_in,
+    correct_bias,
     is_lower_bound,
-    plan,
-    plug_in,
+    make_grid,
+    plan_readout,
     warn_lower_bound,
 )
 from clipconformity.functional.linalg import full_precision, mean_of, result_dtype
@@ -30,10 +30,10 @@ from clipconformity.functional.resampling import (
     basic_interval,
     check_level,
     check_resamples,
-    counts_of,
+    count_draws,
     jackknife,
-    levels,
-    seeded,
+    make_generator,
+    quantile_levels,
 )
 from clipconformity.functional.validation import check_norms, check_pairs, check_spread
 
@@ -42,7 +42,7 @@ CHUNK_ENTRIES = 2**21
 
 
 class ShiftSweep(NamedTuple):
-    """Loss and KL over alpha; every vector has the length A of ``alphas``; 95% intervals unless told otherwise."""
+    """Loss and KL over alpha; every vector has the length A of ``alphas``; intervals at 95% by default."""
 
     alphas: Tensor
     loss: Tensor
@@ -50,16 +50,16 @@ class ShiftSweep(NamedTuple):
     loss_low: Tensor
     loss_high: Tensor
     loss_difference: Tensor
-    """Loss less the loss at alpha 0, whether or not 0 is among ``alphas``."""
+    """Loss minus the loss at alpha 0, whether or not 0 is among ``alphas``."""
     loss_difference_low: Tensor
-    """Paired interval of the difference: above 0 where the loss is higher than at alpha 0 beyond doubt."""
+    """Paired interval of the difference: above 0 where the loss is significantly higher than at alpha 0."""
     loss_difference_high: Tensor
     kl: Tensor
     """KL(image || text) between the own-set conformities, in nats, bias-corrected, not below 0."""
     kl_low: Tensor
     kl_high: Tensor
     kl_difference: Tensor
-    """KL less the KL at alpha 0."""
+    """KL minus the KL at alpha 0."""
     kl_difference_low: Tensor
     kl_difference_high: Tensor
     kl_lower_bound: Tensor
@@ -89,8 +89,8 @@ class Pairs(NamedTuple):
     image: Tensor
     text: Tensor
 
-    def shifted(self, image_alpha: float, text_alpha: float) -> Pairs:
-        """Shift each modality along its own mean, checked for rows that this takes to the origin."""
+    def shift(self, image_alpha: float, text_alpha: float) -> Pairs:
+        """Shift each modality along its own mean, and refuse a shift that takes rows to the origin."""
         result = []
         for name, rows, alpha in zip(self._fields, self, (image_alpha, text_alpha), strict=True):
             moved = rows - alpha * rows.mean(0)
@@ -99,12 +99,12 @@ class Pairs(NamedTuple):
         return Pairs(*result)
 
     def to(self, dtype: torch.dtype) -> Pairs:
-        """Give the pairs in another precision."""
+        """Return the pairs in another precision."""
         return Pairs(self.image.to(dtype), self.text.to(dtype))
 
 
 class _Compared(NamedTuple):
-    """A divergence settled at one alpha: how it is read out, and its plug-in value."""
+    """A divergence at one alpha: its read-out settings and plug-in value."""
 
     grid: Grid
     readout: Readout
@@ -114,16 +114,16 @@ class _Compared(NamedTuple):
     @property
     def kl(self) -> Tensor:
         """Bias-corrected KL(image || text), a scalar."""
-        return corrected(self.readout, self.plain).forward[0]
+        return correct_bias(self.readout, self.plain).forward[0]
 
 
 class _Draws(NamedTuple):
-    """Bootstrap draws of pairs, and how far they move the raw means: shared by all alphas."""
+    """Bootstrap draws of pairs, and the changes of the raw means: shared by all alphas."""
 
     chosen: Tensor
     """Pairs drawn, ``(R, N)``."""
     moves: Pairs
-    """Redrawn mean less the mean, ``(R, D)`` for each modality."""
+    """Redrawn mean minus the mean, ``(R, D)`` for each modality."""
 
 
 @full_precision
@@ -140,21 +140,22 @@ def shift_sweep(
     r"""Sweep the shift :math:`v - \alpha m` over alpha: NT-Xent, and the KL between the modalities' conformities.
 
     Both modalities are shifted by the same share of their own raw means. The paper finds both curves lowest at alpha 0,
-    where CLIP is. Whether that holds for given pairs is told by the paired intervals of the difference from alpha 0.
+    the model itself. The paired intervals of the difference from alpha 0 show whether that holds for given pairs.
 
     The KL is KL(image || text) of the conformities inside the own sets, by the estimator of :func:`conformity_kl`. Its
-    intervals redraw pairs and recompute means and conformities (basic bootstrap, cut at 0); all alphas share the draws.
-    The loss depends on N, and its intervals are of what N pairs have on average: by the jackknife, which leaves out
-    each pair, also as a negative of the others and in the means, with Student's t.
+    intervals redraw pairs and recompute means and conformities (basic bootstrap, clipped at 0), with the same draws for
+    all alphas.
+    The loss depends on N, and its intervals are for the expectation at N pairs: by the jackknife, which leaves out each
+    pair, also as a negative of the others and from the means, with Student's t.
 
     Args:
         image: Raw image embeddings ``(N, D)``, N >= 10.
         text: Raw text embeddings ``(N, D)``, row i belonging to row i of ``image``.
-        alphas: Shares of the mean to take off, ``(A,)``.
+        alphas: Shares of the mean to subtract, ``(A,)``.
         logit_scale: The factor on the cosine, above 0.
         confidence: Coverage of the intervals, in (0, 1).
         resamples: Number of resamples R behind them, at least 20.
-        generator: Source of randomness; by default freshly seeded, so that equal data give equal results.
+        generator: Source of randomness; by default one with a fixed seed, so that equal data give equal results.
 
     Returns:
         A :class:`ShiftSweep`.
@@ -181,17 +182,17 @@ def shift_sweep(
     check_level(confidence)
     check_resamples(resamples, MIN_RESAMPLES)
     steps = _check_alphas(alphas, "alphas")
-    draw = seeded(generator)
+    draw = make_generator(generator)
     every = [0.0, *steps]  # the differences are from alpha 0
     dtype = torch.promote_types(result_dtype(image), result_dtype(text))
-    loss = torch.stack([nt_xent(*pairs.shifted(a, a).to(dtype), logit_scale).double().cpu() for a in every])
-    compared = [_compare(*(conformity(x).cpu() for x in pairs.shifted(a, a))) for a in every]
+    loss = torch.stack([nt_xent(*pairs.shift(a, a).to(dtype), logit_scale).double().cpu() for a in every])
+    compared = [_compare(*(conformity(x).cpu() for x in pairs.shift(a, a))) for a in every]
     kl = torch.stack([c.kl for c in compared])
     if any(c.lower_bound for c in compared[1:]):
         warn_lower_bound()
     left = torch.stack([left_out_losses_at(pairs.to(dtype), a, float(logit_scale)) for a in every])
     draws = _bootstrap(pairs, resamples, draw)
-    kls = torch.stack([_redrawn(pairs.shifted(a, a), a, c, draws) for a, c in zip(every, compared, strict=True)])
+    kls = torch.stack([_redraw_kl(pairs.shift(a, a), a, c, draws) for a, c in zip(every, compared, strict=True)])
     columns = (
         torch.tensor(steps, dtype=torch.float64),
         *(x[1:] for x in (loss, *jackknife_interval(left, loss, confidence, 0.0))),
@@ -217,13 +218,14 @@ def shift_grid(
     Args:
         image: Raw image embeddings ``(N, D)``, N >= 10.
         text: Raw text embeddings ``(N, D)``, row i belonging to row i of ``image``.
-        image_alphas: Shares of the image mean to take off, ``(A,)``.
-        text_alphas: Shares of the text mean to take off, ``(B,)``.
+        image_alphas: Shares of the image mean to subtract, ``(A,)``.
+        text_alphas: Shares of the text mean to subtract, ``(B,)``.
         logit_scale: The factor on the cosine, above 0.
 
     Returns:
-        A :class:`ShiftGrid` without intervals: :func:`shift_sweep` gives those on the diagonal. Off it the
-        distributions soon part, and the KL becomes a lower bound: ``kl_lower_bound`` says where, without a warning.
+        A :class:`ShiftGrid` without intervals: :func:`shift_sweep` has those on the diagonal. Away from it the
+        distributions soon separate, and the KL becomes a lower bound: ``kl_lower_bound`` shows where, without a
+        warning.
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
@@ -239,12 +241,12 @@ def shift_grid(
     """
     pairs = _check(image, text)
     images, texts = _check_alphas(image_alphas, "image_alphas"), _check_alphas(text_alphas, "text_alphas")
-    image_conformity = [conformity(pairs.shifted(a, 0.0).image).cpu() for a in images]
-    text_conformity = [conformity(pairs.shifted(0.0, b).text).cpu() for b in texts]
+    image_conformity = [conformity(pairs.shift(a, 0.0).image).cpu() for a in images]
+    text_conformity = [conformity(pairs.shift(0.0, b).text).cpu() for b in texts]
     compared = [[_compare(x, y) for y in text_conformity] for x in image_conformity]
     dtype = torch.promote_types(result_dtype(image), result_dtype(text))
     loss = torch.stack(
-        [torch.stack([nt_xent(*pairs.shifted(a, b).to(dtype), logit_scale) for b in texts]) for a in images]
+        [torch.stack([nt_xent(*pairs.shift(a, b).to(dtype), logit_scale) for b in texts]) for a in images]
     )
     kl = torch.stack([torch.stack([c.kl for c in row]) for row in compared])
     bounds = torch.tensor([[c.lower_bound for c in row] for row in compared])
@@ -259,8 +261,8 @@ def _check(image: Tensor, text: Tensor) -> Pairs:
     pairs = Pairs(*(x.double() for x in check_pairs(image, text, MIN_SAMPLES)))
     for name, rows, given in zip(pairs._fields, pairs, (image, text), strict=True):
         check_spread(rows.var(0).sum(), mean_of(rows), given.dtype, name)
-    # Nothing below depends on scale, but a row that a shift makes short must not fall out of the range of norms.
-    # A power of two rounds nothing.
+    # Scale does not matter below, but a row that a shift makes short must stay in the range of norms.
+    # A power of two is exact.
     return Pairs(*(rows * 2.0 ** -round(math.log2(float(rows.square().sum(1).mean())) / 2) for rows in pairs))
 
 
@@ -272,15 +274,15 @@ def _check_alphas(alphas: Sequence[float] | Tensor, name: str) -> list[float]:
 
 
 def _compare(image: Tensor, text: Tensor) -> _Compared:
-    grid = anchored_grid(text)
+    grid = make_grid(text)
     sides = [Side(grid.counts(x), float(len(x))) for x in (image, text)]
-    readout = plan(*sides)
-    plain = plug_in(readout, *(side.counts[None] for side in sides))
+    readout = plan_readout(*sides)
+    plain = compute_plug_in(readout, *(side.counts[None] for side in sides))
     return _Compared(grid, readout, plain, is_lower_bound(readout, *sides))
 
 
 def left_out_losses_at(pairs: Pairs, alpha: float, logit_scale: float) -> Tensor:
-    """Loss at one alpha without each pair, whose means are those without it to first order, ``(N,)`` float64."""
+    """Loss at one alpha with each pair left out, also from the means to first order, ``(N,)`` float64."""
     means = [x.mean(0).requires_grad_() for x in pairs]
     with torch.enable_grad():
         image, text = (x - alpha * mean for x, mean in zip(pairs, means, strict=True))
@@ -293,7 +295,7 @@ def left_out_losses_at(pairs: Pairs, alpha: float, logit_scale: float) -> Tensor
 
 
 def jackknife_interval(left_out: Tensor, value: Tensor, confidence: float, least: float) -> tuple[Tensor, Tensor]:
-    """Ends of the interval of a loss from its values without each pair, ``(A, N)``."""
+    """Interval of a loss from its values without each pair, ``(A, N)``."""
     ones = torch.ones(left_out.shape[1], dtype=torch.float64)
     half = torch.tensor(
         [jackknife(one, rest, ones).half_width(confidence) for one, rest in zip(value, left_out, strict=True)],
@@ -307,7 +309,7 @@ def _bootstrap(pairs: Pairs, resamples: int, generator: torch.Generator) -> _Dra
     index = torch.randint(count, (resamples, count), generator=generator, device=generator.device)
     index = index.to(pairs.image.device)
     centered = Pairs(*(x - x.mean(0) for x in pairs))
-    moves = [torch.cat([counts_of(part, part.shape[1]) @ x for part in _parts(index)]) / count for x in centered]
+    moves = [torch.cat([count_draws(part, part.shape[1]) @ x for part in _parts(index)]) / count for x in centered]
     return _Draws(index, Pairs(*moves))
 
 
@@ -315,27 +317,27 @@ def _parts(index: Tensor) -> tuple[Tensor, ...]:
     return index.split(max(1, CHUNK_ENTRIES // index.shape[1]))
 
 
-def _redrawn(shifted: Pairs, alpha: float, compared: _Compared, draws: _Draws) -> Tensor:
-    """Plug-in KL of every draw, its means and conformities recomputed, ``(R,)``."""
+def _redraw_kl(shifted: Pairs, alpha: float, compared: _Compared, draws: _Draws) -> Tensor:
+    """Plug-in KL of every draw, with recomputed means and conformities, ``(R,)``."""
     histograms = []
     for rows, moves in zip(shifted, draws.moves, strict=True):
         parts = []
         for index, move in zip(_parts(draws.chosen), _parts_like(moves, draws.chosen), strict=True):
-            weight = counts_of(index, index.shape[1])
-            values = _redrawn_conformities(rows, alpha * move, weight)
+            weight = count_draws(index, index.shape[1])
+            values = _redraw_conformities(rows, alpha * move, weight)
             cell = compared.grid.locate(values.cpu()) + (CELLS + 2) * torch.arange(len(weight))[:, None]
             flat = torch.bincount(cell.flatten(), weight.cpu().flatten(), minlength=len(weight) * (CELLS + 2))
             parts.append(flat.view(len(weight), CELLS + 2))
         histograms.append(torch.cat(parts))
-    return plug_in(compared.readout, histograms[0], histograms[1]).forward
+    return compute_plug_in(compared.readout, histograms[0], histograms[1]).forward
 
 
 def _parts_like(moves: Tensor, index: Tensor) -> tuple[Tensor, ...]:
     return moves.split([len(part) for part in _parts(index)])
 
 
-def _redrawn_conformities(rows: Tensor, move: Tensor, weight: Tensor) -> Tensor:
-    """Conformity of every row inside its redrawn set, whose raw mean takes ``move`` off each row; ``(b, N)``.
+def _redraw_conformities(rows: Tensor, move: Tensor, weight: Tensor) -> Tensor:
+    """Conformity of every row inside its redrawn set; ``move`` is subtracted from each row, ``(b, N)``.
 
     The moved rows themselves are never built: |x - d|^2 and (x - d) . m_u follow from products of matrices.
     """
@@ -358,5 +360,5 @@ def _kl_interval(compared: list[_Compared], drawn: Tensor, confidence: float) ->
 def _kl_difference(compared: list[_Compared], drawn: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
     """Basic bootstrap interval of the difference from the first, which is alpha 0."""
     point = torch.cat([c.plain.forward for c in compared])
-    below, above = (drawn - drawn[0]).quantile(levels(confidence), dim=1)
+    below, above = (drawn - drawn[0]).quantile(quantile_levels(confidence), dim=1)
     return 2 * (point - point[0]) - above, 2 * (point - point[0]) - below

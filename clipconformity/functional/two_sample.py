@@ -1,7 +1,7 @@
-"""Whether two samples come from one distribution: the Anderson-Darling test, and redraws under that hypothesis.
+"""Test whether two samples come from one distribution: Anderson-Darling, and redraws under that hypothesis.
 
-Both work on histograms over common cells, which are fine enough to lose nothing: a permutation of the labels is then a
-draw without replacement from the pooled cells.
+Both use histograms over common cells, which are fine enough for the test: a permutation of the labels is then a draw
+without replacement from the pooled cells.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 
-def permuted_histograms(
+def permute_histograms(
     evaluated: Tensor, reference: Tensor, resamples: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Histograms of both sides after permutations of the labels: for independent rows.
+    """Histograms of both sides under random permutations of the labels, for independent rows.
 
     Args:
         evaluated: Whole counts ``(K,)``.
@@ -35,13 +35,13 @@ def permuted_histograms(
     return mine, pooled - mine
 
 
-def flipped_histograms(
+def flip_histograms(
     evaluated: Tensor, reference: Tensor, resamples: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Histograms of both sides under one distribution, for rows that depend on each other inside buckets.
+    """Histograms of both sides under random bucket sign flips, for rows that are dependent inside buckets.
 
-    What a bucket adds to its side beyond its share has mean 0: its sign is drawn, the same for both sides, so that what
-    they share in a bucket stays shared. Added to the pooled distribution, a count may be below 0.
+    A bucket's counts minus its share have mean 0: their sign is random, with the same sign for both sides, so that rows
+    that the sides share in a bucket stay shared. Added to the pooled distribution, a count may be below 0.
 
     Args:
         evaluated: Counts by bucket ``(G, K)``.
@@ -69,7 +69,7 @@ def anderson_darling(evaluated: Tensor, reference: Tensor, pooled: Tensor) -> Te
     Args:
         evaluated: Counts ``(B, K)``.
         reference: Counts ``(B, K)``.
-        pooled: Counts of both sides together, ``(K,)``, by which distances are weighed.
+        pooled: Counts of both sides together, ``(K,)``, which weight the distances.
 
     Returns:
         ``(B,)``, larger where the distributions are further apart.
@@ -84,6 +84,6 @@ def anderson_darling(evaluated: Tensor, reference: Tensor, pooled: Tensor) -> Te
 
 
 def tail_probability(observed: Tensor, draws: Tensor) -> float:
-    """p-value: how often a draw reaches what was observed, which counts as a draw itself."""
+    """p-value: share of draws that reach the observed value, which counts as a draw."""
     reached = int((draws >= observed * (1 - 1e-12)).sum())
     return (1 + reached) / (1 + len(draws))

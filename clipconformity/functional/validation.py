@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipconformity.functional.linalg import blocks, working
+from clipconformity.functional.linalg import blocks, to_working_precision
 
 MIN_NORM, MAX_NORM = 1e-15, 1e15
-"""Norms of embeddings that are taken. Within them no square of a float32 entry that counts over- or underflows, so that
-every function and metric is right; beyond them some would be wrong without a word, so all refuse alike."""
+"""Valid norms of embeddings. Inside this range no relevant square of a float32 entry over- or underflows, so that every
+function and metric is accurate; outside, some would be silently wrong, so all raise an error."""
 
 
 def check_matrix(embeddings: object, name: str = "embeddings", min_rows: int = 1) -> Tensor:
-    """Refuse anything but a floating-point ``(N, D)`` tensor; values are not read, so a GPU is not waited for.
+    """Refuse anything but a floating-point ``(N, D)`` tensor; values are not read, so a GPU is not synchronised.
 
     Raises:
         TypeError: If ``embeddings`` is not a tensor of floating-point numbers.
@@ -50,13 +50,13 @@ def check_same_dim(embeddings: Tensor, dim: int, name: str, other: str) -> None:
         )
 
 
-def within_range(norms: Tensor) -> Tensor:
-    """Say of every norm whether its row is taken; NaN, infinity and zero are outside like all that is too far off."""
+def is_in_range(norms: Tensor) -> Tensor:
+    """Whether each norm is in the valid range; NaN, infinity and zero are not."""
     return (norms >= MIN_NORM) & (norms <= MAX_NORM)
 
 
 def check_directions(norms: Tensor, name: str) -> None:
-    """Refuse rows whose norm says that they hold NaN or infinity, or are zero."""
+    """Refuse rows that by their norm are zero or hold NaN or infinity."""
     _refuse(
         ~torch.isfinite(norms) | (norms == 0),
         name,
@@ -66,12 +66,12 @@ def check_directions(norms: Tensor, name: str) -> None:
 
 
 def check_norms(norms: Tensor, name: str = "embeddings") -> None:
-    """Refuse rows whose float64 norm says that they hold NaN or infinity, are zero, or are out of range.
+    """Refuse rows that by their float64 norm are zero, out of range, or hold NaN or infinity.
 
     Raises:
         ValueError: If there are any.
     """
-    outside = ~within_range(norms)
+    outside = ~is_in_range(norms)
     if bool(outside.any()):
         check_directions(norms, name)
         _refuse(outside, name, f"have a norm outside {MIN_NORM:g} to {MAX_NORM:g}", "rescale the embeddings")
@@ -84,13 +84,13 @@ def _refuse(bad: Tensor, name: str, what: str, advice: str) -> None:
 
 
 def check_rows(embeddings: object, name: str = "embeddings", min_rows: int = 1) -> Tensor:
-    """Refuse anything but finite, non-zero rows ``(N, D)``; give them back in working precision, without their graph.
+    """Refuse anything but finite, non-zero rows ``(N, D)``; return them detached, in working precision.
 
     Raises:
         TypeError: If ``embeddings`` is not a floating-point tensor.
         ValueError: If the shape does not fit, there are too few rows, or a row is zero, NaN or infinite.
     """
-    values = working(check_matrix(embeddings, name, min_rows))
+    values = to_working_precision(check_matrix(embeddings, name, min_rows))
     norms = [torch.linalg.vector_norm(block, dim=1, dtype=torch.float64) for block in blocks(values)]
     check_norms(torch.cat(norms) if norms else values.new_zeros(0), name)
     return values
@@ -101,7 +101,7 @@ def check_pairs(image: Tensor, text: Tensor, min_rows: int = 1, advice: str = ""
 
     Raises:
         TypeError: If an argument is not a floating-point tensor.
-        ValueError: If a set is bad in itself, or lengths or dimensions differ.
+        ValueError: If a set is invalid, or lengths or dimensions differ.
     """
     pair = check_rows(image, "image", min_rows), check_rows(text, "text", min_rows)
     check_same_dim(pair[0], pair[1].shape[1], "image", "text")
@@ -114,7 +114,7 @@ def check_pairs(image: Tensor, text: Tensor, min_rows: int = 1, advice: str = ""
 
 
 def check_spread(total_variance: Tensor, mean: Tensor, dtype: torch.dtype, name: str = "embeddings") -> None:
-    """Refuse a set whose spread is no more than the rounding of its entries.
+    """Refuse a set whose spread is within the rounding of its entries.
 
     Args:
         total_variance: Trace of the covariance.

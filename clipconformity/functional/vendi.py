@@ -16,20 +16,20 @@ NEAR_ONE = 1e-8
 
 @full_precision
 def vendi_score(embeddings: Tensor, order: float = 1.0) -> Tensor:
-    r"""Vendi score of a set of embeddings: the effective number of different ones, by the spectrum of their cosines.
+    r"""Vendi score of a set of embeddings: its effective number of different samples, by the spectrum of cosines.
 
     .. math:: \exp H_q(\lambda), \quad H_1 = -\sum_i \lambda_i \log \lambda_i, \quad
               H_q = \frac{1}{1 - q} \log \sum_i \lambda_i^q
 
     with the eigenvalues of K/N, K the matrix of pairwise cosines. They are also those of the second moment of the unit
-    embeddings, D x D, so the smaller of the two matrices is taken. Raw or normalised embeddings give the same.
+    embeddings, D x D, so the smaller of the two matrices is used. Raw or normalised embeddings give the same.
 
     The value grows with N, fast below some thousands: compare values at the same N only.
 
     Args:
         embeddings: Embeddings ``(N, D)`` of any scale.
-        order: Order q >= 0. 1 is the published score. 2 is RKE, one over the mean squared cosine. Infinity looks at the
-            largest eigenvalue alone. 0 counts the eigenvalues that are not 0, rare samples as much as common ones.
+        order: Order q >= 0. 1 is the published score. 2 is RKE, one over the mean squared cosine. Infinity uses only
+            the largest eigenvalue. 0 counts the eigenvalues above 0, rare samples as much as common ones.
 
     Returns:
         A scalar between 1 and min(N, D); high is varied. float32, or float64 for float64 input.
@@ -59,7 +59,7 @@ def vendi_score(embeddings: Tensor, order: float = 1.0) -> Tensor:
 
 
 def check_order(order: float) -> None:
-    """Refuse what is no order.
+    """Refuse an invalid order.
 
     Raises:
         ValueError: If it is below 0 or NaN.
@@ -69,8 +69,8 @@ def check_order(order: float) -> None:
 
 
 def effective_rank(spectrum: Tensor, order: float) -> Tensor:
-    """Exponential of the Renyi entropy of eigenvalues ``(K,)`` that add up to 1; those that are rounding count as 0."""
-    values = known(spectrum)
+    """Exponential of the Renyi entropy of eigenvalues ``(K,)`` that add up to 1; those within rounding count as 0."""
+    values = drop_rounding(spectrum)
     if abs(order - 1) < NEAR_ONE:
         return (-(values * values.log()).sum()).exp()
     if math.isinf(order):
@@ -78,15 +78,15 @@ def effective_rank(spectrum: Tensor, order: float) -> Tensor:
     return (values.pow(order).sum().log() / (1 - order)).exp()
 
 
-def known(spectrum: Tensor) -> Tensor:
-    """Eigenvalues that are more than rounding."""
+def drop_rounding(spectrum: Tensor) -> Tensor:
+    """Return the eigenvalues above rounding."""
     return spectrum[spectrum > spectrum.max() * len(spectrum) * torch.finfo(torch.float64).eps]
 
 
 def entropy_influence(rows: Tensor, second_moment: Tensor, order: float) -> Tensor:
-    """How much each unit row moves the Renyi entropy of a set's second moment, to first order, ``(N,)``, of mean 0.
+    """Influence of each unit row on the Renyi entropy of a set's second moment, to first order, ``(N,)``, of mean 0.
 
-    With M the second moment that is u' f(M) u less its mean, where f is -log for order 1, else q/(1 - q) times
+    With M the second moment, it is u' f(M) u minus its mean, where f is -log for order 1, else q/(1 - q) times
     M^(q - 1) over tr M^q. Orders of 0 and infinity are not smooth, and have none.
 
     Args:
@@ -95,7 +95,7 @@ def entropy_influence(rows: Tensor, second_moment: Tensor, order: float) -> Tens
         order: Order q above 0.
     """
     spectrum, axes = torch.linalg.eigh(second_moment)
-    kept = len(known(spectrum))
+    kept = len(drop_rounding(spectrum))
     values, axes = spectrum[-kept:], axes[:, -kept:]
     if abs(order - 1) < NEAR_ONE:
         weight = -values.log()

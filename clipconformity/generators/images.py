@@ -11,16 +11,16 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image, PngImagePlugin
 
-from clipconformity.data.files import replacing
-from clipconformity.data.images import as_images
-from clipconformity.data.locks import one_at_a_time
+from clipconformity.data.files import replace_file
+from clipconformity.data.images import to_images
+from clipconformity.data.locks import hold_lock
 from clipconformity.data.strict_json import to_json
-from clipconformity.generators.pipelines import adapted, settings, unwrapped
+from clipconformity.generators.pipelines import adapt_generator, describe_settings, unwrap
 from clipconformity.generators.runs import (
     check_numbers,
     check_split,
-    json_line,
-    progress_bar,
+    format_json_line,
+    make_progress_bar,
     rank_path,
     sample_seed,
     split_batches,
@@ -28,7 +28,7 @@ from clipconformity.generators.runs import (
 
 OnBlack = Literal["keep", "exclude"]
 SUFFIXES = {False: ".png", True: ".black"}
-"""Suffix of an image, and of an excluded black one: a PNG too, under a name that no image folder lists."""
+"""Suffix of an image, and of an excluded black one: also a PNG, under a name that no image folder lists."""
 _KEY = "clipconformity"
 _STEM = re.compile(r"\d{6,}_\d+\.(png|black)")
 
@@ -48,15 +48,15 @@ class Sample(NamedTuple):
 
 
 @dataclass
-class Generated:
-    """What a run made of its share.
+class ImageRun:
+    """Results of this rank.
 
     Attributes:
         paths: Images that count, in the order of the prompts; without the black ones where they are excluded.
-        manifest: The file that tells prompt and seed of each image.
+        manifest: The file with prompt and seed of each image.
         generated: Images made by this call.
         reused: Images found from an earlier call.
-        black: Files that are black throughout, such as a safety checker leaves.
+        black: Files that are entirely black, as a safety checker returns.
     """
 
     paths: list[Path]
@@ -80,39 +80,40 @@ def generate_images(
     on_black: OnBlack = "keep",
     on_images: Callable[[list[Image.Image]], object] | None = None,
     progress: bool | None = None,
-) -> Generated:
-    """Generate an image for every prompt into a folder, or what is still missing there.
+) -> ImageRun:
+    """Generate an image for every prompt into a folder; images that are there already are kept.
 
-    Every image has a seed of its own, made of ``seed`` and its prompt's place. So a run does not depend on the batch
+    Every image has its own seed, made of ``seed`` and its prompt's index. So a run does not depend on the batch
     size, on the number of processes, or on where it was interrupted: the noise is the same bit for bit. The pixels
-    are the same up to the rounding of batched arithmetic, which may move a value by a grey level.
+    are the same up to the rounding of batched arithmetic, which may change a value by a grey level.
 
     An image is written under a temporary name and then renamed, with prompt, seed and options inside the PNG; a file
-    of JSON lines beside the images repeats them. A second call finds what is there and makes the rest; while another
-    process is at the same share it waits, with a warning.
+    of JSON lines beside the images repeats them. A second call keeps existing images and makes the rest; while another
+    process works on the same images it waits, with a warning.
 
     Args:
         generator: A diffusers text-to-image pipeline, which is called with ``prompt`` and ``generator``; or a function
             from a list of prompts and a list of seeds to a list of images. A pipeline whose ``generator`` argument is
-            not annotated to take a list is given one prompt at a time.
-        prompts: One for each image, or for each ``images_per_prompt`` images.
+            not annotated to accept a list gets one prompt at a time.
+        prompts: A prompt for each image, or for each ``images_per_prompt`` images.
         output: Folder to write to; made if absent.
-        seed: Of the run, at least 0.
+        seed: Seed of the run, at least 0.
         batch_size: Images made at once.
         images_per_prompt: Images made for each prompt.
         options: Further arguments of the pipeline or function, such as ``{"guidance_scale": 7.5}``; part of the run.
         rank: Number of this process.
         world: Number of processes; each takes every ``world``-th image.
-        on_black: Whether images that are black throughout stay among the results. With ``"exclude"`` they are renamed
+        on_black: Whether entirely black images stay among the results. With ``"exclude"`` they are renamed
             to ``.black``, so that no folder of images lists them, and are not made again.
         on_images: Called with every batch that counts, reused ones included: ``metrics.update`` keeps a running score.
-        progress: Whether to draw a bar on standard error; by default where that is a terminal.
+        progress: Whether to show a progress bar on standard error; by default where that is a terminal.
 
     Returns:
         The images of this process.
 
     Raises:
-        TypeError: If a prompt is no string, or the generator takes neither prompt and generator nor prompts and seeds.
+        TypeError: If a prompt is not a string, or the generator takes neither prompt and generator nor prompts and
+            seeds.
         ValueError: If there is no prompt, one is empty, a number does not fit, the generator returns another number of
             images, or the folder holds images of another run: other prompts, seeds, options, weights or scheduler.
     """
@@ -120,9 +121,9 @@ def generate_images(
     check_split(batch_size, rank, world)
     if on_black not in ("keep", "exclude"):
         raise ValueError(f"on_black: expected 'keep' or 'exclude', got {on_black!r}.")
-    prompts = _listed_prompts(prompts)
-    generator, given = unwrapped(generator, dict(options or {}))
-    call, together = adapted(generator, given)
+    prompts = _list_prompts(prompts)
+    generator, given = unwrap(generator, dict(options or {}))
+    call, together = adapt_generator(generator, given)
     every = [
         Sample(number, copy, prompt, sample_seed(seed, number, copy))
         for number, prompt in enumerate(prompts)
@@ -131,19 +132,19 @@ def generate_images(
     samples = every[rank::world]
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(folder, on_black, settings(generator, given), rank, world)
-    with one_at_a_time(folder / f".{run.manifest.name}.lock", folder):
+    run = _Run(folder, on_black, describe_settings(generator, given), rank, world)
+    with hold_lock(folder / f".{run.manifest.name}.lock", folder):
         run.refuse_surplus(every)
         todo = run.resume(samples)
         if on_images is not None:
-            for reused in split_batches(run.kept(samples), batch_size):
-                on_images(as_images(reused))
+            for reused in split_batches(run.list_kept(samples), batch_size):
+                on_images(to_images(reused))
         _generate(run, call, todo, batch_size if together else 1, on_images, progress, len(samples))
-    return Generated(run.kept(samples), run.manifest, len(todo), len(samples) - len(todo), run.blacks(samples))
+    return ImageRun(run.list_kept(samples), run.manifest, len(todo), len(samples) - len(todo), run.list_black(samples))
 
 
 def read_manifest(output: Path | str) -> list[dict[str, Any]]:
-    """Read prompt, seed and file of all images in a folder, of whatever process, as the images themselves say.
+    """Read prompt, seed and file of all images in a folder, of all processes, from the metadata of the images.
 
     Returns:
         One entry an image, in the order of the prompts: file, prompt, prompt_index, copy, seed, black, settings.
@@ -161,7 +162,7 @@ def read_manifest(output: Path | str) -> list[dict[str, Any]]:
 
 
 def is_black(image: Image.Image) -> bool:
-    """Whether every pixel is black, as of an image that a safety checker withheld.
+    """Whether every pixel is black, as in an image that a safety checker withheld.
 
     Example:
         >>> is_black(Image.new("RGB", (4, 4)))
@@ -171,9 +172,9 @@ def is_black(image: Image.Image) -> bool:
 
 
 def _read_about(path: Path) -> dict[str, Any]:
-    """Read what an image says of its making."""
+    """Read how an image was generated from its metadata."""
     if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the file is empty; delete it to have the image made again.")
+        raise ValueError(f"{path}: the file is empty; delete it to generate the image again.")
     try:
         with Image.open(path, formats=("PNG",)) as image:
             about: dict[str, Any] = json.loads(getattr(image, "text", {})[_KEY])
@@ -183,7 +184,7 @@ def _read_about(path: Path) -> dict[str, Any]:
 
 
 class _Run:
-    """The folder of a run: what is there, and what is added."""
+    """The folder of a run: existing and new images."""
 
     def __init__(self, folder: Path, on_black: OnBlack, settings: str, rank: int, world: int) -> None:
         self.folder, self.on_black, self.settings = folder, on_black, settings
@@ -191,24 +192,24 @@ class _Run:
         self.entries: dict[str, dict[str, Any]] = {}
 
     def resume(self, samples: list[Sample]) -> list[Sample]:
-        """Take up what is there, write the manifest anew, and say what is missing."""
+        """Read the existing images, write the manifest again, and return the missing ones."""
         todo = []
         for sample in samples:
             found = [path for suffix in SUFFIXES.values() if (path := self._path(sample, suffix)).is_file()]
             if not found:
                 todo.append(sample)
                 continue
-            about = self._about(found[0], sample)
+            about = self._read_own(found[0], sample)
             path = self._path(sample, SUFFIXES[about["black"] and self.on_black == "exclude"])
             if path != found[0]:
                 found[0].replace(path)
             self.entries[sample.stem] = about | {"file": path.name}
-        with replacing(self.manifest) as temporary:
-            temporary.write_text("".join(json_line(entry) for entry in self.entries.values()), encoding="utf-8")
+        with replace_file(self.manifest) as temporary:
+            temporary.write_text("".join(format_json_line(entry) for entry in self.entries.values()), encoding="utf-8")
         return todo
 
     def refuse_surplus(self, every: list[Sample]) -> None:
-        """Refuse a folder that holds images beyond this run, which a score of the folder would count."""
+        """Refuse a folder with images beyond this run, which a score of the folder would count."""
         known = {sample.stem for sample in every}
         extra = sorted(p.name for p in self.folder.glob("*") if _STEM.fullmatch(p.name) and p.stem not in known)
         if extra:
@@ -218,7 +219,7 @@ class _Run:
             )
 
     def add(self, samples: list[Sample], images: list[Image.Image]) -> list[Image.Image]:
-        """Store images; those that count are returned."""
+        """Store images; return those that count."""
         kept = []
         with self.manifest.open("a", encoding="utf-8") as manifest:
             for sample, image in zip(samples, images, strict=True):
@@ -227,21 +228,21 @@ class _Run:
                 path = self._path(sample, SUFFIXES[excluded])
                 info = PngImagePlugin.PngInfo()
                 info.add_itxt(_KEY, to_json(about))
-                with replacing(path) as temporary:
+                with replace_file(path) as temporary:
                     image.save(temporary, format="PNG", pnginfo=info)
                 self.entries[sample.stem] = about | {"file": path.name}
-                manifest.write(json_line(self.entries[sample.stem]))
+                manifest.write(format_json_line(self.entries[sample.stem]))
                 if not excluded:
                     kept.append(image)
         return kept
 
-    def kept(self, samples: list[Sample]) -> list[Path]:
+    def list_kept(self, samples: list[Sample]) -> list[Path]:
         """List the files that count."""
         exclude = self.on_black == "exclude"
         entries = [self.entries[sample.stem] for sample in samples if sample.stem in self.entries]
         return [self.folder / entry["file"] for entry in entries if not (exclude and entry["black"])]
 
-    def blacks(self, samples: list[Sample]) -> list[Path]:
+    def list_black(self, samples: list[Sample]) -> list[Path]:
         """List the black ones."""
         entries = [self.entries[sample.stem] for sample in samples]
         return [self.folder / entry["file"] for entry in entries if entry["black"]]
@@ -249,8 +250,8 @@ class _Run:
     def _path(self, sample: Sample, suffix: str) -> Path:
         return self.folder / (sample.stem + suffix)
 
-    def _about(self, path: Path, sample: Sample) -> dict[str, Any]:
-        """Read what an image says of itself; it must be of this run."""
+    def _read_own(self, path: Path, sample: Sample) -> dict[str, Any]:
+        """Read the metadata of an image, which must be of this run."""
         about = _read_about(path)
         expected = sample._asdict() | {"settings": self.settings}
         for name, value in expected.items():
@@ -271,7 +272,7 @@ def _generate(
     progress: bool | None,
     total: int,
 ) -> None:
-    with progress_bar(total, total - len(todo), progress) as bar:
+    with make_progress_bar(total, total - len(todo), progress) as bar:
         for batch in split_batches(todo, batch_size):
             images = call([sample.prompt for sample in batch], [sample.seed for sample in batch])
             if len(images) != len(batch):
@@ -282,7 +283,7 @@ def _generate(
             bar.update(len(batch))
 
 
-def _listed_prompts(given: Iterable[str]) -> list[str]:
+def _list_prompts(given: Iterable[str]) -> list[str]:
     """Check prompts and list them."""
     if isinstance(given, str):
         raise TypeError("prompts: expected a list of strings, got a string.")

@@ -1,4 +1,4 @@
-"""What runs of both kinds share: their share of the work, batches, seeds, progress, and lines of JSON."""
+"""Common parts of runs of both kinds: split of the work, batches, seeds, progress, and JSON lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_numbers(least: Mapping[str, tuple[int, int]]) -> None:
     """Refuse numbers that are too small.
 
     Args:
-        least: For each argument its value, and the least that it may be.
+        least: For each argument its value and its minimum.
 
     Raises:
         ValueError: If one is smaller.
@@ -29,7 +29,7 @@ def check_numbers(least: Mapping[str, tuple[int, int]]) -> None:
 
 
 def check_split(batch_size: int, rank: int, world: int) -> None:
-    """Refuse a batch size below 1, and a rank that is none of ``world``.
+    """Refuse a batch size below 1, and a rank outside ``world``.
 
     Raises:
         ValueError: If one does not fit.
@@ -44,7 +44,7 @@ def split_batches(items: list[T], size: int) -> Iterator[list[T]]:
 
 
 def sample_seed(seed: int, prompt_index: int, copy: int = 0) -> int:
-    """Seed of one image: a number of 53 bits that depends on the run's seed and the prompt's place alone.
+    """Seed of one image: a number of 53 bits that depends only on the run's seed and the prompt's index.
 
     Example:
         >>> sample_seed(0, 3) == sample_seed(0, 3), sample_seed(0, 3) == sample_seed(1, 3)
@@ -65,14 +65,14 @@ def rank_path(output: Path | str, rank: int, world: int) -> Path:
     return path if world == 1 else path.with_name(f"{path.stem}-{rank}-of-{world}{path.suffix}")
 
 
-def progress_bar(total: int, done: int, progress: bool | None) -> Any:
-    """Make a bar of images on standard error; by default where that is a terminal."""
+def make_progress_bar(total: int, done: int, progress: bool | None) -> Any:
+    """Make a progress bar on standard error; by default where that is a terminal."""
     from tqdm import tqdm
 
     disable = None if progress is None else not progress
     return tqdm(total=total, initial=done, unit="image", file=sys.stderr, disable=disable)
 
 
-def json_line(entry: Any) -> str:
-    """One line of a file of JSON lines."""
+def format_json_line(entry: Any) -> str:
+    """Format an entry of a file of JSON lines."""
     return to_json(entry) + "\n"

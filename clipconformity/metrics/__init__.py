@@ -1,4 +1,4 @@
-"""The torchmetrics classes: each is the skin of a read-out of a stream, and public by the ``__all__`` of its file."""
+"""The torchmetrics classes: each wraps a read-out of a stream, and is public by the ``__all__`` of its file."""
 
 from clipconformity.metrics import alignment, collection, distribution, gaussian, geometry, mmd, neighbours, vendi
 from clipconformity.metrics.alignment import *

@@ -12,9 +12,9 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import Interval
 from clipconformity.metrics.base import PairMetric
-from clipconformity.metrics.pictures import quantity
+from clipconformity.metrics.pictures import format_quantity
 from clipconformity.stream.alignment import SUMS, MeanScore, pair_buckets, pair_scores
-from clipconformity.stream.moments import Layout
+from clipconformity.stream.layout import Layout
 from clipconformity.stream.readouts.clip_score import CLIPScoreReadOut
 from clipconformity.stream.row_sample import Labels
 
@@ -27,17 +27,17 @@ class CLIPScore(PairMetric):
     ``update(images, texts)`` takes pairs: row i of one belongs to row i of the other.
 
     Args:
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where the encoder does not tell it.
-        max_samples: Taken for uniformity with the other metrics; no rows are kept.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is no encoder.
+        max_samples: Accepted for uniformity with the other metrics; no rows are kept.
         allow_normalized: Likewise: a cosine does not depend on the norms.
-        kwargs: Of ``torchmetrics.Metric``.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a scalar in [0, 100], exact whatever the number of pairs. torchmetrics cuts the mean at 0,
-    and this metric each pair, as Hessel et al. do: without a pair at an obtuse angle they are equal.
+    ``compute`` returns a scalar in [0, 100], exact for any number of pairs. torchmetrics clips the mean at 0, and this
+    metric each pair, as Hessel et al. do: without a pair at an obtuse angle they are equal.
 
     Raises:
-        ValueError: If the dimension is not told, or told twice differently.
+        ValueError: If the dimension is unknown, or given with two different values.
 
     Source: Hessel et al., *CLIPScore: A Reference-free Evaluation Metric for Image Captioning*, EMNLP 2021.
 
@@ -66,13 +66,13 @@ class CLIPScore(PairMetric):
     @property
     def num_samples(self) -> int:
         """Number of pairs so far, on all ranks."""
-        with self._synced():
-            return int(self._scores().total)
+        with self._synchronise():
+            return int(self._score_pairs().total)
 
     def update(  # type: ignore[override]
         self, images: Any, texts: Any, *, groups: Labels | None = None, ids: Sequence[object] | None = None
     ) -> None:
-        """Take in a batch of pairs; one without rows changes nothing.
+        """Accumulate a batch of pairs; one without rows changes nothing.
 
         Args:
             images: Raw embeddings ``(N, D)``, or images if there is an encoder.
@@ -81,54 +81,54 @@ class CLIPScore(PairMetric):
             ids: A name for each pair.
 
         Raises:
-            TypeError: If a batch is neither embeddings nor something that the encoder takes.
-            ValueError: If lengths or dimensions differ, or groups or ids do not fit. Bad values are reported by
+            TypeError: If a batch is neither embeddings nor valid input of the encoder.
+            ValueError: If lengths or dimensions differ, or groups or ids do not fit. Invalid values are reported by
                 ``compute``.
         """
-        self._take_in(self._scores(), *self._encoded(images, texts), groups, ids)
+        self._take_in(self._score_pairs(), *self._encode_pair(images, texts), groups, ids)
 
     @full_precision
     def forward(  # type: ignore[override]
         self, images: Any, texts: Any, *, groups: Labels | None = None, ids: Sequence[object] | None = None
     ) -> Tensor:
-        """Accumulate a batch of pairs, and give its own value: NaN of a single pair."""
+        """Accumulate a batch of pairs, and return its own value: NaN for a single pair."""
         if self._is_synced:
             raise TorchMetricsUserError("forward was called on a synchronised metric; call unsync first.")
-        pair = self._encoded(images, texts)
+        pair = self._encode_pair(images, texts)
         self.update(*pair, groups=groups, ids=ids)
-        batch = MeanScore({name: torch.zeros_like(value) for name, value in self._scores().state.items()})
+        batch = MeanScore({name: torch.zeros_like(value) for name, value in self._score_pairs().state.items()})
         with torch.no_grad():
             self._take_in(batch, *pair, groups, ids)
             try:
-                fields: Mapping[str, Tensor] = self.readout.of(batch)
-            except ValueError:  # only compute raises for what the values are
+                fields: Mapping[str, Tensor] = self.readout.read_sums(batch)
+            except ValueError:  # only compute raises for invalid values
                 fields = {self.readout.name: torch.tensor(float("nan"))}
         self._forward_cache: Any = self._value(fields)
         return self._forward_cache
 
     @full_precision
     def compute(self) -> Tensor:
-        """Give the mean over everything so far, on all ranks.
+        """Return the mean over all pairs so far, on all ranks.
 
         Raises:
             ValueError: If there are fewer than two pairs, or rows that were zero, NaN or infinite.
         """
-        return self._value(self.readout.of(self._scores()))
+        return self._value(self.readout.read_sums(self._score_pairs()))
 
     @full_precision
     def interval(self, confidence: float = 0.95) -> Interval:
-        """Interval of the mean: buckets of whole groups are left out in turn; NaN where it cannot be had."""
-        with self._synced():
-            return self._scores().estimate().interval(confidence)
+        """Interval of the mean: buckets of whole groups are left out in turn; NaN where it is unknown."""
+        with self._synchronise():
+            return self._score_pairs().estimate().interval(confidence)
 
     def _plot_figures(self, ax: Any) -> Any:
         from clipconformity import plots
 
         low, high = self.interval()
         value = float(self.compute())
-        return plots.forest([value], [low], [high], ["CLIPScore"], quantity=quantity(self.readout), ax=ax)
+        return plots.forest([value], [low], [high], ["CLIPScore"], quantity=format_quantity(self.readout), ax=ax)
 
-    def _scores(self) -> MeanScore:
+    def _score_pairs(self) -> MeanScore:
         return MeanScore({name: getattr(self, name) for name in SUMS})
 
     @full_precision

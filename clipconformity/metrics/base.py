@@ -1,4 +1,4 @@
-"""Base of the metric classes: the torchmetrics skin of a stream, and where the encoder lives."""
+"""Base of the metric classes: a torchmetrics wrapper of a stream, and the encoder."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from clipconformity.functional.validation import check_matrix, check_same_dim
 from clipconformity.metrics.pictures import draw_figures, draw_values
 from clipconformity.metrics.ranks import check_ranks
 from clipconformity.provenance import Provenance
-from clipconformity.stream.moments import Layout, State
+from clipconformity.stream.layout import Layout, State
 from clipconformity.stream.readouts.base import ReadOut
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.row_sample import Labels
-from clipconformity.stream.stream import EVALUATED, Stream, layouts
+from clipconformity.stream.stream import EVALUATED, Stream, choose_layouts
 
 EncoderOrSpec: TypeAlias = "Encoder | str | Path"
 
 
 class EmbeddingMetric(Metric):
-    """Streams raw embeddings, or what an encoder makes of images and texts, and reads a :class:`ReadOut` out of them.
+    """Streams raw embeddings, or encoded images and texts, and computes the fields of a :class:`ReadOut`.
 
-    The encoder is no part of the module tree: it is neither saved nor moved, a clone shares it, and a pickle holds
-    its spec. States are float64 whatever dtype a parent module is cast to.
+    The encoder is not part of the module tree: it is neither saved nor moved, a clone shares it, and a pickle holds
+    its spec. States stay float64 for any dtype of a parent module.
     """
 
     readout: ReadOut
@@ -53,26 +53,26 @@ class EmbeddingMetric(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        encoder = opened_encoder(encoder)
-        self.embed_dim = agreed_dimension(type(self).__name__, reference, encoder, embed_dim)
+        encoder = open_encoder(encoder)
+        self.embed_dim = resolve_dimension(type(self).__name__, reference, encoder, embed_dim)
         if reference is not None and encoder is not None and reference.encoder_id is not None:
-            reference.provenance.check(Provenance.of(encoder))
+            reference.provenance.check(Provenance.from_encoder(encoder))
         self.allow_normalized = allow_normalized or (reference is not None and reference.normalized)
-        # Past nn.Module.__setattr__, which would register an encoder that is a module.
+        # Bypasses nn.Module.__setattr__, which would register an encoder that is a module.
         self.__dict__.update(_encoder=encoder, _encoder_spec=None, _reference=reference)
         self._names: dict[str, dict[int, str]] = {}
         self._modality: str | None = None
         self.max_samples = max_samples
         self._layouts = self._make_layouts()
-        # A collection shares the state of metrics whose states look equal: this one tells apart what is accumulated.
+        # A collection shares states of metrics with equal states: this one distinguishes what is accumulated.
         self.add_state("layout_key", torch.tensor(self._layout_key(), dtype=torch.float64), dist_reduce_fx="max")
         for side, layout in self._layouts.items():
             for name, value in layout.zeros().items():
                 self.add_state(f"{side}_{name}", value, dist_reduce_fx="cat" if isinstance(value, list) else "sum")
 
     def _make_layouts(self) -> dict[str, Layout]:
-        """Say what either side accumulates."""
-        return layouts(self.embed_dim, self.readout.needs, self.reference, self.max_samples)
+        """Make the layouts of both sides."""
+        return choose_layouts(self.embed_dim, self.readout.needs, self.reference, self.max_samples)
 
     def _layout_key(self) -> int:
         digest = hashlib.blake2b(repr(self._layouts.keys()).encode(), digest_size=3)
@@ -84,7 +84,7 @@ class EmbeddingMetric(Metric):
 
     @property
     def encoder(self) -> Encoder | None:
-        """The encoder that turns images and texts into embeddings; after unpickling, loaded by its spec."""
+        """The encoder of images and texts; after unpickling, loaded by its spec."""
         if self.__dict__["_encoder"] is None and self.__dict__["_encoder_spec"] is not None:
             from clipconformity.encoders import load_encoder
 
@@ -99,19 +99,19 @@ class EmbeddingMetric(Metric):
     @property
     def num_samples(self) -> int:
         """Number of evaluated samples so far, on all ranks."""
-        with self._synced():
+        with self._synchronise():
             return int(self._stream().evaluated.total)
 
     @property
     def exact(self) -> bool:
-        """Whether what is not additive rests on every sample so far rather than on the row sample."""
-        with self._synced():
+        """Whether non-additive figures use every sample so far rather than the row sample."""
+        with self._synchronise():
             return self._stream().exact
 
     def update(
         self, batch: Any, *, real: bool = False, groups: Labels | None = None, ids: Sequence[object] | None = None
     ) -> None:
-        """Take in a batch; one without rows changes nothing.
+        """Accumulate a batch; one without rows changes nothing.
 
         Args:
             batch: Raw embeddings ``(N, D)``, or images or texts if there is an encoder.
@@ -121,8 +121,8 @@ class EmbeddingMetric(Metric):
             ids: A name for each row.
 
         Raises:
-            TypeError: If the batch is neither embeddings nor something that the encoder takes.
-            ValueError: If the shape, the dimension, the groups or the ids do not fit. Bad values are reported by
+            TypeError: If the batch is neither embeddings nor valid input of the encoder.
+            ValueError: If the shape, the dimension, the groups or the ids do not fit. Invalid values are reported by
                 ``compute``.
         """
         embeddings, modality = self._encode(batch)
@@ -133,26 +133,26 @@ class EmbeddingMetric(Metric):
     def forward(
         self, batch: Any, *, real: bool = False, groups: Labels | None = None, ids: Sequence[object] | None = None
     ) -> Any:
-        """Accumulate the batch, and give its own value: NaN where it is too small for one, and for real rows."""
+        """Accumulate the batch, and return its own value: NaN where it is too small, and for real rows."""
         if self._is_synced:
             raise TorchMetricsUserError("forward was called on a synchronised metric; call unsync first.")
         embeddings, modality = self._encode(batch)
         self.update(embeddings, real=real, groups=groups, ids=ids)
         self._modality = modality
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # only compute warns of what the values are, and raises
+            warnings.simplefilter("ignore")  # only compute warns of values, and raises
             stream = self._batch_stream()
             if not real:
                 stream.update(embeddings, groups=groups, ids=ids)
             try:
                 self._forward_cache = self._value(self._read(stream))
             except ValueError:
-                self._forward_cache = self._value(self._without_values(stream))
+                self._forward_cache = self._value(self._make_nan_fields(stream))
         return self._forward_cache
 
     @full_precision
     def compute(self) -> Any:
-        """Read out the metric over everything so far, on all ranks.
+        """Compute the metric over all samples so far, on all ranks.
 
         Raises:
             ValueError: If there are too few samples, or rows that were zero, NaN, infinite or L2-normalised.
@@ -160,20 +160,20 @@ class EmbeddingMetric(Metric):
         return self._value(self._read(self._stream()))
 
     def _read(self, stream: Stream) -> dict[str, Tensor]:
-        """Read the fields out; what cannot be had stays NaN, so that the keys are the same for every batch."""
-        return self._without_values(stream) | self.readout.read(stream)
+        """Compute the fields; unknown ones stay NaN, so that the keys are the same for every batch."""
+        return self._make_nan_fields(stream) | self.readout.read(stream)
 
-    def _without_values(self, stream: Stream) -> dict[str, Tensor]:
+    def _make_nan_fields(self, stream: Stream) -> dict[str, Tensor]:
         return {name: torch.tensor(float("nan")) for name in self.readout.names(stream.has_reference)}
 
     def _value(self, fields: Mapping[str, Tensor]) -> Any:
-        """Give what ``compute`` gives: the read-out's one value, or a dict of all its fields, in float32."""
+        """Return the result of ``compute``: the read-out's value, or a dict of all its fields, in float32."""
         if self.readout.value is not None:
             return fields[self.readout.value].float()
         return {name: value.float() for name, value in fields.items()}
 
     def _encode(self, batch: Any) -> tuple[Tensor, str | None]:
-        """Give the embeddings of a batch, and the modality that they fix."""
+        """Return the embeddings of a batch, and the modality of the metric after it."""
         modality = check_batch_modality(batch, self._modality, self.reference)
         embeddings = encode_batch(batch, self.encoder)
         check_same_dim(embeddings, self.embed_dim, "batch", "this metric")
@@ -196,7 +196,7 @@ class EmbeddingMetric(Metric):
         )
 
     def _batch_stream(self) -> Stream:
-        """A stream for one batch, which is compared with all real rows so far."""
+        """Make a stream for one batch, which is compared with all real rows so far."""
         stream = self._stream()
         device = stream.evaluated["count"].device
         states = {side: moments.state for side, moments in stream.sides.items()}
@@ -204,8 +204,8 @@ class EmbeddingMetric(Metric):
         return Stream(self._layouts, reference=self.reference, allow_normalized=self.allow_normalized, states=states)
 
     @contextmanager
-    def _synced(self) -> Iterator[None]:
-        """Synchronise for a read-out beside ``compute``."""
+    def _synchronise(self) -> Iterator[None]:
+        """Synchronise ranks for a read-out beside ``compute``."""
         if self._is_synced:
             yield
             return
@@ -214,13 +214,13 @@ class EmbeddingMetric(Metric):
 
     @contextmanager
     def _read_stream(self) -> Iterator[Stream]:
-        """Give the stream of all ranks, for a read-out beside ``compute``."""
-        with self._synced():
+        """Return the stream of all ranks, for a read-out beside ``compute``."""
+        with self._synchronise():
             yield self._stream()
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
         check_ranks(self, *args, **kwargs)
-        for side in self._stream().sides.values():  # a rank without rows still sends an empty sample of the right kind
+        for side in self._stream().sides.values():  # a rank without rows sends an empty sample of the right shapes
             if side.layout.max_samples:
                 side.replace_sample(side.sample())
         super()._sync_dist(*args, **kwargs)
@@ -238,7 +238,7 @@ class EmbeddingMetric(Metric):
             super().add_state(name, default.clone() if isinstance(default, Tensor) else default, *args, **kwargs)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot the metric's figures with their intervals and floor, or ``val``: one or several values of ``compute``.
+        """Plot the metric's figures with intervals and noise floor, or ``val``: one or several values of ``compute``.
 
         Returns:
             ``(figure, axes)``.
@@ -253,11 +253,11 @@ class EmbeddingMetric(Metric):
 
     @property
     def _plotted(self) -> ReadOut:
-        """What a plot shows the figures of."""
+        """The read-out whose figures a plot shows."""
         return self.readout
 
     def set_dtype(self, dst_type: str | torch.dtype) -> EmbeddingMetric:
-        """Do nothing: states stay float64, in which a stream of any length adds up."""
+        """Do nothing: states stay float64, which is accurate for streams of any length."""
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:
@@ -284,7 +284,7 @@ class EmbeddingMetric(Metric):
 
 
 class SetMetric(EmbeddingMetric):
-    """A metric of the evaluated set alone, which is compared with no reference: real rows are left out."""
+    """A metric of the evaluated set alone, without a reference: real rows are ignored."""
 
     def __init__(
         self,
@@ -310,14 +310,14 @@ class SetMetric(EmbeddingMetric):
         )
 
     def _make_layouts(self) -> dict[str, Layout]:
-        """Say what the evaluated side accumulates; there is no other, even where the read-out could compare."""
-        return layouts(self.embed_dim, self.readout.needs._replace(reference=False), None, self.max_samples)
+        """Make the layout of the evaluated side; there is no other, even where the read-out could compare."""
+        return choose_layouts(self.embed_dim, self.readout.needs._replace(reference=False), None, self.max_samples)
 
 
 class PairMetric(SetMetric):
     """A metric of pairs of images and texts: row i of one belongs to row i of the other."""
 
-    def _encoded(self, images: Any, texts: Any) -> tuple[Tensor, Tensor]:
+    def _encode_pair(self, images: Any, texts: Any) -> tuple[Tensor, Tensor]:
         pair = encode_batch(images, self.encoder), encode_batch(texts, self.encoder)
         for rows in pair:
             check_same_dim(rows, self.embed_dim, "batch", "this metric")
@@ -329,12 +329,12 @@ class PairMetric(SetMetric):
         return pair
 
 
-def opened_encoder(encoder: EncoderOrSpec | None) -> Encoder | None:
-    """Give an encoder as it is, and one named by its spec or folder as ``load_encoder`` opens it.
+def open_encoder(encoder: EncoderOrSpec | None) -> Encoder | None:
+    """Return an encoder as it is, or load one by its spec or folder, as ``load_encoder`` does.
 
     Raises:
         TypeError: If it is neither.
-        ValueError: If there is no encoder of that name; as ``load_encoder``.
+        ValueError: If there is no encoder of that name, or as ``load_encoder``.
     """
     if isinstance(encoder, (str, Path)):
         from clipconformity.encoders import load_encoder
@@ -349,10 +349,10 @@ def opened_encoder(encoder: EncoderOrSpec | None) -> Encoder | None:
 
 
 def check_batch_modality(batch: Any, fixed: str | None, reference: ReferenceSet | None) -> str | None:
-    """Give the modality that a metric has after a batch: the first images or texts fix it, embeddings have none.
+    """Return the modality of a metric after a batch: the first images or texts fix it, embeddings have none.
 
     Raises:
-        ValueError: If it is another than that of the batches before, or than the reference's.
+        ValueError: If it differs from that of earlier batches or of the reference.
     """
     if (isinstance(batch, Tensor) and batch.ndim == 2) or _is_empty(batch):
         return fixed
@@ -369,10 +369,10 @@ def check_batch_modality(batch: Any, fixed: str | None, reference: ReferenceSet 
 
 
 def encode_batch(batch: Any, encoder: Encoder | None) -> Tensor:
-    """Give the raw embeddings of a batch: a two-dimensional tensor is taken for embeddings and passes through.
+    """Return the raw embeddings of a batch: a two-dimensional tensor is used as embeddings.
 
     Raises:
-        TypeError: If the batch is no such tensor and there is no encoder.
+        TypeError: If the batch is not such a tensor and there is no encoder.
         ValueError: If a tensor has another shape and there is no encoder.
     """
     if isinstance(batch, Tensor) and (batch.ndim == 2 or encoder is None):
@@ -382,7 +382,7 @@ def encode_batch(batch: Any, encoder: Encoder | None) -> Tensor:
             f"batch: expected raw embeddings, a tensor of shape (N, D), got {type(batch).__name__}; convert them with "
             "torch.as_tensor, or for images or texts construct the metric with encoder=load_encoder(...)."
         )
-    if _is_empty(batch):  # what a rank without samples has: no encoder need cope with it
+    if _is_empty(batch):  # a rank without samples: encoders need not handle it
         return torch.empty(0, encoder.embed_dim)
     return check_matrix(encoder(batch), "batch")
 
@@ -393,12 +393,12 @@ def _is_empty(batch: Any) -> bool:
     return isinstance(batch, (list, tuple)) and not batch
 
 
-def agreed_dimension(name: str, reference: ReferenceSet | None, encoder: Encoder | None, embed_dim: int | None) -> int:
-    """Settle the dimension of the embeddings from whatever says it.
+def resolve_dimension(name: str, reference: ReferenceSet | None, encoder: Encoder | None, embed_dim: int | None) -> int:
+    """Determine the dimension of the embeddings from the reference, the encoder or ``embed_dim``.
 
     Raises:
-        TypeError: If the reference is none.
-        ValueError: If nothing says it, or two things differ.
+        TypeError: If the reference is not a ``ReferenceSet``.
+        ValueError: If nothing gives it, or two sources differ.
     """
     if reference is not None and not isinstance(reference, ReferenceSet):
         raise TypeError(f"reference: expected a ReferenceSet, got {type(reference).__name__}.")

@@ -1,4 +1,4 @@
-"""A ready collection on one state: each batch is encoded once, accumulated once and synchronised once."""
+"""A collection on one state: each batch is encoded once, accumulated once and synchronised once."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ class _Core(ConformityKL):
 
 
 class FigureMetric(Metric):
-    """One figure of a :class:`ConformityMetrics`: a scalar metric without a state of its own.
+    """One figure of a :class:`ConformityMetrics`: a scalar metric without its own state.
 
-    It serves where a scalar metric is wanted, such as Lightning's ``self.log``. Updates go to the collection.
+    It can be used where a scalar metric is needed, such as Lightning's ``self.log``. Updates go to the collection.
     """
 
     _core: _Core
@@ -79,19 +79,19 @@ class FigureMetric(Metric):
 
     @property
     def higher_is_better(self) -> bool | None:  # type: ignore[override]
-        """Which values are better, where one can say so."""
+        """Whether higher values are better; None where neither is."""
         return {"higher": True, "lower": False, "neither": None}[self.field.better]
 
     @property
     def update_called(self) -> bool:
-        """Whether the collection was updated."""
+        """Whether the collection has been updated."""
         return bool(self._core.update_called)
 
     def update(self) -> None:
-        """Do nothing: the collection takes in the batches."""
+        """Do nothing: the collection accumulates the batches."""
 
     def compute(self) -> Tensor:
-        """Give the figure over everything so far; all figures are computed, and synchronised, together."""
+        """Compute the figure over all samples so far; all figures are computed and synchronised together."""
         value: Tensor = self._core.compute()[self.field.name]
         return value
 
@@ -114,9 +114,9 @@ class ConformityMetrics(MetricCollection):
 
     Args:
         reference: Set to compare with.
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
         max_samples: Rows kept.
-        allow_normalized: Take L2-normalised embeddings.
+        allow_normalized: Accept L2-normalised embeddings.
         intervals: Also give ``kl_low``, ``kl_high``, ``noise_floor`` and ``p_value``, of 1,000 redraws: about 0.3 s.
         prefix: Put before every key.
         postfix: Put after every key.
@@ -158,17 +158,17 @@ class ConformityMetrics(MetricCollection):
         self.__dict__["_core"] = core
 
     def add_module(self, name: str, module: torch.nn.Module | None) -> None:
-        """Add a figure, also one with the name of a method, as ``noise_floor`` has: that is got by its key."""
+        """Add a figure; one with the name of a method, such as ``noise_floor``, is reached by its key."""
         self._modules[name] = cast("Metric", module)
 
     @property
     def encoder(self) -> Encoder | None:
-        """The encoder that turns images and texts into embeddings."""
+        """The encoder of images and texts."""
         return self._core.encoder
 
     @property
     def reference(self) -> ReferenceSet | None:
-        """The set compared with."""
+        """The reference set."""
         return self._core.reference
 
     @property
@@ -178,7 +178,7 @@ class ConformityMetrics(MetricCollection):
 
     @property
     def kl_is_lower_bound(self) -> bool:
-        """Whether the supports barely overlap, so that the divergence is at least what ``compute`` says."""
+        """Whether the supports barely overlap, so that ``compute`` returns only a lower bound."""
         return self._core.is_lower_bound
 
     def interval(
@@ -190,7 +190,7 @@ class ConformityMetrics(MetricCollection):
     def noise_floor(
         self, quantile: float = 0.95, *, resamples: int = RESAMPLES, generator: torch.Generator | None = None
     ) -> float:
-        """What sampling noise alone gives ``conformity_kl``; see :meth:`ConformityKL.noise_floor`."""
+        """Noise floor of ``conformity_kl``; see :meth:`ConformityKL.noise_floor`."""
         return self._core.noise_floor(quantile, resamples=resamples, generator=generator)
 
     def p_value(self, *, resamples: int = RESAMPLES, generator: torch.Generator | None = None) -> float:
@@ -200,14 +200,14 @@ class ConformityMetrics(MetricCollection):
     def update(
         self, batch: Any, *, real: bool = False, groups: Labels | None = None, ids: Sequence[object] | None = None
     ) -> None:
-        """Encode a batch once and take it in; arguments as of the metrics."""
+        """Encode a batch once and accumulate it; arguments as of the metrics."""
         self._core.update(batch, real=real, groups=groups, ids=ids)
         self._forget_values()
 
     def forward(
         self, batch: Any, *, real: bool = False, groups: Labels | None = None, ids: Sequence[object] | None = None
     ) -> dict[str, Any]:
-        """Encode a batch once, accumulate it, and give its own values."""
+        """Encode a batch once, accumulate it, and return its own values."""
         values = self._core.forward(batch, real=real, groups=groups, ids=ids)
         self._forget_values()
         for name, figure in self._modules.items():
@@ -215,7 +215,7 @@ class ConformityMetrics(MetricCollection):
         return {self._set_name(name): value for name, value in values.items()}
 
     def compute(self) -> dict[str, Any]:
-        """Read every figure out over everything so far, on all ranks.
+        """Compute every figure over all samples so far, on all ranks.
 
         Raises:
             ValueError: If there are too few samples, or rows that were zero, NaN, infinite or L2-normalised.
@@ -232,24 +232,24 @@ class ConformityMetrics(MetricCollection):
             figure._computed = None
 
     def plot(self, val: Any = None, ax: Any = None, together: bool = False) -> Any:
-        """Plot the conformity distribution, the KL and the norms, or what ``val`` holds: values of ``compute``.
+        """Plot the conformity distribution, the KL and the norms, or ``val``: values of ``compute``.
 
         Returns:
-            A list of ``(figure, axes)``, one for each metric; with ``together`` a single pair, as of torchmetrics.
+            A list of ``(figure, axes)``, one for each metric; with ``together`` a single pair, as in torchmetrics.
         """
         if together:
             return super().plot(val, ax, together=True)
         kinds: tuple[Any, ...] = (Conformity, ConformityKL, EmbeddingNorm)
         axes = [None] * len(kinds) if ax is None else list(ax)
         return [
-            kind.plot(self._core, None if val is None else self._part(kind.readout, val), own)
+            kind.plot(self._core, None if val is None else self._select_values(kind.readout, val), own)
             for kind, own in zip(kinds, axes, strict=True)
         ]
 
-    def _part(self, readout: ReadOut, val: Any) -> Any:
-        """Take one metric's values out of those of ``compute``."""
+    def _select_values(self, readout: ReadOut, val: Any) -> Any:
+        """Select one metric's values from those of ``compute``."""
         if isinstance(val, list | tuple):
-            return [self._part(readout, one) for one in val]
+            return [self._select_values(readout, one) for one in val]
         if readout.value is not None:
             return val[self._set_name(readout.value)]
         return {name: val[self._set_name(name)] for name in readout.names(compared=True)}

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.density import Grid
-from clipconformity.functional.divergence import COARSEST
+from clipconformity.functional.divergence import MAX_COARSENING
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import Interval
 from clipconformity.metrics.base import EmbeddingMetric, SetMetric
 from clipconformity.metrics.pictures import draw_values
 from clipconformity.stream.readouts.conformity import ConformityReadOut, SelfConformityReadOut, histogram
 from clipconformity.stream.readouts.conformity_kl import ConformityKLReadOut
-from clipconformity.stream.readouts.norm import NormReadOut, sampled_norms
+from clipconformity.stream.readouts.norm import NormReadOut, compute_sampled_norms
 from clipconformity.stream.standing import Standing
 
 __all__ = ["Conformity", "ConformityKL", "EmbeddingNorm", "SelfConformity"]
@@ -24,21 +24,20 @@ __all__ = ["Conformity", "ConformityKL", "EmbeddingNorm", "SelfConformity"]
 class Conformity(EmbeddingMetric):
     r"""Distribution of the conformity of streamed raw embeddings, and their self-conformity.
 
-    Conformity :math:`u \cdot m_u` to a reference says how *typical* samples are; self-conformity, their mean
-    pairwise cosine, says how *alike* they are: low is varied. A generator of nothing but cars is typical and not
-    varied.
+    Conformity :math:`u \cdot m_u` to a reference measures how *typical* samples are; self-conformity, their mean
+    pairwise cosine, how *alike* they are: low is varied. A generator that draws only cars is typical and not varied.
 
     Args:
-        reference: Set that conformity is taken to. Without one it is taken to the real rows, given by
-            ``update(..., real=True)``, or where there are none to the evaluated set itself, each sample excluded.
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where neither of those tells it.
+        reference: Set for conformity. Without one, conformity is to the real rows, given by
+            ``update(..., real=True)``, or without these inside the evaluated set, each sample excluded.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is neither a reference nor an encoder.
         max_samples: Rows kept for quantiles, and without a reference for the standard deviation; exact up to so
-            many samples. Means are exact always.
-        allow_normalized: Take L2-normalised embeddings.
-        kwargs: Of ``torchmetrics.Metric``.
+            many samples. Means are always exact.
+        allow_normalized: Accept L2-normalised embeddings.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a dict of scalars: ``conformity_mean``, ``conformity_std``, ``conformity_se`` (standard error of
+    ``compute`` returns a dict of scalars: ``conformity_mean``, ``conformity_std``, ``conformity_se`` (standard error of
     the mean, the reference taken as fixed), ``conformity_q05``, ``conformity_q50``, ``conformity_q95``,
     ``self_conformity_mean`` and ``self_conformity_se``, all cosines in [-1, 1]. To a reference or real rows also
     ``typicality_shift``, (mean - reference mean)/reference std; ``variety_ratio``, the mean cosine distance of two
@@ -46,7 +45,7 @@ class Conformity(EmbeddingMetric):
     its 95% interval under ``_low`` and ``_high``. Where rows have groups, pairs of rows of one group are left out.
 
     Raises:
-        ValueError: If the dimension is not told, or told twice differently.
+        ValueError: If the dimension is unknown, or given with two different values.
 
     Source: Levi and Gilboa, *The Double-Ellipsoid Geometry of CLIP*, ICML 2025.
 
@@ -69,25 +68,25 @@ class Conformity(EmbeddingMetric):
     def histogram(self) -> tuple[Tensor, Tensor]:
         """Histogram of the conformities in cells of a quarter of the reference's standard deviation.
 
-        Without a reference the cells are anchored on the set's own conformities, and the row sample is counted.
+        Without a reference, the cells are those of the set's own conformities, and the row sample is counted.
 
         Returns:
-            Counts ``(K,)`` and edges ``(K + 1,)``; what lies beyond 16 standard deviations is in the outermost cells.
+            Counts ``(K,)`` and edges ``(K + 1,)``; values beyond 16 standard deviations are in the outermost cells.
         """
         with self._read_stream() as stream:
-            return trimmed(*histogram(stream))
+            return trim_histogram(*histogram(stream))
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot the distribution over the reference's, or ``val``: values of ``compute``; gives ``(figure, axes)``."""
+        """Plot the distribution over the reference's, or ``val``: values of ``compute``; returns ``(figure, axes)``."""
         if val is not None:
             return draw_values(self._plotted, val, ax)
         from clipconformity import plots
 
         reference = None
         with self._read_stream() as stream:
-            known = stream.compared_with()
+            known = stream.get_reference()
         if known is not None:
-            reference = trimmed(known.grid.counts(known.null_conformities), known.grid)
+            reference = trim_histogram(known.grid.counts(known.null_conformities), known.grid)
         modality = None if known is None else known.modality
         return plots.conformity_distribution(self.histogram(), reference, modality=modality, ax=ax)
 
@@ -98,17 +97,17 @@ class SelfConformity(SetMetric):
     .. math:: (N |m_u|^2 - 1) / (N - 1)
 
     Args:
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where the encoder does not tell it.
-        max_samples: Taken for uniformity with the other metrics; no rows are kept.
-        allow_normalized: Take L2-normalised embeddings.
-        kwargs: Of ``torchmetrics.Metric``.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is no encoder.
+        max_samples: Accepted for uniformity with the other metrics; no rows are kept.
+        allow_normalized: Accept L2-normalised embeddings.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a scalar in [-1, 1], exact whatever the number of samples. Rows given with ``real=True`` are left
-    out.
+    ``compute`` returns a scalar in [-1, 1], exact for any number of samples. Rows given with ``real=True`` are
+    ignored.
 
     Raises:
-        ValueError: If the dimension is not told, or told twice differently.
+        ValueError: If the dimension is unknown, or given with two different values.
 
     Source: Levi and Gilboa, *The Double-Ellipsoid Geometry of CLIP*, ICML 2025.
 
@@ -133,21 +132,21 @@ class ConformityKL(EmbeddingMetric):
     estimator is that of :func:`clipconformity.functional.conformity_kl`, over the same cells.
 
     A KL near 0 says that the samples are as typical as the reference, not that they are as varied: see the
-    self-conformity of :class:`Conformity`. Read it beside :meth:`interval` and :meth:`noise_floor`.
+    self-conformity of :class:`Conformity`. Read it with :meth:`interval` and :meth:`noise_floor`.
 
     Args:
         reference: Set to compare with; without one, the rows given by ``update(..., real=True)``.
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where neither of those tells it.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is neither a reference nor an encoder.
         max_samples: Rows kept.
-        allow_normalized: Take L2-normalised embeddings.
-        kwargs: Of ``torchmetrics.Metric``.
+        allow_normalized: Accept L2-normalised embeddings.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a scalar >= 0 in nats, with the finite-sample bias taken off; a ``LowerBoundWarning`` says when it
-    is only a lower bound, and :attr:`is_lower_bound` tells.
+    ``compute`` returns a scalar >= 0 in nats, with the finite-sample bias subtracted; a ``LowerBoundWarning`` is given
+    when it is only a lower bound; see :attr:`is_lower_bound`.
 
     Raises:
-        ValueError: If the dimension is not told, or told twice differently.
+        ValueError: If the dimension is unknown, or given with two different values.
 
     Source: Levi and Gilboa, *The Double-Ellipsoid Geometry of CLIP*, ICML 2025.
 
@@ -166,80 +165,80 @@ class ConformityKL(EmbeddingMetric):
     higher_is_better = False
     plot_lower_bound = 0.0
 
-    def _standing(self) -> Standing:
+    def _read_standing(self) -> Standing:
         with self._read_stream() as stream:
-            return Standing.of(stream)
+            return Standing.from_stream(stream)
 
     @property
     def is_lower_bound(self) -> bool:
-        """Whether the supports barely overlap, so that the divergence is at least what ``compute`` says."""
-        return self._standing().is_lower_bound
+        """Whether the supports barely overlap, so that ``compute`` returns only a lower bound."""
+        return self._read_standing().is_lower_bound
 
     @full_precision
     def reverse(self) -> Tensor:
-        """KL(Q || P) in nats: large where the evaluated samples leave out what the reference has."""
-        return self._standing().divergences().reverse.float()
+        """KL(Q || P) in nats: large where the evaluated samples lack what the reference has."""
+        return self._read_standing().divergences().reverse.float()
 
     @full_precision
     def interval(
         self, confidence: float = 0.95, *, resamples: int = 1000, generator: torch.Generator | None = None
     ) -> Interval:
-        """Bootstrap interval of the divergence: both sides redrawn, groups whole, cut at 0.
+        """Bootstrap interval of the divergence: both sides resampled, whole groups at a time, clipped at 0.
 
         Args:
             confidence: Nominal coverage, in (0, 1).
             resamples: Number of redraws.
-            generator: Source of randomness; by default freshly seeded, so that equal data gives an equal interval.
+            generator: Source of randomness; by default with a fixed seed, so that equal data gives an equal interval.
 
         Returns:
             The low and the high end, in nats.
         """
-        return self._standing().interval(confidence, resamples, generator)
+        return self._read_standing().interval(confidence, resamples, generator)
 
     @full_precision
     def noise_floor(
         self, quantile: float = 0.95, *, resamples: int = 1000, generator: torch.Generator | None = None
     ) -> float:
-        """Quantile of the value when P = Q: what sampling noise alone gives at these sizes, in nats.
+        """Quantile of the value when P = Q, that is from sampling noise alone at these sizes, in nats.
 
         Args:
             quantile: Level in (0, 1).
             resamples: Number of redraws of both sides as if they were of one distribution.
-            generator: Source of randomness; by default freshly seeded.
+            generator: Source of randomness; by default one with a fixed seed.
         """
-        return self._standing().under_one_distribution(quantile, resamples, generator).floor
+        return self._read_standing().redraw_null(quantile, resamples, generator).floor
 
     @full_precision
     def p_value(self, *, resamples: int = 1000, generator: torch.Generator | None = None) -> float:
-        """Anderson-Darling test whether both sides' conformities are of one distribution: small where they are not.
+        """p-value of the Anderson-Darling test for one distribution of conformity on both sides.
 
-        It is taken on the conformity to the mean of both sides together. Independent rows are permuted between the
-        sides; rows in groups keep theirs, and the signs of what groups add are flipped.
+        It tests the conformity to the pooled mean of both sides. Independent rows are permuted between the sides; for
+        rows in groups, signs of bucket sums are flipped.
 
         Args:
             resamples: Number of redraws R; the value is at least 1/(R + 1).
-            generator: Source of randomness; by default freshly seeded.
+            generator: Source of randomness; by default one with a fixed seed.
         """
-        return self._standing().under_one_distribution(0.95, resamples, generator).p_value
+        return self._read_standing().redraw_null(0.95, resamples, generator).p_value
 
 
 class EmbeddingNorm(SetMetric):
     r"""Norms of streamed raw embeddings, as they are, :math:`|v|`, and centred on their mean, :math:`|v - m|`.
 
     Args:
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where the encoder does not tell it.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is no encoder.
         max_samples: Rows kept for quantiles, centred norms and the correlation; exact up to so many samples.
-        allow_normalized: Take L2-normalised embeddings, whose norms say nothing.
-        kwargs: Of ``torchmetrics.Metric``.
+        allow_normalized: Accept L2-normalised embeddings, whose norms carry no information.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a dict of scalars: ``norm_mean``, ``norm_std`` (both exact), ``norm_se``, ``norm_q05``,
+    ``compute`` returns a dict of scalars: ``norm_mean``, ``norm_std`` (both exact), ``norm_se``, ``norm_q05``,
     ``norm_q50``, ``norm_q95``; the same with ``centered_norm_`` (but for the standard error); and
     ``norm_conformity_correlation``, the Pearson correlation of the norm with the conformity inside the own set: the
     paper reports a negative one on MS-COCO. Rows given with ``real=True`` are left out.
 
     Raises:
-        ValueError: If the dimension is not told, or told twice differently.
+        ValueError: If the dimension is unknown, or given with two different values.
 
     Example:
         >>> import torch
@@ -254,22 +253,22 @@ class EmbeddingNorm(SetMetric):
     plot_lower_bound = 0.0
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot the norms as they are and centred, or ``val``: values of ``compute``; gives ``(figure, axes)``."""
+        """Plot the norms as they are and centred, or ``val``: values of ``compute``; returns ``(figure, axes)``."""
         if val is not None:
             return draw_values(self._plotted, val, ax)
         from clipconformity import plots
 
         with self._read_stream() as stream:
-            norms, centered = sampled_norms(stream.checked())
+            norms, centered = compute_sampled_norms(stream.read_side())
         return plots.norm_histogram(norms, centered, ax=ax)
 
 
-def trimmed(counts: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Non-empty range of a histogram ``(CELLS + 2,)`` in coarse cells: counts and edges."""
+def trim_histogram(counts: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Return the non-empty range of a histogram ``(CELLS + 2,)`` in coarse cells: counts and edges."""
     inner = counts[1:-1].clone()
     inner[0] += counts[0]
     inner[-1] += counts[-1]
-    coarse = inner.unflatten(0, (-1, COARSEST)).sum(1)
+    coarse = inner.unflatten(0, (-1, MAX_COARSENING)).sum(1)
     used = coarse.nonzero().flatten()
     first, last = int(used[0]), int(used[-1]) + 1
-    return coarse[first:last], grid.edges().to(counts.device)[::COARSEST][first : last + 1]
+    return coarse[first:last], grid.edges().to(counts.device)[::MAX_COARSENING][first : last + 1]

@@ -12,9 +12,9 @@ from clipconformity.metrics.pictures import draw_values
 from clipconformity.stream.readouts.frechet import FrechetReadOut
 from clipconformity.stream.readouts.likelihood import (
     LikelihoodReadOut,
+    compute_under,
     held_out_likelihoods,
     sampled_likelihoods,
-    under,
 )
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
@@ -27,17 +27,17 @@ class FrechetDistance(EmbeddingMetric):
 
     Args:
         reference: Set to compare with; without one, the rows given by ``update(..., real=True)``.
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where neither of those tells it.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is neither a reference nor an encoder.
         max_samples: Rows kept of the real ones, where there is no reference.
-        allow_normalized: Take L2-normalised embeddings.
-        kwargs: Of ``torchmetrics.Metric``.
+        allow_normalized: Accept L2-normalised embeddings.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a scalar >= 0 in the squared units of the embeddings, exact whatever the number of rows. The
+    ``compute`` returns a scalar >= 0 in the squared units of the embeddings, exact for any number of rows. The
     value of finite samples is above that of the distributions: compare values at the same N only.
 
     Raises:
-        ValueError: If the dimension is not told, or told twice differently.
+        ValueError: If the dimension is unknown, or given with two different values.
 
     Source: Heusel et al., NeurIPS 2017; Kynkaanniemi et al., ICLR 2023, for CLIP features.
 
@@ -57,7 +57,7 @@ class FrechetDistance(EmbeddingMetric):
 
 
 class _GivenReadOut(LikelihoodReadOut):
-    """What can be had of a Gaussian from elsewhere, whose own rows nobody has."""
+    """The figures of samples under a given Gaussian, without its own rows."""
 
     needs = Needs(rows=True, second_moment=True)
 
@@ -65,8 +65,8 @@ class _GivenReadOut(LikelihoodReadOut):
         self.gaussian = gaussian
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the figures that rest on no row of a reference."""
-        return under(self.gaussian, stream.checked())[0]
+        """Return the figures that need no row of a reference."""
+        return compute_under(self.gaussian, stream.read_side())[0]
 
     def names(self, compared: bool) -> list[str]:
         """Names of what :meth:`read` gives."""
@@ -77,34 +77,34 @@ class GaussianLikelihood(EmbeddingMetric):
     r"""Log-likelihood of streamed raw embeddings under the Gaussian of a reference, or under a given one.
 
     The covariance is shrunk towards a multiple of the identity by the oracle approximating shrinkage (OAS) of Chen et
-    al. (2010), which follows from the reference's N and spectrum alone; ``likelihood_shrinkage`` tells it. A Gaussian
+    al. (2010), which follows from the reference's N and spectrum alone; see ``likelihood_shrinkage``. A Gaussian
     overfits the set it was fitted on, by hundreds of nats at a few thousand samples, so the reference's own value is
-    taken by 5-fold cross-validation on its row sample.
+    computed by 5-fold cross-validation on its row sample.
 
-    Statistics from elsewhere, such as published ones of MS-COCO, are used as they are: no shrinkage, and no value of
-    the reference to compare with, since its rows are not there.
+    Given statistics, such as published ones of MS-COCO, are used as they are: without shrinkage, and without a value of
+    the reference for comparison, which would need its rows.
 
     Args:
-        reference: Set whose Gaussian it is; without one, the rows given by ``update(..., real=True)``.
+        reference: Set of the Gaussian; without one, the rows given by ``update(..., real=True)``.
         mean: In place of a reference, the raw mean ``(D,)`` of a set.
         covariance: Its covariance ``(D, D)``, as of :func:`clipconformity.functional.whiten`.
         whitening: In place of the covariance, a matrix W ``(K, D)`` that whitens it, :math:`W \Sigma W^\top = I`.
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where neither of those tells it.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is neither a reference nor an encoder.
         max_samples: Rows kept for the standard deviation.
-        allow_normalized: Take L2-normalised embeddings.
-        kwargs: Of ``torchmetrics.Metric``.
+        allow_normalized: Accept L2-normalised embeddings.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a dict of scalars: ``log_likelihood_mean`` in nats (exact), with its standard error
+    ``compute`` returns a dict of scalars: ``log_likelihood_mean`` in nats (exact), with its standard error
     ``log_likelihood_se``, ``log_likelihood_std``, ``whitened_norm_mean``, the mean squared whitened norm (exact; the
     rank of the covariance, mostly D, in expectation for the reference's own distribution); and with a reference
     ``reference_log_likelihood``, held out, ``log_likelihood_shift``, the difference of the means over the reference's
     held-out standard deviation, and ``likelihood_shrinkage``.
 
     Raises:
-        TypeError: If given statistics are no floating-point tensors.
-        ValueError: If the dimension is not told, or told twice differently, or if both a reference and statistics are
-            given, or some that do not fit.
+        TypeError: If given statistics are not floating-point tensors.
+        ValueError: If the dimension is unknown, or given with two different values, or if both a reference and
+            statistics are given, or some that do not fit.
 
     Warns:
         SingularWarning: If a given covariance or whitening matrix is singular; it is used on its range.
@@ -164,9 +164,9 @@ class GaussianLikelihood(EmbeddingMetric):
         quantity = "log-likelihood under the reference's Gaussian (nats)"
         with self._read_stream() as stream:
             if isinstance(self.readout, _GivenReadOut):
-                values = under(self.readout.gaussian, stream.checked())[1]
+                values = compute_under(self.readout.gaussian, stream.read_side())[1]
                 return plots.distributions({"evaluated": values}, quantity="log-likelihood (nats)", ax=ax)
-            reference = stream.needed_reference(type(self).__name__)
+            reference = stream.require_reference(type(self).__name__)
             values = sampled_likelihoods(stream, reference)
         return plots.distributions(
             {"evaluated": values},

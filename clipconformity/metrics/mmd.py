@@ -8,10 +8,10 @@ import torch
 
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.mmd import MMDHalves
-from clipconformity.functional.resampling import Interval, seeded
+from clipconformity.functional.resampling import Interval, make_generator
 from clipconformity.metrics.base import EmbeddingMetric
 from clipconformity.metrics.pictures import draw_values
-from clipconformity.stream.mmd import discrepancy, noise
+from clipconformity.stream.mmd import compute_noise, discrepancy
 from clipconformity.stream.readouts.cmmd import CMMDReadOut
 from clipconformity.stream.readouts.cosine_mmd import CosineMMDReadOut
 from clipconformity.stream.reference import ReferenceSet
@@ -26,23 +26,23 @@ class CosineMMD(EmbeddingMetric):
               = \underbrace{2\, (SC(Q) - C(P, Q))}_{\text{typicality}} + \underbrace{SC(P) - SC(Q)}_{\text{variety}}
 
     with SC the self-conformity of a set and C(P, Q) the mean conformity of the samples to the reference. It is what
-    people report as CMMD, to 1% and but for a factor of 10, and :meth:`halves` says what it is made of. One half may
-    take from the other: samples that crowd around the typical are more typical, and less varied.
+    published as CMMD, to 1% and but for a factor of 10, and :meth:`halves` has its two parts. One half may cancel the
+    other: samples that crowd around the typical are more typical, and less varied.
 
     Args:
         reference: Set to compare with; without one, the rows given by ``update(..., real=True)``.
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where neither of those tells it.
-        max_samples: Rows kept to find what is also in the reference.
-        allow_normalized: Take L2-normalised embeddings.
-        kwargs: Of ``torchmetrics.Metric``.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is neither a reference nor an encoder.
+        max_samples: Rows kept to find samples that are also in the reference.
+        allow_normalized: Accept L2-normalised embeddings.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a scalar in squared cosine distance, exact whatever the number of rows, in O(N D). It is 0 on
+    ``compute`` returns a scalar in squared cosine distance, exact for any number of rows, in O(N D). It is 0 on
     average where both are of one distribution, so that it may be negative. Where rows have groups, pairs of rows of one
     group are left out.
 
     Raises:
-        ValueError: If the dimension is not told, or told twice differently.
+        ValueError: If the dimension is unknown, or given with two different values.
 
     Source: Gretton et al., *A Kernel Two-Sample Test*, JMLR 2012.
 
@@ -63,16 +63,16 @@ class CosineMMD(EmbeddingMetric):
 
     @full_precision
     def halves(self) -> MMDHalves:
-        """What the value is made of: the two add up to it."""
+        """The two parts of the value, which add up to it."""
         with self._read_stream() as stream:
             found = discrepancy(stream.contrast(type(self).__name__))
         return MMDHalves(found.typicality.value.float(), found.variety.value.float())
 
     @full_precision
     def interval(self, confidence: float = 0.95) -> Interval:
-        """Interval of the value of the two distributions, by leaving out buckets of rows; NaN where it cannot be had.
+        """Interval of the value for the two distributions, by leaving out buckets of rows; NaN where it is unknown.
 
-        It holds where they differ. Whether they do, :meth:`p_value` says.
+        It is valid where they differ, for which see :meth:`p_value`.
         """
         with self._read_stream() as stream:
             return discrepancy(stream.contrast(type(self).__name__)).whole.interval(confidence)
@@ -86,23 +86,27 @@ class CosineMMD(EmbeddingMetric):
         Args:
             quantile: Level in (0, 1).
             resamples: Number of draws.
-            generator: Source of randomness; by default freshly seeded.
+            generator: Source of randomness; by default one with a fixed seed.
         """
         with self._read_stream() as stream:
-            return noise(stream.contrast(type(self).__name__), quantile, resamples, seeded(generator)).floor
+            return compute_noise(
+                stream.contrast(type(self).__name__), quantile, resamples, make_generator(generator)
+            ).floor
 
     @full_precision
     def p_value(self, *, resamples: int = 1000, generator: torch.Generator | None = None) -> float:
-        """Test whether the mean directions are the same: small where they are not.
+        """p-value of the test whether both mean directions are the same.
 
-        The signs of what buckets of rows, which hold whole groups, add to the distance are flipped.
+        It flips the signs of centred bucket sums; buckets hold whole groups.
 
         Args:
             resamples: Number of draws R; the value is at least 1/(R + 1).
-            generator: Source of randomness; by default freshly seeded.
+            generator: Source of randomness; by default one with a fixed seed.
         """
         with self._read_stream() as stream:
-            return noise(stream.contrast(type(self).__name__), 0.95, resamples, seeded(generator)).p_value
+            return compute_noise(
+                stream.contrast(type(self).__name__), 0.95, resamples, make_generator(generator)
+            ).p_value
 
     @full_precision
     def plot(self, val: Any = None, ax: Any = None) -> Any:
@@ -128,25 +132,25 @@ class CosineMMD(EmbeddingMetric):
 class CMMD(EmbeddingMetric):
     r"""CMMD: squared MMD of unit embeddings with a Gaussian kernel of width 10, times 1000.
 
-    It is taken from the means and second moments of the unit embeddings, in O(N D^2), without pairs. It differs from
+    It is computed from the means and second moments of the unit embeddings, in O(N D^2), without pairs. It differs from
     :func:`clipconformity.functional.cmmd` by at most 0.00066, and on CLIP embeddings by less than 0.1% of itself.
-    :class:`CosineMMD` says how much of it is typicality and how much variety.
+    :class:`CosineMMD` has its parts of typicality and variety.
 
     Args:
         reference: Set to compare with; without one, the rows given by ``update(..., real=True)``.
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where neither of those tells it.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is neither a reference nor an encoder.
         unbiased: Leave out the pairs of a row with itself, and of one group. The published code keeps them, which adds
             about 10 (1 - self-conformity) (1/n + 1/N).
-        max_samples: Rows kept to find what is also in the reference.
-        allow_normalized: Take L2-normalised embeddings.
-        kwargs: Of ``torchmetrics.Metric``.
+        max_samples: Rows kept to find samples that are also in the reference.
+        allow_normalized: Accept L2-normalised embeddings.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a scalar; below 0 only if ``unbiased``.
+    ``compute`` returns a scalar; below 0 only if ``unbiased``.
 
     Raises:
-        ValueError: If the dimension is not told, or told twice differently, or the reference comes from a file of
-            format 2.
+        ValueError: If the dimension is unknown, or given with two different values, or the reference comes from a
+            file of format 2.
 
     Source: Jayasumana et al., *Rethinking FID: Towards a Better Evaluation Metric for Image Generation*, CVPR 2024.
 

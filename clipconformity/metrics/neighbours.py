@@ -22,18 +22,18 @@ class PRDC(EmbeddingMetric):
 
     Args:
         reference: Set to compare with; without one, the rows given by ``update(..., real=True)``.
-        k: Neighbours that a ball reaches over.
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where neither of those tells it.
+        k: Number of neighbours inside a ball.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is neither a reference nor an encoder.
         max_samples: Rows kept.
-        allow_normalized: Take L2-normalised embeddings.
-        kwargs: Of ``torchmetrics.Metric``.
+        allow_normalized: Accept L2-normalised embeddings.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a dict of scalars: ``precision``, ``recall`` and ``coverage`` in [0, 1], and ``density`` >= 0.
+    ``compute`` returns a dict of scalars: ``precision``, ``recall`` and ``coverage`` in [0, 1], and ``density`` >= 0.
 
     Raises:
         TypeError: If ``k`` is not a whole number.
-        ValueError: If the dimension is not told, or told twice differently, or ``k`` is below 1.
+        ValueError: If the dimension is unknown, or given with two different values, or ``k`` is below 1.
 
     Source: Kynkaanniemi et al., NeurIPS 2019; Naeem et al., ICML 2020.
 
@@ -57,20 +57,20 @@ class PRDC(EmbeddingMetric):
 
     @full_precision
     def intervals(self) -> dict[str, Interval]:
-        """95% intervals of the four, of what sets of these sizes have on average; NaN where they cannot be had."""
+        """95% intervals of the four, for the expectation at these sizes; NaN where they are unknown."""
         with self._read_stream() as stream:
-            found = self.readout.neighbourhood(stream).intervals
+            found = self.readout.find_neighbourhood(stream).intervals
         return {name: interval for (name, _), interval in zip(FIGURES, found, strict=True)}
 
     @full_precision
     def off_manifold(self) -> list[str]:
-        """Ids of the samples that lie in no ball of the reference, the farthest first; those given with ``ids=``."""
+        """Ids, as given with ``ids=``, of the samples that lie in no ball of the reference; the farthest first."""
         with self._read_stream() as stream:
-            return self.readout.neighbourhood(stream).off_manifold(stream.evaluated.names)[1]
+            return self.readout.find_neighbourhood(stream).off_manifold(stream.evaluated.names)[1]
 
     @full_precision
     def uncovered(self) -> list[str]:
-        """Ids of the reference's rows whose ball holds no sample, the farthest first; those it was given with."""
+        """Ids of the reference's rows whose ball holds no sample; the farthest first."""
         with self._read_stream() as stream:
-            names = stream.needed_reference("PRDC").moments.names
-            return self.readout.neighbourhood(stream).uncovered(names)[1]
+            names = stream.require_reference("PRDC").moments.names
+            return self.readout.find_neighbourhood(stream).uncovered(names)[1]

@@ -1,4 +1,4 @@
-"""What a metric without a picture of its own is drawn as: its figures, or values that it gave."""
+"""Default plots of metrics: their figures, or given values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def draw_figures(readout: ReadOut, stream: Stream, ax: Any) -> Any:
     """Draw the figures that have the unit of the read-out's value, a line each, with intervals and noise floor."""
     from clipconformity import plots
 
-    reference, values = stream.compared_with(), readout.figures(stream, resamples=RESAMPLES)
+    reference, values = stream.get_reference(), readout.figures(stream, resamples=RESAMPLES)
     degrees = effective_number(stream.evaluated["count"]) - 1
     fields = {one.name: one for one in readout.fields}
     unit = fields[readout.value].unit if readout.value else ""
@@ -32,13 +32,13 @@ def draw_figures(readout: ReadOut, stream: Stream, ax: Any) -> Any:
     ]  # fmt: skip
     floors = [one for one in drawn if one.name.endswith("noise_floor")]
     shown = [one for one in drawn if one not in floors]
-    ends = [_interval(one, values, degrees) for one in shown]
+    ends = [_get_interval(one, values, degrees) for one in shown]
     return plots.forest(
         [float(values[one.name]) for one in shown],
         [low for low, _ in ends],
         [high for _, high in ends],
         [one.name.replace("_", " ") for one in shown],
-        quantity=quantity(readout),
+        quantity=format_quantity(readout),
         floors=[float(values[one.name]) for one in floors],
         modality=None if reference is None else reference.modality,
         ax=ax,
@@ -51,26 +51,26 @@ def draw_values(readout: ReadOut, val: Any, ax: Any) -> Any:
 
     if isinstance(val[0] if isinstance(val, list | tuple) else val, dict):
         return plots.figures(val, ax=ax)
-    return plots.series(values_of(val), quantity=quantity(readout), ax=ax)
+    return plots.series(list_values(val), quantity=format_quantity(readout), ax=ax)
 
 
-def quantity(readout: ReadOut) -> str:
-    """The value with its unit, for an axis."""
+def format_quantity(readout: ReadOut) -> str:
+    """Name the value with its unit, for an axis."""
     if readout.value is None:
         return "value"
     shown = next(one for one in readout.fields if one.name == readout.value)
     return shown.about + (f" ({shown.unit})" if shown.unit else "")
 
 
-def values_of(val: Any) -> list[Any]:
-    """Give one or several values as a list."""
+def list_values(val: Any) -> list[Any]:
+    """Return one or several values as a list."""
     if isinstance(val, Tensor):
         return list(val.reshape(-1))
     return list(val) if isinstance(val, list | tuple) else [val]
 
 
-def _interval(field: Field, values: Mapping[str, Tensor], degrees: float) -> tuple[float, float]:
-    """Ends of a field's 95% interval; the value where it has none."""
+def _get_interval(field: Field, values: Mapping[str, Tensor], degrees: float) -> tuple[float, float]:
+    """Return the ends of a field's 95% interval; the value where it has none."""
     value = float(values[field.name])
     if field.interval is not None:
         low, high = (float(values[name]) for name in field.interval)

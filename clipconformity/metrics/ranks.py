@@ -1,4 +1,4 @@
-"""Ranks that are to be added up: whether they measure the same thing, told before any state is sent."""
+"""Checks that the metrics of all ranks agree, before any state is sent."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from clipconformity.stream.reference import ReferenceSet
 
 PARTS = ("class", "options", "dtypes", "reference")
-"""What must agree, in the order of the card: a hash for each but the reference, of which there are figures."""
+"""Parts that must agree, in the order of the card: a hash for each, but several figures for the reference."""
 TOLERANCE = 1e-6
-"""Relative: ranks that each built the reference from the same rows differ in the last bits."""
+"""Relative tolerance: references built from the same rows on different ranks differ in the last bits."""
 
 
 def check_ranks(metric: EmbeddingMetric, gather: Callable[..., list[Tensor]], process_group: Any = None) -> None:
-    """Refuse ranks that measure different things, on every rank alike.
+    """Refuse ranks whose metrics differ, with the same error on every rank.
 
     Args:
-        metric: Of this rank.
-        gather: From a tensor and a group to the tensors of all ranks, as torchmetrics' ``gather_all_tensors``.
+        metric: The metric of this rank.
+        gather: Returns the tensors of all ranks for a tensor and a group, as torchmetrics' ``gather_all_tensors``.
         process_group: The group; by default the metric's own.
 
     Raises:
         ValueError: If class, options, dtypes or reference differ between ranks; names the rank.
-        RuntimeError: If a rank takes no part, because it has died or is elsewhere.
+        RuntimeError: If a rank does not take part, because it has died or does not call this.
     """
     try:
-        cards = [card.cpu() for card in gather(_card(metric), group=process_group or metric.process_group)]
+        cards = [card.cpu() for card in gather(_describe_rank(metric), group=process_group or metric.process_group)]
     except RuntimeError as error:
         raise RuntimeError(
             f"{type(metric).__name__}: another rank took no part in this read-out within the time that the process "
@@ -53,8 +53,8 @@ def check_ranks(metric: EmbeddingMetric, gather: Callable[..., list[Tensor]], pr
             )
 
 
-def _card(metric: EmbeddingMetric) -> Tensor:
-    """Say in numbers what a rank measures, ``(8,)`` float64."""
+def _describe_rank(metric: EmbeddingMetric) -> Tensor:
+    """Describe a rank's metric in numbers, ``(8,)`` float64."""
     sums = [getattr(metric, name) for name, kind in metric._reductions.items() if kind is dim_zero_sum]
     readout = None  # ModalityGap has none
     if hasattr(metric, "readout"):
@@ -65,11 +65,11 @@ def _card(metric: EmbeddingMetric) -> Tensor:
         repr(sorted({str(one.dtype) for one in sums})),
     )
     numbers = [float(int.from_bytes(hashlib.blake2b(word.encode(), digest_size=6).digest(), "big")) for word in hashed]
-    return torch.tensor([*numbers, *_figures(metric.reference)], dtype=torch.float64, device=sums[0].device)
+    return torch.tensor([*numbers, *_describe_reference(metric.reference)], dtype=torch.float64, device=sums[0].device)
 
 
-def _figures(reference: ReferenceSet | None) -> list[float]:
-    """Figures that two references are told apart by; none is near 0, where rounding would tell them apart too."""
+def _describe_reference(reference: ReferenceSet | None) -> list[float]:
+    """Return figures that identify a reference; none is near 0, where rounding would matter."""
     if reference is None:
         return [0.0] * 5
     figures = [float(reference.count)]

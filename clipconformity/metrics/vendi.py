@@ -13,23 +13,22 @@ __all__ = ["VendiScore"]
 class VendiScore(SetMetric):
     r"""Vendi score of streamed raw embeddings: the effective number of different samples.
 
-    It is taken from the second moment of the unit embeddings, D x D, whose eigenvalues are those of the cosines over N:
-    exact whatever the number of samples, and additive over batches and ranks. The value grows with N: compare values at
-    the same N only. ``score --metrics vendi`` gives both sides at the same N, and :class:`SelfConformity` does not grow
-    at all.
+    It is computed from the second moment of the unit embeddings, D x D, with the eigenvalues of the cosines over N:
+    exact for any number of samples, and additive over batches and ranks. The value grows with N: compare values at
+    equal N only. ``score --metrics vendi`` returns both sides at equal N; :class:`SelfConformity` does not grow with N.
 
     Args:
-        order: Order q >= 0 of the entropy; 1 is the published score, 2 is RKE, infinity looks at the largest one alone.
-        encoder: Turns images and texts into embeddings: an encoder, or what ``load_encoder`` takes.
-        embed_dim: Dimension D, where the encoder does not tell it.
-        max_samples: Rows kept for what is not additive.
-        allow_normalized: Take L2-normalised embeddings.
-        kwargs: Of ``torchmetrics.Metric``.
+        order: Order q >= 0 of the entropy; 1 is the published score, 2 is RKE, infinity uses the largest eigenvalue.
+        encoder: The encoder of images and texts, or a spec as ``load_encoder`` takes it.
+        embed_dim: Dimension D, where there is no encoder.
+        max_samples: Rows kept for non-additive figures.
+        allow_normalized: Accept L2-normalised embeddings.
+        kwargs: Options of ``torchmetrics.Metric``.
 
-    ``compute`` gives a scalar between 1 and min(N, D). Rows given with ``real=True`` are left out.
+    ``compute`` returns a scalar between 1 and min(N, D). Rows given with ``real=True`` are left out.
 
     Raises:
-        ValueError: If the dimension is not told, or told twice differently, or ``order`` is below 0.
+        ValueError: If the dimension is unknown, or given with two different values, or ``order`` is below 0.
 
     Source: Friedman and Dieng, *The Vendi Score*, TMLR 2023; Jalali et al., NeurIPS 2023, for RKE.
 

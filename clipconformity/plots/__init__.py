@@ -20,7 +20,16 @@ from clipconformity.plots.geometry import (
     shift_panels,
     tilt_heat_map,
 )
-from clipconformity.plots.style import COLORS, POINTS, REFERENCE_COLOR, Look, drawing_in, for_paper, run_look, save
+from clipconformity.plots.style import (
+    COLORS,
+    POINTS,
+    REFERENCE_COLOR,
+    Look,
+    for_paper,
+    run_look,
+    save,
+    use_text_color,
+)
 
 __all__ = [
     "COLORS",
@@ -34,7 +43,6 @@ __all__ = [
     "conformity_panels",
     "covariance_spectrum",
     "distributions",
-    "drawing_in",
     "figures",
     "for_paper",
     "forest",
@@ -51,4 +59,5 @@ __all__ = [
     "tilt_heat_map",
     "typicality_alignment",
     "typicality_and_variety",
+    "use_text_color",
 ]

@@ -1,4 +1,4 @@
-"""How typical samples are beside how well they fit their partners."""
+"""Plots of typicality against alignment with partners."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from clipconformity.plots.style import POINTS, new_axes, run_look, spaced
+from clipconformity.plots.style import POINTS, make_axes, run_look, thin_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,16 +26,16 @@ def typicality_alignment(
     Args:
         runs: Conformity ``(N,)`` and CLIPScore ``(N,)`` of the samples of each run, by its name.
         modality: ``"image"`` or ``"text"``, for the colour of a single run.
-        points: Most samples of all runs together, evenly spaced ones.
+        points: Largest number of samples of all runs together, evenly spaced.
         ax: Axes to draw on.
 
     Returns:
         The figure and its axes.
     """
-    figure, ax = new_axes(ax)
+    figure, ax = make_axes(ax)
     most = max(1, points // len(runs))
     for number, (name, pair) in enumerate(runs.items()):
-        x, y = (spaced(values.detach().double().cpu(), most).numpy() for values in pair)
+        x, y = (thin_rows(values.detach().double().cpu(), most).numpy() for values in pair)
         look = run_look(number, len(runs), modality)
         ax.scatter(x, y, s=12, alpha=0.6, color=look.color, marker=look.marker, linewidths=0, label=name)
     ax.set_xlabel("conformity (cosine)")

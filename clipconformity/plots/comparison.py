@@ -1,4 +1,4 @@
-"""Figures over steps, and of several models beside each other."""
+"""Plots of figures over steps, and of several models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from clipconformity.plots.style import COLORS, REFERENCE_COLOR, new_axes, numbers, run_look
+from clipconformity.plots.style import COLORS, REFERENCE_COLOR, make_axes, run_look, to_floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 PANELS = 3
-"""Panels beside each other in a drawing of several figures."""
-LEADER: dict[str, Any] = {
+"""Panels in a row of a drawing of several figures."""
+LEADER_LENGTH: dict[str, Any] = {
     "arrowstyle": "-", "color": REFERENCE_COLOR, "linewidth": 0.6, "shrinkB": 6, "relpos": (0, 0.5),
 }  # fmt: skip
-"""The line from a name to its marker."""
-GAP = 0.5
-"""Lines between two names beside the map."""
+"""Style of the line from a name to its marker."""
+LABEL_GAP = 0.5
+"""Distance of two names beside the map, in lines."""
 
 
 class Place(NamedTuple):
-    """Where a run lies beside its reference."""
+    """Position of a run relative to its reference."""
 
     typicality: tuple[float, float, float]
     """Typicality shift, low and high end."""
@@ -42,13 +42,13 @@ def typicality_and_variety(
     modality: str | None = None,
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """Draw runs on a map: to the right they are more typical than the reference, upwards more varied.
+    """Draw runs on a map: more typical than the reference to the right, more varied upwards.
 
     The reference is in the middle. Each run has a marker, its intervals and its name. Runs to the right and below crowd
     around the typical; runs to the left and above stray from it.
 
     Args:
-        places: Of each run, by name.
+        places: Position of each run, by name.
         margins: Differences in typicality and variety that do not matter, drawn as a box around the reference.
         people: Range of the typicality shift and of the variety ratio of one more person, drawn as a hatched box.
         modality: ``"image"`` or ``"text"``, for the colour of a single run.
@@ -57,7 +57,7 @@ def typicality_and_variety(
     Returns:
         The figure and its axes.
     """
-    figure, ax = new_axes(ax, width=6.4, height=4.8)
+    figure, ax = make_axes(ax, width=6.4, height=4.8)
     if margins is not None:
         wide, high = margins
         ax.fill([-wide, wide, wide, -wide], [1 - high, 1 - high, 1 + high, 1 + high], color=REFERENCE_COLOR, alpha=0.2)
@@ -87,15 +87,15 @@ def typicality_and_variety(
 
 
 def _name_places(ax: Axes, places: Mapping[str, Place]) -> None:
-    """Write the name of each run beside the map, in the order of their heights, with a line to its marker.
+    """Write the name of each run beside the map, ordered by height, with a line to its marker.
 
-    Names beside their markers lie over each other where runs are alike.
+    Names at their markers would overlap where runs are similar.
     """
     order = sorted(places.items(), key=lambda item: item[1].variety[0])
     bottom, top = ax.get_ylim()
     lines = [1 + name.count("\n") for name, _ in order]
-    step = 1 / max(20, sum(lines) + GAP * len(lines))  # of a line
-    apart = [step * (GAP + (a + b) / 2) for a, b in pairwise(lines)]
+    step = 1 / max(20, sum(lines) + LABEL_GAP * len(lines))  # height of a line
+    apart = [step * (LABEL_GAP + (a + b) / 2) for a, b in pairwise(lines)]
     heights = [(place.variety[0] - bottom) / (top - bottom) for _, place in order]
     for number, gap in enumerate(apart, start=1):  # from the bottom up, then pushed down from the top
         heights[number] = max(heights[number], heights[number - 1] + gap)
@@ -105,7 +105,7 @@ def _name_places(ax: Axes, places: Mapping[str, Place]) -> None:
     for (name, place), height in zip(order, heights, strict=True):
         ax.annotate(
             name, (place.typicality[0], place.variety[0]), (1.02, height), textcoords="axes fraction", va="center",
-            fontsize="small", arrowprops=LEADER,
+            fontsize="small", arrowprops=LEADER_LENGTH,
         )  # fmt: skip
 
 
@@ -126,19 +126,19 @@ def series(
         values: The figures ``(K,)``.
         low: Low ends of the intervals ``(K,)``.
         high: High ends ``(K,)``.
-        steps: Place of each on the horizontal axis; by default they are counted from 0.
+        steps: Position of each on the horizontal axis; by default counted from 0.
         floor: Noise floor, drawn as a dashed line.
-        quantity: What the figures are, with their unit.
+        quantity: Name of the figures, with their unit.
         modality: ``"image"`` or ``"text"``, for the colour.
         ax: Axes to draw on.
 
     Returns:
         The figure and its axes, whose first line holds the values.
     """
-    points = numbers(values)
-    figure, ax = new_axes(ax)
+    points = to_floats(values)
+    figure, ax = make_axes(ax)
     places = list(range(len(points))) if steps is None else list(steps)
-    error = None if low is None or high is None else _reaches(points, numbers(low), numbers(high))
+    error = None if low is None or high is None else _compute_reaches(points, to_floats(low), to_floats(high))
     ax.errorbar(places, points, yerr=error, color=COLORS[modality], marker="o", capsize=4, linewidth=2)
     ax.set_ylabel(quantity)
     if len(points) == 1:
@@ -168,33 +168,33 @@ def forest(
     modality: str | None = None,
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """Draw one figure of several things, a line of the picture each, with intervals (a forest plot).
+    """Draw one figure of several runs with intervals, a line each (a forest plot).
 
     Args:
         values: The figures ``(K,)``.
         low: Low ends of the intervals ``(K,)``.
         high: High ends ``(K,)``.
-        names: What they are of, the first at the top.
-        quantity: What the figures are, with their unit.
+        names: Names of the lines, the first at the top.
+        quantity: Name of the figures, with their unit.
         floors: Noise floor of each; None where there is none.
-        null: What no difference would give, drawn as a line.
+        null: Value of no difference, drawn as a line.
         margin: Difference from it that does not matter, drawn as a band.
-        runs: Whether they are of runs, each of which has its own colour and marker in every plot.
-        modality: ``"image"`` or ``"text"``, for the colour of a single run, or of what are no runs.
+        runs: Whether the lines are runs, each with its own colour and marker in every plot.
+        modality: ``"image"`` or ``"text"``, for the colour of a single run, or of other lines.
         ax: Axes to draw on.
 
     Returns:
         The figure and its axes.
     """
-    points = numbers(values)
-    figure, ax = new_axes(ax, height=1.4 + 0.45 * len(points))
+    points = to_floats(values)
+    figure, ax = make_axes(ax, height=1.4 + 0.45 * len(points))
     if null is not None and margin is not None:
         ax.axvspan(null - margin, null + margin, color=REFERENCE_COLOR, alpha=0.2, linewidth=0)
     if null is not None:
         ax.axvline(null, color=REFERENCE_COLOR, linewidth=0.8)
-    for row, (value, *ends) in enumerate(zip(points, numbers(low), numbers(high), strict=True)):
+    for row, (value, *ends) in enumerate(zip(points, to_floats(low), to_floats(high), strict=True)):
         look = run_look(row if runs else 0, len(points) if runs else 1, modality)
-        error = _reaches([value], ends[:1], ends[1:])
+        error = _compute_reaches([value], ends[:1], ends[1:])
         ax.errorbar(value, row, xerr=error, color=look.color, marker=look.marker, capsize=4, linewidth=2)
     known = [(floor, row) for row, floor in enumerate(floors) if floor is not None]
     if known:
@@ -207,8 +207,8 @@ def forest(
     return figure, ax
 
 
-def _reaches(points: list[float], low: list[float], high: list[float]) -> list[list[float]]:
-    """How far intervals reach below and above their points."""
+def _compute_reaches(points: list[float], low: list[float], high: list[float]) -> list[list[float]]:
+    """Compute how far intervals reach below and above their points."""
     below = [max(0.0, value - end) for value, end in zip(points, low, strict=True)]
     return [below, [max(0.0, end - value) for value, end in zip(points, high, strict=True)]]
 
@@ -216,15 +216,17 @@ def _reaches(points: list[float], low: list[float], high: list[float]) -> list[l
 def figures(values: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -> tuple[Figure, Axes]:
     """Show the named figures of one evaluation as a list, or of several as curves, each in a panel of its own.
 
-    Figures of one metric have unlike units, so that no axis is common to them.
+    Figures of one metric have different units, and no common axis.
 
     Args:
-        values: What ``compute`` gave, once or several times.
+        values: One or several results of ``compute``.
         ax: Axes in whose place the list or the panels are drawn.
     """
     names = list(values) if isinstance(values, Mapping) else list(values[0])
     rows = -(-len(names) // PANELS)
-    figure, ax = new_axes(ax, width=9.0, height=1.0 + (0.3 * len(names) if isinstance(values, Mapping) else 2.2 * rows))
+    figure, ax = make_axes(
+        ax, width=9.0, height=1.0 + (0.3 * len(names) if isinstance(values, Mapping) else 2.2 * rows)
+    )
     ax.set_axis_off()
     if isinstance(values, Mapping):
         for number, (name, value) in enumerate(values.items()):

@@ -1,6 +1,6 @@
 """Figures from plain arrays; matplotlib loads when one is drawn.
 
-One visual language: the palette of Okabe and Ito, which colour-blind readers can tell apart; images are blue and texts
+One style: the palette of Okabe and Ito, which colour-blind readers can distinguish; images are blue and texts
 vermilion everywhere, a reference is grey, and runs differ in line style as well as in colour.
 """
 
@@ -18,9 +18,9 @@ from clipconformity.plots.style import (
     LINE_STYLES,
     REFERENCE_COLOR,
     Histogram,
-    binned,
+    count_cells,
     draw_density,
-    new_axes,
+    make_axes,
     run_look,
 )
 
@@ -51,13 +51,13 @@ def conformity_distribution(
         evaluated: Counts ``(K,)`` and edges ``(K + 1,)``.
         reference: The same of the reference.
         modality: ``"image"`` or ``"text"``, for the colour.
-        label: What the evaluated samples are called in the legend.
+        label: Name of the evaluated samples in the legend.
         ax: Axes to draw on.
 
     Returns:
         The figure and its axes.
     """
-    figure, ax = new_axes(ax)
+    figure, ax = make_axes(ax)
     if reference is not None:
         draw_density(ax, reference, REFERENCE_COLOR, "reference", fill=True)
     draw_density(ax, evaluated, COLORS[modality], label, fill=False)
@@ -79,23 +79,23 @@ def distributions(
     """Draw the densities of several sets of values over a reference's, in cells common to all.
 
     Args:
-        runs: Values ``(N,)`` by name; a single one takes the colour of its modality.
+        runs: Values ``(N,)`` by name; a single one has the colour of its modality.
         reference: Values ``(M,)`` of the reference.
-        quantity: What the values are, with their unit.
+        quantity: Name of the values, with their unit.
         modality: ``"image"`` or ``"text"``.
-        reference_label: What the reference is called in the legend.
+        reference_label: Name of the reference in the legend.
         ax: Axes to draw on.
 
     Returns:
         The figure and its axes.
     """
-    figure, ax = new_axes(ax)
-    edges = _edges([*runs.values(), *([] if reference is None else [reference])], BINS)
+    figure, ax = make_axes(ax)
+    edges = _choose_edges([*runs.values(), *([] if reference is None else [reference])], BINS)
     if reference is not None:
-        draw_density(ax, binned(reference, edges), REFERENCE_COLOR, reference_label, fill=True)
+        draw_density(ax, count_cells(reference, edges), REFERENCE_COLOR, reference_label, fill=True)
     for number, (name, values) in enumerate(runs.items()):
         look = run_look(number, len(runs), modality)
-        draw_density(ax, binned(values, edges), look.color, name, fill=False, linestyle=look.line)
+        draw_density(ax, count_cells(values, edges), look.color, name, fill=False, linestyle=look.line)
     ax.set_xlabel(quantity)
     ax.set_ylabel("density")
     ax.legend(frameon=False, fontsize="small")
@@ -112,23 +112,23 @@ def ridgelines(
 ) -> tuple[Figure, Axes]:
     """Draw the density of each of many sets on a line of its own, with the reference's behind it in grey.
 
-    The first stands at the top. Each has its colour, its marker at the median, and a bar over its middle 90%; dashed
-    down the picture runs the reference's median. All densities have one scale.
+    The first is at the top. Each has its colour, its marker at the median, and a bar over its middle 90%; a dashed line
+    is the reference's median. All densities have one scale.
 
     Args:
         runs: Values ``(N,)`` by name.
         reference: Values ``(M,)`` of the reference.
-        quantity: What the values are, with their unit.
+        quantity: Name of the values, with their unit.
         modality: ``"image"`` or ``"text"``, for the colour of a single run.
         ax: Axes to draw on.
 
     Returns:
         The figure and its axes.
     """
-    figure, ax = new_axes(ax, width=7.0, height=1.3 + 0.55 * len(runs))
-    edges = _edges([*runs.values(), reference], RIDGE_CELLS)
+    figure, ax = make_axes(ax, width=7.0, height=1.3 + 0.55 * len(runs))
+    edges = _choose_edges([*runs.values(), reference], RIDGE_CELLS)
     middle = 0.5 * (edges[1:] + edges[:-1])
-    behind, drawn = _smooth_density(reference, edges), {name: _smooth_density(one, edges) for name, one in runs.items()}
+    behind, drawn = _smooth_counts(reference, edges), {name: _smooth_counts(one, edges) for name, one in runs.items()}
     highest = max(float(one.max()) for one in (behind, *drawn.values()))
     ends = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
     for number, (name, ridge) in enumerate(drawn.items()):
@@ -149,17 +149,17 @@ def ridgelines(
     return figure, ax
 
 
-def _edges(sets: Sequence[Tensor], cells: int) -> Tensor:
-    """Edges of cells that are common to all sets."""
+def _choose_edges(sets: Sequence[Tensor], cells: int) -> Tensor:
+    """Choose cell edges that are common to all sets."""
     everything = torch.cat([x.double().cpu() for x in sets])
     low, high = float(everything.min()), float(everything.max())
     wider = 0.0 if high > low else 1e-6 + 1e-6 * abs(low)  # equal values still have a cell
     return torch.linspace(low - wider, high + wider, cells + 1, dtype=torch.float64)
 
 
-def _smooth_density(values: Tensor, edges: Tensor) -> Tensor:
-    """Density of a set in each cell, smoothed over its neighbours ``(K,)``."""
-    counts, _ = binned(values, edges)
+def _smooth_counts(values: Tensor, edges: Tensor) -> Tensor:
+    """Smooth the density of a set over neighbouring cells, ``(K,)``."""
+    counts, _ = count_cells(values, edges)
     kernel = torch.exp(-0.5 * torch.arange(-6, 7, dtype=torch.float64).square() / 2.0**2)
     smooth = torch.nn.functional.conv1d(counts[None, None], (kernel / kernel.sum())[None, None], padding=6)[0, 0]
     return smooth / (smooth.sum() * (edges[1] - edges[0]))
@@ -194,11 +194,11 @@ def norm_histogram(
         ax: Axes to draw on.
     """
     runs = {"|v|": norms} | ({} if centered is None else {"|v - m|, centred": centered})
-    figure, ax = new_axes(ax)
+    figure, ax = make_axes(ax)
     together = torch.cat([x.double().cpu() for x in runs.values()])
     edges = torch.linspace(0, float(together.max()) * 1.02, 2 * BINS + 1, dtype=torch.float64)
     for (name, values), style in zip(runs.items(), LINE_STYLES, strict=False):
-        draw_density(ax, binned(values, edges), COLORS[modality], name, fill=False, linestyle=style)
+        draw_density(ax, count_cells(values, edges), COLORS[modality], name, fill=False, linestyle=style)
     ax.set_xlabel("norm of the raw embedding (units of the embedding)")
     ax.set_ylabel("density")
     ax.set_xlim(left=0)

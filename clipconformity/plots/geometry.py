@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from clipconformity.plots.style import COLORS, LINE_STYLES, POINTS, REFERENCE_COLOR, new_axes, spaced
+from clipconformity.plots.style import COLORS, LINE_STYLES, POINTS, REFERENCE_COLOR, make_axes, thin_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clipconformity.functional import ShiftSweep
 
 HEAT_DIMENSIONS = 48
-"""Most dimensions in a heat map."""
+"""Largest number of dimensions in a heat map."""
 
 
 class Projection(NamedTuple):
@@ -37,7 +37,7 @@ def covariance_spectrum(spectra: Mapping[str | None, Tensor], *, ax: Axes | None
         spectra: Eigenvalues ``(D,)`` by modality, or under None; those that are zero are left out.
         ax: Axes to draw on.
     """
-    figure, ax = new_axes(ax)
+    figure, ax = make_axes(ax)
     for (modality, spectrum), style in zip(spectra.items(), LINE_STYLES, strict=False):
         values = spectrum.double().cpu().sort(descending=True).values
         ratio = float(values.sum().square() / values.square().sum())
@@ -61,11 +61,11 @@ def tilt_heat_map(
 
     Args:
         covariance: ``(D, D)``.
-        size: Most dimensions shown.
-        title: Put above.
+        size: Largest number of dimensions shown.
+        title: Title above the map.
         ax: Axes to draw on.
     """
-    figure, ax = new_axes(ax, width=5.4, height=4.6)
+    figure, ax = make_axes(ax, width=5.4, height=4.6)
     matrix = covariance.double().cpu()
     chosen = matrix.diagonal().argsort(descending=True, stable=True)[:size]
     std = matrix.diagonal()[chosen].clamp_min(1e-300).sqrt()
@@ -85,18 +85,18 @@ def tilt_heat_map(
 def separability_scatter(
     image: Tensor, text: Tensor, dimensions: Sequence[int], *, points: int = POINTS, ax: Axes | None = None
 ) -> tuple[Figure, Axes]:
-    """Draw images and texts in the two dimensions that tell them apart best.
+    """Draw images and texts in the two dimensions that separate them best.
 
     Args:
         image: Raw embeddings ``(N, D)``.
         text: Raw embeddings ``(M, D)``.
-        dimensions: The two, counted from zero.
-        points: Most points of a modality, evenly spaced rows.
+        dimensions: The two dimensions, counted from zero.
+        points: Largest number of points of a modality, evenly spaced rows.
         ax: Axes to draw on.
     """
-    figure, ax = new_axes(ax)
+    figure, ax = make_axes(ax)
     first, second = (int(d) for d in dimensions)
-    _scatter(ax, Projection(*(spaced(rows, points)[:, [first, second]] for rows in (image, text))))
+    _scatter(ax, Projection(*(thin_rows(rows, points)[:, [first, second]] for rows in (image, text))))
     ax.set_xlabel(f"dimension {first} (units of the embedding)")
     ax.set_ylabel(f"dimension {second} (units of the embedding)")
     ax.legend(frameon=False)
@@ -112,17 +112,17 @@ def over_alpha(
     quantity: str,
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """Draw a figure over the shift alpha, its interval as a band; alpha 0, where the model is, is marked.
+    """Draw a figure over the shift alpha, with its interval as a band; alpha 0, the model itself, is marked.
 
     Args:
         alphas: ``(A,)``.
         values: ``(A,)``.
         low: Low ends of the intervals ``(A,)``.
         high: High ends ``(A,)``.
-        quantity: What the values are, with their unit.
+        quantity: Name of the values, with their unit.
         ax: Axes to draw on.
     """
-    figure, ax = new_axes(ax)
+    figure, ax = make_axes(ax)
     order = alphas.argsort().cpu()
     x, y = (v.double().cpu()[order].numpy() for v in (alphas, values))
     ax.plot(x, y, color=COLORS[None], marker="o", linewidth=2)
@@ -140,7 +140,7 @@ def shift_panels(sweep: ShiftSweep) -> Figure:
     """Draw loss and KL between the modalities over alpha, beside each other.
 
     Args:
-        sweep: Of :func:`clipconformity.functional.shift_sweep`.
+        sweep: Result of :func:`clipconformity.functional.shift_sweep`.
     """
     import matplotlib.pyplot as plt
 
@@ -153,7 +153,7 @@ def shift_panels(sweep: ShiftSweep) -> Figure:
 
 
 def project(image: Tensor, text: Tensor) -> tuple[Projection, Projection]:
-    """Project two sets on the axis between their means and the leading direction inside them, at a right angle to it.
+    """Project two sets on the axis between their means and the leading orthogonal direction inside them.
 
     Args:
         image: Raw embeddings ``(N, D)``, D at least 2.
@@ -170,7 +170,7 @@ def project(image: Tensor, text: Tensor) -> tuple[Projection, Projection]:
     spreads = [((rows - mean).T @ (rows - mean)) / len(rows) for rows, mean in zip(sides, means, strict=True)]
     away = torch.eye(len(axis), dtype=torch.float64) - torch.outer(axis, axis)
     leading = torch.linalg.eigh(away @ (spreads[0] + spreads[1]) @ away).eigenvectors[:, -1]
-    leading = leading * leading[leading.abs().argmax()].sign()  # an eigenvector's sign is by chance
+    leading = leading * leading[leading.abs().argmax()].sign()  # an eigenvector's sign is arbitrary
     basis = torch.stack([axis, leading], 1)  # (D, 2)
     return Projection(*(rows @ basis for rows in sides)), Projection(*(mean[None] @ basis for mean in means))
 
@@ -183,12 +183,12 @@ def shells(image: Tensor, text: Tensor, *, points: int = POINTS, ax: Axes | None
     Args:
         image: Raw embeddings ``(N, D)``.
         text: Raw embeddings ``(M, D)``.
-        points: Most points of a modality, evenly spaced rows.
+        points: Largest number of points of a modality, evenly spaced rows.
         ax: Axes to draw on.
     """
-    figure, ax = new_axes(ax, height=4.6)
+    figure, ax = make_axes(ax, height=4.6)
     rows, means = project(image, text)
-    _scatter(ax, Projection(*(spaced(side, points) for side in rows)))
+    _scatter(ax, Projection(*(thin_rows(side, points) for side in rows)))
     turn = torch.linspace(0, 2 * math.pi, 121, dtype=torch.float64)
     circle = 2 * torch.stack([turn.cos(), turn.sin()], 1)
     for modality, side, mean in zip(rows._fields, rows, means, strict=True):

@@ -1,4 +1,4 @@
-"""One visual language: colours, line styles, axes, and how a figure is written."""
+"""Style of all plots: colours, line styles, axes, and writing of figures."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 
 
 COLORS = {"image": "#0072B2", "text": "#D55E00", None: "#009E73"}
-"""A modality keeps its colour everywhere; what is of neither or both is green."""
+"""Colours of modalities, the same everywhere; green stands for neither or both."""
 
 REFERENCE_COLOR = "#767676"
 """Colour of what runs are compared with."""
 
 RUN_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8F8F2F")
-"""Runs beside each other, none in the colour of a modality."""
+"""Colours of several runs, none the colour of a modality."""
 
 LINE_STYLES = ("-", "--", "-.", ":")
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
-"""A run keeps its marker, since colours alone do not tell many apart."""
+"""Markers of runs, since colours alone do not distinguish many."""
 
 BINS = 60
 """Cells of a histogram drawn from values."""
 
 POINTS = 500
-"""Most points of one set in a scatter plot."""
+"""Largest number of points of one set in a scatter plot."""
 
 Histogram = tuple[Tensor, Tensor]
 
 
 class Look(NamedTuple):
-    """How a run is drawn, the same in every plot."""
+    """The look of a run, the same in every plot."""
 
     color: str
     line: str
@@ -48,8 +48,8 @@ class Look(NamedTuple):
 
 
 @contextmanager
-def drawing_in(color: str) -> Iterator[None]:
-    """Draw text, ticks and frames in a colour and leave the background clear, for as long as the context lasts."""
+def use_text_color(color: str) -> Iterator[None]:
+    """Draw text, ticks and frames in a colour on a transparent background, inside the context."""
     import matplotlib as mpl
 
     parts = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
@@ -60,13 +60,13 @@ def drawing_in(color: str) -> Iterator[None]:
 
 
 COLUMN = 3.3
-"""Width of a column of a paper of two, inches; the page is twice that and a gap."""
+"""Width of a column in a two-column paper, inches; the page is twice that and a gap."""
 _WIDTH: ContextVar[float | None] = ContextVar("width", default=None)
 
 
 @contextmanager
 def for_paper(columns: int = 1) -> Iterator[None]:
-    """Draw at the size of print for as long as the context lasts: one or two columns wide, with text of 8 points.
+    """Draw at print size inside the context: one or two columns wide, with text of 8 points.
 
     Example:
         >>> import torch
@@ -96,7 +96,7 @@ def for_paper(columns: int = 1) -> Iterator[None]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, or as PDF or SVG where the name ends so, and close it."""
+    """Write a figure as PNG, or as PDF or SVG by the suffix, and close it."""
     import matplotlib.pyplot as plt
 
     kind = path.suffix[1:] if path.suffix in (".pdf", ".svg") else "png"
@@ -104,8 +104,8 @@ def save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def new_axes(ax: Axes | None, *, width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
-    """Give axes to draw on, new ones by default, and their figure."""
+def make_axes(ax: Axes | None, *, width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
+    """Return axes to draw on, new ones by default, and their figure."""
     import matplotlib.pyplot as plt
 
     if ax is None:
@@ -120,7 +120,7 @@ def new_axes(ax: Axes | None, *, width: float = 6.4, height: float = 4.0) -> tup
 def draw_density(ax: Axes, histogram: Histogram, color: str, label: str, *, fill: bool, linestyle: str = "-") -> None:
     """Draw a histogram as a density."""
     ax.stairs(
-        density(histogram).numpy(),
+        compute_density(histogram).numpy(),
         histogram[1].detach().cpu().double().numpy(),
         fill=fill,
         color=color,
@@ -131,31 +131,31 @@ def draw_density(ax: Axes, histogram: Histogram, color: str, label: str, *, fill
     )
 
 
-def density(histogram: Histogram) -> Tensor:
-    """Heights of a histogram whose area is 1, ``(K,)`` float64."""
+def compute_density(histogram: Histogram) -> Tensor:
+    """Compute the heights of a histogram with area 1, ``(K,)`` float64."""
     counts, edges = (part.detach().cpu().double() for part in histogram)
     return counts / (counts.sum() * torch.diff(edges))
 
 
 def run_look(number: int, count: int, modality: str | None) -> Look:
-    """Give a run its look by its number: colour, line style and marker; a single run has its modality's colour."""
+    """Return the look of a run by its number: colour, line style and marker; a single run has its modality's colour."""
     marker = MARKERS[number % len(MARKERS)]
     if count == 1:
         return Look(COLORS[modality], LINE_STYLES[0], marker)
-    turn = number // len(RUN_COLORS)  # past the last colour, colours meet other line styles
+    turn = number // len(RUN_COLORS)  # after the last colour, colours repeat with other line styles
     return Look(RUN_COLORS[number % len(RUN_COLORS)], LINE_STYLES[(number + turn) % len(LINE_STYLES)], marker)
 
 
-def spaced(rows: Tensor, most: int) -> Tensor:
-    """Thin rows out to at most so many, evenly."""
+def thin_rows(rows: Tensor, most: int) -> Tensor:
+    """Select evenly spaced rows, at most a given number."""
     return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long()]
 
 
-def numbers(values: Sequence[float] | Tensor) -> list[float]:
-    """Give values as floats."""
+def to_floats(values: Sequence[float] | Tensor) -> list[float]:
+    """Convert values to floats."""
     return [float(value) for value in values]
 
 
-def binned(values: Tensor, edges: Tensor) -> Histogram:
+def count_cells(values: Tensor, edges: Tensor) -> Histogram:
     """Count values into cells."""
     return torch.histogram(values.detach().double().cpu(), edges).hist, edges

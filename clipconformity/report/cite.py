@@ -1,4 +1,4 @@
-"""How to cite the paper and this library, as BibTeX."""
+"""Citations of the paper and of this library, as BibTeX."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ PAPER = """@inproceedings{levi2025doubleellipsoid,
 }"""
 
 
-def citations() -> tuple[str, str]:
-    """Give the entries of the paper and of this version of the library."""
+def format_citations() -> tuple[str, str]:
+    """Format the entries of the paper and of this version of the library."""
     library = f"""@software{{clipconformity,
   title   = {{clipconformity: evaluation of generative models by the geometry of {{CLIP}} embeddings}},
   author  = {{{{The clipconformity developers}}}},

@@ -1,4 +1,4 @@
-"""Plots as inline SVG that takes the page's colour of text, light or dark."""
+"""Plots as inline SVG in the page's text colour, light or dark."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from clipconformity import plots
-from clipconformity.report.page import shortened
+from clipconformity.report.page import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NAME = 32
-"""Most characters of a name in a plot."""
+"""Largest number of characters of a name in a plot."""
 INK = "#010203"
-"""Stands for the page's own colour of text until the drawing is written."""
+"""Placeholder of the page's text colour in the drawing."""
 
 
 class Drawing(NamedTuple):
-    """A drawing and what stands under it."""
+    """A drawing and its caption."""
 
     svg: Markup
     caption: str
 
 
-def figure(
+def draw_figure(
     key: str, draw: Callable[[Axes], Any], *, alt: str, caption: str, size: tuple[float, float] = (5.0, 3.4)
 ) -> Drawing:
-    """Draw as inline SVG.
+    """Draw a figure as inline SVG.
 
     Args:
-        key: Unlike that of any other figure on the page: put before the drawing's own names.
+        key: Unique key of the figure on the page, a prefix of the names inside the drawing.
         draw: Draws on the axes.
-        alt: What a screen reader says in place of the drawing.
-        caption: Stands under it.
+        alt: Text for screen readers in place of the drawing.
+        caption: Text below the drawing.
         size: Width and height in inches; small, so that the text is still readable on a phone.
     """
-    return Drawing(_svg(key, draw, alt, size), caption)
+    return Drawing(_render_svg(key, draw, alt, size), caption)
 
 
 def draw_marker(look: plots.Look) -> Markup:
-    """Draw a run's marker as a small inline SVG, for beside its name."""
+    """Draw a run's marker as a small inline SVG, to stand beside its name."""
     from matplotlib.markers import MarkerStyle
 
     style = MarkerStyle(look.marker)
@@ -59,20 +59,20 @@ def draw_marker(look: plots.Look) -> Markup:
     return svg.format(look.color, drawn)
 
 
-def label(name: str, width: int = 26) -> str:
-    """Give a run's name as text in a plot: cut, broken into lines, and not refused, read as mathematics or left out."""
-    text = shortened(name.encode("utf-8", "backslashreplace").decode("utf-8"), NAME)  # a folder's name may be none
-    lines = textwrap.fill(text, width).replace("$", r"\$")  # broken first: a line's end would part the two signs
+def format_label(name: str, width: int = 26) -> str:
+    """Format a run's name for a plot: shortened, broken into lines, and escaped from mathematics."""
+    text = shorten(name.encode("utf-8", "backslashreplace").decode("utf-8"), NAME)  # a folder's name may be empty
+    lines = textwrap.fill(text, width).replace("$", r"\$")  # broken first: a line break would split the two characters
     return f"\N{ZERO WIDTH SPACE}{lines}" if lines.startswith("_") else lines
 
 
-def _svg(key: str, draw: Callable[[Axes], Any], alt: str, size: tuple[float, float]) -> Markup:
+def _render_svg(key: str, draw: Callable[[Axes], Any], alt: str, size: tuple[float, float]) -> Markup:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     out = io.StringIO()
     settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": key}
-    with plots.drawing_in(INK), mpl.rc_context(settings), warnings.catch_warnings():
+    with plots.use_text_color(INK), mpl.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's fonts draw the text
         drawing = Figure(figsize=size, layout="constrained")
         draw(drawing.subplots())

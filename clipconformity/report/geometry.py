@@ -12,8 +12,8 @@ from torch import Tensor
 from clipconformity import plots
 from clipconformity.evaluation.geometry import FAILS, HOLDS, Property
 from clipconformity.functional import ShiftSweep, linear_separability
-from clipconformity.report.figures import Drawing, figure
-from clipconformity.report.page import Section, Table, between, number, write_page
+from clipconformity.report.figures import Drawing, draw_figure
+from clipconformity.report.page import Section, Table, format_interval, format_number, write_page
 
 
 def write_geometry_report(
@@ -28,16 +28,16 @@ def write_geometry_report(
     command: str | None = None,
     title: str = "Geometry report",
 ) -> None:
-    """Write the geometric properties as one HTML file that opens offline and asks for nothing outside itself.
+    """Write the geometric properties as one self-contained HTML file that opens offline.
 
     Args:
         path: File to write.
-        properties: Of :func:`clipconformity.evaluation.geometry.six_properties`.
+        properties: Result of :func:`clipconformity.evaluation.geometry.six_properties`.
         image: The raw image embeddings ``(N, D)`` that they are of, for the plots.
         text: The raw text embeddings ``(M, D)``.
         sweep: Loss and KL over the shift, of :func:`clipconformity.functional.shift_sweep`.
-        gap: Figures of the gap between the modalities, of :func:`clipconformity.evaluation.geometry.gap_figures`.
-        measured: What was measured, such as the files, by name.
+        gap: Figures of the modality gap, of :func:`clipconformity.evaluation.geometry.compute_gap_figures`.
+        measured: Description of the measurement, such as the files, by name.
         command: The command that measured it.
         title: Heading of the page.
 
@@ -48,13 +48,13 @@ def write_geometry_report(
     if not properties:
         raise ValueError("properties: expected at least one, got none.")
     rows = {name: x for name, x in (("image", image), ("text", text)) if x is not None}
-    counts, verdict = _verdict(properties)
+    counts, verdict = _describe_verdict(properties)
     context = {
         "counts": counts,
         "verdict": verdict,
-        "tables": _tables(properties, gap),
-        "plots": _plots(rows, sweep),
-        "measured": [_measured(properties, rows, measured)],
+        "tables": _make_tables(properties, gap),
+        "plots": _draw_plots(rows, sweep),
+        "measured": [_list_settings(properties, rows, measured)],
     }
     sections = [
         Section("verdict", "Verdict", "geometry/verdict.html"),
@@ -67,7 +67,7 @@ def write_geometry_report(
     write_page(path, title, note, sections, context, command)
 
 
-def _verdict(properties: Sequence[Property]) -> tuple[str, dict[str, str]]:
+def _describe_verdict(properties: Sequence[Property]) -> tuple[str, dict[str, str]]:
     words = {HOLDS: "Hold", FAILS: "Do not hold"}
     found: dict[str, list[str]] = {"Hold": [], "Do not hold": [], "Cannot tell at this N": []}
     for each in properties:
@@ -77,14 +77,14 @@ def _verdict(properties: Sequence[Property]) -> tuple[str, dict[str, str]]:
     return counts, {name: ", ".join(names) + "." for name, names in found.items() if names}
 
 
-def _tables(properties: Sequence[Property], gap: Mapping[str, float] | None) -> list[Table]:
+def _make_tables(properties: Sequence[Property], gap: Mapping[str, float] | None) -> list[Table]:
     measured = Table(
         "The properties, with 95% intervals",
         ["property", "of", "verdict", "value", "95% interval", "holds if", "without it", "paper"],
         [
             [
-                p.name, p.modality, p.verdict, number(p.value), between(p.low, p.high), p.threshold,
-                "" if p.null is None else number(p.null), "" if p.paper is None else number(p.paper),
+                p.name, p.modality, p.verdict, format_number(p.value), format_interval(p.low, p.high), p.threshold,
+                "" if p.null is None else format_number(p.null), "" if p.paper is None else format_number(p.paper),
             ]
             for p in properties
         ],
@@ -92,7 +92,7 @@ def _tables(properties: Sequence[Property], gap: Mapping[str, float] | None) -> 
     meant = Table(
         "What each value is",
         ["property", "of", "quantity", "interval covers", "in sample", "N"],
-        [[p.name, p.modality, p.quantity, p.covers, number(p.in_sample), str(p.samples)] for p in properties],
+        [[p.name, p.modality, p.quantity, p.covers, format_number(p.in_sample), str(p.samples)] for p in properties],
     )
     if not gap:
         return [measured, meant]
@@ -101,29 +101,30 @@ def _tables(properties: Sequence[Property], gap: Mapping[str, float] | None) -> 
         "squared_gap": "squared gap without the part of chance", "null": "gap by chance at these sizes",
         "low": "low end of the 95% interval of the population's gap", "high": "high end of it",
     }  # fmt: skip
-    figures = [[names.get(name, name.replace("_", " ")), number(value)] for name, value in gap.items()]
+    figures = [[names.get(name, name.replace("_", " ")), format_number(value)] for name, value in gap.items()]
     return [measured, meant, Table("The gap between the modalities", ["quantity", "value"], figures)]
 
 
-def _plots(rows: Mapping[str, Tensor], sweep: ShiftSweep | None) -> list[Drawing]:
-    parts = _single(rows) if rows else []
+def _draw_plots(rows: Mapping[str, Tensor], sweep: ShiftSweep | None) -> list[Drawing]:
+    parts = _draw_modalities(rows) if rows else []
     if len(rows) == 2:
-        parts += _both(rows["image"], rows["text"])
+        parts += _draw_both(rows["image"], rows["text"])
     if sweep is not None:
-        parts += _sweep(sweep)
+        parts += _draw_sweep(sweep)
     return parts
 
 
-def _single(rows: Mapping[str, Tensor]) -> list[Drawing]:
+def _draw_modalities(rows: Mapping[str, Tensor]) -> list[Drawing]:
     covariances = {name: torch.cov(x.double().cpu().T) for name, x in rows.items()}
     spectra: dict[str | None, Tensor] = {
         name: torch.linalg.eigvalsh(matrix).clamp_min(0) for name, matrix in covariances.items()
     }
     ends = "; ".join(
-        f"{name}: largest {number(float(x.max()))}, median {number(float(x.median()))}" for name, x in spectra.items()
+        f"{name}: largest {format_number(float(x.max()))}, median {format_number(float(x.median()))}"
+        for name, x in spectra.items()
     )
     parts = [
-        figure(
+        draw_figure(
             "spectrum",
             lambda ax: plots.covariance_spectrum(spectra, ax=ax),
             alt=f"Eigenvalues of the covariance over their rank, on a logarithmic scale. {ends}.",
@@ -133,7 +134,7 @@ def _single(rows: Mapping[str, Tensor]) -> list[Drawing]:
     ]
     for name, matrix in covariances.items():
         parts.append(
-            figure(
+            draw_figure(
                 f"tilt-{name}",
                 lambda ax, matrix=matrix: plots.tilt_heat_map(matrix, ax=ax),  # type: ignore[misc]
                 alt=f"Absolute correlations between the dimensions of largest variance of the {name} embeddings.",
@@ -145,19 +146,19 @@ def _single(rows: Mapping[str, Tensor]) -> list[Drawing]:
     return parts
 
 
-def _both(image: Tensor, text: Tensor) -> list[Drawing]:
+def _draw_both(image: Tensor, text: Tensor) -> list[Drawing]:
     best = linear_separability(image, text, k=2)
     dimensions = [int(d) for d in best.dimensions]
-    accuracy = number(100 * float(best.held_out_accuracy))
+    accuracy = format_number(100 * float(best.held_out_accuracy))
     return [
-        figure(
+        draw_figure(
             "separability",
             lambda ax: plots.separability_scatter(image, text, dimensions, ax=ax),
             alt=f"Images and texts in dimensions {dimensions[0]} and {dimensions[1]}, counted from 0; "
             f"the best two tell them apart with a held-out balanced accuracy of {accuracy}%.",
             caption=f"Separability: the two dimensions that tell the modalities apart best ({accuracy}% held out).",
         ),
-        figure(
+        draw_figure(
             "shells",
             lambda ax: plots.shells(image, text, ax=ax),
             alt="Sketch of the image and the text embeddings along the gap between their means and their leading "
@@ -169,23 +170,23 @@ def _both(image: Tensor, text: Tensor) -> list[Drawing]:
     ]
 
 
-def _sweep(sweep: ShiftSweep) -> list[Drawing]:
+def _draw_sweep(sweep: ShiftSweep) -> list[Drawing]:
     curves = {
         "loss": (f"NT-Xent of {sweep.pairs} pairs (nats)", sweep.loss, sweep.loss_low, sweep.loss_high),
         "kl": ("KL of conformity, image || text (nats)", sweep.kl, sweep.kl_low, sweep.kl_high),
     }
-    bounds = ", ".join(number(float(alpha)) for alpha in sweep.alphas[sweep.kl_lower_bound])
+    bounds = ", ".join(format_number(float(alpha)) for alpha in sweep.alphas[sweep.kl_lower_bound])
     remarks = {"kl": f" At alpha {bounds} it is only a lower bound." if bounds else ""}
     parts = []
     for key, (quantity, values, low, high) in curves.items():
-        lowest = number(float(sweep.alphas[values.argmin()]))
+        lowest = format_number(float(sweep.alphas[values.argmin()]))
         parts.append(
-            figure(
+            draw_figure(
                 f"sweep-{key}",
                 lambda ax, q=quantity, v=(values, low, high): plots.over_alpha(  # type: ignore[misc]
                     sweep.alphas, *v, quantity=q, ax=ax
                 ),
-                alt=f"{quantity} over alpha, lowest at alpha {lowest} with {number(float(values.min()))}.",
+                alt=f"{quantity} over alpha, lowest at alpha {lowest} with {format_number(float(values.min()))}.",
                 caption=f"{quantity} as each modality is shifted along its own mean; lowest at alpha {lowest}."
                 + remarks.get(key, ""),
             )
@@ -193,9 +194,9 @@ def _sweep(sweep: ShiftSweep) -> list[Drawing]:
     return parts
 
 
-def _measured(
+def _list_settings(
     properties: Sequence[Property], rows: Mapping[str, Tensor], measured: Mapping[str, Any] | None
 ) -> dict[str, str]:
-    told = {name.replace("_", " ").capitalize(): str(value) for name, value in (measured or {}).items()}
-    told |= {f"Samples of {name}": f"{len(x)}, {x.shape[1]} dimensions" for name, x in rows.items()}
-    return told if rows else told | {"Samples": str(max(p.samples for p in properties))}
+    settings = {name.replace("_", " ").capitalize(): str(value) for name, value in (measured or {}).items()}
+    settings |= {f"Samples of {name}": f"{len(x)}, {x.shape[1]} dimensions" for name, x in rows.items()}
+    return settings if rows else settings | {"Samples": str(max(p.samples for p in properties))}

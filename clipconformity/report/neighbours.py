@@ -1,4 +1,4 @@
-"""What samples repeat, what they copy, and what they miss, as cards and names."""
+"""Repeated, copied and missed samples, as cards and names."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipconformity.evaluation import Score
-from clipconformity.provenance import without_folders
-from clipconformity.report.gallery import NAME, Card, Samples, cards, reference_cards
-from clipconformity.report.page import number, shortened
+from clipconformity.provenance import shorten_paths
+from clipconformity.report.gallery import NAME, Card, Samples, make_cards, make_reference_cards
+from clipconformity.report.page import format_number, shorten
 
-EACH = 4
-"""Most samples that are shown of what is repeated, of what is copied, and of what lies off the manifold."""
-NAMED = 12
-"""Most reference samples that are named."""
+MAX_SHOWN = 4
+"""Largest number of shown samples of each kind: repeated, copied, off the manifold."""
+MAX_NAMED = 12
+"""Largest number of named reference samples."""
 
 
 class Part(NamedTuple):
@@ -27,15 +27,15 @@ class Part(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What a metric names."""
+    """Samples that a metric names."""
 
     title: str
     about: str
     samples: dict[str, str | None]
-    """Of each sample, the reference sample to be shown beside it."""
+    """For each sample, the reference sample to be shown beside it."""
 
 
-def neighbours(
+def collect_parts(
     score: Score,
     most: int,
     images: Samples[Path],
@@ -43,10 +43,10 @@ def neighbours(
     reference_images: Mapping[str, Path] | None = None,
     reference_captions: Mapping[str, str] | None = None,
 ) -> tuple[list[Part], int]:
-    """Lay out the samples that ``prdc`` and ``nearest`` name, at most so many.
+    """Collect the samples that ``prdc`` and ``nearest`` name, up to a given number.
 
     Returns:
-        The parts, and the number of samples that are shown.
+        The parts, and the number of shown samples.
     """
     places = {name: row for row, name in enumerate(score.ids)}
     shown = reference_images is not None or reference_captions is not None
@@ -55,39 +55,41 @@ def neighbours(
 
     def originals(names: Sequence[str | None]) -> list[Card]:
         rows = [theirs[name] for name in names if name in theirs]
-        return reference_cards(score.reference, rows, reference_images, reference_captions)
+        return make_reference_cards(score.reference, rows, reference_images, reference_captions)
 
-    for one in _find(score.details):
+    for one in _collect_samples(score.details):
         drawn: list[Card] = []
-        for name, original in list(one.samples.items())[:EACH]:
+        for name, original in list(one.samples.items())[:MAX_SHOWN]:
             beside = originals([original])
             if name in places and used + 1 + len(beside) <= most:
-                drawn += cards(score, [places[name]], images, captions)
+                drawn += make_cards(score, [places[name]], images, captions)
                 drawn += [card._replace(name=f"original: {card.name}") for card in beside]
                 used += 1 + len(beside)
         if drawn:
             parts.append(Part(one.title, one.about, drawn))
     missed = score.details.get("prdc", {}).get("uncovered")
     if missed is not None and missed["ids"]:
-        drawn = originals(missed["ids"][: max(0, min(EACH, most - used))])
+        drawn = originals(missed["ids"][: max(0, min(MAX_SHOWN, most - used))])
         used += len(drawn)
-        names = [] if drawn else [_name(one) for one in missed["ids"][:NAMED]]
+        names = [] if drawn else [_name_sample(one) for one in missed["ids"][:MAX_NAMED]]
         about = f"{missed['count']} of {missed['of']} of the reference's balls hold no sample; the farthest are of"
         parts.append(Part("Not covered", about, drawn, names))
     return parts, used
 
 
-def _find(details: Mapping[str, Mapping[str, Any]]) -> Iterator[_Found]:
-    """Find what there is to show."""
+def _collect_samples(details: Mapping[str, Mapping[str, Any]]) -> Iterator[_Found]:
+    """Collect the samples to show."""
     if repeated := [one for one in details.get("nearest", {}).get("repeated", ()) if one["id"]]:
-        times = ", ".join(f"{one['times']} times" for one in repeated[:EACH])
+        times = ", ".join(f"{one['times']} times" for one in repeated[:MAX_SHOWN])
         yield _Found(
             "Repeated", f"near-duplicates among the samples: {times}", dict.fromkeys(one["id"] for one in repeated)
         )
     for key, whose in (("nearest", "in the reference"), ("against", "in the files of --against")):
-        copies = [_copy(one) for one in details.get(key, {}).get("copied", ())]
+        copies = [_make_copy(one) for one in details.get(key, {}).get("copied", ())]
         if copies := [one for one in copies if one[0]]:
-            of = ", ".join(f"{_name(name or 'unnamed')} ({number(cosine)})" for _, name, cosine in copies[:EACH])
+            of = ", ".join(
+                f"{_name_sample(name or 'unnamed')} ({format_number(cosine)})" for _, name, cosine in copies[:MAX_SHOWN]
+            )
             beside = {str(mine): name if key == "nearest" else None for mine, name, _ in copies}
             yield _Found("Copied", f"near-duplicates {whose}, of {of}", beside)
     off = details.get("prdc", {}).get("off_manifold", {})
@@ -96,12 +98,12 @@ def _find(details: Mapping[str, Mapping[str, Any]]) -> Iterator[_Found]:
         yield _Found("Off the manifold", about, dict.fromkeys(off["ids"]))
 
 
-def _copy(one: Mapping[str, Any]) -> tuple[str | None, str | None, float]:
-    """A sample, the row that it copies, and their cosine."""
+def _make_copy(one: Mapping[str, Any]) -> tuple[str | None, str | None, float]:
+    """Make cards of a sample and the row that it copies, with their cosine."""
     if "training_id" in one:
         return one["id"], one["training_id"], one["cosine"]
     return one["ids"][0], one["reference_id"], one["cosine"]
 
 
-def _name(name: str) -> str:
-    return shortened(without_folders(name), NAME)
+def _name_sample(name: str) -> str:
+    return shorten(shorten_paths(name), NAME)

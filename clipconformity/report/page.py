@@ -1,4 +1,4 @@
-"""The frame of a report: one HTML page that carries all it shows and asks for nothing outside itself."""
+"""The frame of a report: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import torch
 from markupsafe import Markup
 
 from clipconformity import __version__
-from clipconformity.data.files import replacing
-from clipconformity.report.cite import citations
+from clipconformity.data.files import replace_file
+from clipconformity.report.cite import format_citations
 from clipconformity.report.terms import TERMS
 
 
@@ -31,7 +31,7 @@ class Section(NamedTuple):
     """Its address on the page."""
     title: str
     template: str
-    """Name of the file that lays it out."""
+    """Name of its template."""
 
 
 class Table(NamedTuple):
@@ -50,33 +50,33 @@ def write_page(
     context: Mapping[str, Any],
     command: str | None = None,
 ) -> None:
-    """Write a page; all of the context is plain text to be escaped, but what is :class:`markupsafe.Markup`.
+    """Write a page; the context is escaped, except :class:`markupsafe.Markup`.
 
     Raises:
         OSError: If the file cannot be written.
     """
-    script = _own("page.js")
-    page = _environment().get_template("page.html").render(
+    script = _read_file("page.js")
+    page = _make_environment().get_template("page.html").render(
         **context,
         title=title,
         subtitle=subtitle,
         sections=sections,
         command=command,
         terms=TERMS,
-        citations=citations(),
-        policy=_policy(script),
+        citations=format_citations(),
+        policy=_make_policy(script),
         script=Markup(script),
-        style=Markup(_own("style.css")),
+        style=Markup(_read_file("style.css")),
         version=__version__,
-        versions=versions(),
-        date=today(),
+        versions=list_versions(),
+        date=format_date(),
     )  # fmt: skip
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")  # of names that are not UTF-8
+    with replace_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")  # names that are not UTF-8
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def _make_environment() -> jinja2.Environment:
     return jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -86,12 +86,12 @@ def _environment() -> jinja2.Environment:
     )
 
 
-def _own(name: str) -> str:
+def _read_file(name: str) -> str:
     return files("clipconformity.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _policy(script: str) -> str:
-    """The page's own script alone runs, and nothing is fetched, whatever a caption or a file name holds."""
+def _make_policy(script: str) -> str:
+    """Make a content security policy: only the page's own script runs, and nothing is fetched."""
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     return (
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
@@ -99,15 +99,15 @@ def _policy(script: str) -> str:
     )
 
 
-def today() -> str:
-    """The date, UTC; of a build that is to be repeated, that of ``SOURCE_DATE_EPOCH``."""
-    told = os.environ.get("SOURCE_DATE_EPOCH")
-    now = datetime.fromtimestamp(int(told), timezone.utc) if told else datetime.now(timezone.utc)
+def format_date() -> str:
+    """Format the date in UTC; that of ``SOURCE_DATE_EPOCH`` where it is set, for reproducible builds."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    now = datetime.fromtimestamp(int(epoch), timezone.utc) if epoch else datetime.now(timezone.utc)
     return f"{now:%Y-%m-%d}"
 
 
-def versions() -> str:
-    """Say what the figures were computed with."""
+def list_versions() -> str:
+    """List the versions of the software behind the figures."""
     parts = {
         "clipconformity": __version__,
         "torch": torch.__version__,
@@ -117,16 +117,16 @@ def versions() -> str:
     return ", ".join(f"{name} {version}" for name, version in parts.items())
 
 
-def number(value: float) -> str:
-    """Write a figure for reading."""
+def format_number(value: float) -> str:
+    """Format a figure for reading."""
     return f"{value:.4g}"
 
 
-def between(low: float, high: float) -> str:
-    """Write an interval for reading."""
-    return f"{number(low)} to {number(high)}"
+def format_interval(low: float, high: float) -> str:
+    """Format an interval for reading."""
+    return f"{format_number(low)} to {format_number(high)}"
 
 
-def shortened(text: str, most: int) -> str:
-    """Cut text that would not end."""
+def shorten(text: str, most: int) -> str:
+    """Shorten a long text."""
     return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"

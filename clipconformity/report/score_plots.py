@@ -13,8 +13,8 @@ from clipconformity.evaluation import Score
 from clipconformity.evaluation.results import JUDGED
 from clipconformity.functional.conformity import pearson
 from clipconformity.functional.resampling import Interval
-from clipconformity.report.figures import Drawing, figure, label
-from clipconformity.report.page import between, number
+from clipconformity.report.figures import Drawing, draw_figure, format_label
+from clipconformity.report.page import format_interval, format_number
 from clipconformity.stream.reference import ReferenceSet
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 WIDTH = 5.6
 """Inches."""
-OVERLAID = 3
-"""Most runs whose distributions lie over each other; more have a line each."""
+MAX_OVERLAID = 3
+"""Largest number of runs with overlaid distributions; more have a line each."""
 
 
 class Panel(NamedTuple):
@@ -31,36 +31,36 @@ class Panel(NamedTuple):
 
     reference: ReferenceSet
     scores: Mapping[str, Score]
-    """By the name of the run; a drawing shows it as :func:`~clipconformity.report.figures.label` gives it."""
+    """Scores by the name of the run; a drawing shows it by :func:`~clipconformity.report.figures.format_label`."""
 
     @property
     def of(self) -> str:
-        """Words such as "of images", with a space before; empty where the modality is not known."""
+        """Words such as " of images", with the space; empty where the modality is unknown."""
         return f" of {self.reference.modality}s" if self.reference.modality else ""
 
-    def has(self, name: str) -> bool:
-        """Whether every run has a figure."""
+    def has_figure(self, name: str) -> bool:
+        """Whether every run has a figure of this name."""
         found = [score.figures.get(name) for score in self.scores.values()]
         return all(one is not None and one.value is not None for one in found)
 
-    def labelled(self, take: Callable[[Score], Any]) -> dict[str, Any]:
-        """Give something of each run by its name in a drawing."""
-        return {label(name): take(score) for name, score in self.scores.items()}
+    def label_runs(self, take: Callable[[Score], Any]) -> dict[str, Any]:
+        """Return a value of each run by its name in a drawing."""
+        return {format_label(name): take(score) for name, score in self.scores.items()}
 
-    def told(self, tell: Callable[[Score], str]) -> str:
-        """Say something of each run."""
+    def describe_runs(self, tell: Callable[[Score], str]) -> str:
+        """Describe each run in words."""
         return "; ".join(f"{name}: {tell(score)}" for name, score in self.scores.items())
 
 
-def _overlaid_or_a_line_each(runs: int) -> float:
-    return 3.4 if runs <= OVERLAID else 1.0 + 0.5 * runs
+def _overlay_or_stack(runs: int) -> float:
+    return 3.4 if runs <= MAX_OVERLAID else 1.0 + 0.5 * runs
 
 
-def _line_each(runs: int) -> float:
+def _stack_distributions(runs: int) -> float:
     return max(2.2, 1.2 + 0.5 * runs)
 
 
-def _map_height(runs: int) -> float:
+def _choose_map_height(runs: int) -> float:
     return max(3.8, 1.0 + 0.35 * runs)
 
 
@@ -68,25 +68,25 @@ class ScorePlot(NamedTuple):
     """A plot of the report: one row of ``PLOTS``."""
 
     key: str
-    """Its name on the page, unlike that of any other."""
+    """Its unique name on the page."""
     draw: Callable[[Axes, Panel], Any]
     alt: Callable[[Panel], str]
-    """What a screen reader says in its place: what it shows, with the figures of each run."""
+    """Makes the text for screen readers: a description with the figures of each run."""
     caption: Callable[[Panel], str]
-    height: Callable[[int], float] = _overlaid_or_a_line_each
-    """Inches, by the number of runs."""
+    height: Callable[[int], float] = _overlay_or_stack
+    """Height in inches, by the number of runs."""
     needs: tuple[str, ...] = ()
-    """Figures beside those of every score; it is left out where a run lacks one."""
+    """Figures beside those of every score; the plot is left out where a run lacks one."""
 
 
 def draw_plots(key: str, panel: Panel) -> dict[str, Drawing]:
-    """Draw every plot of a panel; ``key`` is unlike that of any other panel.
+    """Draw every plot of a panel; ``key`` is unique to the panel.
 
     Returns:
         The drawings by the key of their row.
     """
     return {
-        row.key: figure(
+        row.key: draw_figure(
             f"{key}-{row.key}",
             lambda ax, row=row: row.draw(ax, panel),  # type: ignore[misc]
             alt=row.alt(panel),
@@ -94,28 +94,30 @@ def draw_plots(key: str, panel: Panel) -> dict[str, Drawing]:
             size=(WIDTH, row.height(len(panel.scores))),
         )
         for row in PLOTS
-        if all(map(panel.has, row.needs))
+        if all(map(panel.has_figure, row.needs))
     }
 
 
 def _draw_distributions(
     ax: Axes, panel: Panel, take: Callable[[Score], Tensor], own: Tensor, quantity: str = plots.CONFORMITY
 ) -> None:
-    """Draw something of the samples over that of the reference."""
-    draw = plots.distributions if len(panel.scores) <= OVERLAID else plots.ridgelines
-    draw(panel.labelled(take), own, quantity=quantity, modality=panel.reference.modality, ax=ax)
+    """Draw a distribution of the samples over that of the reference."""
+    draw = plots.distributions if len(panel.scores) <= MAX_OVERLAID else plots.ridgelines
+    draw(panel.label_runs(take), own, quantity=quantity, modality=panel.reference.modality, ax=ax)
 
 
 def _draw_conformity(ax: Axes, panel: Panel) -> None:
     _draw_distributions(ax, panel, lambda s: s.conformities, panel.reference.conformities)
 
 
-def _tell_conformity(panel: Panel) -> str:
+def _describe_conformity(panel: Panel) -> str:
     own = panel.reference.conformities
-    runs = panel.told(lambda s: f"mean {number(s.conformity_mean)}, std {number(s.value('conformity_std'))}")
+    runs = panel.describe_runs(
+        lambda s: f"mean {format_number(s.conformity_mean)}, std {format_number(s.value('conformity_std'))}"
+    )
     return (
         f"Conformity distribution{panel.of}. "
-        f"reference: mean {number(float(own.mean()))}, std {number(float(own.std()))}; {runs}."
+        f"reference: mean {format_number(float(own.mean()))}, std {format_number(float(own.std()))}; {runs}."
     )
 
 
@@ -123,21 +125,22 @@ def _draw_map(ax: Axes, panel: Panel) -> None:
     first = next(iter(panel.scores.values()))
     margins = first.verdicts["typicality"].margin, first.verdicts["variety"].margin
     places = {
-        label(name, 16): plots.Place(*(one.figures[key].with_ends for key in JUDGED))
+        format_label(name, 16): plots.Place(*(one.figures[key].with_ends for key in JUDGED))
         for name, one in panel.scores.items()
     }
     plots.typicality_and_variety(places, margins=margins, modality=panel.reference.modality, ax=ax)
 
 
-def _tell_map(panel: Panel) -> str:
+def _describe_map(panel: Panel) -> str:
     def tell(score: Score) -> str:
-        shift, variety = (between(*score.figures[key].with_ends[1:]) for key in JUDGED)
+        shift, variety = (format_interval(*score.figures[key].with_ends[1:]) for key in JUDGED)
         return (
-            f"typicality shift {number(score.typicality_shift)} ({shift}), "
-            f"variety ratio {number(score.variety_ratio)} ({variety})"
+            f"typicality shift {format_number(score.typicality_shift)} ({shift}), "
+            f"variety ratio {format_number(score.variety_ratio)} ({variety})"
         )
 
-    return f"Typicality against variety{panel.of}, with 95% intervals; the reference is at 0 and 1. {panel.told(tell)}."
+    runs = panel.describe_runs(tell)
+    return f"Typicality against variety{panel.of}, with 95% intervals; the reference is at 0 and 1. {runs}."
 
 
 def _draw_variety(ax: Axes, panel: Panel) -> None:
@@ -148,17 +151,17 @@ def _draw_variety(ax: Axes, panel: Panel) -> None:
     )  # fmt: skip
 
 
-def _tell_variety(panel: Panel) -> str:
+def _describe_variety(panel: Panel) -> str:
     def tell(score: Score) -> str:
         value, *ends = score.figures["variety_ratio"].with_ends
-        return f"{number(value)} ({between(*ends)})"
+        return f"{format_number(value)} ({format_interval(*ends)})"
 
-    return f"Variety ratio{panel.of} with 95% intervals. {panel.told(tell)}."
+    return f"Variety ratio{panel.of} with 95% intervals. {panel.describe_runs(tell)}."
 
 
 def _draw_forest(ax: Axes, panel: Panel, values: Sequence[tuple[float, float, float]], **options: Any) -> None:
-    """Draw a figure of each run, with its ends."""
-    names = [label(name, 16) for name in panel.scores]
+    """Draw a figure of each run with its interval."""
+    names = [format_label(name, 16) for name in panel.scores]
     points, low, high = zip(*values, strict=True)
     plots.forest(points, low, high, names, runs=True, modality=panel.reference.modality, ax=ax, **options)
 
@@ -169,13 +172,13 @@ def _draw_kl(ax: Axes, panel: Panel) -> None:
     _draw_forest(ax, panel, values, quantity="conformity KL (nats)", floors=[s.noise_floor for s in scores])
 
 
-def _tell_kl(panel: Panel) -> str:
+def _describe_kl(panel: Panel) -> str:
     def tell(score: Score) -> str:
-        interval = "" if score.kl_interval is None else f" ({between(*score.kl_interval)})"
-        floor = "" if score.noise_floor is None else f", noise floor {number(score.noise_floor)}"
-        return number(score.conformity_kl) + interval + floor
+        interval = "" if score.kl_interval is None else f" ({format_interval(*score.kl_interval)})"
+        floor = "" if score.noise_floor is None else f", noise floor {format_number(score.noise_floor)}"
+        return format_number(score.conformity_kl) + interval + floor
 
-    return f"KL of conformity with 95% intervals, in nats. {panel.told(tell)}."
+    return f"KL of conformity with 95% intervals, in nats. {panel.describe_runs(tell)}."
 
 
 def _draw_norm(ax: Axes, panel: Panel) -> None:
@@ -183,28 +186,30 @@ def _draw_norm(ax: Axes, panel: Panel) -> None:
     _draw_distributions(ax, panel, lambda s: s.norms, panel.reference.norms, quantity)
 
 
-def _tell_norm(panel: Panel) -> str:
-    runs = panel.told(lambda s: f"mean {number(float(s.norms.mean()))}")
-    own = number(float(panel.reference.norms.mean()))
+def _describe_norm(panel: Panel) -> str:
+    runs = panel.describe_runs(lambda s: f"mean {format_number(float(s.norms.mean()))}")
+    own = format_number(float(panel.reference.norms.mean()))
     return f"Norms of the raw embeddings{panel.of}. Reference: mean {own}; {runs}."
 
 
-def _aligned(score: Score) -> tuple[Tensor, Tensor]:
-    """Conformity and CLIPScore of every sample."""
+def _list_alignment(score: Score) -> tuple[Tensor, Tensor]:
+    """List conformity and CLIPScore of every sample."""
     return score.conformities, torch.tensor(score.columns["clip_score"], dtype=torch.float64)
 
 
 def _draw_alignment(ax: Axes, panel: Panel) -> None:
-    plots.typicality_alignment(panel.labelled(_aligned), modality=panel.reference.modality, ax=ax)
+    plots.typicality_alignment(panel.label_runs(_list_alignment), modality=panel.reference.modality, ax=ax)
 
 
-def _tell_alignment(panel: Panel) -> str:
-    runs = panel.told(lambda s: f"mean {number(s.value('clip_score'))}, correlation {number(float(_correlation(s)))}")
+def _describe_alignment(panel: Panel) -> str:
+    runs = panel.describe_runs(
+        lambda s: f"mean {format_number(s.value('clip_score'))}, correlation {format_number(float(_correlate(s)))}"
+    )
     return f"CLIPScore over conformity{panel.of}. {runs}."
 
 
-def _correlation(score: Score) -> Tensor:
-    return pearson(*_aligned(score))
+def _correlate(score: Score) -> Tensor:
+    return pearson(*_list_alignment(score))
 
 
 def _caption_map(panel: Panel) -> str:
@@ -235,11 +240,11 @@ def _caption_alignment(panel: Panel) -> str:
 
 
 PLOTS: tuple[ScorePlot, ...] = (
-    ScorePlot("map", _draw_map, _tell_map, _caption_map, _map_height),
-    ScorePlot("conformity", _draw_conformity, _tell_conformity, _caption_conformity),
-    ScorePlot("variety", _draw_variety, _tell_variety, _caption_variety, _line_each),
-    ScorePlot("kl", _draw_kl, _tell_kl, _caption_kl, _line_each),
-    ScorePlot("norm", _draw_norm, _tell_norm, _caption_norm),
-    ScorePlot("alignment", _draw_alignment, _tell_alignment, _caption_alignment, needs=("clip_score",)),
+    ScorePlot("map", _draw_map, _describe_map, _caption_map, _choose_map_height),
+    ScorePlot("conformity", _draw_conformity, _describe_conformity, _caption_conformity),
+    ScorePlot("variety", _draw_variety, _describe_variety, _caption_variety, _stack_distributions),
+    ScorePlot("kl", _draw_kl, _describe_kl, _caption_kl, _stack_distributions),
+    ScorePlot("norm", _draw_norm, _describe_norm, _caption_norm),
+    ScorePlot("alignment", _draw_alignment, _describe_alignment, _caption_alignment, needs=("clip_score",)),
 )
-"""The plots, in the order of the page. A row is all that a new one needs beside what draws and tells it."""
+"""The plots, in the order of the page. A new one needs only a row, a function that draws it, and texts."""

@@ -12,19 +12,19 @@ from torch import Tensor
 
 from clipconformity.evaluation import Score
 from clipconformity.report.figures import Drawing
-from clipconformity.report.gallery import Card, cards, extremes, reference_cards
-from clipconformity.report.lead import Said, margins, notes, ranking, say
-from clipconformity.report.neighbours import Part, neighbours
+from clipconformity.report.gallery import Card, choose_extremes, make_cards, make_reference_cards
+from clipconformity.report.lead import RunSummary, collect_notes, describe_margins, describe_ranking, summarise_runs
+from clipconformity.report.neighbours import Part, collect_parts
 from clipconformity.report.page import Section, write_page
 from clipconformity.report.score_plots import Panel, draw_plots
-from clipconformity.report.tables import called, class_tables, figure_tables
+from clipconformity.report.tables import make_class_tables, make_figure_tables, name_reference
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.reference_file import same_reference
 
 THUMBNAILS = 48
-"""Most samples in the galleries of a report, all runs together."""
+"""Largest number of samples in the galleries of a report, all runs together."""
 MAX_EACH = 12
-"""Most samples at either end of a run's gallery."""
+"""Largest number of samples at either end of a run's gallery."""
 ORDERS = {
     "conformity down": "conformity, highest first",
     "conformity up": "conformity, lowest first",
@@ -32,16 +32,16 @@ ORDERS = {
     "norm up": "norm, lowest first",
     "nearest down": "nearest reference, closest first",
 }
-"""What the gallery can be sorted by: a key of :attr:`Card.order` and a direction."""
+"""Orders of the gallery: a key of :attr:`Card.order` and a direction."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A scored run, with what its samples look like where that is known.
+    """A scored run, with images and captions of its samples where these are known.
 
     Attributes:
-        name: What the run is called in the report.
-        score: Of :func:`clipconformity.evaluation.score`; runs with the same reference share a plot.
+        name: Name of the run in the report.
+        score: Result of :func:`clipconformity.evaluation.score`; runs with the same reference share a plot.
         images: Image files, by id or in the order of ``score.ids``.
         captions: Captions, likewise. Where both are given they stand beside each other.
 
@@ -72,7 +72,7 @@ class _Shown(NamedTuple):
     samples: int
     map: Drawing
     plots: list[Drawing]
-    verdicts: list[Said]
+    verdicts: list[RunSummary]
     best: list[str]
     margins: str
     notes: list[str]
@@ -93,7 +93,7 @@ class _Gallery(NamedTuple):
 
 
 class _Neighbours(NamedTuple):
-    """What the metrics of neighbours name of a run."""
+    """Samples of a run that the metrics of neighbours name."""
 
     name: str
     parts: list[Part]
@@ -110,19 +110,20 @@ def write_report(
     reference_images: Mapping[str, Path] | None = None,
     reference_captions: Mapping[str, str] | None = None,
 ) -> None:
-    """Write scored runs as one HTML file that opens offline and asks for nothing outside itself.
+    """Write scored runs as one self-contained HTML file that opens offline.
 
     The first screen has the map of typicality and variety and a sentence for each run. Then come the distributions, a
-    gallery of the most and the least typical samples, what is repeated, copied and missed, the figures, and what was
-    measured with what. The file stays under 3 MB with 48 thumbnails and does not grow with the number of samples.
+    gallery of the most and the least typical samples, repeated, copied and missed samples, the figures, and the
+    settings of the measurement. The file stays under 3 MB with 48 thumbnails and does not grow with the number of
+    samples.
 
     Args:
         path: File to write.
         runs: One or more scored runs, such as checkpoints or models.
-        command: The command that measured them, to be told in the report.
+        command: The command that measured them, shown in the report.
         title: Heading of the page.
         note: One line under the heading.
-        thumbnails: Most samples in the galleries, all runs together; 0 leaves the galleries out.
+        thumbnails: Largest number of samples in the galleries, all runs together; 0 leaves the galleries out.
         reference_images: Image files of the reference's samples, by id: shown beside those of the runs.
         reference_captions: Captions of the reference's samples, by id.
 
@@ -138,17 +139,17 @@ def write_report(
     if thumbnails < 0:
         raise ValueError(f"thumbnails: expected at least 0, got {thumbnails}.")
     theirs = reference_images, reference_captions
-    panels, (found, used) = _panels(runs), _neighbours(runs, thumbnails // 3, *theirs)
-    galleries = _galleries(runs, [panel.reference for panel in panels], thumbnails - used, *theirs)
+    panels, (found, used) = _make_panels(runs), _make_neighbours(runs, thumbnails // 3, *theirs)
+    galleries = _make_galleries(runs, [panel.reference for panel in panels], thumbnails - used, *theirs)
     known = {key for one in galleries for end in one.ends for card in end.cards for key in card.order}
     context = {
         "panels": [_show(f"plot{number}", panel) for number, panel in enumerate(panels)],
         "galleries": galleries,
         "orders": {order: words for order, words in ORDERS.items() if order.split()[0] in known},
         "neighbours": found,
-        "tables": figure_tables(panels),
-        "classes": class_tables({run.name: run.score for run in runs}),
-        "measured": _measured(panels),
+        "tables": make_figure_tables(panels),
+        "classes": make_class_tables({run.name: run.score for run in runs}),
+        "measured": _list_settings(panels),
     }
     sections = [
         Section("verdict", "Verdict", "score/verdict.html"),
@@ -163,8 +164,8 @@ def write_report(
     write_page(path, title, note, sections, context, command)
 
 
-def _panels(runs: Sequence[Run]) -> list[Panel]:
-    """Gather the runs by what they were scored against; two copies of a reference are one."""
+def _make_panels(runs: Sequence[Run]) -> list[Panel]:
+    """Group the runs by reference; two copies of a reference are one."""
     found: list[Panel] = []
     for run in runs:
         known = next((one for one in found if same_reference(one.reference, run.score.reference)), None)
@@ -179,18 +180,18 @@ def _show(key: str, panel: Panel) -> _Shown:
     drawn = draw_plots(key, panel)
     return _Shown(
         panel.of,
-        called(panel.reference),
+        name_reference(panel.reference),
         panel.reference.count,
         drawn.pop("map"),
         list(drawn.values()),
-        say(panel),
-        ranking(panel),
-        margins(panel),
-        notes(panel.scores),
+        summarise_runs(panel),
+        describe_ranking(panel),
+        describe_margins(panel),
+        collect_notes(panel.scores),
     )
 
 
-def _galleries(
+def _make_galleries(
     runs: Sequence[Run],
     references: Sequence[ReferenceSet],
     thumbnails: int,
@@ -204,72 +205,72 @@ def _galleries(
 
     def choose(conformities: Tensor, lay_out: Callable[[Sequence[int]], list[Card]]) -> list[_End]:
         nonlocal left
-        chosen = extremes(conformities, min(each, left // 2))
+        chosen = choose_extremes(conformities, min(each, left // 2))
         left -= len(chosen.most) + len(chosen.least)
         titles = {"Most typical": chosen.most, "Least typical": chosen.least}
         return [_End(title, lay_out(rows)) for title, rows in titles.items() if rows]
 
     found = [
-        _Gallery(run.name, choose(run.score.conformities, partial(cards, run.score, images=run.images,
+        _Gallery(run.name, choose(run.score.conformities, partial(make_cards, run.score, images=run.images,
                                                                    captions=run.captions)))
         for run in runs
     ]  # fmt: skip
     found += [
-        _Gallery(called(one), choose(one.conformities, partial(reference_cards, one, images=reference_images,
-                                                               captions=reference_captions)))
+        _Gallery(name_reference(one), choose(one.conformities, partial(
+            make_reference_cards, one, images=reference_images, captions=reference_captions)))
         for one in shown
     ]  # fmt: skip
     return [one for one in found if one.ends]
 
 
-def _neighbours(
+def _make_neighbours(
     runs: Sequence[Run],
     thumbnails: int,
     reference_images: Mapping[str, Path] | None,
     reference_captions: Mapping[str, str] | None,
 ) -> tuple[list[_Neighbours], int]:
-    """What the metrics of neighbours name, and the number of samples shown."""
+    """Collect the samples that the metrics of neighbours name, and their number."""
     found, used = [], 0
     for run in runs if thumbnails else ():
         theirs = reference_images, reference_captions
-        parts, count = neighbours(run.score, thumbnails - used, run.images, run.captions, *theirs)
+        parts, count = collect_parts(run.score, thumbnails - used, run.images, run.captions, *theirs)
         used += count
         if parts:
             found.append(_Neighbours(run.name, parts))
     return found, used
 
 
-def _measured(panels: Sequence[Panel]) -> list[dict[str, str]]:
+def _list_settings(panels: Sequence[Panel]) -> list[dict[str, str]]:
     parts = []
     for reference, scores in panels:
         about = reference.describe()
-        told = {
-            "Reference": called(reference),
+        settings = {
+            "Reference": name_reference(reference),
             "Samples of the reference": f"{about['count']}, {about['embed_dim']} dimensions",
             "Encoder": str(about["spec"] or "not known"),
             "Embeddings": "L2-normalised" if about["normalized"] else "raw",
         }
-        told |= {f"Encoder's {name}": str(value) for name, value in (about["encoder_id"] or {}).items()}
-        told["Runs"] = "; ".join(f"{name}, N = {score.count}" for name, score in scores.items())
+        settings |= {f"Encoder's {name}": str(value) for name, value in (about["encoder_id"] or {}).items()}
+        settings["Runs"] = "; ".join(f"{name}, N = {score.count}" for name, score in scores.items())
         for name, score in scores.items():
-            told |= _remarks(name, score)
-        parts.append(told)
+            settings |= _list_remarks(name, score)
+        parts.append(settings)
     return parts
 
 
-def _remarks(name: str, score: Score) -> dict[str, str]:
-    told = {}
+def _list_remarks(name: str, score: Score) -> dict[str, str]:
+    settings = {}
     if remarks := score.measured.get("remarks"):
-        told[f"Remarks on {name}"] = " ".join(str(remark) for remark in remarks)
+        settings[f"Remarks on {name}"] = " ".join(str(remark) for remark in remarks)
     if skipped := score.remarks.get("skipped"):
-        told[f"Left out of {name}"] = f"{skipped['count']} that could not be read"
+        settings[f"Left out of {name}"] = f"{skipped['count']} that could not be read"
     if truncated := score.remarks.get("truncated"):
-        told[f"Cut in {name}"] = f"{truncated} captions beyond the encoder's context length"
+        settings[f"Cut in {name}"] = f"{truncated} captions beyond the encoder's context length"
     if unknown := score.remarks.get("unknown_words"):
-        told[f"Unknown words in {name}"] = (
+        settings[f"Unknown words in {name}"] = (
             f"{unknown['count']} captions are mostly of words that the encoder's tokenizer does not know, such as "
             f"{', '.join(unknown['examples'])}"
         )
     if not score.exact:
-        told[f"Precision of {name}"] = "quantiles and intervals rest on a row sample"
-    return told
+        settings[f"Precision of {name}"] = "quantiles and intervals rest on a row sample"
+    return settings

@@ -1,4 +1,4 @@
-"""The tables of the report of scored runs; none is wider than a sheet of paper."""
+"""The tables of the report of scored runs; none is wider than a printed page."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from itertools import islice
 from typing import NamedTuple
 
 from clipconformity.evaluation import ClassScore, Figure, Score
-from clipconformity.evaluation.classes import interval
-from clipconformity.evaluation.scoring import core_fields, uncertainty_fields
-from clipconformity.report.lead import kl_text
-from clipconformity.report.page import Table, between, number
+from clipconformity.evaluation.classes import get_interval
+from clipconformity.evaluation.scoring import list_core_fields, list_uncertainty_fields
+from clipconformity.report.lead import format_kl
+from clipconformity.report.page import Table, format_interval, format_number
 from clipconformity.report.score_plots import Panel
 from clipconformity.stream.reference import ReferenceSet
 
 MAX_CLASSES = 40
-"""Most classes of a run that are shown."""
-RUNS_ACROSS = 4
-"""Most runs beside each other in a table."""
+"""Largest number of shown classes of a run."""
+MAX_RUNS_ACROSS = 4
+"""Largest number of runs in a table."""
 UNKNOWN = "not known"
 
 
@@ -28,74 +28,79 @@ class ClassTable(NamedTuple):
     about: str
 
 
-def figure_tables(panels: Sequence[Panel]) -> list[Table]:
-    """Lay out the figures of all runs: how typical and varied, how far the distributions are apart, further ones."""
+def make_figure_tables(panels: Sequence[Panel]) -> list[Table]:
+    """Make the tables of all runs: typicality and variety, distance of the distributions, further figures."""
     both = Table(
         "How typical and how varied",
         ["run", "N", "conformity", "typicality shift", "self-conformity", "variety ratio", "norm"],
-        [row for panel in panels for row in _rows(panel)],
+        [row for panel in panels for row in _list_rows(panel)],
     )
     apart = Table(
         "How far the distributions are apart",
         ["run", "KL", "noise floor", "reverse KL", "spread ratio", "p"],
         [
-            [name, _kl(score), _of_figure(score.figures["noise_floor"]), number(score.value("reverse_kl")),
-             _of_figure(score.figures["spread_ratio"]), "" if score.p_value is None else f"{score.p_value:.3g}"]
+            [name, _format_kl(score), _format_figure(score.figures["noise_floor"]),
+             format_number(score.value("reverse_kl")),
+             _format_figure(score.figures["spread_ratio"]), "" if score.p_value is None else f"{score.p_value:.3g}"]
             for panel in panels
             for name, score in panel.scores.items()
         ],
     )  # fmt: skip
-    return [both, apart, *_further({name: score for panel in panels for name, score in panel.scores.items()})]
+    return [
+        both,
+        apart,
+        *_make_further_tables({name: score for panel in panels for name, score in panel.scores.items()}),
+    ]
 
 
-def called(reference: ReferenceSet) -> str:
+def name_reference(reference: ReferenceSet) -> str:
     """Name a reference for reading."""
     parts = [part for part in (reference.dataset, reference.modality) if part]
     return "reference" + (f" ({', '.join(parts)})" if parts else "")
 
 
-def _rows(panel: Panel) -> Iterator[list[str]]:
+def _list_rows(panel: Panel) -> Iterator[list[str]]:
     reference = panel.reference
-    own, estimate = number(float(reference.self_conformity)), ""
+    own, estimate = format_number(float(reference.self_conformity)), ""
     if reference.known_error is not None:
-        estimate = f" ({between(*reference.own_pairs.interval())})"
-    norm = number(float(reference.norms.mean()))
-    yield [called(reference), str(reference.count), own, "", own + estimate, "", norm]
+        estimate = f" ({format_interval(*reference.own_pairs.interval())})"
+    norm = format_number(float(reference.norms.mean()))
+    yield [name_reference(reference), str(reference.count), own, "", own + estimate, "", norm]
     for name, score in panel.scores.items():
         keys = ("conformity_mean", "typicality_shift", "self_conformity_mean", "variety_ratio", "norm_mean")
-        yield [name, str(score.count), *(_of_figure(score.figures[key]) for key in keys)]
+        yield [name, str(score.count), *(_format_figure(score.figures[key]) for key in keys)]
 
 
-def _kl(score: Score) -> str:
-    return kl_text(score) + ("" if score.kl_interval is None else f" ({between(*score.kl_interval)})")
+def _format_kl(score: Score) -> str:
+    return format_kl(score) + ("" if score.kl_interval is None else f" ({format_interval(*score.kl_interval)})")
 
 
-def _of_figure(figure: Figure) -> str:
-    """A figure with its interval, as far as they can be had."""
+def _format_figure(figure: Figure) -> str:
+    """Format a figure with its interval, as far as they are known."""
     if figure.value is None:
         return UNKNOWN
     if figure.interval is not None:
-        return f"{number(figure.value)} ({between(*figure.interval)})"
-    return number(figure.value)
+        return f"{format_number(figure.value)} ({format_interval(*figure.interval)})"
+    return format_number(figure.value)
 
 
-def _further(scores: Mapping[str, Score]) -> Iterator[Table]:
-    """What further read-outs gave, a row each; the ends of an interval stand beside their figure."""
-    hidden = core_fields() | uncertainty_fields()
+def _make_further_tables(scores: Mapping[str, Score]) -> Iterator[Table]:
+    """Make tables of further read-outs, a row each; the interval stands beside its figure."""
+    hidden = list_core_fields() | list_uncertainty_fields()
     shown = {name: one for score in scores.values() for name, one in score.figures.items() if name not in hidden}
     left = iter(scores.items())
-    while shown and (beside := dict(islice(left, RUNS_ACROSS))):
+    while shown and (beside := dict(islice(left, MAX_RUNS_ACROSS))):
         rows = [
-            [f"{one.about} ({name})", one.unit, *(_of_figure(score.figures[name]) if name in score.figures else ""
+            [f"{one.about} ({name})", one.unit, *(_format_figure(score.figures[name]) if name in score.figures else ""
              for score in beside.values())]
             for name, one in shown.items()
         ]  # fmt: skip
-        of = "" if len(scores) <= RUNS_ACROSS else f" of {', '.join(beside)}"
+        of = "" if len(scores) <= MAX_RUNS_ACROSS else f" of {', '.join(beside)}"
         yield Table(f"Further figures{of}", ["figure", "unit", *beside], rows)
 
 
-def class_tables(scores: Mapping[str, Score]) -> list[ClassTable]:
-    """Lay out the classes of each run, those first that lost most."""
+def make_class_tables(scores: Mapping[str, Score]) -> list[ClassTable]:
+    """Make the table of classes of each run; the largest losses of variety come first."""
     head = ["class", "N", "against", "conformity", "typicality shift", "p", "variety ratio", "shrunken", "p"]
     parts = []
     for name, score in scores.items():
@@ -107,13 +112,13 @@ def class_tables(scores: Mapping[str, Score]) -> list[ClassTable]:
             f"{left}Brackets hold 95% intervals of one class; p is adjusted ({score.by.correction}). Those that lost "
             "most variety stand first, by a ratio that is shrunk towards the classes' mean."
         )
-        table = Table(f"Classes of {name}", head, [_class(one) for one in found[:MAX_CLASSES]])
+        table = Table(f"Classes of {name}", head, [_format_class(one) for one in found[:MAX_CLASSES]])
         parts.append(ClassTable(table, about))
     return parts
 
 
-def _class(one: ClassScore) -> list[str]:
-    """A row of the table of classes."""
+def _format_class(one: ClassScore) -> list[str]:
+    """Format a row of the table of classes."""
     if one.variety_ratio is None:
         return [one.name, str(one.count), one.reason or "", *[""] * 6]
     against = f"{'its own class' if one.against == 'class' else 'the whole reference'}, {one.reference_count}"
@@ -121,15 +126,15 @@ def _class(one: ClassScore) -> list[str]:
         one.name,
         str(one.count),
         against + (f" ({one.reason})" if one.reason else ""),
-        "" if one.conformity_mean is None else number(one.conformity_mean),
-        _of_class(one, "typicality_shift"),
+        "" if one.conformity_mean is None else format_number(one.conformity_mean),
+        _format_class_figure(one, "typicality_shift"),
         "" if one.typicality_p is None else f"{one.typicality_p:.3g}",
-        _of_class(one, "variety_ratio"),
-        "" if one.variety_ratio_shrunken is None else number(one.variety_ratio_shrunken),
+        _format_class_figure(one, "variety_ratio"),
+        "" if one.variety_ratio_shrunken is None else format_number(one.variety_ratio_shrunken),
         "" if one.variety_p is None else f"{one.variety_p:.3g}",
     ]
 
 
-def _of_class(one: ClassScore, figure: str) -> str:
-    value, ends = getattr(one, figure), interval(one, figure)
-    return "" if value is None else number(value) + ("" if ends is None else f" ({between(*ends)})")
+def _format_class_figure(one: ClassScore, figure: str) -> str:
+    value, ends = getattr(one, figure), get_interval(one, figure)
+    return "" if value is None else format_number(value) + ("" if ends is None else f" ({format_interval(*ends)})")

@@ -1,4 +1,4 @@
-"""What the words of a report mean, for someone who reads them for the first time."""
+"""Glossary of a report, for first-time readers."""
 
 from __future__ import annotations
 
@@ -36,4 +36,4 @@ _MEANINGS = {
     "nearest reference": "The reference sample of highest cosine similarity. A value near 1 is a copy or nearly one.",
 }
 TERMS = {name: Term(f"term-{re.sub('[^a-z0-9]+', '-', name.lower())}", meaning) for name, meaning in _MEANINGS.items()}
-"""By the word, in the order of the page."""
+"""Terms by word, in the order of the page."""

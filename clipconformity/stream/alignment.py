@@ -1,4 +1,4 @@
-"""Rows with partners of the other modality: how well they belong together, summed by bucket."""
+"""Scores of rows with partners of the other modality, summed by bucket."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch import Tensor
 
 from clipconformity.functional.clip_score import clip_score, ref_clip_score
 from clipconformity.functional.resampling import Estimate, jackknife
-from clipconformity.functional.validation import within_range
-from clipconformity.stream.moments import BUCKETS, bucket_of
+from clipconformity.functional.validation import is_in_range
+from clipconformity.stream.moments import BUCKETS, assign_buckets
 from clipconformity.stream.row_sample import Labels, hash_labels, row_keys
 
 SUMS = {"pair_count": (BUCKETS,), "pair_score_sum": (BUCKETS,), "pair_bad": ()}
-"""Name and shape of what :class:`MeanScore` adds up."""
+"""Name and shape of the sums of :class:`MeanScore`."""
 
 
 class Partners(NamedTuple):
-    """What belongs to each row of a batch: the captions of an image, or the image of a caption."""
+    """Partners of each row of a batch: the captions of an image, or the image of a caption."""
 
     embeddings: Tensor
-    """All of them, ``(M, D)``, those of the first row first."""
+    """Embeddings of all partners, ``(M, D)``, in the order of the rows."""
     sizes: Sequence[int]
-    """How many each row has, ``(N,)``, at least 1."""
+    """Number of partners of each row, ``(N,)``, at least 1."""
     references: Sequence[Tensor] | None = None
     """Reference captions of each row, where the rows are captions, N tensors ``(R, D)``."""
 
     def clip_scores(self, rows: Tensor) -> Tensor:
-        """CLIPScore of each row ``(N,)`` float64, over its partners; NaN of what is zero, NaN or infinite."""
+        """CLIPScore of each row ``(N,)`` float64, averaged over its partners; NaN for zero, NaN or infinite rows."""
         owner = torch.arange(len(rows), device=rows.device).repeat_interleave(
             torch.tensor(self.sizes, device=rows.device)
         )
@@ -47,7 +47,7 @@ class Partners(NamedTuple):
 def pair_scores(rows: Tensor, others: Tensor) -> Tensor:
     """CLIPScore of pairs, ``(N,)`` float64; NaN where a row is zero, NaN or infinite."""
     others = others.to(rows.device)
-    good = [within_range(torch.linalg.vector_norm(one, dim=1, dtype=torch.float64))[:, None] for one in (rows, others)]
+    good = [is_in_range(torch.linalg.vector_norm(one, dim=1, dtype=torch.float64))[:, None] for one in (rows, others)]
     both = good[0] & good[1]
     if not len(rows):
         return rows.new_zeros(0, dtype=torch.float64)
@@ -59,7 +59,7 @@ class MeanScore:
     """Mean of a score over pairs, from sums by bucket.
 
     Args:
-        state: The sums, as of ``SUMS``; by default new ones.
+        state: The sums, as in ``SUMS``; by default new ones.
     """
 
     def __init__(self, state: dict[str, Tensor] | None = None) -> None:
@@ -67,7 +67,7 @@ class MeanScore:
         self.state = zeros if state is None else state
 
     def update(self, scores: Tensor, buckets: Tensor) -> None:
-        """Add scores ``(N,)`` of pairs in buckets ``(N,)``; those that are NaN are counted."""
+        """Add scores ``(N,)`` of pairs in buckets ``(N,)``; NaN scores are only counted."""
         device = self.state["pair_count"].device
         scores, buckets = scores.to(device), buckets.to(device)
         good = torch.isfinite(scores)
@@ -84,12 +84,12 @@ class MeanScore:
         """Mean with its uncertainty, buckets left out in turn.
 
         Raises:
-            ValueError: As :meth:`without`.
+            ValueError: As :meth:`leave_out_buckets`.
         """
-        return jackknife(*self.without())
+        return jackknife(*self.leave_out_buckets())
 
-    def without(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, what it is without each bucket, and the number of pairs in each, ``(G,)``.
+    def leave_out_buckets(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean, the mean without each bucket, and the number of pairs in each, ``(G,)``.
 
         Raises:
             ValueError: If there are fewer than two pairs, or a row was zero, NaN or infinite.
@@ -107,9 +107,9 @@ class MeanScore:
 
 
 def pair_buckets(rows: Tensor, groups: Labels | None, ids: Sequence[object] | None) -> Tensor:
-    """Bucket of each pair: of its group, else of its id, else of the content of the row, ``(N,)``."""
+    """Bucket of each pair, by its group, else by its id, else by the content of the row, ``(N,)``."""
     if groups is not None:
-        return bucket_of(hash_labels(groups, len(rows), rows.device))
+        return assign_buckets(hash_labels(groups, len(rows), rows.device))
     if ids is not None:
-        return bucket_of(hash_labels([str(one) for one in ids], len(rows), rows.device, "ids"))
-    return bucket_of(row_keys(rows, None))
+        return assign_buckets(hash_labels([str(one) for one in ids], len(rows), rows.device, "ids"))
+    return assign_buckets(row_keys(rows, None))

@@ -1,4 +1,4 @@
-"""Checks of a stream that wait for its read-out, and the refusal of normalised embeddings."""
+"""Checks of a stream when it is read out, and of normalised embeddings."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from clipconformity.stream.moments import UNIT_TOLERANCE, Moments
 
 
 def check_stream(moments: Moments, allow_normalized: bool, min_samples: int = 2) -> None:
-    """Report what a stream counted without stopping: bad rows, normalised rows, too few rows.
+    """Raise an error for invalid rows that a stream counted: bad, normalised or too few rows.
 
     Raises:
-        ValueError: For any of them, with the way out.
+        ValueError: For any of them, with advice.
     """
     bad, out_of_range, total = (int(x) for x in (moments["bad"], moments["out_of_range"], moments.total))
     came = bad + out_of_range + total
@@ -39,7 +39,7 @@ def refuse_normalized(embeddings: Tensor, name: str = "embeddings") -> None:
     """Refuse embeddings ``(N, D)`` that all have norm 1.
 
     Raises:
-        ValueError: If they were L2-normalised, with the way out.
+        ValueError: If they were L2-normalised, with advice.
     """
     norms = torch.linalg.vector_norm(embeddings.float(), dim=1)
     if len(norms) and bool(((norms - 1).abs() < UNIT_TOLERANCE).all()):

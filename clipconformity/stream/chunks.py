@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from clipconformity.functional.linalg import add_gram, scratch
-from clipconformity.functional.validation import within_range
-from clipconformity.stream.row_sample import NO_KEY, Sample, bucket_of, row_keys
+from clipconformity.functional.validation import is_in_range
+from clipconformity.stream.row_sample import NO_KEY, Sample, assign_buckets, row_keys
 
 if TYPE_CHECKING:
-    from clipconformity.stream.moments import Layout
+    from clipconformity.stream.layout import Layout
 
 CHUNK = 512
 """Rows worked through at once on a CPU: their float64 copies stay in its cache."""
@@ -21,14 +22,16 @@ DEVICE_CHUNK = 4096
 
 
 class Checked(NamedTuple):
-    """Rows and which of them count."""
+    """Rows, and what one pass over them finds."""
 
     values: Tensor
     """The rows ``(N, D)`` as they came, zeros in place of bad ones."""
-    exact: Tensor
-    """The same in float64, in memory that the next chunk takes."""
     norms: Tensor
     """Norm of each row ``(N,)`` float64; 1 of a bad one."""
+    dots: Tensor | None
+    """Product of each row with the reference's direction ``(N,)`` float64, where there is one."""
+    total: Tensor
+    """Sum of the rows ``(D,)`` float64."""
     good: Tensor
     """Whether a row is taken, ``(N,)``."""
     out_of_range: Tensor
@@ -73,72 +76,98 @@ class Chunk(NamedTuple):
         return values if self.whole else torch.where(self.checked.good, values, float("nan"))
 
 
-def look(layout: Layout, values: Tensor, labelled: Labelled, last_key: int | None) -> Chunk:
+def examine_rows(layout: Layout, values: Tensor, labelled: Labelled, last_key: int | None) -> Chunk:
     """Find what there is to add of some rows; of the sample, those whose key is not beyond the last."""
-    checked, whole = check_chunk(values)
     groups, keys = labelled.groups, labelled.keys
     if keys is None and (layout.max_samples or groups is None):
-        keys = row_keys(checked.values, groups)
-    keys = keys if keys is None or whole else torch.where(checked.good, keys, NO_KEY)
+        keys = row_keys(values, groups)
     groups = keys if groups is None else groups
     assert groups is not None
-    bucket = bucket_of(groups, layout.buckets)
-    conformity = _towards_reference(layout, checked, bucket, labelled.grouped)
+    bucket = assign_buckets(groups, layout.buckets)
+    checked, whole = check_chunk(
+        values, _select_directions(layout, bucket if labelled.grouped else None, values.device)
+    )
+    conformity = None if checked.dots is None else checked.dots / checked.norms
     sampled = None
     if layout.max_samples and keys is not None:
+        keys = keys if whole else torch.where(checked.good, keys, NO_KEY)
         columns = torch.stack([checked.norms] if conformity is None else [checked.norms, conformity], 1)
         rows = checked.values if layout.rows else values.new_empty(len(values), 0)
-        sampled = Sample(rows, columns, keys, groups, labelled.ids, torch.ones_like(keys)).taken(last_key)
+        sampled = Sample(rows, columns, keys, groups, labelled.ids, torch.ones_like(keys)).copy_rows(last_key)
     return Chunk(checked, whole, labelled.grouped, bucket, conformity, sampled)
 
 
-def _towards_reference(layout: Layout, checked: Checked, bucket: Tensor, grouped: bool) -> Tensor | None:
-    """Conformity of rows to the reference, ``(N,)``."""
+def _select_directions(layout: Layout, rows_bucket: Tensor | None, device: torch.device) -> Tensor | None:
+    """Give the reference's mean unit vector ``(D,)``, or for rows with groups one each, without their bucket."""
     if layout.direction is None or layout.grid is None:
         return None
-    exact = checked.exact
-    if grouped and layout.between is not None:
-        return (exact * layout.between.to(exact)[bucket]).sum(1) / checked.norms
-    return exact @ layout.direction.to(exact) / checked.norms
+    if rows_bucket is None or layout.between is None:
+        return _copy_to(layout.direction, device)
+    return _copy_to(layout.between, device)[rows_bucket]
 
 
-def check_chunk(values: Tensor) -> tuple[Checked, bool]:
-    """Take norms in float64, put zeros in place of bad rows, and say whether there are none of these."""
-    exact = _exact(values)
+@functools.lru_cache(maxsize=8)
+def _copy_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy what every batch needs once: a copy from the host waits for the device."""
+    with torch.inference_mode(False):
+        return tensor.to(device)
+
+
+def check_chunk(values: Tensor, directions: Tensor | None) -> tuple[Checked, bool]:
+    """Take norms, products and sum in float64, with zeros in place of bad rows, and say whether all are known good."""
+    exact = _to_float64(values)
     norms = torch.linalg.vector_norm(exact, dim=1)
-    good = within_range(norms)
+    good = is_in_range(norms)
     whole = values.device.type == "cpu" and bool(good.all())
     out_of_range = torch.zeros_like(good) if whole else ~good & torch.isfinite(norms) & (norms > 0)
     if not whole:
         values = torch.where(good[:, None], values, 0.0)
-        exact, norms = _exact(values), torch.where(good, norms, 1.0)
-    return Checked(values, exact, norms, good, out_of_range), whole
+        exact, norms = _to_float64(values), torch.where(good, norms, 1.0)
+    dots = None
+    if directions is not None:
+        towards = directions.to(exact)
+        dots = exact @ towards if towards.ndim == 1 else torch.linalg.vecdot(exact, towards)
+    return Checked(values, norms, dots, exact.T @ exact.new_ones(len(exact)), good, out_of_range), whole
 
 
-def exact_again(checked: Checked) -> Tensor:
-    """Give the rows in float64 anew, where another chunk may have taken their memory; as ``Checked.exact``."""
-    return _exact(checked.values)
+def compute_units(checked: Checked) -> Tensor:
+    """Rows over their norms in float64, zero where bad, in memory that the next chunk takes."""
+    return _to_float64(checked.values).mul_(checked.norms.reciprocal()[:, None])
 
 
-def _exact(values: Tensor) -> Tensor:
+def _to_float64(values: Tensor) -> Tensor:
     count, dim = values.shape
     return scratch("exact", (count, dim), torch.float64, values.device).copy_(values)
 
 
-def unit_rows(exact: Tensor, norms: Tensor) -> Tensor:
-    """Rows over their norms, in memory that the next sum takes."""
-    units = scratch("units", (len(norms), exact.shape[1]), torch.float64, exact.device)
-    return torch.div(exact, norms[:, None], out=units)
+MIN_ROWS = 64
+"""The fewest rows whose product in float32 saves more than it costs to add what it leaves out."""
 
 
-def add_second_moment(total: Tensor, rows: Tensor, center: Tensor) -> None:
-    """Add the outer products of float64 rows of the mean ``center`` to ``(D, D)``.
+def add_second_moment(total: Tensor, rows: Tensor, row_sum: Tensor, dtype: torch.dtype) -> None:
+    """Add the outer products of rows to the upper triangle of ``(D, D)`` float64; the lower one is not set.
 
-    A float32 Gram matrix errs by 1e-7 of the largest eigenvalue, which is 1% of the smallest at a condition of 1e5, and
-    differently for every size of batch. In float64 the covariance is that of the rows as they are. They are centred for
-    the sum: squares far from the origin would round the more. Their mean goes in as one more row.
+    The products are taken of the rows less their mean, in ``dtype``; of few rows in float64. In float32 that errs by
+    1e-7 of the largest eigenvalue of the covariance. The mean's part is added in float64: with r of a row v less the
+    rounded mean c, the sum of v v' is that of r r', plus c a' + a c' where a is the sum of the rows less N/2 c.
+
+    Args:
+        total: What is added to.
+        rows: ``(N, D)``.
+        row_sum: Their sum ``(D,)`` float64.
+        dtype: Precision of the product.
     """
-    centered = scratch("units", (len(rows) + 1, len(center)), torch.float64, rows.device)
-    torch.sub(rows, center, out=centered[:-1])
-    torch.mul(center, len(rows) ** 0.5, out=centered[-1])
+    count, mean = len(rows), row_sum / len(rows)
+    if count < MIN_ROWS and rows.device.type == "cpu":
+        with_mean = scratch("few", (count + 1, len(mean)), torch.float64, rows.device)
+        torch.sub(rows, mean, out=with_mean[:-1])
+        torch.mul(mean, count**0.5, out=with_mean[-1])  # what the products of the mean come to is one more row
+        total.addmm_(with_mean.T, with_mean)
+        return
+    rounded = mean.to(dtype)
+    centered = scratch("centered", (count, len(mean)), dtype, rows.device)
+    torch.sub(rows, rounded.to(rows.dtype), out=centered)
     add_gram(total, centered)
+    exact = rounded.double()
+    rest = row_sum - (0.5 * count) * exact
+    total.addmm_(torch.stack([exact, rest], 1), torch.stack([rest, exact]))

@@ -1,4 +1,4 @@
-"""How far evaluated samples are from a reference in typicality and in variety, with what is known of it."""
+"""Comparison of evaluated samples with a reference in typicality and variety, with uncertainties."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from clipconformity.functional.resampling import Estimate, Interval, effective_number, exponential, joint_jackknife
-from clipconformity.stream.moments import Moments, bucket_of
+from clipconformity.functional.resampling import (
+    Estimate,
+    Interval,
+    effective_number,
+    exponentiate_interval,
+    joint_jackknife,
+)
+from clipconformity.stream.moments import Moments, assign_buckets
 from clipconformity.stream.overlap import Overlap, find_overlap
 from clipconformity.stream.pairs import Without, cross_pairs, own_pairs_without
 from clipconformity.stream.reference import ReferenceSet
@@ -18,32 +24,32 @@ from clipconformity.stream.row_sample import Sample
 
 TINY = 1e-9
 """Mean cosine distance, or spread, below which a set does not vary beyond rounding."""
-RARE = 0.025
-"""Chance that what is rare in a set does not show in its sample."""
-SUSPICIOUS = 5.0
-"""Standard deviations below the reference at which samples may be of another kind: texts lie 8 to 16 below images."""
+RARE_PROBABILITY = 0.025
+"""Probability that a rare part of a set is missing in its sample."""
+MAX_SHIFT = 5.0
+"""Standard deviations below the reference at which samples may be of another kind: texts are 8 to 16 below images."""
 MIN_ROWS = 50
-"""Independent samples of either side from which intervals cover what they should."""
+"""Smallest number of independent samples on either side for accurate coverage of intervals."""
 MIN_GROUPS = 40
-"""Groups of equal size, likewise."""
+"""Smallest number of groups of equal size, likewise."""
 MIN_BUCKETS = 20
-"""Buckets that rows are worth, which equal rows without ids are few of."""
-MIN_KNOWN = 5
-"""Samples from which it is not their number that hides an uncertainty."""
+"""Smallest effective number of buckets; equal rows without ids share a bucket."""
+MIN_FOR_UNCERTAINTY = 5
+"""Number of samples from which an unknown uncertainty has another reason than their number."""
 FEW_SAMPLES, FEW_GROUPS = "few samples", "few groups"
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Evaluated samples beside a reference, from the buckets of both.
+    """Evaluated samples compared with a reference, by the buckets of both.
 
     The jackknife leaves each bucket out of both sides at once.
 
     Attributes:
         evaluated: The evaluated side.
-        reference: What it is compared with.
-        sketch: The different rows that the evaluated side keeps, on the CPU.
-        overlap: What both share.
+        reference: The reference.
+        sketch: The distinct rows in the sample of the evaluated side, on the CPU.
+        overlap: Samples and groups that both share.
     """
 
     evaluated: Moments
@@ -52,25 +58,25 @@ class Contrast:
     overlap: Overlap
 
     @classmethod
-    def of(cls, evaluated: Moments, reference: ReferenceSet) -> Contrast:
-        """Find what both sides share, and put them beside each other."""
+    def build(cls, evaluated: Moments, reference: ReferenceSet) -> Contrast:
+        """Compare a stream with a reference, after finding the samples that both share."""
         sketch = evaluated.sketch().cpu()
         grouped = evaluated.grouped and reference.grouped
         return cls(evaluated, reference, sketch, find_overlap(sketch, reference.sketch, grouped=grouped))
 
     def notes(self, of_one_kind: bool) -> list[str]:
-        """Say what to know of these samples, a sentence each.
+        """Describe remarkable facts about these samples, a sentence each.
 
         Args:
             of_one_kind: Whether encoder and modality of both sides are known to agree.
         """
-        told, below = self.overlap.notes(), -float(self.typicality_shift.value)
-        if below > SUSPICIOUS and not of_one_kind:
-            told.append(
+        notes, below = self.overlap.notes(), -float(self.typicality_shift.value)
+        if below > MAX_SHIFT and not of_one_kind:
+            notes.append(
                 f"the mean conformity lies {below:.1f} standard deviations below the reference's: are these embeddings "
                 "of the other modality, or of another encoder?"
             )
-        return told
+        return notes
 
     @property
     def count(self) -> int:
@@ -79,15 +85,15 @@ class Contrast:
 
     @property
     def unknown(self) -> str:
-        """Why an uncertainty cannot be had, where it cannot."""
+        """Reason why uncertainties are unknown; None where they are known."""
         for side, whose in ((self._mine, "samples"), (self.reference.moments, "reference's samples")):
-            if side.total >= MIN_KNOWN and effective_number(side["count"]) < 2 + 1e-9:
+            if side.total >= MIN_FOR_UNCERTAINTY and effective_number(side["count"]) < 2 + 1e-9:
                 return f"nearly all {whose} {'belong to one or two groups' if side.grouped else 'are equal'}"
         return "there are too few samples"
 
     @cached_property
     def few(self) -> str | None:
-        """Whether a side has so few samples, or groups, that intervals and tests may be off by some; None if not."""
+        """Which of few samples and few groups makes intervals and tests inaccurate; None if neither does."""
         for side, sample in ((self._mine, self.sketch), (self.reference.moments, self.reference.sketch)):
             if side.grouped:
                 sizes = torch.zeros(len(sample.keys)).index_add_(
@@ -106,7 +112,7 @@ class Contrast:
 
     @cached_property
     def typicality(self) -> Without:
-        """Mean conformity less the reference's own, in standard deviations of the reference's conformity."""
+        """Mean conformity minus the reference's own, in standard deviations of the reference's conformity."""
         spread, (own, own_without) = self.reference.spread, own_pairs_without(self.reference.moments)
         mean = self.conformity
         return Without(
@@ -146,12 +152,12 @@ class Contrast:
     def variety_interval(self) -> Interval:
         """95% interval of the variety ratio.
 
-        A sample of a set that is nearly one point may show nothing of the rest: d of the rows, the most that stays
-        unseen with a chance of 2.5%, could be as varied as the reference. The upper end is not below what they give.
+        A sample of a set that is nearly one point may miss the rest: a share d of the rows, the largest that stays
+        unseen with probability 2.5%, could be as varied as the reference. The upper end includes that case.
         """
         estimate = self.log_variety_ratio
-        low, high = exponential(estimate.interval())
-        unseen = 1 - RARE ** (1 / max(effective_number(self._mine["count"]), 1.0))
+        low, high = exponentiate_interval(estimate.interval())
+        unseen = 1 - RARE_PROBABILITY ** (1 / max(effective_number(self._mine["count"]), 1.0))
         mine, theirs = float(own_pairs_without(self._mine)[0]), float(self.reference.self_conformity)
         mixed = (1 - unseen) ** 2 * mine + 2 * unseen * (1 - unseen) * float(self.conformity.whole) + unseen**2 * theirs
         return Interval(low, max(high, (1 - mixed) / max(1 - theirs, TINY)) if math.isfinite(high) else high)
@@ -173,7 +179,7 @@ class Contrast:
 
     @cached_property
     def histograms(self) -> Tensor:
-        """Conformity of the evaluated rows to the reference by bucket, ``(G, CELLS + 2)``, their own row left out."""
+        """Conformity of the evaluated rows to the reference by bucket, ``(G, CELLS + 2)``, own row excluded."""
         counts = self.view["conformity_counts"].cpu()
         if not self.overlap.pairs:
             return counts
@@ -185,15 +191,15 @@ class Contrast:
 
     @cached_property
     def view(self) -> Moments:
-        """The evaluated side as seen from the reference: its own stream, else its row sample."""
-        return self.evaluated.towards(self.reference.view(max_samples=self.evaluated.layout.max_samples))
+        """The evaluated side with conformity to the reference: its own stream, else its row sample."""
+        return self.evaluated.relate_to(self.reference.view(max_samples=self.evaluated.layout.max_samples))
 
     @cached_property
     def _own_rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of evaluated rows that are in the reference: bucket, how often, conformity with and without the own row."""
+        """Evaluated rows in the reference: bucket, number of copies, conformity with and without the own row."""
         own = Sample(*(part[self.overlap.own] for part in self.sketch))
-        bucket, count = bucket_of(own.groups), torch.tensor(self.reference.count).double()
-        if self.reference.between is not None and self._mine.grouped:  # the own bucket is left out already
+        bucket, count = assign_buckets(own.groups), torch.tensor(self.reference.count).double()
+        if self.reference.between is not None and self._mine.grouped:  # the own bucket is already left out
             values = (own.units * self.reference.between[bucket]).sum(1)
             count = count - self.reference.moments["count"][bucket]
         else:
@@ -202,8 +208,8 @@ class Contrast:
 
     @property
     def sample(self) -> Sample:
-        """The evaluated rows that are kept, as often as they came."""
-        return self.sketch.expanded(self.evaluated.layout.max_samples)
+        """The evaluated rows of the sample, with their repeats."""
+        return self.sketch.repeat_copies(self.evaluated.layout.max_samples)
 
     @property
     def unit_mean(self) -> Tensor:
@@ -219,6 +225,6 @@ class Contrast:
 
 
 def _log_ratio(mine: Tensor, without: Tensor, theirs: Tensor, others: Tensor) -> Without:
-    """log(mine / theirs), of either side given whole and without each bucket."""
+    """Compute log(mine / theirs), with either side given whole and without each bucket."""
     mine, without, theirs, others = (x.log() for x in (mine, without, theirs, others))
     return Without(mine - theirs, without - others, without - theirs, mine - others)

@@ -1,4 +1,4 @@
-"""Figures at the same number of rows of both sides: what grows or shrinks with N compares only so."""
+"""Figures at equal numbers of rows on both sides, for figures that grow or shrink with N."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 from clipconformity.stream.row_sample import Sample
 
 DRAWS = 8
-"""Subsamples that a figure is averaged over."""
+"""Number of subsamples over which a figure is averaged."""
 
 
-def subsamples(sample: Sample, size: int, generator: torch.Generator, draws: int = DRAWS) -> Iterator[Tensor]:
+def draw_subsamples(sample: Sample, size: int, generator: torch.Generator, draws: int = DRAWS) -> Iterator[Tensor]:
     """Draw rows without replacement, ``(size, D)`` float64 each; all rows once where there are no more."""
     rows = sample.rows.double()
     if size >= len(rows):

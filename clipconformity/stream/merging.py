@@ -1,4 +1,4 @@
-"""Joining references of different samples into one."""
+"""Merging of references of different samples."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from clipconformity.stream.moments import Moments
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 
 
-def merged(first: ReferenceSet, second: ReferenceSet) -> ReferenceSet:
-    """Join two references; errors as of ``ReferenceSet.merge``."""
+def merge_references(first: ReferenceSet, second: ReferenceSet) -> ReferenceSet:
+    """Merge two references; errors as of ``ReferenceSet.merge``."""
     if not isinstance(second, ReferenceSet):
         raise TypeError(f"other: expected a ReferenceSet, got {type(second).__name__}.")
     identified = first.encoder_id is not None and second.encoder_id is not None

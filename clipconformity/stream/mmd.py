@@ -1,4 +1,4 @@
-"""How far apart the mean directions of both sides lie, in halves, and what sampling noise alone gives."""
+"""Cosine MMD of both sides with its halves, and its noise floor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clipconformity.stream.pairs import Without, cross_squares, own_pairs_withou
 
 
 class Discrepancy(NamedTuple):
-    """Cosine MMD and the two halves that it is the sum of, each with its uncertainty."""
+    """Cosine MMD and the two halves that add up to it, each with its uncertainty."""
 
     whole: Estimate
     typicality: Estimate
@@ -23,7 +23,7 @@ class Discrepancy(NamedTuple):
 
 
 class DiscrepancyWithout(NamedTuple):
-    """The same, whole and without each bucket."""
+    """Cosine MMD and its halves, whole and without each bucket."""
 
     whole: Without
     typicality: Without
@@ -33,7 +33,7 @@ class DiscrepancyWithout(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """What sampling noise gives where both sides are of one distribution."""
+    """Noise floor and p-value under one distribution of both sides."""
 
     floor: float
     """Quantile of the cosine MMD."""
@@ -41,13 +41,13 @@ class Noise(NamedTuple):
 
 
 def discrepancy(contrast: Contrast) -> Discrepancy:
-    """Give the unbiased cosine MMD and its halves, with groups over pairs of different ones."""
+    """Compute the unbiased cosine MMD and its halves, with groups over pairs of different groups."""
     return Discrepancy(*(_estimate(contrast, part) for part in discrepancy_without(contrast)))
 
 
 def discrepancy_without(contrast: Contrast) -> DiscrepancyWithout:
-    """Give the same without each bucket of either side."""
-    (mine, without), (theirs, others) = (own_pairs_without(side) for side in _sides(contrast))
+    """Compute the same without each bucket of either side."""
+    (mine, without), (theirs, others) = (own_pairs_without(side) for side in _get_sides(contrast))
     cross = contrast.conformity
     variety = Without(mine - theirs, without - others, without - theirs, mine - others)
     typicality = Without(*(2 * (own - mean) for own, mean in zip((theirs, others, theirs, others), cross, strict=True)))
@@ -56,39 +56,39 @@ def discrepancy_without(contrast: Contrast) -> DiscrepancyWithout:
 
 
 def squares_discrepancy(contrast: Contrast) -> Tensor:
-    """Give the same of the squared cosine, unbiased, without an error."""
-    mine, theirs = _sides(contrast)
+    """Compute the same for the squared cosine, unbiased, without an error."""
+    mine, theirs = _get_sides(contrast)
     sides = (contrast.sample, mine), (contrast.reference.sample, theirs)
     return sum(own_squares(*side) for side in sides) - 2 * cross_squares(*sides, contrast.overlap)
 
 
-def noise(contrast: Contrast, quantile: float, resamples: int, generator: torch.Generator) -> Noise:
-    """Draw the sign of what each bucket adds to the distance of the two means beyond its share.
+def compute_noise(contrast: Contrast, quantile: float, resamples: int, generator: torch.Generator) -> Noise:
+    """Compute the noise floor and the p-value by random signs of the centred bucket sums.
 
-    Where both sides are of one distribution its mean is 0, whichever rows depend on each other inside a bucket; what
-    both sides share in a bucket stays shared.
+    Under one distribution of both sides, the mean of a centred bucket sum is 0 for any dependence of rows inside the
+    bucket; rows that both sides share in a bucket stay shared.
 
     Raises:
         ValueError: If the level or the number of redraws is wrong, or all rows are in one bucket.
     """
     check_level(quantile, "quantile")
     check_resamples(resamples)
-    (count, sums), (counts, others) = ((side["count"], side["unit_sum"]) for side in _sides(contrast))
+    (count, sums), (counts, others) = ((side["count"], side["unit_sum"]) for side in _get_sides(contrast))
     check_clusters(min(int((one > 0).sum()) for one in (count, counts)))
     center = (sums + others).sum(0) / (count + counts).sum()
-    added = _beyond_share(sums, count, center) - _beyond_share(others, counts, center)  # (G, D)
+    added = _center_sums(sums, count, center) - _center_sums(others, counts, center)  # (G, D)
     products = added @ added.T
     signs = 2 * torch.randint(2, (resamples, len(added)), generator=generator).double() - 1
     drawn = ((signs @ products) * signs).sum(1)
-    floor = drawn.quantile(quantile) - products.trace()  # unbiased: without what each bucket has with itself
+    floor = drawn.quantile(quantile) - products.trace()  # unbiased: without products of a bucket with itself
     return Noise(float(floor), tail_probability(products.sum(), drawn))
 
 
-def _beyond_share(sums: Tensor, count: Tensor, center: Tensor) -> Tensor:
+def _center_sums(sums: Tensor, count: Tensor, center: Tensor) -> Tensor:
     return (sums - count[:, None] * center) / count.sum()
 
 
-def _sides(contrast: Contrast) -> tuple[Moments, Moments]:
+def _get_sides(contrast: Contrast) -> tuple[Moments, Moments]:
     return contrast.evaluated.cpu(), contrast.reference.moments
 
 

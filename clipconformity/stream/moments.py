@@ -8,45 +8,40 @@ uncertainty of any read-out without keeping the rows. What is not additive comes
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from clipconformity.data.interrupts import uninterrupted
-from clipconformity.functional.density import CELLS, Grid
-from clipconformity.functional.linalg import add_gram, full_precision, working
+from clipconformity.data.interrupts import defer_signals
+from clipconformity.functional.density import CELLS
+from clipconformity.functional.linalg import full_precision, mirror_upper, to_working_precision
 from clipconformity.stream.chunks import (
     CHUNK,
     DEVICE_CHUNK,
     Chunk,
     Labelled,
     add_second_moment,
-    exact_again,
-    look,
-    unit_rows,
+    compute_units,
+    examine_rows,
 )
+from clipconformity.stream.layout import SAMPLE, SAMPLE_KEYS, SECOND_MOMENTS, Layout, State
 from clipconformity.stream.row_sample import BUCKETS as BUCKETS
 from clipconformity.stream.row_sample import Labels, Sample, hash_labels
-from clipconformity.stream.row_sample import bucket_of as bucket_of
+from clipconformity.stream.row_sample import assign_buckets as assign_buckets
 
 UNIT_TOLERANCE = 5e-3
 """A row counts as L2-normalised when its norm is this close to 1: float16 and bfloat16 round about so far."""
 DIRECT = 1024
 """The most rows that are added to the state at once, while signals wait; of more a sum of their own is made first."""
-SAMPLE = tuple(f"sample_{name}" for name in Sample._fields)
-SAMPLE_KEYS = "sample_keys"
-SECOND_MOMENTS = ("second_moment", "unit_second_moment")
 NO_UNIT_SECOND_MOMENT = (
     "reference: its file is of format 2, without the second moment of the unit vectors that this metric needs; build "
     "it again with `clipconformity reference`, or leave the metric out."
 )
-State: TypeAlias = "dict[str, Tensor | list[Tensor]]"
 
 
 class RowValues(NamedTuple):
-    """What a stream finds of each row of a batch, float64; NaN of a bad row."""
+    """Values of each row of a batch, float64; NaN for a bad row."""
 
     norm: Tensor
     """Norm of the raw row, ``(N,)``."""
@@ -54,68 +49,15 @@ class RowValues(NamedTuple):
     """Conformity to the layout's direction, ``(N,)``; None where there is none."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What a stream accumulates.
+def _to_words(ids: Sequence[object], count: int) -> list[str]:
+    """Read an id for each row as a string.
 
-    Attributes:
-        dim: Dimension D of the embeddings.
-        buckets: Number of buckets G.
-        direction: The reference's mean unit vector ``(D,)``, where conformity to it is accumulated.
-        between: The same without each bucket ``(G, D)``, where the reference has groups: what rows with groups are
-            taken to, since the reference may hold others of their group.
-        grid: Cells of the conformity histogram; goes with ``direction``.
-        max_samples: Rows of the sample; 0 keeps none.
-        rows: Whether the sample keeps the raw rows, beside their norm and their conformity to ``direction``.
-        second_moment: Whether the D x D second moment is accumulated.
-        unit_second_moment: Whether that of the unit rows is.
+    Raises:
+        ValueError: If there is not one for each row.
     """
-
-    dim: int
-    buckets: int = BUCKETS
-    direction: Tensor | None = None
-    between: Tensor | None = None
-    grid: Grid | None = None
-    max_samples: int = 0
-    rows: bool = True
-    second_moment: bool = False
-    unit_second_moment: bool = False
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every sum in the state."""
-        shapes: dict[str, tuple[int, ...]] = {
-            "count": (self.buckets,),
-            "bad": (),  # rows that were zero, NaN or infinite
-            "out_of_range": (),  # rows whose norm was
-            "normalized": (),  # rows of norm 1
-            "grouped": (),  # rows that came with groups
-            "raw_sum": (self.dim,),
-            "unit_sum": (self.buckets, self.dim),
-            "norm_sum": (self.buckets,),
-            "norm_square_sum": (self.buckets,),
-        }
-        if self.direction is not None:
-            sums = dict.fromkeys(("conformity_sum", "conformity_square_sum"), (self.buckets,))
-            shapes |= {**sums, "conformity_counts": (self.buckets, CELLS + 2)}
-        return shapes | {name: (self.dim, self.dim) for name in SECOND_MOMENTS if getattr(self, name)}
-
-    def zeros(self, device: torch.device | None = None) -> State:
-        """Empty state: the identity of the merge."""
-        state: State = {
-            name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in self.shapes().items()
-        }
-        return state | ({name: [] for name in SAMPLE} if self.max_samples else {})
-
-    def names(self) -> list[str]:
-        """Names of the state's parts."""
-        return [*self.shapes(), *(SAMPLE if self.max_samples else ())]
-
-    def empty_sample(self, device: torch.device) -> Sample:
-        """A sample without rows, of the right shapes and types."""
-        whole = torch.empty(0, dtype=torch.int64, device=device)
-        rows = torch.empty(0, self.dim if self.rows else 0, dtype=torch.float32, device=device)
-        values = torch.empty(0, 1 if self.direction is None else 2, dtype=torch.float64, device=device)
-        return Sample(rows, values, whole, whole, whole, whole)
+    if len(ids) != count:
+        raise ValueError(f"ids: expected one id for each of the {count} samples, got {len(ids)}.")
+    return [str(one) for one in (ids.tolist() if hasattr(ids, "tolist") else ids)]
 
 
 class Moments:
@@ -165,15 +107,21 @@ class Moments:
         device = self["count"].device
         group = None if groups is None else hash_labels(groups, len(embeddings), device)
         names: dict[int, str] = {}
-        hashes = self._hash_ids(ids, len(embeddings), device, names)
-        own = hashes if group is None and ids is not None and not placed else group
-        chunks = self._chunks(embeddings, own, hashes, keys, group is not None, self._last_key())
+        words = None if ids is None else _to_words(ids, len(embeddings))
+        if words is None or placed:  # places deal no rows: those alone are hashed that come into the sample
+            labels = torch.arange(len(embeddings), device=device)
+        else:
+            labels = self._hash_words(words, names).to(device)
+        own = labels if group is None and words is not None and not placed else group
+        chunks = self._chunks(embeddings, own, labels, keys, group is not None, self._last_key())
+        if words is None or placed:
+            chunks = (self._name_sampled(chunk, words, names) for chunk in chunks)
         if len(embeddings) <= DIRECT:  # an error or an interrupt adds nothing: it comes before or after
             looked = list(chunks)
             found = self._row_values([chunk.found for chunk in looked])
-            with uninterrupted():
+            with defer_signals():
                 for chunk in looked:
-                    self._add(chunk, again=len(looked) > 1)
+                    self._add(chunk)
                 self.names.update(names)
         else:
             batch = Moments(self.layout, self.layout.zeros(device))
@@ -184,7 +132,7 @@ class Moments:
 
     def _take_in(self, batch: Moments, names: dict[int, str]) -> None:
         """Add what a batch came to, whole or not at all."""
-        with uninterrupted():
+        with defer_signals():
             for name in self.layout.shapes():
                 self[name].add_(batch[name])
             for name in SAMPLE if self.layout.max_samples else ():
@@ -212,24 +160,29 @@ class Moments:
         size = CHUNK if device.type == "cpu" else DEVICE_CHUNK
         for start in range(0, len(embeddings), size):
             part = slice(start, start + size)
-            values = working(embeddings[part].detach()).to(device)
+            values = to_working_precision(embeddings[part].detach()).to(device)
             own, key = (None if x is None else x[part].to(device) for x in (groups, keys))
-            yield look(self.layout, values, Labelled(own, ids[part], key, grouped), last_key)
+            yield examine_rows(self.layout, values, Labelled(own, ids[part], key, grouped), last_key)
 
-    def _hash_ids(self, ids: Sequence[object] | None, count: int, device: torch.device, into: dict[int, str]) -> Tensor:
-        if ids is None:
-            return torch.zeros(count, dtype=torch.int64, device=device)
-        words = [str(one) for one in (ids.tolist() if hasattr(ids, "tolist") else ids)]
-        hashes = hash_labels(words, count, torch.device("cpu"), "ids")
+    def _hash_words(self, words: Sequence[str], into: dict[int, str]) -> Tensor:
+        """Hash ids, and note the word of each hash."""
+        hashes = hash_labels(words, len(words), torch.device("cpu"), "ids")
         if self.layout.max_samples:
             into.update(zip(hashes.tolist(), words, strict=True))
-        return hashes.to(device)
+        return hashes
 
-    def _add(self, chunk: Chunk, *, again: bool = False) -> Chunk:
-        """Add some rows, ``again`` where others were looked at since; what needs memory of their size comes first."""
+    def _name_sampled(self, chunk: Chunk, words: Sequence[str] | None, into: dict[int, str]) -> Chunk:
+        """Give the sampled rows of a chunk, numbered so far, their ids; 0 where there are none."""
+        if chunk.sampled is None:
+            return chunk
+        labels = torch.zeros_like(chunk.sampled.ids)
+        if words is not None:
+            labels = self._hash_words([words[row] for row in chunk.sampled.ids.tolist()], into).to(labels)
+        return chunk._replace(sampled=chunk.sampled._replace(ids=labels))
+
+    def _add(self, chunk: Chunk) -> Chunk:
+        """Add some rows."""
         checked, bucket, weight = chunk.checked, chunk.bucket, chunk.weight
-        exact = exact_again(checked) if again else checked.exact
-        units = unit_rows(exact, checked.norms)
         length = checked.norms if chunk.whole else checked.norms * weight
         self["count"].index_add_(0, bucket, weight)
         if not chunk.whole:
@@ -250,14 +203,20 @@ class Moments:
         if chunk.sampled is not None:
             for name, value in zip(SAMPLE, chunk.sampled, strict=True):
                 self._list(name).append(value)
+        self["raw_sum"].add_(checked.total)
+        units = compute_units(checked)  # zero of a bad row
         self["unit_sum"].index_add_(0, bucket, units)
-        if self.layout.unit_second_moment:
-            add_gram(self["unit_second_moment"], units)  # bad rows are zero
-        total = exact.sum(0)
-        self["raw_sum"].add_(total)
-        if self.layout.second_moment:
-            add_second_moment(self["second_moment"], exact, total / len(exact))
+        self._add_second_moments(chunk, units)
         return chunk
+
+    def _add_second_moments(self, chunk: Chunk, units: Tensor) -> None:
+        """Add those that the layout has."""
+        values, total, count = chunk.checked.values, chunk.checked.total, len(units)
+        if self.layout.second_moment:
+            add_second_moment(self["second_moment"], values, total, values.dtype)
+        if self.layout.unit_second_moment:
+            unit_total = units.T @ units.new_ones(count)
+            add_second_moment(self["unit_second_moment"], units, unit_total, values.dtype)
 
     def _last_key(self) -> int | None:
         """Key beyond which no row comes into the sample, where that is known; a device is not waited for."""
@@ -287,7 +246,7 @@ class Moments:
     def replace_sample(self, sample: Sample) -> None:
         """Hold this sample instead of the chunks that it was read from."""
         kept = set(sample.ids.tolist()) if self.names else set()
-        with uninterrupted():
+        with defer_signals():
             for name, value in zip(SAMPLE, sample, strict=True):
                 self._list(name)[:] = [value]
             for label in [label for label in self.names if label not in kept]:
@@ -297,7 +256,7 @@ class Moments:
         """Read the row sample: ``max_samples`` different rows of smallest key among those held."""
         empty = self.layout.empty_sample(self["count"].device)
         parts = (torch.cat([none, *self._list(name)]) for name, none in zip(SAMPLE, empty, strict=True))
-        return Sample(*parts).smallest(self.layout.max_samples)
+        return Sample(*parts).keep_smallest(self.layout.max_samples)
 
     def sketch(self) -> Sample:
         """Read the different rows of smallest key, without rows that were bad; this waits for the device."""
@@ -305,7 +264,7 @@ class Moments:
 
     def good_sample(self) -> Sample:
         """Read the row sample as rows: every row while there are at most ``max_samples``, else so many of them."""
-        return self.sketch().expanded(self.layout.max_samples)
+        return self.sketch().repeat_copies(self.layout.max_samples)
 
     def merge(self, other: Moments) -> Moments:
         """Add two streams into a new one."""
@@ -366,13 +325,17 @@ class Moments:
         """
         if not self.layout.unit_second_moment:
             raise ValueError(NO_UNIT_SECOND_MOMENT)
-        return self["unit_second_moment"] / self.total
+        return self.get_sum("unit_second_moment") / self.total
+
+    def get_sum(self, name: str) -> Tensor:
+        """Give a sum of the state; of a second moment, which is kept above the diagonal, the symmetric matrix."""
+        return mirror_upper(self[name]) if name in SECOND_MOMENTS else self[name]
 
     @property
     def covariance(self) -> Tensor:
         """Sample covariance ``(D, D)``, with N - 1."""
         mean = self.mean
-        return (self["second_moment"] - self.total * torch.outer(mean, mean)) / (self.total - 1)
+        return (self.get_sum("second_moment") - self.total * torch.outer(mean, mean)) / (self.total - 1)
 
     @property
     def conformity_std(self) -> Tensor:
@@ -380,18 +343,18 @@ class Moments:
         first, second, total = self["conformity_sum"].sum(), self["conformity_square_sum"].sum(), self.total
         return ((second - first.square() / total) / (total - 1)).clamp_min(0).sqrt()
 
-    def towards(self, layout: Layout) -> Moments:
+    def relate_to(self, layout: Layout) -> Moments:
         """Give the stream as seen from a reference: itself if it was accumulated so, else its row sample."""
         if self.layout.direction is not None:
             return self
         return self._again(layout, self.good_sample())
 
-    def of_rows(self, sample: Sample) -> Moments:
+    def select_rows(self, sample: Sample) -> Moments:
         """Give the stream that some of the sampled rows alone would have made."""
         return self._again(self.layout, sample)
 
     def _again(self, layout: Layout, sample: Sample) -> Moments:
         view = Moments(layout, layout.zeros(sample.rows.device))
-        for chunk in view._chunks(sample.rows.double(), sample.groups, sample.ids, sample.keys, self.grouped):
+        for chunk in view._chunks(sample.rows, sample.groups, sample.ids, sample.keys, self.grouped):
             view._add(chunk)
         return view

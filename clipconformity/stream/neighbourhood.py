@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage of the row samples of two sides, with what is known of their uncertainty."""
+"""Precision, recall, density and coverage of the row samples of two sides, with their uncertainty."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.neighbours import Coverage, cover, expected_coverage
-from clipconformity.functional.resampling import Estimate, Interval, estimated_share
-from clipconformity.stream.parts import independent, missing_spread, of_share, spread_of_parts
+from clipconformity.functional.resampling import Estimate, Interval, estimate_share
+from clipconformity.stream.parts import count_independent, estimate_spread, explain_missing_spread, share_variance
 from clipconformity.stream.row_sample import Sample
 
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """The row samples of both sides, and how they cover each other.
+    """The row samples of both sides, and their mutual coverage.
 
     Attributes:
         evaluated: Rows of the evaluated side, on the CPU.
         reference: Rows of the reference.
-        k: Neighbours that a ball reaches over.
+        k: Number of neighbours inside a ball.
     """
 
     evaluated: Sample
@@ -35,7 +35,7 @@ class Neighbourhood:
 
     @cached_property
     def coverage(self) -> Coverage:
-        """Who lies in whose balls."""
+        """Which rows lie in balls of the other side."""
         return cover(self.evaluated.rows.double(), self.reference.rows.double(), self.k)
 
     @property
@@ -45,39 +45,41 @@ class Neighbourhood:
 
     @cached_property
     def intervals(self) -> list[Interval]:
-        """95% intervals of the four: of what sets of these sizes have on average."""
+        """95% intervals of the four, for the expectation at these sizes."""
         value, (spread, degrees) = self.values, self._spread
         estimates = [Estimate(v, s, degrees) for v, s in zip(value, spread, strict=True)]
-        counts = [independent(self.evaluated), independent(self.reference)]
+        counts = [count_independent(self.evaluated), count_independent(self.reference)]
         precision, recall, coverage = (
-            estimated_share(estimates[figure], counts[side]) for figure, side in ((0, 0), (1, 1), (3, 1))
+            estimate_share(estimates[figure], counts[side]) for figure, side in ((0, 0), (1, 1), (3, 1))
         )
         low, high = estimates[2].interval()
-        if not value[2]:  # what no sample shows could have the density of the reference's kind
+        if not value[2]:  # an unseen part could have the density of the reference's distribution
             high = precision.high
         return [precision, recall, Interval(max(low, 0.0), high), coverage]
 
     @cached_property
     def _spread(self) -> tuple[Tensor, float]:
         """Standard errors of the four, ``(4,)``, and their degrees of freedom; 0 where there are too few rows."""
-        return spread_of_parts((self.evaluated, self.reference), self.k, self._figures, _scale, self.values)
+        return estimate_spread(
+            (self.evaluated, self.reference), self.k, self._compute_figures, _share_variances, self.values
+        )
 
-    def _figures(self, mine: Sample, theirs: Sample) -> Tensor:
+    def _compute_figures(self, mine: Sample, theirs: Sample) -> Tensor:
         return torch.stack(list(cover(mine.rows.double(), theirs.rows.double(), self.k).result()))
 
     def off_manifold(self, names: dict[int, str]) -> tuple[int, list[str]]:
-        """Number of the samples in no ball of the reference, and their names, the farthest from it first."""
-        return _named(self.coverage.balls == 0, self.coverage.apart, self.evaluated, names)
+        """Number and names of the samples in no ball of the reference; the farthest come first."""
+        return _name_rows(self.coverage.balls == 0, self.coverage.apart, self.evaluated, names)
 
     def uncovered(self, names: dict[int, str]) -> tuple[int, list[str]]:
-        """Number of the reference's rows whose ball holds no sample, and their names, likewise."""
-        return _named(~self.coverage.covered, self.coverage.reference_apart, self.reference, names)
+        """Number and names of the reference's rows whose ball holds no sample; the farthest come first."""
+        return _name_rows(~self.coverage.covered, self.coverage.reference_apart, self.reference, names)
 
     def notes(self) -> list[str]:
-        """What unequal numbers of rows do to the figures, and what intervals need that are not there."""
+        """Describe the effect of unequal numbers of rows, and what missing intervals need."""
         mine, theirs = len(self.evaluated.keys), len(self.reference.keys)
         names = "precision, recall, density and coverage"
-        missing = missing_spread(names, (self.evaluated, self.reference), self.k)
+        missing = explain_missing_spread(names, (self.evaluated, self.reference), self.k)
         if mine == theirs:
             return missing
         usual = expected_coverage(mine, theirs, self.k)
@@ -88,14 +90,14 @@ class Neighbourhood:
         ]
 
 
-def _scale(values: Tensor) -> Tensor:
-    """Variance of one row's share; of a density, of which one row's is about as large, the density."""
-    scale = of_share(values)
+def _share_variances(values: Tensor) -> Tensor:
+    """Variance of one row's share; for density, where it is about as large as the value, the value."""
+    scale = share_variance(values)
     scale[2] = values[2]
     return scale
 
 
-def _named(chosen: Tensor, apart: Tensor, sample: Sample, names: dict[int, str]) -> tuple[int, list[str]]:
+def _name_rows(chosen: Tensor, apart: Tensor, sample: Sample, names: dict[int, str]) -> tuple[int, list[str]]:
     rows = chosen.nonzero()[:, 0]
     rows = rows[apart[rows].argsort(descending=True, stable=True)]
     ids = dict.fromkeys(sample.ids[rows].tolist())

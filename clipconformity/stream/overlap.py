@@ -1,4 +1,4 @@
-"""Rows and groups that the evaluated samples share with the reference: found by cosine, counted, left out."""
+"""Rows and groups that the evaluated samples share with the reference: found by cosine, counted and left out."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipconformity.functional.resampling import seeded
-from clipconformity.stream.moments import BUCKETS, bucket_of
+from clipconformity.functional.resampling import make_generator
+from clipconformity.stream.moments import BUCKETS, assign_buckets
 from clipconformity.stream.row_sample import Sample
 
-NEAR = 1e-5
-"""Two rows are the same sample where their cosine is within this of 1: equal bits do not tell, since an encoder rounds
-its rows differently in batches of another size."""
+MAX_DISTANCE = 1e-5
+"""Largest difference of the cosine from 1 between copies of a sample: an encoder rounds rows differently in batches of
+another size, so equal bits cannot be used."""
 AXES = 16
-"""Directions that rows are compared along before their cosine is taken."""
+"""Number of directions along which rows are compared before their cosine is computed."""
 CELL_AXES = 3
-"""The first of them, along which rows are put into cells."""
-EXACT = 1 << 15
-"""Most pairs whose cosine is taken at once."""
-DENSE = 0.02
-"""Share of all pairs that lie near each other along these, above which all cosines are taken."""
+"""Number of the first of these, along which rows are put into cells."""
+MAX_PAIRS = 1 << 15
+"""Largest number of pairs whose cosine is computed at once."""
+MAX_NEAR_SHARE = 0.02
+"""Share of all pairs that are near along these directions, above which all cosines are computed."""
 DENSE_ROWS = 2000
-"""Rows of either side that are compared where all cosines are."""
+"""Rows of either side that are compared where all cosines are computed."""
 
 
 class Overlap(NamedTuple):
-    """What the row samples of both sides share."""
+    """Samples and groups that both sides share, by their row samples."""
 
     rows: int
-    """Evaluated rows that are also in the reference; 0 where there are no more than by chance, as of short captions."""
+    """Evaluated rows that are in the reference; 0 where there are no more than by chance, as with short captions."""
     sampled: int
-    """Evaluated rows that were looked at."""
+    """Evaluated rows that were compared."""
     pairs: float
-    """Pairs of equal rows that are taken out of the mean conformity: at most one for each row."""
+    """Pairs of equal rows that are left out of the mean conformity: at most one for each row."""
     without: tuple[Tensor, Tensor, Tensor]
     """``pairs`` without each bucket of both sides, of the evaluated side, and of the reference, ``(G,)`` each."""
     own: Tensor
@@ -46,38 +46,38 @@ class Overlap(NamedTuple):
     """Groups of the evaluated side."""
 
     def notes(self) -> list[str]:
-        """Say what was found, a sentence each."""
-        told = []
+        """Describe the overlap, a sentence each."""
+        notes = []
         if self.rows:
-            told.append(
-                f"{self.rows} of {self.sampled} samples are also in the reference (cosine above 1 - {NEAR:g}); each is "
-                "left out of the mean that it is compared with."
+            notes.append(
+                f"{self.rows} of {self.sampled} samples are also in the reference (cosine above 1 - {MAX_DISTANCE:g}); "
+                "each is left out of the mean that it is compared with."
             )
         if self.shared_groups:
-            told.append(
+            notes.append(
                 f"{self.shared_groups} of {self.groups} groups are also in the reference; no row is compared with its "
                 "own group."
             )
-        return told
+        return notes
 
 
 def find_overlap(mine: Sample, theirs: Sample, *, grouped: bool) -> Overlap:
-    """Find what evaluated rows share with a reference, as far as the rows tell that both keep.
+    """Find what evaluated rows share with a reference, as far as the row samples of both show.
 
     Args:
-        mine: Different rows of the evaluated side.
-        theirs: Different rows of the reference.
+        mine: Distinct rows of the evaluated side.
+        theirs: Distinct rows of the reference.
         grouped: Whether both have groups, so that pairs inside a bucket are left out already.
     """
     own = mine.groups.unique() if grouped else mine.groups[:0]
     shared = int(torch.isin(own, theirs.groups).sum())
-    first, second = _matches(mine, theirs, grouped)
-    rows, pairs = _beyond_chance(mine, theirs, first, second, grouped) if len(first) else (0, 0.0)
+    first, second = _find_matches(mine, theirs, grouped)
+    rows, pairs = _count_beyond_chance(mine, theirs, first, second, grouped) if len(first) else (0, 0.0)
     if not pairs:
         first, second = first[:0], second[:0]
     weight = (mine.copies[first] * theirs.copies[second]).double()
     weight = weight * (pairs / weight.sum().clamp_min(1.0))
-    where = bucket_of(mine.groups[first]), bucket_of(theirs.groups[second])
+    where = assign_buckets(mine.groups[first]), assign_buckets(theirs.groups[second])
     without = [pairs - torch.zeros(BUCKETS, dtype=torch.float64).index_add_(0, bucket, weight) for bucket in where]
     apart = where[0] != where[1]
     both = without[0].index_add(0, where[1][apart], -weight[apart])
@@ -87,14 +87,16 @@ def find_overlap(mine: Sample, theirs: Sample, *, grouped: bool) -> Overlap:
     return Overlap(rows, sampled, pairs, (both, without[0], without[1]), kept, shared, len(own))
 
 
-def _beyond_chance(mine: Sample, theirs: Sample, first: Tensor, second: Tensor, grouped: bool) -> tuple[int, float]:
-    """Number of rows, and of pairs, that are equal beyond what sets of one kind have in common.
+def _count_beyond_chance(
+    mine: Sample, theirs: Sample, first: Tensor, second: Tensor, grouped: bool
+) -> tuple[int, float]:
+    """Count the rows, and pairs, that are equal beyond the number expected for sets of one distribution.
 
-    Short captions repeat, and two sets of them share rows without one being a copy of the other. What tells a copy is a
-    row that comes once in the reference: a sample of the same kind would hit such with the share of the rows that come
-    twice (Good 1953).
+    Short captions repeat, and two sets of them share rows without one being a copy of the other. Copies show by rows
+    that occur once in the reference: a sample of the same distribution would hit such rows with a probability of the
+    share of rows that occur twice (Good 1953).
     """
-    often, total, sampled = _occurrences(theirs, grouped), float(theirs.copies.sum()), float(mine.copies.sum())
+    often, total, sampled = _count_occurrences(theirs, grouped), float(theirs.copies.sum()), float(mine.copies.sum())
     alone = first[often[second] == 1].unique()
     usual = sampled * float(theirs.copies[often == 2].sum()) / total
     if float(mine.copies[alone].sum()) <= usual + 3 * math.sqrt(2 * usual):
@@ -105,62 +107,62 @@ def _beyond_chance(mine: Sample, theirs: Sample, first: Tensor, second: Tensor, 
     return rows, min(max(found - by_chance, 0.0), rows)
 
 
-def _occurrences(sample: Sample, apart: bool) -> Tensor:
-    """How often each row of a sample comes in it, itself included, ``(k,)``."""
-    first, second = _matches(sample, sample, apart)
+def _count_occurrences(sample: Sample, apart: bool) -> Tensor:
+    """Count how often each row occurs in its sample, itself included, ``(k,)``."""
+    first, second = _find_matches(sample, sample, apart)
     return sample.copies.index_add(0, first[first != second], sample.copies[second[first != second]])
 
 
-def _matches(first: Sample, second: Sample, apart: bool) -> tuple[Tensor, Tensor]:
-    """Numbers of the rows of two samples that are equal, ``(m,)`` each; ``apart``: in different buckets alone."""
-    row, other = near_pairs(*(side.rows / side.values[:, :1].float() for side in (first, second)))
+def _find_matches(first: Sample, second: Sample, apart: bool) -> tuple[Tensor, Tensor]:
+    """Find the equal rows of two samples, as indices ``(m,)`` each; ``apart``: only those in different buckets."""
+    row, other = find_near_pairs(*(side.rows / side.values[:, :1].float() for side in (first, second)))
     if apart:
-        differ = bucket_of(first.groups[row]) != bucket_of(second.groups[other])
+        differ = assign_buckets(first.groups[row]) != assign_buckets(second.groups[other])
         row, other = row[differ], other[differ]
     return row, other
 
 
-def near_pairs(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers of the unit rows of ``(n, D)`` and ``(m, D)`` whose cosine is above 1 - ``NEAR``.
+def find_near_pairs(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the unit rows of ``(n, D)`` and ``(m, D)`` with a cosine above 1 - ``MAX_DISTANCE``, as indices.
 
-    Such rows lie within sqrt(2 NEAR) of each other along any direction, hence in the same cell of that width, or in one
-    beside it, along each of a few directions in which rows vary much. Of sets that do not vary, the first
+    Such rows lie within sqrt(2 MAX_DISTANCE) of each other along any direction, so in the same cell of that width or in
+    one beside it, along each of a few directions in which rows vary much. Of sets that do not vary, the first
     ``DENSE_ROWS`` are compared.
     """
-    axes, near = _axes(others), math.sqrt(2 * NEAR) + 1e-6
+    axes, near = _choose_axes(others), math.sqrt(2 * MAX_DISTANCE) + 1e-6
     mine, theirs = rows @ axes, others @ axes
     cells, their_cells = ((side[:, :CELL_AXES] / near).floor().long() for side in (mine, theirs))
     steps = torch.cartesian_prod(*[torch.arange(-1, 2)] * cells.shape[1]).view(-1, cells.shape[1])
-    ladder, order = _number(their_cells).sort()
-    wanted = _number(cells[:, None] + steps).flatten()  # (n * steps,)
+    ladder, order = _number_cells(their_cells).sort()
+    wanted = _number_cells(cells[:, None] + steps).flatten()  # (n * steps,)
     low = torch.searchsorted(ladder, wanted)
     count = torch.searchsorted(ladder, wanted, right=True) - low
-    if int(count.sum()) > max(DENSE * len(rows) * len(others), DENSE_ROWS):
-        found = (rows[:DENSE_ROWS] @ others[:DENSE_ROWS].T > 1 - NEAR).nonzero()
+    if int(count.sum()) > max(MAX_NEAR_SHARE * len(rows) * len(others), DENSE_ROWS):
+        found = (rows[:DENSE_ROWS] @ others[:DENSE_ROWS].T > 1 - MAX_DISTANCE).nonzero()
         return found[:, 0], found[:, 1]
     which = torch.arange(len(wanted)).repeat_interleave(count)
     row = which // len(steps)
     other = order[low[which] + torch.arange(len(which)) - (count.cumsum(0) - count)[which]]
     pairs = []
-    for one, two in zip(row.split(EXACT), other.split(EXACT), strict=True):
+    for one, two in zip(row.split(MAX_PAIRS), other.split(MAX_PAIRS), strict=True):
         close = (mine[one] - theirs[two]).square().sum(1) <= near**2
         one, two = one[close], two[close]
-        same = (rows[one] * others[two]).sum(1) > 1 - NEAR
+        same = (rows[one] * others[two]).sum(1) > 1 - MAX_DISTANCE
         pairs.append((one[same], two[same]))
     first, second = zip(*pairs, strict=True)
     return torch.cat(first), torch.cat(second)
 
 
-def _number(cells: Tensor) -> Tensor:
-    """One number for each cell ``(..., k)``; those of different cells seldom agree, and then cost a cosine."""
+def _number_cells(cells: Tensor) -> Tensor:
+    """Number the cells ``(..., k)``; two cells rarely share a number, which then only costs a cosine."""
     factors = torch.tensor([1, 0x9E3779B1, 0x85EBCA77C2B2])[: cells.shape[-1]]
     return (cells * factors).sum(-1)
 
 
-def _axes(rows: Tensor) -> Tensor:
-    """Orthonormal directions along which rows vary much, the most first, ``(D, AXES)``."""
+def _choose_axes(rows: Tensor) -> Tensor:
+    """Choose orthonormal directions of large variance, the largest first, ``(D, AXES)``."""
     some = rows[:: max(1, len(rows) // 512)]
-    centered = some - some.mean(0)  # a step of subspace iteration on it comes near its principal axes
-    start = torch.randn(len(some), min(AXES, rows.shape[1]), generator=seeded(None), dtype=rows.dtype)
+    centered = some - some.mean(0)  # a step of subspace iteration approximates its principal axes
+    start = torch.randn(len(some), min(AXES, rows.shape[1]), generator=make_generator(None), dtype=rows.dtype)
     axes = torch.linalg.qr(centered.T @ start).Q
     return axes[:, (centered @ axes).square().sum(0).argsort(descending=True)]

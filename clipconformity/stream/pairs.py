@@ -1,4 +1,4 @@
-"""Averages over pairs of rows, whole and without any one bucket, from the sums of the buckets alone."""
+"""Averages over pairs of rows, whole and without each bucket, from bucket sums alone."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.resampling import Estimate, jackknife, joint_jackknife
-from clipconformity.stream.moments import BUCKETS, Moments, bucket_of
+from clipconformity.stream.moments import BUCKETS, Moments, assign_buckets
 from clipconformity.stream.overlap import Overlap
 from clipconformity.stream.row_sample import Sample
 
 Side: TypeAlias = "tuple[Sample, Moments]"
-"""Row sample of a set, on the CPU, each row as often as it came; and all of the set."""
+"""Row sample of a set, on the CPU, with repeated rows; and the moments of the set."""
 BLOCK = 512
-"""Rows whose cosines are taken at once."""
+"""Rows whose cosines are computed at once."""
 
 
 class Without(NamedTuple):
-    """A figure of two sides, whole and without bucket g of either side or of both, ``(G,)`` each."""
+    """A figure of two sides: whole, and without bucket g of either side or of both, ``(G,)`` each."""
 
     whole: Tensor
     both: Tensor
@@ -27,19 +27,19 @@ class Without(NamedTuple):
     reference: Tensor
 
     @classmethod
-    def of_one_side(cls, whole: Tensor, left: Tensor) -> Without:
-        """Give a figure of the evaluated side alone: whole, and without each bucket ``(G,)``."""
+    def from_one_side(cls, whole: Tensor, left: Tensor) -> Without:
+        """Make a figure of the evaluated side alone: whole, and without each bucket ``(G,)``."""
         return cls(whole, left, left, whole.expand_as(left))
 
 
 class LeftOut(NamedTuple):
-    """A figure of samples, whole and without each bucket: what two runs are compared by."""
+    """A figure of samples, whole and without each bucket, for the comparison of two runs."""
 
     figure: Without
     counts: tuple[Tensor, ...]
     """Rows of each bucket of the samples and, where the figure depends on it, of the reference, ``(G,)`` each."""
     logarithm: bool = False
-    """Whether it is the logarithm of what is shown, of which two runs have a ratio rather than a difference."""
+    """Whether it is the logarithm of the displayed figure, whose ratio rather than difference is compared."""
 
 
 def own_pairs(moments: Moments) -> Estimate:
@@ -49,10 +49,10 @@ def own_pairs(moments: Moments) -> Estimate:
 
 
 def own_pairs_without(moments: Moments) -> tuple[Tensor, Tensor]:
-    """Mean cosine of two different rows of a stream, or with groups of rows of different ones.
+    """Mean cosine of two different rows of a stream; with groups, of rows of different groups.
 
-    With groups the pairs inside a bucket are left out, and with them all inside a group; all rows of one group are
-    taken as they are, and nothing is known of what another group would give.
+    With groups, pairs inside a bucket are left out, and with them all pairs inside a group. With a single group, all
+    pairs are used, and the error is unknown.
 
     Returns:
         The whole, and without each bucket ``(G,)``.
@@ -69,15 +69,15 @@ def own_pairs_without(moments: Moments) -> tuple[Tensor, Tensor]:
 
 
 def _mean(cosines: Tensor, pairs: Tensor) -> Tensor:
-    """Mean cosine; NaN where no pair is left, whose sum is nothing but rounding."""
+    """Mean cosine; NaN where no pair is left and the sum is only rounding."""
     return torch.where(pairs > 0.5, cosines / pairs, float("nan"))
 
 
 def cross_pairs(evaluated: Moments, reference: Moments, overlap: Overlap) -> Without:
     """Mean conformity of one stream to another: the mean cosine of a row of either.
 
-    Where both have groups, the pairs inside a bucket are left out, and with them all inside a group that both share;
-    of rows that both share, each leaves out itself.
+    Where both have groups, pairs inside a bucket are left out, and with them all pairs inside a shared group; a shared
+    row leaves out its own copy.
     """
     counts = evaluated["count"].cpu(), reference["count"]
     sums = evaluated["unit_sum"].cpu(), reference["unit_sum"]
@@ -101,46 +101,46 @@ def cross_pairs(evaluated: Moments, reference: Moments, overlap: Overlap) -> Wit
     )
 
 
-def influence_estimate(value: Tensor, *sides: tuple[Tensor, Sample, Moments]) -> Estimate:
+def estimate_by_influence(value: Tensor, *sides: tuple[Tensor, Sample, Moments]) -> Estimate:
     """Estimate a figure of one or two sides from :func:`influence_without`."""
     figure, counts, _ = influence_without(value, *sides)
     return joint_jackknife(figure.whole, figure.both, (figure.evaluated, figure.reference)[: len(counts)], counts)
 
 
 def influence_without(value: Tensor, *sides: tuple[Tensor, Sample, Moments], logarithm: bool = False) -> LeftOut:
-    """Leave buckets out of a figure by what each sampled row moves it by, to first order, summed by bucket.
+    """Leave buckets out of a figure to first order, by the influences of sampled rows summed by bucket.
 
     Args:
         value: The figure.
-        sides: The influence of each row ``(k,)``, of mean 0; the row sample that they are of; all of the side.
+        sides: The influence of each row ``(k,)``, of mean 0; the row sample; the moments of the side.
         logarithm: Whether the figure is a logarithm.
     """
     left, counts = [], []
     for influence, sample, moments in sides:
-        bucket = bucket_of(sample.groups)
+        bucket = assign_buckets(sample.groups)
         zeros = torch.zeros(BUCKETS, dtype=torch.float64)
         count = zeros.index_add(0, bucket, torch.ones_like(influence))
         sums = zeros.index_add(0, bucket, influence) * (len(influence) / float(moments.total)) ** 0.5
         left.append(value - sums / (count.sum() - count))
         counts.append(count)
     if len(left) == 1:
-        return LeftOut(Without.of_one_side(value, left[0]), tuple(counts), logarithm)
+        return LeftOut(Without.from_one_side(value, left[0]), tuple(counts), logarithm)
     return LeftOut(Without(value, left[0] + left[1] - value, left[0], left[1]), tuple(counts), logarithm)
 
 
 class InGroups(NamedTuple):
-    """Pairs of rows of one group, as row samples tell them of all rows."""
+    """Pairs of rows of one group, estimated for all rows from the row samples."""
 
     squares: float
     """Sum of their squared cosines."""
     pairs: float
 
 
-def pairs_in_groups(first: Side, second: Side | None = None) -> InGroups:
-    """Find the pairs of different rows of one set that are of one group, or those of two sets; none without groups.
+def find_pairs_in_groups(first: Side, second: Side | None = None) -> InGroups:
+    """Find the pairs of different rows in one group, of one set or of two; none without groups.
 
     Args:
-        first: Row sample of a set, on the CPU, each row as often as it came; and all of the set.
+        first: Row sample of a set, on the CPU, with repeated rows; and the moments of the set.
         second: The same of the other set; None for pairs inside the first.
     """
     sides = [first, second or first]
@@ -148,7 +148,7 @@ def pairs_in_groups(first: Side, second: Side | None = None) -> InGroups:
         return InGroups(0.0, 0.0)
     units = [sample.units for sample, _ in sides]
     which = torch.cat([sample.groups for sample, _ in sides]).unique(return_inverse=True)[1]
-    block = (torch.bincount(which).cumsum(0) // BLOCK)[which]  # whole groups, about so many rows at once
+    block = (torch.bincount(which).cumsum(0) // BLOCK)[which]  # whole groups, about this many rows at once
     numbers, blocks = (part.split([len(one) for one in units]) for part in (which, block))
     squares = pairs = 0.0
     for number in block.unique():
@@ -164,12 +164,12 @@ def pairs_in_groups(first: Side, second: Side | None = None) -> InGroups:
 
 
 def own_squares(sample: Sample, moments: Moments) -> Tensor:
-    """Mean squared cosine of two different rows of a stream, with groups of different ones; NaN where there are none.
+    """Mean squared cosine of two different rows of a stream, with groups of different groups; NaN where there are none.
 
-    All rows of one group are taken as they are.
+    With a single group all pairs are used.
     """
     rows, square = float(moments.total), moments.unit_second_moment.square().sum().cpu()
-    inside = pairs_in_groups((sample, moments))
+    inside = find_pairs_in_groups((sample, moments))
     if inside.pairs > rows**2 - rows - 0.5:
         inside = InGroups(0.0, 0.0)
     left = torch.tensor(rows**2 - rows - inside.pairs, dtype=torch.float64)
@@ -177,8 +177,8 @@ def own_squares(sample: Sample, moments: Moments) -> Tensor:
 
 
 def cross_squares(evaluated: Side, reference: Side, overlap: Overlap) -> Tensor:
-    """Mean squared cosine of a row of either stream; as :func:`cross_pairs` leaves out what both share."""
+    """Mean squared cosine of rows of two streams, without shared samples, as :func:`cross_pairs`."""
     mine, theirs = (side[1].unit_second_moment.cpu() for side in (evaluated, reference))
-    rows, inside = float(evaluated[1].total * reference[1].total.cpu()), pairs_in_groups(evaluated, reference)
+    rows, inside = float(evaluated[1].total * reference[1].total.cpu()), find_pairs_in_groups(evaluated, reference)
     left = torch.tensor(rows - overlap.pairs - inside.pairs, dtype=torch.float64)
     return _mean(rows * (mine * theirs).sum() - overlap.pairs - inside.squares, left)

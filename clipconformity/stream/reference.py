@@ -1,9 +1,9 @@
-"""Reference sets: what evaluated samples are compared with, built once, saved, checked and merged."""
+"""Reference sets for evaluated samples: built once, saved, checked and merged."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from clipconformity.functional.conformity import (
     own_set_conformity,
 )
 from clipconformity.functional.density import Grid
-from clipconformity.functional.divergence import anchored_grid
+from clipconformity.functional.divergence import make_grid
 from clipconformity.functional.resampling import Estimate
 from clipconformity.provenance import UNKNOWN, Identified, Provenance
-from clipconformity.stream.batches import checked_batches, joined
+from clipconformity.stream.batches import check_batches, join_batches
 from clipconformity.stream.checks import check_stream
-from clipconformity.stream.moments import Layout, Moments, bucket_of
+from clipconformity.stream.layout import Layout
+from clipconformity.stream.moments import Moments, assign_buckets
 from clipconformity.stream.pairs import own_pairs
 from clipconformity.stream.row_sample import Labels, Sample, check_labels
 from clipconformity.stream.spread import Spread, spread_without
@@ -33,22 +34,22 @@ from clipconformity.stream.spread import Spread, spread_without
 class ReferenceSet:
     """Statistics of a reference set of *raw* embeddings, such as MS-COCO's images under one encoder.
 
-    Counts, means, covariance and self-conformity are exact whatever the size, and merge exactly. Conformities and
-    their fit come from a row sample under the final mean: exact while the set has at most ``max_samples`` rows,
-    approximate beyond, and in both cases the same whatever the order of batches or parts.
+    Counts, means, covariance and self-conformity are exact for any size, and merge exactly. Conformities and their fit
+    come from a row sample under the final mean: exact while the set has at most ``max_samples`` rows, approximate
+    beyond, and in both cases independent of the order of batches or parts.
 
     Build one with :meth:`fit` or :meth:`load`.
 
     Args:
         moments: The accumulated statistics, on the CPU, with second moments and a row sample of raw rows.
         provenance: The encoder and the modality, as far as they are known.
-        dataset: Free text: what the samples are.
+        dataset: Name of the samples, any text.
 
     Attributes:
         moments: The statistics.
         provenance: The encoder and the modality.
-        dataset: What the samples are.
-        sketch: Different rows of smallest hash ``(d, D)`` float32, their keys, groups and ids, how often each came.
+        dataset: Name of the samples.
+        sketch: Distinct rows of smallest hash ``(d, D)`` float32, their keys, groups, ids and numbers of copies.
         normalized: Whether the embeddings were L2-normalised; then their norms mean nothing.
         grouped: Whether rows belong to groups, such as the captions of one image.
     """
@@ -60,6 +61,7 @@ class ReferenceSet:
         self.sketch: Sample = moments.sketch()
         self.normalized = moments.normalized
         self.grouped = moments.grouped
+        self._once: dict[str, Tensor] = {}
 
     def __repr__(self) -> str:
         about = [f"count={self.count}", f"embed_dim={self.embed_dim}"]
@@ -86,13 +88,13 @@ class ReferenceSet:
 
         Args:
             embeddings_or_batches: ``(N, D)``, or an iterable of ``(n, D)``; before L2 normalisation.
-            spec: The encoder that made them: its spec, or itself, which also records what it was.
+            spec: The encoder of the embeddings, or its spec; an encoder also records its identity.
             modality: ``"image"`` or ``"text"``.
-            dataset: What they are, such as ``"coco val2017"``.
+            dataset: Name of the samples, such as ``"coco val2017"``.
             groups: One id for each row, over all batches; rows of one group are not independent.
             ids: A name for each row, over all batches; those of the kept rows are kept, see :attr:`sample_ids`.
-            max_samples: Rows kept for what is not additive.
-            allow_normalized: Take L2-normalised rows, recorded in :attr:`normalized`.
+            max_samples: Rows kept for non-additive figures.
+            allow_normalized: Accept L2-normalised rows, recorded in :attr:`normalized`.
 
         Raises:
             TypeError: If the embeddings are not floating-point arrays.
@@ -105,11 +107,11 @@ class ReferenceSet:
             >>> ReferenceSet.fit((torch.randn(50, 8, generator=g) + 1 for _ in range(4)), modality="image")
             ReferenceSet(count=200, embed_dim=8, modality='image')
         """
-        provenance = Provenance.of(spec, modality)
+        provenance = Provenance.from_encoder(spec, modality)
         check_labels(groups)
         moments: Moments | None = None
         seen = 0
-        for batch in joined(checked_batches(embeddings_or_batches)):
+        for batch in join_batches(check_batches(embeddings_or_batches)):
             if moments is None:
                 moments = Moments(reference_layout(batch.shape[1], max_samples))
             part = slice(seen, seen + len(batch))
@@ -158,12 +160,12 @@ class ReferenceSet:
 
     @property
     def max_samples(self) -> int:
-        """The most rows kept."""
+        """Largest number of kept rows."""
         return self.moments.layout.max_samples
 
     @property
     def spec(self) -> str | None:
-        """The encoder, as ``load_encoder`` takes it; None if not known."""
+        """Spec of the encoder, as ``load_encoder`` takes it; None if unknown."""
         return self.provenance.spec
 
     @property
@@ -173,7 +175,7 @@ class ReferenceSet:
 
     @property
     def encoder_id(self) -> dict[str, str] | None:
-        """What the encoder was: hash of its weights, preprocessing, precision, backend; None if not known."""
+        """Identity of the encoder: hash of its weights, preprocessing, precision, backend; None if unknown."""
         return None if self.provenance.encoder_id is None else dict(self.provenance.encoder_id)
 
     @cached_property
@@ -203,19 +205,19 @@ class ReferenceSet:
 
     @property
     def self_conformity_se(self) -> Tensor:
-        """Standard error of :attr:`self_conformity`; groups count as one. NaN where it cannot be had."""
+        """Standard error of :attr:`self_conformity`; a group counts as one row. NaN where it is unknown."""
         return self.own_pairs.error
 
     @property
     def known_error(self) -> float | None:
-        """:attr:`self_conformity_se` as a number; None where it cannot be had."""
+        """:attr:`self_conformity_se` as a number; None where it is unknown."""
         error = float(self.self_conformity_se)
         return error if math.isfinite(error) else None
 
     @cached_property
     def sample(self) -> Sample:
         """Row sample: raw embeddings ``(k, D)``, k = min(N, ``max_samples``), their keys, groups and ids."""
-        return self.sketch.expanded(self.max_samples)
+        return self.sketch.repeat_copies(self.max_samples)
 
     @property
     def sample_ids(self) -> list[str] | None:
@@ -225,7 +227,7 @@ class ReferenceSet:
 
     @property
     def exact(self) -> bool:
-        """Whether :attr:`conformities` are those of every sample, not of the row sample."""
+        """Whether :attr:`conformities` hold every sample, not only the row sample."""
         return self.count <= self.max_samples
 
     @cached_property
@@ -240,14 +242,14 @@ class ReferenceSet:
 
     @cached_property
     def clusters(self) -> Tensor:
-        """Number of each sampled row's group, ``(k,)``; without groups every row is its own."""
+        """Index of each sampled row's group, ``(k,)``; without groups every row is its own."""
         if not self.grouped:
             return torch.arange(len(self.sample.keys))
         return self.sample.groups.unique(return_inverse=True)[1]
 
     @cached_property
     def between(self) -> Tensor | None:
-        """Mean unit vector without each bucket, ``(G, D)``: what rows with groups are taken to; None without groups."""
+        """Mean unit vector without each bucket, ``(G, D)``, for rows with groups; None without groups."""
         if not self.grouped:
             return None
         count, sums = self.moments["count"], self.moments["unit_sum"]
@@ -255,11 +257,11 @@ class ReferenceSet:
 
     @cached_property
     def null_conformities(self) -> Tensor:
-        """What :attr:`conformities` would be of samples from elsewhere: the own group is left out, ``(k,)`` float64.
+        """Conformity of the sampled rows as of new samples: their own group is left out, ``(k,)`` float64.
 
-        This is the Q of the divergence. A caption is nearer to the other captions of its image than to those of others,
-        and an evaluated sample has no such companions in the reference. The whole bucket of the group is left out, of
-        which there are 256. Without groups it equals :attr:`conformities`.
+        This is the Q of the divergence. A caption is nearer to the other captions of its image than to those of other
+        images, and an evaluated sample has no such companions in the reference. The whole bucket of the group, one of
+        256, is left out. Without groups it equals :attr:`conformities`.
         """
         if self.between is None:
             return self.conformities
@@ -267,12 +269,12 @@ class ReferenceSet:
 
     @cached_property
     def buckets(self) -> Tensor:
-        """Number of each sampled row's bucket, ``(k,)``."""
-        return bucket_of(self.sample.groups)
+        """Bucket of each sampled row, ``(k,)``."""
+        return assign_buckets(self.sample.groups)
 
     @cached_property
     def spread(self) -> Spread:
-        """Standard deviation of :attr:`null_conformities`, and what it is without each bucket."""
+        """Standard deviation of :attr:`null_conformities`, whole and without each bucket."""
         return spread_without(self.null_conformities, self.units, self.buckets, self.moments)
 
     @cached_property
@@ -282,7 +284,13 @@ class ReferenceSet:
         Raises:
             ValueError: If its own conformities do not vary.
         """
-        return anchored_grid(self.null_conformities)
+        return make_grid(self.null_conformities)
+
+    def cache(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Compute what a read-out needs of this set alone, and keep it for the next one."""
+        if name not in self._once:
+            self._once[name] = compute()
+        return self._once[name]
 
     def view(
         self,
@@ -292,7 +300,7 @@ class ReferenceSet:
         second_moment: bool = False,
         unit_second_moment: bool = False,
     ) -> Layout:
-        """Say what a stream accumulates that is compared with this set; arguments as of ``Layout``."""
+        """Make the layout of a stream that is compared with this set; arguments as of ``Layout``."""
         return Layout(
             self.embed_dim,
             direction=self.unit_mean,
@@ -315,18 +323,18 @@ class ReferenceSet:
         return self.sample.values[:, 0]
 
     def merge(self, other: ReferenceSet) -> ReferenceSet:
-        """Join two references of different samples into a new one; neither changes.
+        """Merge two references of different samples into a new one; neither changes.
 
         Raises:
             TypeError: If ``other`` is not a ``ReferenceSet``.
             ValueError: If encoder, modality, dimension or normalisation differ, or both hold the same samples.
         """
-        from clipconformity.stream.merging import merged
+        from clipconformity.stream.merging import merge_references
 
-        return merged(self, other)
+        return merge_references(self, other)
 
     def describe(self) -> dict[str, Any]:
-        """Say what the reference is, as plain values."""
+        """Describe the reference in plain values."""
         about = {"count": self.count, "embed_dim": self.embed_dim} | self.provenance.describe()
         names = ("dataset", "normalized", "grouped", "max_samples")
         return about | {name: getattr(self, name) for name in names}
@@ -370,24 +378,24 @@ class ReferenceSet:
         about: str = "",
         api: Any = None,
     ) -> str:
-        """Share the reference on the model hub, with a card that says what it is.
+        """Share the reference on the model hub, with a card that describes it.
 
         The card, ``README.md`` of the repository, has the dataset, the encoder and its preprocessing, the counts, the
-        licence of the data, and a checksum. A card that is there is replaced.
+        licence of the data, and a checksum. An existing card is replaced.
 
         Args:
-            repo: ``"user/repo"``, or ``"datasets/user/repo"``; made where there is none.
-            licence: Of the data that the reference was made of, as the hub calls it: ``"cc-by-4.0"``, say.
+            repo: ``"user/repo"``, or ``"datasets/user/repo"``; created where it does not exist.
+            licence: Licence of the data of the reference, by its name on the hub, such as ``"cc-by-4.0"``.
             file: Name of the reference in the repository.
-            private: Whether the repository is, where it is made now.
-            about: Further words for the card, such as where the data come from.
-            api: What is asked to do it, in place of ``huggingface_hub.HfApi()``.
+            private: Whether a newly created repository is private.
+            about: Further text for the card, such as the origin of the data.
+            api: Client of the hub, in place of ``huggingface_hub.HfApi()``.
 
         Returns:
             The address, with the commit, as :meth:`load` takes it.
 
         Raises:
-            ValueError: If no licence is told, or a name does not fit.
+            ValueError: If no licence is given, or a name is invalid.
             OSError: If the hub refuses it or does not answer.
             ImportError: If huggingface_hub is not installed.
         """
@@ -397,7 +405,7 @@ class ReferenceSet:
 
 
 def reference_layout(dim: int, max_samples: int, *, unit_second_moment: bool = True) -> Layout:
-    """Say what a reference accumulates; one from a file of format 2 has no second moment of its unit vectors.
+    """Make the layout of a reference; one from a file of format 2 has no second moment of its unit vectors.
 
     Raises:
         ValueError: If fewer than two rows are to be kept.

@@ -11,22 +11,23 @@ from torch import Tensor
 
 from clipconformity.data.formats import REFERENCE
 from clipconformity.data.strict_json import to_json
-from clipconformity.data.untrusted import shown
+from clipconformity.data.untrusted import format_value
 from clipconformity.provenance import Provenance
-from clipconformity.stream.moments import SAMPLE, Moments, State
+from clipconformity.stream.layout import SAMPLE, State
+from clipconformity.stream.moments import Moments
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.state_file import (
     TEXT,
     StateKind,
     check_whole,
-    checksum,
-    field_damage,
+    compute_checksum,
+    find_field_damage,
+    find_sample_damage,
+    find_shape_damage,
+    find_sum_damage,
+    list_state_shapes,
     read_entries,
     read_state,
-    sample_damage,
-    shape_damage,
-    state_shapes,
-    sum_damage,
     write_state,
 )
 
@@ -39,9 +40,9 @@ KIND = StateKind(
 )
 FORMAT_VERSION = "3"
 OLDER_VERSION = "2"
-"""The same without the second moment of the unit vectors: it serves every metric that does without."""
+"""The format without the second moment of the unit vectors: it serves all metrics that do not need it."""
 DERIVED = "sample_values"
-"""Norms of the sampled rows: part of the state, and not of the file."""
+"""Norms of the sampled rows: part of the state, but not of the file."""
 
 
 def write_reference(path: Path | str, reference: ReferenceSet) -> None:
@@ -55,28 +56,28 @@ def write_reference(path: Path | str, reference: ReferenceSet) -> None:
     ids = [names.get(label, "") for label in reference.sketch.ids.tolist()] if names else None
     about = {"format": KIND.format, "format_version": version}
     about |= {"reference": to_json(reference.describe()), "ids": to_json(ids)}
-    write_state(path, _tensors(reference), about)
+    write_state(path, _list_tensors(reference), about)
 
 
 def reference_identity(reference: ReferenceSet) -> str:
-    """Tell a reference by its statistics and rows: equal for one and its saved copy, whatever it is called."""
-    return checksum(_tensors(reference), {})
+    """Identify a reference by a hash of its statistics and rows: equal for a saved copy, whatever its name."""
+    return compute_checksum(_list_tensors(reference), {})
 
 
 def same_reference(one: ReferenceSet, other: ReferenceSet) -> bool:
-    """Whether two references are one set, as two copies of a file are."""
+    """Whether two references hold the same set, as two copies of a file do."""
     return one is other or (one.count == other.count and reference_identity(one) == reference_identity(other))
 
 
-def _tensors(reference: ReferenceSet) -> dict[str, Tensor]:
+def _list_tensors(reference: ReferenceSet) -> dict[str, Tensor]:
     sample = dict(zip(SAMPLE, reference.sketch, strict=True))
-    tensors = {name: reference.moments[name] for name in reference.moments.layout.shapes()} | sample
+    tensors = {name: reference.moments.get_sum(name) for name in reference.moments.layout.shapes()} | sample
     del tensors[DERIVED]
     return tensors
 
 
 def read_reference(path: Path | str) -> ReferenceSet:
-    """Read what :func:`write_reference` wrote.
+    """Read a file of :func:`write_reference`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -88,14 +89,14 @@ def read_reference(path: Path | str) -> ReferenceSet:
     check_whole(path, KIND, tensors, metadata)
     about, ids = read_entries(path, metadata, "reference", "ids")
     whole = metadata["format_version"] == FORMAT_VERSION
-    damage = next(_damage(about, ids, tensors, whole), None)
+    damage = next(_find_damage(about, ids, tensors, whole), None)
     if damage is not None:
         raise ValueError(f"{path}: damaged: {damage}.")
-    return _built(about, ids, tensors, whole)
+    return _build_reference(about, ids, tensors, whole)
 
 
 def _check_version(path: Path, version: str | None) -> None:
-    """Refuse the formats before and after this one."""
+    """Refuse older and newer formats."""
     if version == "1":
         raise ValueError(
             f"{path}: reference format 1, of version 0.1, which this version does not read; build it again with "
@@ -103,12 +104,14 @@ def _check_version(path: Path, version: str | None) -> None:
         )
     if version not in (OLDER_VERSION, FORMAT_VERSION):
         raise ValueError(
-            f"{path}: reference format {shown(version)}, this version reads {OLDER_VERSION} and "
+            f"{path}: reference format {format_value(version)}, this version reads {OLDER_VERSION} and "
             f"{FORMAT_VERSION}; use a newer clipconformity."
         )
 
 
-def _built(about: dict[str, Any], ids: list[str] | None, tensors: dict[str, Tensor], whole: bool) -> ReferenceSet:
+def _build_reference(
+    about: dict[str, Any], ids: list[str] | None, tensors: dict[str, Tensor], whole: bool
+) -> ReferenceSet:
     layout = reference_layout(about["embed_dim"], about["max_samples"], unit_second_moment=whole)
     state: State = {name: tensors[name] for name in layout.shapes()}
     norms = torch.linalg.vector_norm(tensors["sample_rows"].double(), dim=1)
@@ -118,14 +121,14 @@ def _built(about: dict[str, Any], ids: list[str] | None, tensors: dict[str, Tens
     return ReferenceSet(Moments(layout, state, names), provenance, dataset=about["dataset"])
 
 
-def _damage(about: Any, ids: Any, tensors: dict[str, Tensor], whole: bool) -> Iterator[str]:
-    """Say what no reference has; what comes later may rest on what comes before."""
-    yield from field_damage(about, {"dataset": TEXT})
+def _find_damage(about: Any, ids: Any, tensors: dict[str, Tensor], whole: bool) -> Iterator[str]:
+    """List damage of a reference; later checks may rely on earlier ones."""
+    yield from find_field_damage(about, {"dataset": TEXT})
     layout = reference_layout(about["embed_dim"], about["max_samples"], unit_second_moment=whole)
-    expected = state_shapes(layout, tensors)
+    expected = list_state_shapes(layout, tensors)
     del expected[DERIVED]
-    yield from shape_damage(about, tensors, expected)
-    yield from sample_damage(about, tensors)
+    yield from find_shape_damage(about, tensors, expected)
+    yield from find_sample_damage(about, tensors)
     if about["grouped"] and len(tensors["sample_groups"].unique()) < 2:
         yield "sample_groups: all rows are of one group"
     kept = len(tensors["sample_keys"])
@@ -133,4 +136,4 @@ def _damage(about: Any, ids: Any, tensors: dict[str, Tensor], whole: bool) -> It
         not isinstance(ids, list) or len(ids) != kept or not all(isinstance(one, str) for one in ids)
     ):
         yield "ids are not one string for each sampled row"
-    yield from sum_damage(about, tensors)
+    yield from find_sum_damage(about, tensors)

@@ -1,4 +1,4 @@
-"""The rows that a stream keeps: those of smallest hash, whatever the order they came in."""
+"""The rows that a stream keeps: those of smallest hash, independent of their order."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch import Tensor
 from clipconformity.functional.linalg import scratch
 
 NO_KEY = torch.iinfo(torch.int64).max
-"""Key of a row that is bad, behind all others."""
+"""Key of a bad row, larger than all others."""
 BUCKETS = 256
-"""Buckets that uncertainty is taken over: a standard error is known to 1/sqrt(2 * 256) = 4%."""
-HASHED = 512
+"""Number of buckets for uncertainty: the relative error of a standard error is 1/sqrt(2 * 256) = 4%."""
+HASH_BLOCK_ROWS = 512
 """Rows whose content is hashed at once."""
 Labels: TypeAlias = "Sequence[int] | Sequence[str] | Tensor | np.ndarray"
 """One group or id for each row: whole numbers or strings."""
 
 
 class Sample(NamedTuple):
-    """Different rows of smallest hash, and how often each came: a key that is kept has been kept from its first row."""
+    """Distinct rows of smallest hash, and the number of copies of each; a kept key was kept from its first row on."""
 
     rows: Tensor
     """Raw rows ``(k, D)``, or ``(k, 0)`` where no read-out needs them."""
@@ -42,13 +42,13 @@ class Sample(NamedTuple):
         """Rows over their norms, ``(k, D)`` float64."""
         return self.rows.double() / self.values[:, :1]
 
-    def smallest(self, size: int) -> Sample:
-        """Keep the ``size`` different rows of smallest key, in the order of their keys.
+    def keep_smallest(self, size: int) -> Sample:
+        """Keep the ``size`` distinct rows of smallest key, in the order of their keys.
 
-        Of equal rows the one of smallest id stands for all, so that it is the same whatever came first.
+        Equal rows are represented by the one of smallest id, independent of their order.
         """
         if self.keys.device.type == "cpu" and len(self.keys) <= size and bool((self.keys[1:] > self.keys[:-1]).all()):
-            return self  # cut before
+            return self  # cut earlier
         order = self.ids.sort(stable=True).indices
         order = order[self.keys[order].sort(stable=True).indices]
         keys, which = self.keys[order].unique_consecutive(return_inverse=True)
@@ -57,8 +57,8 @@ class Sample(NamedTuple):
         kept = Sample(*(part[first] for part in self))
         return kept._replace(copies=copies[:size])
 
-    def taken(self, last_key: int | None) -> Sample:
-        """Copy the rows, in float32, but for those of a key beyond ``last_key``, where it is given."""
+    def copy_rows(self, last_key: int | None) -> Sample:
+        """Copy the rows in float32, without those of a key beyond ``last_key``, if given."""
         if last_key is None:
             return self._replace(rows=self.rows.to(torch.float32, copy=True), groups=self.groups.clone())
         kept = (self.keys <= last_key).nonzero()[:, 0]
@@ -66,12 +66,12 @@ class Sample(NamedTuple):
         return few._replace(rows=few.rows.float())
 
     def good(self) -> Sample:
-        """Leave out rows that were bad; this waits for the device."""
+        """Leave out bad rows; this synchronises the device."""
         good = self.keys != NO_KEY
         return self if bool(good.all()) else Sample(*(part[good] for part in self))
 
-    def expanded(self, size: int) -> Sample:
-        """Repeat each row as often as it came; where that gives more than ``size`` rows, in proportion."""
+    def repeat_copies(self, size: int) -> Sample:
+        """Repeat each row by its number of copies, in proportion where that exceeds ``size`` rows."""
         total = int(self.copies.sum())
         if total <= size and total == len(self.keys):
             return self
@@ -84,7 +84,7 @@ class Sample(NamedTuple):
         return repeated._replace(copies=torch.ones_like(repeated.keys))
 
     def cpu(self) -> Sample:
-        """Give the sample on the CPU."""
+        """Return the sample on the CPU."""
         return Sample(*(part.cpu() for part in self))
 
 
@@ -101,7 +101,7 @@ def check_labels(labels: object, name: str = "groups") -> None:
 
 
 def hash_labels(labels: Labels, count: int, device: torch.device, name: str = "groups") -> Tensor:
-    """Turn groups or ids, whole numbers or strings, into int64 ``(count,)``.
+    """Hash groups or ids, whole numbers or strings, to int64 ``(count,)``.
 
     Raises:
         TypeError: If they are neither whole numbers nor strings.
@@ -118,13 +118,13 @@ def hash_labels(labels: Labels, count: int, device: torch.device, name: str = "g
         return torch.tensor(np.array(hashes, dtype=np.uint64).view(np.int64), device=device)
     try:
         tensor = torch.as_tensor(labels, device=device)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # of mixed types, or of more than 64 bits
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # mixed types, or more than 64 bits
         raise TypeError(f"{name}: expected whole numbers of at most 64 bits, or strings, throughout.") from None
     check_labels(tensor, name)
     if tensor.numel() != count:
         raise ValueError(f"{name}: expected one id for each of the {count} samples, got shape {tuple(tensor.shape)}.")
     tensor = tensor.flatten()
-    if not count:  # an empty list has no type of its own
+    if not count:  # an empty list has no type
         return tensor.long()
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name}: expected whole numbers or strings, got {tensor.dtype}.")
@@ -140,7 +140,7 @@ LAST_SHIFT = 31
 
 def mix(x: Tensor, salt: int) -> Tensor:
     """Scramble int64 values to all of their bits (the finaliser of splitmix64)."""
-    if x.device.type == "cpu":  # NumPy shifts without a sign, and a call of it costs a third on a small batch
+    if x.device.type == "cpu":  # NumPy has unsigned shifts, and a call costs a third on a small batch
         bits = x.detach().numpy().view(np.uint64) + np.uint64((salt * MIXING[0] + MIXING[1]) % 2**64)
         for shift, factor in STEPS:
             bits ^= bits >> np.uint64(shift)
@@ -158,17 +158,17 @@ def _mix_on_device(x: Tensor, salt: int) -> Tensor:
     return x ^ ((x >> LAST_SHIFT) & ((1 << (64 - LAST_SHIFT)) - 1))
 
 
-def bucket_of(groups: Tensor, buckets: int = BUCKETS) -> Tensor:
-    """Number of the bucket of each group's hash; a row without a group is one of its own."""
+def assign_buckets(groups: Tensor, buckets: int = BUCKETS) -> Tensor:
+    """Assign each group's hash to a bucket; a row without a group is its own."""
     hashes = mix(groups, 3) & NO_KEY
     return hashes & (buckets - 1) if buckets & (buckets - 1) == 0 else hashes % buckets
 
 
 def row_keys(values: Tensor, groups: Tensor | None) -> Tensor:
-    """Give every row a seeded hash in [0, 2^63): of its content, and of what it is dealt by where that is another.
+    """Return a seeded hash in [0, 2^63) of each row: of its content, and of its label where it has one.
 
-    Equal rows of one group have equal keys, and are kept once with their number; those of two groups, or of two ids,
-    are two rows. Rows of a large group are kept with the same chance as all others.
+    Equal rows of one group have equal keys, and are kept once with their number of copies; those of two groups, or of
+    two ids, are two rows. Rows of a large group are kept with the same probability as all others.
     """
     content = _content_hash(values)
     return (content if groups is None else mix(content ^ mix(groups, 4), 5)) & NO_KEY
@@ -180,7 +180,7 @@ GOLDEN = -0x61C8864680B583EB
 
 @functools.lru_cache(maxsize=8)
 def _factors(dim: int, device: torch.device) -> Tensor:
-    """An odd factor of every place, int64 ``(D,)``."""
+    """Return an odd factor for every position, int64 ``(D,)``."""
     generator = torch.Generator().manual_seed(0)
     span = torch.iinfo(torch.int64)
     with torch.inference_mode(False):
@@ -188,18 +188,18 @@ def _factors(dim: int, device: torch.device) -> Tensor:
 
 
 def _content_hash(values: Tensor) -> Tensor:
-    """Hash of each row's entries as float32 and of their places, int64 ``(N,)``.
+    """Hash of each row's entries as float32 and their positions, int64 ``(N,)``.
 
-    The low bits of a float are often zero, as of whole numbers, and a product modulo 2^64 keeps them so: each entry is
-    spread over all bits before it meets the odd factor of its place.
+    The low bits of a float are often zero, as for whole numbers, and stay so in a product modulo 2^64: each entry is
+    spread over all bits before the product with the odd factor of its position.
     """
     factors = _factors(values.shape[1], values.device)
     bits = values.detach().float().contiguous().view(torch.int32)
     if values.device.type != "cpu":
         return mix(_place_sums_on_device(bits, factors), 1)
-    if len(bits) <= HASHED:
+    if len(bits) <= HASH_BLOCK_ROWS:
         return mix(_place_sums(bits, factors), 1)
-    return mix(torch.cat([_place_sums(part, factors) for part in bits.split(HASHED)]), 1)
+    return mix(torch.cat([_place_sums(part, factors) for part in bits.split(HASH_BLOCK_ROWS)]), 1)
 
 
 def _place_sums_on_device(bits: Tensor, factors: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ def _place_sums_on_device(bits: Tensor, factors: Tensor) -> Tensor:
 def _place_sums(bits: Tensor, factors: Tensor) -> Tensor:
     """Sum over a row of its spread entries times their factors, modulo 2^64, int64 ``(N,)``, on the CPU.
 
-    NumPy shifts without a sign, and multiplies and adds up in one pass, on memory that is used again.
+    NumPy has unsigned shifts, and multiplies and sums in one pass, in reused memory.
     """
     shape = (len(bits), bits.shape[1])
     spread, high = (scratch(name, shape, torch.int64, bits.device).numpy() for name in ("spread", "high"))

@@ -1,4 +1,4 @@
-"""How widely a set's conformity to itself is spread, and what it would be without any one bucket."""
+"""Spread of a set's conformity to itself, whole and without each bucket."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from torch import Tensor
 
 from clipconformity.stream.moments import BUCKETS, Moments
 
+BLOCK = 512
+"""Rows that are worked through at once."""
+
 
 class Spread(NamedTuple):
     """Standard deviation of a reference's conformity, whole and without each bucket."""
@@ -17,11 +20,11 @@ class Spread(NamedTuple):
     fixed: Tensor
     """Without each bucket, under the mean of all, ``(G,)``."""
     moving: Tensor
-    """Without each bucket, under the mean that the rest has, ``(G,)``."""
+    """Without each bucket, under the mean of the remaining rows, ``(G,)``."""
 
 
 def spread_without(values: Tensor, units: Tensor, buckets: Tensor, moments: Moments) -> Spread:
-    """Leave each bucket out in turn.
+    """Compute the spread without each bucket in turn.
 
     Args:
         values: Conformity of the sampled rows inside the set; with groups their own bucket is left out, ``(k,)``.
@@ -30,21 +33,38 @@ def spread_without(values: Tensor, units: Tensor, buckets: Tensor, moments: Mome
         moments: The whole set.
     """
     count, sums = moments["count"], moments["unit_sum"]
-    towards = (units.float() @ sums.T.float()).double()  # (k, G): small beside the whole, which is exact
-    whole = (units @ sums.sum(0))[:, None]
-    if moments.grouped:
-        own = buckets[:, None]
-        moved = (whole - towards.gather(1, own) - towards) / (count.sum() - count[own] - count)
-    else:
-        moved = (whole - towards - 1) / (count.sum() - count - 1)
-    inside = buckets[:, None] == torch.arange(BUCKETS)
-    center = values.mean()
-    fixed, moving = (_std_outside(x - center, inside) for x in (values[:, None].expand_as(moved), moved))
-    return Spread(values.std(), fixed, moving)
+    center, total = values.mean(), sums.sum(0)
+    left, fixed, moving = torch.zeros_like(count), _Powers.none(count), _Powers.none(count)
+    # In blocks that stay in the cache. The part of a bucket is small beside the whole, which is exact.
+    for value, unit, bucket in zip(values.split(BLOCK), units.split(BLOCK), buckets.split(BLOCK), strict=True):
+        towards = (unit.float() @ sums.T.float()).double()  # (n, G)
+        own = bucket[:, None]
+        if moments.grouped:
+            rest = (unit @ total)[:, None] - towards.gather(1, own) - towards
+            moved = rest / (count.sum() - count[own] - count)
+        else:
+            moved = ((unit @ total)[:, None] - towards - 1) / (count.sum() - count - 1)
+        outside = own != torch.arange(BUCKETS)
+        left += outside.sum(0)
+        fixed.add((value[:, None] - center) * outside)
+        moving.add((moved - center) * outside)
+    return Spread(values.std(), fixed.std(left), moving.std(left))
 
 
-def _std_outside(apart: Tensor, inside: Tensor) -> Tensor:
-    """Standard deviation of each column ``(k, G)`` over the rows that are not inside; given near their mean."""
-    left = (~inside).sum(0)
-    apart = torch.where(inside, 0.0, apart)
-    return ((apart.square().sum(0) - apart.sum(0).square() / left) / (left - 1)).clamp_min(0).sqrt()
+class _Powers(NamedTuple):
+    """Sums of values and of their squares by bucket."""
+
+    first: Tensor
+    second: Tensor
+
+    @classmethod
+    def none(cls, like: Tensor) -> _Powers:
+        return cls(torch.zeros_like(like), torch.zeros_like(like))
+
+    def add(self, values: Tensor) -> None:
+        """Add values ``(n, G)``, near 0."""
+        self.first.add_(values.sum(0))
+        self.second.add_(torch.linalg.vecdot(values, values, dim=0))
+
+    def std(self, count: Tensor) -> Tensor:
+        return ((self.second - self.first.square() / count) / (count - 1)).clamp_min(0).sqrt()

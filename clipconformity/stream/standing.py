@@ -1,8 +1,8 @@
-"""Both sides of a conformity KL, its interval, and what sampling noise alone would give.
+"""Both sides of a conformity KL, its interval, and its noise floor.
 
 For the interval both sides are redrawn by their buckets, which hold whole groups: the same buckets where they share
 groups. A redrawn reference has another mean unit vector, so its own conformities and, by the shift m_u(P) . delta, the
-evaluated ones are taken under the redrawn mean.
+evaluated ones are computed under the redrawn mean.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from clipconformity.functional.divergence import (
     Divergences,
     Readout,
     Side,
-    corrected,
+    compute_plug_in,
+    correct_bias,
     excess_kurtosis,
     is_lower_bound,
-    plan,
-    plug_in,
+    plan_readout,
 )
 from clipconformity.functional.resampling import (
     Interval,
@@ -33,7 +33,7 @@ from clipconformity.functional.resampling import (
     check_clusters,
     check_level,
     check_resamples,
-    seeded,
+    make_generator,
 )
 from clipconformity.functional.two_sample import anderson_darling, tail_probability
 from clipconformity.stream.contrast import Contrast
@@ -42,23 +42,23 @@ from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Stream
 
 CHUNK = 50
-"""Resamples of the reference worked through at once: 50 x 10,000 conformities."""
+"""Resamples of the reference computed at once: 50 x 10,000 conformities."""
 PLANS = 4
-"""Parts of the redraws under one distribution, each with its own smoothing."""
-LEAST_VARIANCE = 0.1
-"""Share of the usual variance below which a redraw is taken without its counts below 0."""
-HEAVY = 1.0
+"""Number of parts of the redraws under one distribution, each with its own smoothing."""
+MIN_VARIANCE_SHARE = 0.1
+"""Share of the usual variance below which negative counts of a redraw are set to 0."""
+MAX_KURTOSIS = 1.0
 """Excess kurtosis above which the tails of a fitted density may be too light."""
-TAILS = "conformity has heavy tails, which the KL may understate"
+HEAVY_TAILS_NOTE = "conformity has heavy tails, which the KL may understate"
 
 
-class UnderOne(NamedTuple):
-    """What sampling noise gives where both sides are of one distribution."""
+class NullDistribution(NamedTuple):
+    """Noise floor and p-value under one distribution of both sides."""
 
     floor: float
     """Quantile of the divergence, nats."""
     p_value: float
-    """Of the Anderson-Darling test."""
+    """p-value of the Anderson-Darling test."""
 
 
 @dataclass(frozen=True)
@@ -72,35 +72,35 @@ class Standing:
     contrast: Contrast
 
     @classmethod
-    def of(cls, stream: Stream) -> Standing:
-        """Read both sides out of a stream.
+    def from_stream(cls, stream: Stream) -> Standing:
+        """Make both sides from a stream.
 
         Raises:
             ValueError: If there is no reference, or either side has too few samples.
         """
-        moments = stream.checked(min_samples=MIN_SAMPLES)
-        reference = stream.needed_reference("ConformityKL")
+        moments = stream.read_side(min_samples=MIN_SAMPLES)
+        reference = stream.require_reference("ConformityKL")
         if len(reference.conformities) < MIN_SAMPLES:
             raise ValueError(f"reference: expected at least {MIN_SAMPLES} samples, got {reference.count}.")
         contrast = stream.contrast("ConformityKL")
         buckets = contrast.histograms
-        evaluated = evaluated_side(buckets, moments.grouped)
-        return cls(evaluated, reference_side(reference), buckets, contrast)
+        evaluated = make_evaluated_side(buckets, moments.grouped)
+        return cls(evaluated, make_reference_side(reference), buckets, contrast)
 
     @property
     def against(self) -> ReferenceSet:
-        """What is compared with."""
+        """The reference side's set."""
         return self.contrast.reference
 
     @cached_property
     def is_lower_bound(self) -> bool:
-        """Whether the supports barely overlap, or a tail decides."""
+        """Whether the supports barely overlap, or a tail dominates."""
         return is_lower_bound(self.plan, self.evaluated, self.reference)
 
     @property
     def heavy_tails(self) -> bool:
-        """Whether a side has tails that the fitted densities may understate."""
-        return max(excess_kurtosis(side.counts) for side in (self.evaluated, self.reference)) > HEAVY
+        """Whether a side has heavier tails than the fitted densities may show."""
+        return max(excess_kurtosis(side.counts) for side in (self.evaluated, self.reference)) > MAX_KURTOSIS
 
     @property
     def parts(self) -> int:
@@ -109,59 +109,59 @@ class Standing:
 
     @cached_property
     def plan(self) -> Readout:
-        """How the two histograms are read out."""
-        return plan(self.evaluated, self.reference)
+        """Read-out settings of the two histograms."""
+        return plan_readout(self.evaluated, self.reference)
 
     @cached_property
     def plain(self) -> Divergences:
-        """Plug-in divergences both ways, before the bias is taken off."""
-        return plug_in(self.plan, self.evaluated.counts[None], self.reference.counts[None])
+        """Plug-in divergences both ways, before the bias correction."""
+        return compute_plug_in(self.plan, self.evaluated.counts[None], self.reference.counts[None])
 
     def divergences(self) -> Divergences:
         """Bias-corrected divergences both ways."""
-        return corrected(self.plan, self.plain, squeeze=True)
+        return correct_bias(self.plan, self.plain, squeeze=True)
 
     def interval(self, confidence: float, resamples: int, generator: torch.Generator | None) -> Interval:
         """Bootstrap interval of the forward divergence."""
         check_level(confidence)
         check_resamples(resamples)
         check_clusters(self.parts)
-        draws = plug_in(self.plan, *self._redrawn(resamples, seeded(generator))).forward
+        draws = compute_plug_in(self.plan, *self._redraw(resamples, make_generator(generator))).forward
         low, high = basic_interval(self.plain.forward[0], sum(self.plan.biases), draws, confidence)
         return Interval(float(low), float(high))
 
-    def under_one_distribution(self, quantile: float, resamples: int, generator: torch.Generator | None) -> UnderOne:
-        """Floor of the divergence, and the test whether it is one distribution, from the same redraws."""
+    def redraw_null(self, quantile: float, resamples: int, generator: torch.Generator | None) -> NullDistribution:
+        """Compute the noise floor and the p-value for one distribution, from the same redraws."""
         check_level(quantile, "quantile")
         check_resamples(resamples)
         check_clusters(self.parts)
-        redraws = redraw(self.contrast, resamples, seeded(generator))
+        redraws = redraw(self.contrast, resamples, make_generator(generator))
         mine, theirs = redraws.observed
         pooled = mine + theirs
         observed = anderson_darling(mine[None], theirs[None], pooled)
         p_value = tail_probability(observed, anderson_darling(redraws.evaluated, redraws.reference, pooled))
-        return UnderOne(float(self._divergences_of(redraws).quantile(quantile)), p_value)
+        return NullDistribution(float(self._compute_divergences(redraws).quantile(quantile)), p_value)
 
-    def _divergences_of(self, redraws: Redraws) -> Tensor:
+    def _compute_divergences(self, redraws: Redraws) -> Tensor:
         """Bias-corrected divergences of redraws, ``(R,)``.
 
-        The smoothing is settled on redraws, a part of them each: on the pooled histogram, which has less noise than
+        The smoothing is chosen on redraws, for each part of them: on the pooled histogram, which has less noise than
         either side, it would be stronger than on the observed ones, and the divergences smaller. Where one row of each
-        group was permuted, there are fewer than the rows are worth: divergences by noise go with the sum of 1/N.
+        group was permuted, divergences are rescaled to the effective numbers of rows: noise goes with the sum of 1/N.
         """
         effective, found = [side.effective for side in (self.evaluated, self.reference)], []
         sizes = [float(side.sum()) for side in redraws.observed] if redraws.permuted else effective
         scale = sum(1 / size for size in effective) / sum(1 / size for size in sizes)
-        sides = (fittable(side).tensor_split(PLANS) for side in (redraws.evaluated, redraws.reference))
+        sides = (make_fittable(side).tensor_split(PLANS) for side in (redraws.evaluated, redraws.reference))
         for mine, theirs in zip(*sides, strict=True):
             if len(mine):
                 first = [Side(side[0].clamp_min(0), size) for side, size in zip((mine, theirs), sizes, strict=True)]
-                readout = plan(*first)
-                found.append(corrected(readout, plug_in(readout, mine, theirs)).forward)
+                readout = plan_readout(*first)
+                found.append(correct_bias(readout, compute_plug_in(readout, mine, theirs)).forward)
         return scale * torch.cat(found)
 
-    def _redrawn(self, resamples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Histograms ``(R, CELLS + 2)`` of both sides, from redrawn buckets."""
+    def _redraw(self, resamples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Redraw buckets; return histograms ``(R, CELLS + 2)`` of both sides."""
         counts = self.buckets.sum(1), self.against.moments["count"]
         if self.contrast.overlap.shared_groups:
             mine = theirs = bucket_weights(counts[0] + counts[1], resamples, generator)
@@ -173,36 +173,36 @@ class Standing:
         return evaluated[kept], reference[kept]
 
 
-def fittable(histograms: Tensor) -> Tensor:
-    """Give redraws ``(R, CELLS + 2)`` that a density fits, whose counts may be below 0.
+def make_fittable(histograms: Tensor) -> Tensor:
+    """Return redraws ``(R, CELLS + 2)`` to which a density can be fitted; counts may be below 0.
 
-    What counts below 0 leave without a spread has no density: it takes none of them.
+    Where negative counts leave a histogram without spread, they are set to 0.
     """
     cell = torch.arange(histograms.shape[1], dtype=histograms.dtype)
     total = histograms.sum(1)
     mean = histograms @ cell / total
     variance = histograms @ cell.square() / total - mean.square()
-    kept = variance > LEAST_VARIANCE * variance.median()
+    kept = variance > MIN_VARIANCE_SHARE * variance.median()
     return torch.where(kept[:, None], histograms, histograms.clamp_min(0))
 
 
 def bucket_weights(count: Tensor, resamples: int, generator: torch.Generator) -> Tensor:
-    """How often each bucket is drawn from those that hold rows, ``(resamples, G)``."""
+    """Number of times that each non-empty bucket is drawn, ``(resamples, G)``."""
     used = count > 0
     weights = torch.zeros(resamples, len(count), dtype=torch.float64)
     weights[:, used] = bootstrap_weights(resamples, int(used.sum()), generator)
     return weights
 
 
-def evaluated_side(histogram: Tensor, grouped: bool) -> Side:
-    """Side of a divergence from bucket histograms ``(G, CELLS + 2)``."""
+def make_evaluated_side(histogram: Tensor, grouped: bool) -> Side:
+    """Make the evaluated side of a divergence from bucket histograms ``(G, CELLS + 2)``."""
     counts = histogram.sum(0)
     total = float(counts.sum())
     return Side(counts, total / (design_effect(histogram) if grouped else 1.0))
 
 
-def reference_side(reference: ReferenceSet) -> Side:
-    """Side of a divergence from a reference's row sample."""
+def make_reference_side(reference: ReferenceSet) -> Side:
+    """Make the reference side of a divergence from its row sample."""
     values, grid = reference.null_conformities, reference.grid
     effect = 1.0
     if reference.grouped:
@@ -213,13 +213,13 @@ def reference_side(reference: ReferenceSet) -> Side:
 
 
 def design_effect(histogram: Tensor) -> float:
-    """How many times fewer independent samples there are than rows, from the spread between buckets; at least 1."""
+    """Number of rows per independent sample, from the spread between buckets; at least 1."""
     cluster, cell = histogram.nonzero(as_tuple=True)
     return _design_effect(cluster, cell, histogram[cluster, cell])
 
 
 def _design_effect(cluster: Tensor, cell: Tensor, weight: Tensor) -> float:
-    """Variance of the mean and of the spread under clusters, over that under independent rows, averaged."""
+    """Average ratio of the variances, of mean and spread, under clusters to those under independent rows."""
     total = weight.sum()
     z = cell.double()
     z = z - weight @ z / total
@@ -233,16 +233,16 @@ def _design_effect(cluster: Tensor, cell: Tensor, weight: Tensor) -> float:
 
 
 def redraw_reference(reference: ReferenceSet, evaluated_mean: Tensor, weights: Tensor) -> Tensor:
-    """Histograms ``(R, CELLS + 2)`` of the reference under redrawn buckets and the mean that they give.
+    """Histograms ``(R, CELLS + 2)`` of the reference under redrawn buckets, with the mean of each redraw.
 
     Args:
         reference: The reference.
         evaluated_mean: Mean unit vector of the evaluated samples, ``(D,)``.
-        weights: How often each bucket is drawn, ``(R, G)``.
+        weights: Number of draws of each bucket, ``(R, G)``.
     """
     rows, bucket = reference.units.float(), reference.buckets
     counts, sums = reference.moments["count"], reference.moments["unit_sum"]
-    # A row is no companion of itself: what its own bucket adds to it is taken off as often as the bucket is drawn.
+    # Without a row's own bucket: its contribution is subtracted as often as the bucket is drawn.
     own = (
         (reference.units * sums[bucket]).sum(1) - counts[bucket] * (reference.units @ reference.unit_mean)
     ) / counts.sum()

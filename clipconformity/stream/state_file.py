@@ -1,7 +1,7 @@
-"""States of streams on disk: written whole, and told from damaged ones before they are used.
+"""Saved states of streams: written whole, and checked for damage before use.
 
-The format is safetensors: the sums of the stream and its row sample by name, and what the samples are as JSON, with a
-checksum over all of it. References and saved scores share what is here.
+The format is safetensors: the sums of the stream and its row sample by name, and a description of the samples as JSON,
+with a checksum over all. References and saved scores share this code.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from clipconformity.data.files import write_tensors
 from clipconformity.data.formats import KINDS
-from clipconformity.data.untrusted import check_input, shown
+from clipconformity.data.untrusted import check_input, format_value
 from clipconformity.functional.validation import MAX_NORM, MIN_NORM
 from clipconformity.provenance import MODALITIES
-from clipconformity.stream.moments import SAMPLE, SECOND_MOMENTS, Layout
+from clipconformity.stream.layout import SAMPLE, SECOND_MOMENTS, Layout
 
 CHECKSUM = "checksum"
-"""Entry of the metadata that holds it."""
+"""Metadata entry of the checksum."""
 MAX_COUNT = 2**53
-"""Counts are kept in float64, which tells whole numbers apart below this."""
+"""Limit of counts: float64 is exact for whole numbers below it."""
 ROUNDING = 1e-6
 """Rows are stored in float32, the statistics in float64."""
 TEXT = (str, type(None))
@@ -35,20 +35,20 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "encoder_id": (dict, type(None)),
     **dict.fromkeys(("normalized", "grouped"), (bool,)),
 }
-"""What every such file says of its samples, and the types of it."""
+"""Fields on the samples in every such file, with their types."""
 
 
 class StateKind(NamedTuple):
     """A kind of file that holds a state."""
 
     format: str
-    """What its metadata call it."""
+    """Its name in the metadata."""
     file: str
     noun: str
     first: str
-    """How one is made."""
+    """How to make one."""
     again: str
-    """How it is made anew."""
+    """How to make it again."""
 
 
 def write_state(path: Path | str, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
@@ -60,26 +60,26 @@ def write_state(path: Path | str, tensors: Mapping[str, Tensor], about: Mapping[
     from clipconformity import __version__
 
     metadata = {"library_version": __version__, **about}
-    write_tensors(path, tensors, metadata | {CHECKSUM: checksum(tensors, metadata)})
+    write_tensors(path, tensors, metadata | {CHECKSUM: compute_checksum(tensors, metadata)})
 
 
-def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Checksum over the name, type, shape and bytes of every tensor, and over every entry of the metadata but itself.
+def compute_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Compute a checksum of every tensor's name, type, shape and bytes, and of all other metadata.
 
-    It tells a file that was damaged from a whole one, and is no signature: who changes a file can make it anew.
+    It detects damage, and is not a signature: whoever changes a file can compute it again.
     """
     digest = hashlib.blake2b(digest_size=32)
     entries = sorted((name, text) for name, text in metadata.items() if name != CHECKSUM)
     digest.update(json.dumps(entries).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        # Of no dimension, a tensor cannot be seen as bytes.
+        # A 0-dimensional tensor has no view as bytes.
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def read_state(path: Path, kind: StateKind) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read tensors and metadata; the version is looked at by who knows it, the checksum by :func:`check_whole`.
+    """Read tensors and metadata; the caller checks the version, and :func:`check_whole` the checksum.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -92,7 +92,7 @@ def read_state(path: Path, kind: StateKind) -> tuple[dict[str, Tensor], dict[str
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except Exception as error:  # a damaged file makes its reader fail in any way
+    except Exception as error:  # a damaged file may fail in any way
         raise ValueError(
             f"{path}: not a readable safetensors file ({' '.join(str(error).split())[:200]}); "
             "where it was one, it is damaged: copy it again, or make it again."
@@ -105,14 +105,14 @@ def read_state(path: Path, kind: StateKind) -> tuple[dict[str, Tensor], dict[str
 
 
 def check_whole(path: Path, kind: StateKind, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Refuse a file whose checksum does not fit.
+    """Refuse a file with a wrong checksum.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If it is wrong.
     """
     if CHECKSUM not in metadata:
         raise ValueError(f"{path}: damaged: it has no checksum; {kind.again}.")
-    if metadata[CHECKSUM] != checksum(tensors, metadata):
+    if metadata[CHECKSUM] != compute_checksum(tensors, metadata):
         raise ValueError(f"{path}: damaged: its checksum does not fit its content; copy it again, or {kind.again}.")
 
 
@@ -120,37 +120,37 @@ def read_entries(path: Path, metadata: Mapping[str, str], *names: str) -> list[A
     """Parse entries of the metadata that are JSON.
 
     Raises:
-        ValueError: If one is not there, or is none.
+        ValueError: If one is missing or invalid.
     """
     try:
         return [json.loads(metadata[name]) for name in names]
-    except (KeyError, ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits too
+    except (KeyError, ValueError, RecursionError) as error:  # ValueError: also a number with thousands of digits
         raise ValueError(f"{path}: damaged: its metadata cannot be read ({error}).") from None
 
 
-def field_damage(about: Any, further: Mapping[str, tuple[type, ...]]) -> Iterator[str]:
-    """Say what no such file says of its samples; what comes later may rest on what comes before."""
+def find_field_damage(about: Any, further: Mapping[str, tuple[type, ...]]) -> Iterator[str]:
+    """List damage of the fields on samples; later checks may rely on earlier ones."""
     kinds = FIELDS | dict(further)
     if not isinstance(about, dict) or set(about) != set(kinds):
         yield f"expected the fields {', '.join(sorted(kinds))}"
         return
     for name, kind in kinds.items():
         if type(about[name]) not in kind:  # not isinstance: True is an int
-            yield f"{name} is {shown(about[name])}"
+            yield f"{name} is {format_value(about[name])}"
     if not all(isinstance(part, str) for part in (about["encoder_id"] or {}).values()):
-        yield f"encoder_id is {shown(about['encoder_id'])}; expected strings"
+        yield f"encoder_id is {format_value(about['encoder_id'])}; expected strings"
     if about["modality"] not in (*MODALITIES, None):
-        yield f"modality is {shown(about['modality'])}; expected 'image', 'text' or null"
+        yield f"modality is {format_value(about['modality'])}; expected 'image', 'text' or null"
     if not 2 <= about["count"] < MAX_COUNT:
-        yield f"count is {shown(about['count'])}; expected at least 2 and less than 2^53"
+        yield f"count is {format_value(about['count'])}; expected at least 2 and less than 2^53"
     if about["max_samples"] < 2:
-        yield f"max_samples is {shown(about['max_samples'])}; expected at least 2"
+        yield f"max_samples is {format_value(about['max_samples'])}; expected at least 2"
     if not 1 <= about["embed_dim"] <= 2**20:
-        yield f"embed_dim is {shown(about['embed_dim'])}; expected at least 1"
+        yield f"embed_dim is {format_value(about['embed_dim'])}; expected at least 1"
 
 
-def state_shapes(layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Type and shape of every tensor of a state that keeps as many rows as there are keys."""
+def list_state_shapes(layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """List type and shape of every tensor of a state with this number of kept rows."""
     expected = {name: (torch.float64, shape) for name, shape in layout.shapes().items()}
     kept = tensors["sample_keys"].numel() if "sample_keys" in tensors else 0
     for name, part in zip(SAMPLE, layout.empty_sample(torch.device("cpu")), strict=True):
@@ -158,19 +158,19 @@ def state_shapes(layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, tup
     return expected
 
 
-def shape_damage(
+def find_shape_damage(
     about: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
     any_value: Collection[str] = (),
 ) -> Iterator[str]:
-    """Say which tensors are not there, or not of the type and shape that they should be, or not finite.
+    """List tensors that are missing, of a wrong type or shape, or not finite.
 
     Args:
-        about: What the file says of its samples.
+        about: The description of the samples.
         tensors: What it holds.
         expected: Type and shape of each tensor.
-        any_value: Those that may hold NaN and infinite values.
+        any_value: Tensors that may have NaN and infinite values.
     """
     if set(tensors) != set(expected):
         yield f"expected the tensors {', '.join(sorted(expected))}"
@@ -186,12 +186,12 @@ def shape_damage(
             yield f"{name} is not a finite tensor of shape {shape}"
 
 
-def sample_damage(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    """Say what no row sample is."""
+def find_sample_damage(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """List damage of a row sample."""
     keys, copies = tensors["sample_keys"], tensors["sample_copies"]
     if bool(keys[0] < 0) or bool((keys[1:] <= keys[:-1]).any()):
         yield "sample_keys do not rise from 0 on, each above the last"
-    total = sum(copies.tolist())  # of Python, which does not overflow
+    total = sum(copies.tolist())  # Python numbers do not overflow
     if bool((copies < 1).any()) or total > about["count"]:
         yield f"sample_copies are {total} rows, or less than 1 somewhere; the file is of {about['count']}"
     if len(keys) < about["max_samples"] and total != about["count"]:
@@ -203,8 +203,8 @@ def sample_damage(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> It
         yield f"sample_rows hold a row of norm outside {MIN_NORM:g} to {MAX_NORM:g}"
 
 
-def sum_damage(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    """Say what no sums of rows are."""
+def find_sum_damage(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """List damage of the sums of rows."""
     count, unit_sum = about["count"], tensors["unit_sum"]
     if bool((tensors["count"] < 0).any()) or float(tensors["count"].sum()) != count:
         yield f"count: the buckets hold {float(tensors['count'].sum()):g} rows of {count}"
@@ -226,10 +226,10 @@ def sum_damage(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Itera
     cosines = (towards - 1) / (count - 1)  # mean cosine of each row to the others of the set
     if float(cosines.abs().max()) > 1 + ROUNDING:
         yield "unit_sum does not fit sample_rows: a conformity lies outside of [-1, 1]"
-    yield from _covariance(count, tensors)
+    yield from _compute_covariance(count, tensors)
 
 
-def _covariance(count: int, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+def _compute_covariance(count: int, tensors: Mapping[str, Tensor]) -> Iterator[str]:
     unit_mean = tensors["unit_sum"].sum(0) / count
     means = {"second_moment": tensors["raw_sum"] / count, "unit_second_moment": unit_mean}
     powers = {"second_moment": float(tensors["norm_square_sum"].sum()) / count, "unit_second_moment": 1.0}
@@ -239,7 +239,7 @@ def _covariance(count: int, tensors: Mapping[str, Tensor]) -> Iterator[str]:
         second = tensors[name] / count
         if bool(((second - second.T).abs() > 1e-9 * second.diagonal().abs().max()).any()):
             yield f"{name} is not symmetric"
-        # A spread far below the mean is known up to the rounding of the mean's square.
+        # A spread far below the mean is accurate to the rounding of the mean's square.
         if bool((second.diagonal() < means[name].square() * (1 - 1e-9)).any()):
             yield f"{name} has a negative variance on its diagonal"
         bound = second.diagonal().clamp(min=0).sqrt()

@@ -1,4 +1,4 @@
-"""One pass over raw embeddings: what is accumulated of both sides, checked where it is read out."""
+"""One pass over raw embeddings: the accumulated state of both sides, checked when it is read out."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from clipconformity.functional.validation import check_same_dim
 from clipconformity.stream.alignment import MeanScore, Partners, pair_buckets
 from clipconformity.stream.checks import check_stream
 from clipconformity.stream.contrast import Contrast
-from clipconformity.stream.moments import NO_UNIT_SECOND_MOMENT, SECOND_MOMENTS, Layout, Moments, RowValues, State
+from clipconformity.stream.layout import SECOND_MOMENTS, Layout, State
+from clipconformity.stream.moments import NO_UNIT_SECOND_MOMENT, Moments, RowValues
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.row_sample import Labels
 
 Value = TypeVar("Value")
 EVALUATED, REAL = "evaluated", "real"
 MAX_SAMPLES = 10_000
-"""Rows kept for what is not additive, unless told otherwise."""
+"""Default number of rows kept for non-additive figures."""
 
 
 class Needs(NamedTuple):
-    """What a read-out needs a stream to accumulate, beside counts, sums and norms."""
+    """State that a read-out needs beside counts, sums and norms."""
 
     conformity: bool = False
     """Conformity to the reference: its histogram, and its values in the row sample."""
@@ -34,19 +35,19 @@ class Needs(NamedTuple):
     unit_second_moment: bool = False
     """The D x D second moment of the unit vectors."""
     reference: bool = False
-    """Something to compare with: a reference, or rows that are told to be real."""
+    """A reference, or real rows."""
     partners: bool = False
-    """What belongs to each sample: the captions of an image, or the image of a caption."""
+    """Partners of each sample: the captions of an image, or the image of a caption."""
     references: bool = False
     """Reference captions of each sample, which is a caption."""
 
     def union(self, other: Needs) -> Needs:
-        """What serves both."""
+        """Return the needs of both."""
         return Needs(*(mine or theirs for mine, theirs in zip(self, other, strict=True)))
 
 
-def layouts(dim: int, needs: Needs, reference: ReferenceSet | None, max_samples: int) -> dict[str, Layout]:
-    """Say what either side accumulates; there is a real side where a reference is needed and none is given.
+def choose_layouts(dim: int, needs: Needs, reference: ReferenceSet | None, max_samples: int) -> dict[str, Layout]:
+    """Choose the layouts of both sides; there is a real side where a reference is needed and none is given.
 
     Raises:
         ValueError: If fewer than two rows are to be kept, or the reference lacks what is needed.
@@ -71,19 +72,19 @@ class OverlapWarning(UserWarning):
 
 
 class Stream:
-    """Evaluated samples, and what they are compared with.
+    """Evaluated samples, and the reference or real samples that they are compared with.
 
     Args:
-        sides: What either side accumulates.
+        sides: Layout of each side.
         reference: The reference, where one is given.
-        allow_normalized: Take L2-normalised embeddings.
+        allow_normalized: Accept L2-normalised embeddings.
         states: The state of each side; by default new ones.
         names: The ids behind the hashes of each side's row sample.
 
     Attributes:
         of_one_kind: Whether encoder and modality of both sides are known to agree.
-        clip_scores: Of the samples that came with partners.
-        ref_clip_scores: Of those that came with reference captions too.
+        clip_scores: Scores of the samples with partners.
+        ref_clip_scores: Scores of the samples with reference captions.
     """
 
     def __init__(
@@ -101,12 +102,12 @@ class Stream:
         self.allow_normalized = allow_normalized
         self.of_one_kind = False
         self.clip_scores, self.ref_clip_scores = MeanScore(), MeanScore()
-        self._real: ReferenceSet | None = None  # what the real rows make, and what is compared: until the next update
+        self._real: ReferenceSet | None = None  # reference of the real rows, and comparison: until the next update
         self._contrast: Contrast | None = None
-        self._once: dict[Hashable, Any] = {}  # what read-outs found, likewise
+        self._once: dict[Hashable, Any] = {}  # values of read-outs, likewise
 
     @classmethod
-    def against(
+    def open_against(
         cls,
         reference: ReferenceSet,
         needs: Needs,
@@ -114,16 +115,16 @@ class Stream:
         max_samples: int = MAX_SAMPLES,
         allow_normalized: bool = False,
     ) -> Stream:
-        """Open a stream of samples that are compared with a reference; normalised ones where it holds such."""
+        """Open a stream to be compared with a reference; normalised rows are allowed where the reference has them."""
         return cls(
-            layouts(reference.embed_dim, needs, reference, max_samples),
+            choose_layouts(reference.embed_dim, needs, reference, max_samples),
             reference=reference,
             allow_normalized=allow_normalized or reference.normalized,
         )
 
     @property
     def evaluated(self) -> Moments:
-        """The evaluated side, unchecked."""
+        """The evaluated side, without checks."""
         return self.sides[EVALUATED]
 
     def update(
@@ -136,9 +137,9 @@ class Stream:
         placed: bool = False,
         partners: Partners | None = None,
     ) -> RowValues | None:
-        """Take in rows ``(N, D)``; real ones are left out where there is no such side. Options as ``Moments.update``.
+        """Accumulate rows ``(N, D)``; real ones are ignored where there is no such side. Options as ``Moments.update``.
 
-        What belongs to evaluated rows may come as ``partners``.
+        Partners of evaluated rows are given as ``partners``.
 
         Returns:
             Norm and conformity of each row; None where the rows are left out.
@@ -159,8 +160,8 @@ class Stream:
                 self.ref_clip_scores.update(partners.ref_clip_scores(embeddings), bucket)
         return self.sides[side].update(embeddings, groups, ids, placed=placed)
 
-    def checked(self, side: str = EVALUATED, min_samples: int = 2) -> Moments:
-        """Give a side that can be read out.
+    def read_side(self, side: str = EVALUATED, min_samples: int = 2) -> Moments:
+        """Return a side after checking its rows.
 
         Raises:
             ValueError: If there are too few rows, or some that are zero, NaN, infinite, out of range or normalised.
@@ -170,44 +171,44 @@ class Stream:
 
     @property
     def has_reference(self) -> bool:
-        """Whether there is something to compare with, be it fit for that or not."""
+        """Whether there is a reference or any real row, valid or not."""
         return self.reference is not None or (REAL in self.sides and self.sides[REAL].started)
 
-    def compared_with(self) -> ReferenceSet | None:
-        """Give the reference, else the one that the real rows make, else None."""
+    def get_reference(self) -> ReferenceSet | None:
+        """Return the reference, or the one made of the real rows; None without either."""
         if REAL in self.sides and self.sides[REAL].started:
             if self._real is None:
-                self._real = ReferenceSet.from_moments(self.checked(REAL), allow_normalized=self.allow_normalized)
+                self._real = ReferenceSet.from_moments(self.read_side(REAL), allow_normalized=self.allow_normalized)
             return self._real
         return self.reference
 
     def contrast(self, name: str) -> Contrast:
-        """Put the evaluated samples beside what they are compared with.
+        """Compare the evaluated samples with the reference.
 
         Raises:
-            ValueError: If there is nothing; ``name`` is who asks.
+            ValueError: If there is no reference; ``name`` is the caller's.
         """
         if self._contrast is None:
-            self._contrast = Contrast.of(self.checked(), self.needed_reference(name))
+            self._contrast = Contrast.build(self.read_side(), self.require_reference(name))
             if self._contrast.overlap.rows:
                 warnings.warn(self._contrast.overlap.notes()[0], OverlapWarning, stacklevel=2)
         return self._contrast
 
-    def needed_reference(self, name: str) -> ReferenceSet:
-        """Give what the samples are compared with.
+    def require_reference(self, name: str) -> ReferenceSet:
+        """Return the reference, which must be there.
 
         Raises:
-            ValueError: If there is nothing; ``name`` is who asks.
+            ValueError: If there is no reference; ``name`` is the caller's.
         """
-        reference = self.compared_with()
+        reference = self.get_reference()
         if reference is None:
             raise ValueError(
                 f"{name}: there is no reference; give one at construction, or real rows by update(..., real=True)."
             )
         return reference
 
-    def once(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """Make what a read-out asks for several times, and keep it until the next update."""
+    def cache(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """Compute a value that read-outs use several times, and keep it until the next update."""
         if key not in self._once:
             self._once[key] = make()
         found: Value = self._once[key]
@@ -215,6 +216,6 @@ class Stream:
 
     @property
     def exact(self) -> bool:
-        """Whether what is not additive rests on every sample so far rather than on the row sample."""
+        """Whether non-additive figures use every sample so far rather than the row sample."""
         kept = [(float(side.total), side.layout.max_samples) for side in self.sides.values()]
         return all(total <= size or size == 0 for total, size in kept)

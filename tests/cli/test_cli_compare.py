@@ -280,8 +280,8 @@ COMPARE = ("compare", "a=mine", "b=real", "--reference", "r.safetensors", "--res
     ("options", "message"),
     [
         (["--reference-images", "nowhere"], "--reference-images: nowhere: "),
-        (["--reference-images", "mine"], "--reference-images: none of it is of the reference, such as 'real-"),
-        (["--reference-captions", "c.txt"], "--reference-captions: none of it is of the reference"),
+        (["--reference-images", "mine"], "--reference-images: none of its samples is in the reference, such as 'real-"),
+        (["--reference-captions", "c.txt"], "--reference-captions: none of its samples is in the reference"),
         (["--reference-captions", "none.json"], "--reference-captions: "),
     ],
 )

@@ -8,7 +8,7 @@ import shlex
 import numpy as np
 import pytest
 
-from clipconformity.cli import _parser, main
+from clipconformity.cli import _build_parser, main
 from clipconformity.cli.examples import EXAMPLES
 from clipconformity.demo import draw_scene, sample_scenes
 
@@ -16,7 +16,7 @@ LINES = [line for lines in EXAMPLES.values() for line in lines]
 ELSEWHERE = ("open_clip:", "hf:", "hf://")
 """What an example needs that is not here: weights of the hub."""
 HERE = [line for line in LINES if not any(word in line for word in ELSEWHERE)]
-COMMANDS = sorted(next(action.choices for action in _parser()._actions if action.choices))
+COMMANDS = sorted(next(action.choices for action in _build_parser()._actions if action.choices))
 
 
 def words_of(line: str) -> list[str]:
@@ -41,7 +41,7 @@ def test_every_command_has_an_example_in_its_help(capsys):
 
 @pytest.mark.parametrize("line", LINES)
 def test_every_example_parses(line):
-    assert callable(_parser().parse_args(words_of(line)).command)
+    assert callable(_build_parser().parse_args(words_of(line)).command)
 
 
 def test_the_examples_that_need_no_download_run_one_after_the_other(tmp_path, monkeypatch, capsys):

@@ -203,7 +203,7 @@ def test_an_output_that_appears_under_way_stays(folder, monkeypatch):
     monkeypatch.setattr("clipconformity.evaluation.write_per_sample", write)
     status, out, err = told(WRITING["score"][0])
     assert (status, out) == (2, "")
-    assert "out.csv was written by another while this ran" in err
+    assert "out.csv was written by another process during this run" in err
     assert Path("out.csv").read_text() == "another's"
     assert not Path("out.html").exists()
 

@@ -92,7 +92,7 @@ def test_what_was_encoded_is_taken_up_bit_for_bit(command, folder, encoded, caps
     Path("out.safetensors").unlink()
     for stop in (13, 9):  # stopped twice, the second time further on
         stopped(arguments, encoded, stop)
-    assert "what was encoded is kept in out.safetensors.parts" in capsys.readouterr().err
+    assert "the embeddings so far are kept in out.safetensors.parts" in capsys.readouterr().err
     assert main(arguments) == 0
     captured = capsys.readouterr()
     assert 0 < encoded["samples"] < total - 16

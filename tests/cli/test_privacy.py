@@ -17,7 +17,7 @@ from clipconformity.encoders import load_encoder
 from clipconformity.encoders.registry import TINY
 from clipconformity.evaluation import build_reference, image_source, score
 from clipconformity.generators import generate_images
-from clipconformity.provenance import Provenance, without_folders
+from clipconformity.provenance import Provenance, shorten_paths
 from clipconformity.report import Run, write_report
 
 
@@ -127,15 +127,15 @@ def test_without_images_a_report_shows_no_image_prompt_or_caption(kind, home, ca
     ],
 )
 def test_a_word_keeps_what_tells_nothing_of_the_machine(word, told):
-    assert without_folders(word) == (word if told is None else told)
+    assert shorten_paths(word) == (word if told is None else told)
     assert Provenance(word).spec == (word if told is None else told)
 
 
 def test_what_lies_in_the_working_directory_is_told_from_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert without_folders(f"--report={tmp_path}/a/b.html", tmp_path) == "--report=a/b.html"
-    assert without_folders("a/../b.html", tmp_path) == "b.html"
-    assert without_folders("/elsewhere/b.html", tmp_path) == "b.html"
+    assert shorten_paths(f"--report={tmp_path}/a/b.html", tmp_path) == "--report=a/b.html"
+    assert shorten_paths("a/../b.html", tmp_path) == "b.html"
+    assert shorten_paths("/elsewhere/b.html", tmp_path) == "b.html"
 
 
 @pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from clipconformity.cli import main
-from clipconformity.cli.signals import ending
+from clipconformity.cli.signals import catch_stop_signals
 
 STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 # A command that is held while its output is half written.
@@ -78,7 +78,7 @@ def test_what_the_signal_that_nothing_catches_leaves_is_removed_by_the_next_run(
 def test_a_signal_that_is_ignored_stays_so():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with ending() as signals:
+        with catch_stop_signals() as signals:
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGTERM)

@@ -21,21 +21,21 @@ from clipconformity.data.files import (
     Publication,
     _Part,
     check_outputs,
+    make_scratch_folder,
     refuse_same,
-    replacing,
-    scratch,
+    replace_file,
     write_tensors,
 )
-from clipconformity.data.locks import LOCK, one_at_a_time, try_lock
+from clipconformity.data.locks import LOCK_NAME, hold_lock, try_lock
 
 
 def write(path: Path, text: str = "new") -> None:
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text(text)
 
 
 def fail_half_way(path: Path, error: Exception) -> None:
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text("half")
         raise error
 
@@ -178,8 +178,8 @@ def test_results_are_not_merged_into_one_of_their_parts(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from clipconformity.data.files import replacing
-with replacing(Path(sys.argv[1])) as temporary:
+from clipconformity.data.files import replace_file
+with replace_file(Path(sys.argv[1])) as temporary:
     temporary.write_text("half of a file")
     print("written", flush=True)
     sys.stdin.read()
@@ -302,7 +302,7 @@ def test_where_the_last_cannot_appear_the_first_is_taken_back(overwrite, error, 
 
 
 def test_a_file_that_appeared_under_way_is_not_replaced_without_leave(tmp_path):
-    with pytest.raises(FileExistsError, match="out was written by another while this ran"):
+    with pytest.raises(FileExistsError, match="out was written by another process during this run"):
         publish(tmp_path, "first", "out", overwrite=False, meanwhile="out")
     assert names(tmp_path) == ["out"]
     assert (tmp_path / "out").read_text() == "another's"
@@ -323,7 +323,7 @@ def test_without_second_names_files_appear_all_the_same(tmp_path, monkeypatch):
 
 
 def fail_in_scratch(path: Path) -> None:
-    with scratch(path) as folder:
+    with make_scratch_folder(path) as folder:
         (folder / "below").mkdir()
         (folder / "below" / "file").write_text("x")
         raise RuntimeError
@@ -353,12 +353,12 @@ def test_in_python_an_older_file_is_replaced(writer, tmp_path):
 
 
 def test_a_lock_is_one_holder_s(tmp_path):
-    held = try_lock(tmp_path / LOCK)
+    held = try_lock(tmp_path / LOCK_NAME)
     assert held is not None
-    assert try_lock(tmp_path / LOCK) is None
+    assert try_lock(tmp_path / LOCK_NAME) is None
     held.release()
     assert names(tmp_path) == []
-    again = try_lock(tmp_path / LOCK)
+    again = try_lock(tmp_path / LOCK_NAME)
     assert again is not None
     again.release()
 
@@ -367,7 +367,7 @@ def test_who_comes_second_is_told_and_waits(tmp_path):
     inside, order = threading.Event(), []
 
     def first():
-        with one_at_a_time(tmp_path / LOCK, "here"):
+        with hold_lock(tmp_path / LOCK_NAME, "here"):
             inside.set()
             waiting.wait(20)
             order.append("first")
@@ -377,7 +377,7 @@ def test_who_comes_second_is_told_and_waits(tmp_path):
     thread.start()
     assert inside.wait(20)
     threading.Timer(0.3, waiting.set).start()
-    with pytest.warns(UserWarning, match="here: another run is at work"), one_at_a_time(tmp_path / LOCK, "here"):
+    with pytest.warns(UserWarning, match="here: another run is at work"), hold_lock(tmp_path / LOCK_NAME, "here"):
         order.append("second")
     thread.join()
     assert order == ["first", "second"]
@@ -399,12 +399,14 @@ class StoppedError(Exception):
 
 
 def hold(folder: Path) -> None:
-    with one_at_a_time(folder / ".a.lock", folder):
+    with hold_lock(folder / ".a.lock", folder):
         pass
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("work", [lambda folder: locks.claim(folder / "a"), hold, lambda folder: write(folder / "a")])
+@pytest.mark.parametrize(
+    "work", [lambda folder: locks.claim_workplace(folder / "a"), hold, lambda folder: write(folder / "a")]
+)
 def test_a_signal_while_a_lock_is_made_leaves_nothing(tmp_path, monkeypatch, kind, work):
     """It comes between the making of the file and the return to who cleans up."""
 

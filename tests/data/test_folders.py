@@ -82,7 +82,7 @@ def test_files_that_differ_only_in_their_middle_are_no_repeats(tmp_path):
 def test_files_of_different_sizes_are_not_read_for_repeats(tmp_path, monkeypatch):
     for number in range(5):
         (tmp_path / f"{number}.png").write_bytes(b"x" * number)
-    monkeypatch.setattr(folders, "_tail", None)
+    monkeypatch.setattr(folders, "_read_tail", None)
     assert survey_images(tmp_path).repeated == []
 
 

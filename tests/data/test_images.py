@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from clipconformity.data import list_images
-from clipconformity.data.images import as_images, open_image, to_rgb
+from clipconformity.data.images import open_image, to_images, to_rgb
 
 
 def gradient(height=24, width=40):
@@ -66,7 +66,7 @@ def test_tensors_arrays_paths_and_pil_are_the_same_pixels(tmp_path):
         [tmp_path / "a.png"],
         [tensor],
     ):
-        (image,) = as_images(batch)
+        (image,) = to_images(batch)
         assert np.array_equal(np.asarray(image), pixels)
 
 
@@ -85,7 +85,7 @@ def test_tensors_arrays_paths_and_pil_are_the_same_pixels(tmp_path):
 )
 def test_what_is_no_image_is_refused(batch, error, message):
     with pytest.raises(error, match=message):
-        as_images(batch)
+        to_images(batch)
 
 
 def test_unreadable_files_are_named(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clipconformity.data.layout import embedding_files, find_embeddings, metadata_beside
+from clipconformity.data.layout import find_embeddings, find_metadata, list_embedding_files
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -29,7 +29,7 @@ def test_a_folder_is_read_with_its_subfolders_in_the_order_of_numbers(tmp_path):
         "a/e1.safetensors", "b/e3.parquet", "e2.npz", "e10.npy",
     ]  # fmt: skip
     assert files.ignored == 2
-    assert sorted(embedding_files(tmp_path)) == sorted(files.paths)
+    assert sorted(list_embedding_files(tmp_path)) == sorted(files.paths)
 
 
 def test_a_pattern_is_expanded_unless_a_file_has_that_name(tmp_path):
@@ -78,10 +78,10 @@ def test_metadata_are_found_beside_their_file(tmp_path):
     touch(tmp_path, "img_emb/img_emb_7.npy", "metadata/metadata_7.parquet", "img_emb_1.npy", "metadata_1.parquet")
     touch(tmp_path, "img_emb/img_emb_8.npy", "e_7.npy")
     needed = {"needed": True}
-    assert metadata_beside(tmp_path / "img_emb/img_emb_7.npy", **needed) == tmp_path / "metadata/metadata_7.parquet"
-    assert metadata_beside(tmp_path / "img_emb_1.npy", **needed) == tmp_path / "metadata_1.parquet"
-    assert metadata_beside(tmp_path / "img_emb/img_emb_8.npy", **needed) is None
-    assert metadata_beside(tmp_path / "e_7.npy", **needed) is None
+    assert find_metadata(tmp_path / "img_emb/img_emb_7.npy", **needed) == tmp_path / "metadata/metadata_7.parquet"
+    assert find_metadata(tmp_path / "img_emb_1.npy", **needed) == tmp_path / "metadata_1.parquet"
+    assert find_metadata(tmp_path / "img_emb/img_emb_8.npy", **needed) is None
+    assert find_metadata(tmp_path / "e_7.npy", **needed) is None
 
 
 @pytest.mark.parametrize("place", ["s3://bucket/e.npy", "https://host/e.npy", "hf://datasets/a/b/*.npy"])

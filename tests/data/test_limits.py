@@ -16,7 +16,7 @@ from PIL import Image
 
 from clipconformity.cli import main
 from clipconformity.data import open_image, read_captions, read_coco, read_embeddings, read_results
-from clipconformity.data.limits import ENVIRONMENT, LIMITS, LimitError, allowed, check_limit, raised_limits
+from clipconformity.data.limits import ENVIRONMENT, LIMITS, LimitError, check_limit, get_limit, raise_limits
 from clipconformity.encoders import load_encoder
 
 SECURITY = Path(__file__).resolve().parents[2] / "SECURITY.md"
@@ -50,18 +50,18 @@ def test_an_error_names_the_limit_its_option_and_what_was_found():
 
 def test_limits_are_raised_for_a_while_and_then_as_before(monkeypatch):
     monkeypatch.setenv(ENVIRONMENT, "rows=7")
-    with raised_limits(["pixels=9", "layers=3"]):
-        assert (allowed("rows"), allowed("pixels"), allowed("layers")) == (7, 9, 3)
-    assert (allowed("rows"), allowed("pixels")) == (7, LIMITS["pixels"].value)
+    with raise_limits(["pixels=9", "layers=3"]):
+        assert (get_limit("rows"), get_limit("pixels"), get_limit("layers")) == (7, 9, 3)
+    assert (get_limit("rows"), get_limit("pixels")) == (7, LIMITS["pixels"].value)
     monkeypatch.delenv(ENVIRONMENT)
-    with raised_limits(["rows=8"]):
-        assert allowed("rows") == 8
+    with raise_limits(["rows=8"]):
+        assert get_limit("rows") == 8
     assert ENVIRONMENT not in os.environ
 
 
 @pytest.mark.parametrize("told", ["rows", "rows=", "rows=-1", "rows=1e9", "cells=3", "rows=" + "9" * 30])
 def test_a_limit_that_is_none_is_told_with_those_that_are(told):
-    with pytest.raises(ValueError, match=r"expected NAME=NUMBER, with a name of pixels, "), raised_limits([told]):
+    with pytest.raises(ValueError, match=r"expected NAME=NUMBER, with a name of pixels, "), raise_limits([told]):
         pass
 
 

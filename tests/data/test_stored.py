@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from clipconformity.data.embeddings import Columns, open_embeddings, read_embeddings
 from clipconformity.data.limits import LimitError
-from clipconformity.data.stored import read_bytes, steps
+from clipconformity.data.stored import read_bytes, split_rows
 
 ROWS = torch.randn(1000, 6, generator=torch.Generator().manual_seed(0)) + 1
 IDS = [f"row {n}, ü" for n in range(1000)]
@@ -106,7 +106,7 @@ def test_blocks_do_not_share_memory(tmp_path):
 
 @pytest.mark.parametrize(("count", "rows", "first"), [(0, 4, None), (10, 4, None), (10, 4, 1), (3, 4, 9), (8, 4, 4)])
 def test_steps_cover_every_row_once(count, rows, first):
-    parts = list(steps(count, rows, first))
+    parts = list(split_rows(count, rows, first))
     assert [n for part in parts for n in range(part.start, part.stop)] == list(range(count))
     assert all(before.stop == after.start for before, after in pairwise(parts))
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from clipconformity import ReferenceSet
 from clipconformity.data import list_images, open_image, read_captions, read_coco, read_embeddings, read_results
-from clipconformity.data.untrusted import SOUND_TORCH, check_unpickling, read_json, shown
+from clipconformity.data.untrusted import MIN_TORCH, check_unpickling, format_value, read_json
 
 
 def quickly(call, *arguments):
@@ -133,8 +133,8 @@ def test_values_are_shown_short_whatever_they_are():
     for _ in range(100_000):
         deep = [deep]
     for value in (deep, "x" * 10**6, 10**4000, {"a\nb": "\ud800"}, list(range(10**6))):
-        assert len(shown(value)) <= 80
-        assert shown(value).isprintable()
+        assert len(format_value(value)) <= 80
+        assert format_value(value).isprintable()
     while deep:  # so that its end is not recursive
         deep = deep.pop()
 
@@ -273,7 +273,7 @@ def test_pickles_are_read_only_by_a_torch_that_does_so_safely(version, sound):
         return
     with pytest.raises(ValueError, match=r"CVE-2025-32434, CVE-2026-24747\); use torch 2\.10 or newer"):
         check_unpickling(Path("e.pt"), version)
-    assert SOUND_TORCH == (2, 10)
+    assert MIN_TORCH == (2, 10)
 
 
 def test_a_pt_file_is_refused_under_an_unsound_torch(tmp_path, monkeypatch):

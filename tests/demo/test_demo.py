@@ -83,7 +83,7 @@ def test_a_folder_that_no_demo_made_is_refused(name, content, tmp_path, monkeypa
     (tmp_path / name).write_text(content)
     monkeypatch.setattr(simulation, "load_encoder", None)  # before any work
     assert main(["demo", "-o", str(tmp_path)]) == 2
-    assert "holds files that no demo made; name a new folder, or an empty one" in capsys.readouterr().err
+    assert "holds files that a demo did not make; name a new folder, or an empty one" in capsys.readouterr().err
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, content)]
 
 
@@ -96,7 +96,7 @@ def test_a_demo_that_fails_leaves_an_earlier_one_as_it_was(demo, tmp_path, monke
     def fail(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(simulation, "_report", fail)
+    monkeypatch.setattr(simulation, "_write_report", fail)
     monkeypatch.setattr(simulation, "REAL", 200)
     monkeypatch.setattr(simulation, "GENERATED", 60)
     assert main(["demo", "-o", str(output)]) == 1

@@ -10,11 +10,11 @@ from scipy import stats
 from clipconformity.demo.scenes import (
     ATTRIBUTES,
     Scene,
-    all_scenes,
     attribute_probabilities,
     caption_is_true,
     draw_scene,
     generic_caption,
+    list_scenes,
     sample_scenes,
     scene_captions,
     scene_log_frequency,
@@ -35,17 +35,17 @@ def other_value(name, value):
 
 
 def test_every_scene_appears_once():
-    scenes = list(all_scenes())
+    scenes = list(list_scenes())
     assert len(set(scenes)) == len(scenes) == math.prod(len(values) for values in ATTRIBUTES.values())
 
 
 def test_frequencies_sum_to_one():
-    total = math.fsum(math.exp(scene_log_frequency(scene)) for scene in all_scenes())
+    total = math.fsum(math.exp(scene_log_frequency(scene)) for scene in list_scenes())
     assert total == pytest.approx(1, abs=1e-12)
 
 
 def test_frequencies_have_a_long_tail():
-    logs = [scene_log_frequency(scene) for scene in all_scenes()]
+    logs = [scene_log_frequency(scene) for scene in list_scenes()]
     assert max(logs) - min(logs) > math.log(10_000)
 
 
@@ -58,7 +58,7 @@ def test_an_unknown_value_is_an_error():
 def test_drawn_counts_follow_the_frequencies(concentration):
     count = 20_000
     drawn = Counter(sample_scenes(count, seed=1, concentration=concentration))
-    scenes = sorted(all_scenes(), key=scene_log_frequency)
+    scenes = sorted(list_scenes(), key=scene_log_frequency)
     expected = np.exp([concentration * scene_log_frequency(scene) for scene in scenes])
     expected *= count / expected.sum()
     cells = (np.cumsum(expected) / 10 - 1e-9).astype(int)  # neighbours pooled until about 10 draws are expected

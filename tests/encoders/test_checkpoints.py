@@ -325,8 +325,8 @@ def test_a_hub_that_takes_connections_and_never_answers_is_given_up(monkeypatch)
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         started = time.perf_counter()
-        assert not hub._answers(f"http://127.0.0.1:{silent.getsockname()[1]}")
-    assert time.perf_counter() - started < hub.PATIENCE + 1
+        assert not hub._ask_hub(f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert time.perf_counter() - started < hub.TIMEOUT + 1
 
 
 def test_a_hub_that_answers_with_an_error_answers(monkeypatch):
@@ -343,22 +343,22 @@ def test_a_hub_that_answers_with_an_error_answers(monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        assert hub._answers(f"http://127.0.0.1:{server.server_port}")
+        assert hub._ask_hub(f"http://127.0.0.1:{server.server_port}")
 
 
 def test_the_hubs_own_switch_is_as_before_whatever_happens(monkeypatch):
     from huggingface_hub import constants
 
-    monkeypatch.setattr(hub, "_answers", lambda _: False)
+    monkeypatch.setattr(hub, "_ask_hub", lambda _: False)
     for switch in (False, True):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", switch)
-        with suppress(KeyError), checkpoints.hub(asked=True) as usable:
+        with suppress(KeyError), checkpoints.use_hub(asked=True) as usable:
             assert (usable, constants.HF_HUB_OFFLINE) == (False, True)
             raise KeyError
         assert constants.HF_HUB_OFFLINE is switch
-    monkeypatch.setattr(hub, "_answers", lambda _: True)
+    monkeypatch.setattr(hub, "_ask_hub", lambda _: True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with checkpoints.hub(asked=True) as usable:
+    with checkpoints.use_hub(asked=True) as usable:
         assert (usable, constants.HF_HUB_OFFLINE) == (True, False)
-    with checkpoints.hub(asked=False) as usable:
+    with checkpoints.use_hub(asked=False) as usable:
         assert (usable, constants.HF_HUB_OFFLINE) == (False, True)

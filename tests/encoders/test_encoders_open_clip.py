@@ -291,11 +291,11 @@ def test_identity_holds_weights_and_pixels_but_no_place(encoders, specs, tmp_pat
 
 
 def test_weights_trained_with_quick_gelu_run_with_it():
-    assert adapter._weights_of(open_clip, "ViT-B-32", "openai", "x") == {
+    assert adapter._find_weights(open_clip, "ViT-B-32", "openai", "x") == {
         "pretrained": "openai",
         "force_quick_gelu": True,
     }
-    assert not adapter._weights_of(open_clip, "ViT-B-32", "laion2b_s34b_b79k", "x")["force_quick_gelu"]
+    assert not adapter._find_weights(open_clip, "ViT-B-32", "laion2b_s34b_b79k", "x")["force_quick_gelu"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,12 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 
 import clipconformity as cc
 from clipconformity.encoders.registry import TINY
-from clipconformity.encoders.transformers import _backend, _context_length, _pil_backend, _projection
+from clipconformity.encoders.transformers import (
+    _choose_pil_backend,
+    _describe_backend,
+    _get_projection,
+    _read_context_length,
+)
 
 START, END = 47, 48
 CONTEXT = 16
@@ -273,12 +278,12 @@ def test_an_autocast_around_it_does_not_lower_the_precision(encoders):
 
 def test_transformers_4_and_5_are_asked_alike():
     for version in ("4.40.0", "4.57.3", "5.0.0rc1", "5.3.0"):
-        assert _pil_backend(version) == {"use_fast": False}
+        assert _choose_pil_backend(version) == {"use_fast": False}
     for version in ("5.4.0", "5.4.0.dev0", "5.23.0", "6.0.0"):
-        assert _pil_backend(version) == {"backend": "pil"}
+        assert _choose_pil_backend(version) == {"backend": "pil"}
     rows = torch.ones(2, 3)
-    assert _projection(rows) is rows
-    assert _projection(SimpleNamespace(pooler_output=rows, last_hidden_state=None)) is rows
+    assert _get_projection(rows) is rows
+    assert _get_projection(SimpleNamespace(pooler_output=rows, last_hidden_state=None)) is rows
 
 
 def test_the_backend_is_told_as_it_is():
@@ -288,22 +293,22 @@ def test_the_backend_is_told_as_it_is():
     class CLIPImageProcessor:
         pass
 
-    assert _backend(CLIPImageProcessorFast()) == "torchvision"
-    assert _backend(CLIPImageProcessor()) == "pil"
-    assert _backend(SimpleNamespace(backend="torchvision")) == "torchvision"
+    assert _describe_backend(CLIPImageProcessorFast()) == "torchvision"
+    assert _describe_backend(CLIPImageProcessor()) == "pil"
+    assert _describe_backend(SimpleNamespace(backend="torchvision")) == "torchvision"
 
 
 def test_context_length_is_the_smaller_of_model_and_tokenizer():
     def length(limit, positions=77, family="clip"):
         text = SimpleNamespace(max_position_embeddings=positions, pad_token_id=1)
-        return _context_length(
+        return _read_context_length(
             SimpleNamespace(text_config=text, model_type=family), SimpleNamespace(model_max_length=limit)
         )
 
     assert length(10**30) == 77
     assert length(64) == 64
     assert length(10**30, 514, "altclip") == 512  # two positions are the padding's
-    with pytest.raises(ValueError, match="context length is not told"):
+    with pytest.raises(ValueError, match="gives its context length"):
         length(10**30, None)
 
 

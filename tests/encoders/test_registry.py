@@ -69,16 +69,16 @@ def test_a_row_is_enough_to_be_suggested_and_named_in_the_error(spec, plain):
 
 def test_the_files_of_a_row_are_those_of_the_folder_that_it_names(plain, tmp_path):
     (tmp_path / "weights.bin").touch()
-    assert list(registry.encoder_files(f"plain:{tmp_path}")) == [tmp_path / "weights.bin"]
+    assert list(registry.find_encoder_files(f"plain:{tmp_path}")) == [tmp_path / "weights.bin"]
 
 
 def test_specs_name_the_files_that_they_did(tmp_path):
     (tmp_path / "weights.bin").touch()
     weights = tmp_path / "weights.bin"
     for spec in (f"open_clip:local-dir:{tmp_path}", f"hf:{tmp_path}", str(tmp_path)):
-        assert list(registry.encoder_files(spec)) == [weights]
-    assert list(registry.encoder_files(f"open_clip:ViT-B-32/{weights}")) == [weights]
-    assert registry.TINY / "config.json" in list(registry.encoder_files("tiny"))
+        assert list(registry.find_encoder_files(spec)) == [weights]
+    assert list(registry.find_encoder_files(f"open_clip:ViT-B-32/{weights}")) == [weights]
+    assert registry.TINY / "config.json" in list(registry.find_encoder_files("tiny"))
 
 
 def test_a_row_whose_start_begins_another_spec_is_not_taken_for_it():

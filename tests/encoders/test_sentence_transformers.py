@@ -24,7 +24,7 @@ from clipconformity.cli import main
 from clipconformity.data import read_captions
 from clipconformity.demo import sample_scenes, write_coco_scenes
 from clipconformity.encoders import Encoder, available_encoders
-from clipconformity.encoders.registry import TINY, encoder_files
+from clipconformity.encoders.registry import TINY, find_encoder_files
 from clipconformity.evaluation import image_source, score
 
 REAL = Path(get_model_path())
@@ -209,7 +209,7 @@ def test_bfloat16_runs_by_autocast_and_gives_float32(small):
 
 def test_a_folder_needs_no_prefix_and_its_files_are_known(small):
     assert cc.load_encoder(small, "cpu").id == cc.load_encoder(f"st:{small}", "cpu").id
-    assert small / "2_Dense" / "model.safetensors" in set(encoder_files(f"st:{small}"))
+    assert small / "2_Dense" / "model.safetensors" in set(find_encoder_files(f"st:{small}"))
 
 
 def test_it_is_listed(capsys):

@@ -7,7 +7,7 @@ import pytest
 import clipconformity as cc
 from clipconformity.data import Captions
 from clipconformity.encoders import BaseEncoder, CallableEncoder
-from clipconformity.encoders.words import is_known, words_of
+from clipconformity.encoders.words import is_known, split_words
 from clipconformity.evaluation import caption_source
 
 FOREIGN = {
@@ -35,14 +35,14 @@ def of_tokens(encode, unknown=None) -> BaseEncoder:
     """An encoder of which only the words are asked."""
 
     class Words(BaseEncoder):
-        preprocess_images = _project_image = _project_text = _preprocessing = None  # type: ignore[assignment]
+        preprocess_images = _project_image = _project_text = _describe_preprocessing = None  # type: ignore[assignment]
         spec = "words"
         _unknown_token = unknown  # type: ignore[assignment]
 
         def __init__(self):
             self._known_words = {}
 
-        def _word_tokens(self, words):
+        def _tokenise_words(self, words):
             return [encode(word) for word in words]
 
     return Words()
@@ -88,8 +88,15 @@ def test_an_unknown_token_counts_where_it_is_half_of_a_word():
 
 
 def test_words_are_runs_of_letters_of_any_script_and_emoji():
-    assert words_of("It's 2 dogs, naïve") == ["It", "s", "dogs", "naïve"]
-    assert words_of("cafe\u0301 привет, 猫x करीब ❤\ufe0f 👩\u200d💻") == ["café", "привет", "猫x", "करीब", "❤", "👩💻"]
+    assert split_words("It's 2 dogs, naïve") == ["It", "s", "dogs", "naïve"]
+    assert split_words("cafe\u0301 привет, 猫x करीब ❤\ufe0f 👩\u200d💻") == [
+        "café",
+        "привет",
+        "猫x",
+        "करीब",
+        "❤",
+        "👩💻",
+    ]
 
 
 def test_a_word_is_looked_up_once():

@@ -17,7 +17,7 @@ import clipconformity as cc
 from clipconformity.cli import main
 from clipconformity.data import read_classes, write_embeddings
 from clipconformity.evaluation import Source, SourceBatch, score
-from clipconformity.functional.multiplicity import adjusted, shrunken
+from clipconformity.functional.multiplicity import adjust_p_values, shrink_estimates
 
 FORMAT_2 = Path(__file__).parents[1] / "stream" / "fixtures" / "reference-format-2.safetensors"
 
@@ -180,19 +180,19 @@ def test_ids_that_are_nobodys_are_refused(generator):
 
 def test_p_values_are_adjusted_as_scipy_does():
     values = np.random.default_rng(0).uniform(size=40) ** 2
-    np.testing.assert_allclose(adjusted(values.tolist()), false_discovery_control(values), rtol=1e-12)
-    assert adjusted([]) == []
+    np.testing.assert_allclose(adjust_p_values(values.tolist()), false_discovery_control(values), rtol=1e-12)
+    assert adjust_p_values([]) == []
 
 
 def test_shrinking_takes_off_what_noise_adds():
     random = np.random.default_rng(1)
     truth, errors = random.normal(0.2, 0.1, 400), random.uniform(0.05, 0.3, 400)
     seen = truth + errors * random.standard_normal(400)
-    found = np.array(shrunken(seen.tolist(), errors.tolist()))
+    found = np.array(shrink_estimates(seen.tolist(), errors.tolist()))
     best = 0.2 + 0.01 / (0.01 + errors**2) * (seen - 0.2)  # of one who knows both moments
     assert np.mean((found - truth) ** 2) < 1.1 * np.mean((best - truth) ** 2) < 0.6 * np.mean((seen - truth) ** 2)
-    assert shrunken([1.0, 2.0], [1.0, 1.0]) is None
-    assert shrunken([1.0, 1.0, 1.0], [0.1, 0.2, 0.3]) == pytest.approx([1, 1, 1])
+    assert shrink_estimates([1.0, 2.0], [1.0, 1.0]) is None
+    assert shrink_estimates([1.0, 1.0, 1.0], [0.1, 0.2, 0.3]) == pytest.approx([1, 1, 1])
 
 
 @pytest.mark.parametrize("equal", [True, False])
@@ -208,7 +208,9 @@ def test_shrinking_is_by_the_moments_of_values_and_errors(equal, spread):
     if equal:
         assert between == pytest.approx(max(0.0, x.var(ddof=1) - 0.04))
     mean = np.average(x, weights=1 / (errors**2 + between))
-    assert shrunken(x.tolist(), errors.tolist()) == pytest.approx(mean + between / (between + errors**2) * (x - mean))
+    assert shrink_estimates(x.tolist(), errors.tolist()) == pytest.approx(
+        mean + between / (between + errors**2) * (x - mean)
+    )
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

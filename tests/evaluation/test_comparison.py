@@ -14,11 +14,17 @@ from helpers import rows_with_cosine
 
 import clipconformity as cc
 from clipconformity.evaluation import Difference, compare, embedding_source, score
-from clipconformity.evaluation.comparison import Comparison, _apart, _p_value, corrected, pair_differences
+from clipconformity.evaluation.comparison import (
+    Comparison,
+    _compare_figure,
+    _compute_p_value,
+    compare_pair,
+    correct_outcomes,
+)
 from clipconformity.evaluation.sources import Source, SourceBatch
 from clipconformity.evaluation.tables import FIGURES
 from clipconformity.functional.resampling import Estimate, jackknife_error, joint_jackknife
-from clipconformity.stream.moments import bucket_of
+from clipconformity.stream.moments import assign_buckets
 from clipconformity.stream.pairs import LeftOut
 from clipconformity.stream.readouts import read_outs
 from clipconformity.stream.stream import Needs, Stream
@@ -55,7 +61,7 @@ def compared(reference, *rows, **labels):
 
 def left_out(rows, reference, figures=JUDGED, **labels) -> dict[str, LeftOut]:
     """What a run is compared by, by default in the two figures that are judged."""
-    stream = Stream.against(reference, Needs(conformity=True, rows=True, reference=True))
+    stream = Stream.open_against(reference, Needs(conformity=True, rows=True, reference=True))
     stream.update(rows, **labels)
     outs = [read_outs()[name] for name in ("conformity", "norm", "cosine_mmd")]
     found = {name: one for out in outs for name, one in out.left_out(stream).items()}
@@ -81,7 +87,7 @@ def test_the_interval_of_a_difference_covers_it(labels, reference):
         common = None if labels == "none" else torch.randn(150, generator=generator, dtype=torch.float64)
         label = {"none": {}, "groups": {"groups": torch.arange(150)}, "ids": {"ids": [f"p{n}" for n in range(150)]}}
         one, two = (drawn(150, mean, generator, common) for mean in (0.615, 0.6))
-        found = pair_differences(
+        found = compare_pair(
             "a", left_out(one, reference, **label[labels]), "b", left_out(two, reference, **label[labels])
         )[0]
         # In the reference's units, whose standard deviation is known to 3%.
@@ -132,9 +138,9 @@ def test_outcomes_are_corrected_for_the_number_of_pairs(reference):
         runs = {name: left_out(drawn(60, 0.6, generator), reference) for name in "abcdef"}
         pairs = [
             one for first, second in combinations(runs, 2)
-            for one in pair_differences(first, runs[first], second, runs[second])
+            for one in compare_pair(first, runs[first], second, runs[second])
         ]  # fmt: skip
-        shifts = [one for one in corrected(pairs) if one.figure == "typicality_shift"]
+        shifts = [one for one in correct_outcomes(pairs) if one.figure == "typicality_shift"]
         told += any(one.outcome != "undecided" for one in shifts)
         uncorrected += any(one.p_value <= 0.05 for one in shifts)
         assert [one.p_adjusted for one in shifts] == pytest.approx(
@@ -154,7 +160,7 @@ def multipletests_holm(p_values):
 
 def test_a_p_value_agrees_with_its_interval(reference, generator):
     runs = [left_out(drawn(80, mean, generator), reference) for mean in (0.6, 0.605)]
-    for one in pair_differences("a", runs[0], "b", runs[1]):
+    for one in compare_pair("a", runs[0], "b", runs[1]):
         none = 0.0 if one.figure == "typicality_shift" else 1.0
         assert (one.p_value < 0.05) == (not one.interval.low <= none <= one.interval.high)
 
@@ -166,8 +172,8 @@ def test_more_and_less_are_about_no_difference():
         for figure in values
         for value in values[figure]
     ]
-    assert [one.outcome for one in corrected(told)] == ["less", "more"] * 2
-    sure = [_p_value(Estimate(torch.tensor(value), torch.tensor(0.0), 5.0)) for value in (0.0, 1.0)]
+    assert [one.outcome for one in correct_outcomes(told)] == ["less", "more"] * 2
+    sure = [_compute_p_value(Estimate(torch.tensor(value), torch.tensor(0.0), 5.0)) for value in (0.0, 1.0)]
     assert sure == [1, 0]
 
 
@@ -222,7 +228,7 @@ def test_a_difference_has_the_error_of_an_explicit_jackknife(generator):
     """Each bucket left out of both runs and of the reference: refitted and compared anew without its groups."""
     sides = [drawn(n, mean, generator) for n, mean in ((60, 0.62), (45, 0.6), (90, 0.6))]
     groups = [torch.arange(60) // 5, torch.arange(45) // 5, torch.arange(90) // 5 + 6]  # some are of all three
-    buckets = [bucket_of(one) for one in groups]
+    buckets = [assign_buckets(one) for one in groups]
 
     everything = (*DELETED, *ALONE)
 
@@ -242,7 +248,7 @@ def test_a_difference_has_the_error_of_an_explicit_jackknife(generator):
 
     reference = cc.ReferenceSet.fit(sides[2], groups=groups[2])
     runs = [left_out(x, reference, everything, groups=y) for x, y in zip(sides[:2], groups[:2], strict=True)]
-    found = [_apart(runs[0][name], runs[1][name]) for name in everything]
+    found = [_compare_figure(runs[0][name], runs[1][name]) for name in everything]
     np.testing.assert_allclose([float(one.value) for one in found], figures([one >= 0 for one in buckets]), rtol=1e-9)
     errors = torch.cat(
         [error(0, 1, 2)[: len(DELETED)], error(0, 1)[len(DELETED) :]]
@@ -251,7 +257,7 @@ def test_a_difference_has_the_error_of_an_explicit_jackknife(generator):
     parts = torch.stack([error(side) for side in range(3)]).T.square()
     np.testing.assert_allclose([one.parts for one in found[: len(DELETED)]], parts[: len(DELETED)], rtol=1e-4)
     np.testing.assert_allclose([one.parts for one in found[len(DELETED) :]], parts[len(DELETED) :, :2], rtol=1e-4)
-    ends = [one.interval for one in pair_differences("a", runs[0], "b", runs[1])]
+    ends = [one.interval for one in compare_pair("a", runs[0], "b", runs[1])]
     assert len(ends) == len(everything)
     assert ends[0] == pytest.approx(found[0].interval())
     assert ends[1] == pytest.approx([np.exp(end) for end in found[1].interval()])
@@ -316,7 +322,7 @@ def test_a_figure_that_no_field_names_is_refused(reference, generator, monkeypat
     one = score(source(drawn(100, 0.6, generator)), reference, resamples=20)
     norm = read_outs()["norm"]
     monkeypatch.setattr(type(norm), "left_out", lambda self, stream: {"rare": None})
-    with pytest.raises(ValueError, match="metrics: 'norm' gave rare, which its fields do not name"):
+    with pytest.raises(ValueError, match="metrics: 'norm' returned rare, not among its fields"):
         compare({"a": one, "b": one}, reference)
 
 

@@ -11,7 +11,15 @@ from helpers import ellipsoid_rows
 
 from clipconformity.cli import main
 from clipconformity.data import write_embeddings
-from clipconformity.evaluation.geometry import AT_THIS_N, FAILS, HOLDS, POPULATION, UNKNOWN, gap_figures, six_properties
+from clipconformity.evaluation.geometry import (
+    AT_THIS_N,
+    FAILS,
+    HOLDS,
+    POPULATION,
+    UNKNOWN,
+    compute_gap_figures,
+    six_properties,
+)
 from clipconformity.provenance import Provenance
 
 
@@ -238,9 +246,9 @@ def test_the_command_leaves_out_the_groups_of_a_file(tmp_path, capsys):
 @pytest.mark.parametrize("paired", [True, False])
 def test_the_gap_leaves_out_groups_together(paired):
     (image, _), (text, group) = clustered(60, 4, seed=1), clustered(60, 4, seed=2)
-    plain = gap_figures(image, text - 3, paired=paired)
-    grouped = gap_figures(image, text - 3, paired=paired, image_groups=torch.arange(240), text_groups=group)
-    both = gap_figures(image, text - 3, paired=paired, image_groups=group, text_groups=group)
+    plain = compute_gap_figures(image, text - 3, paired=paired)
+    grouped = compute_gap_figures(image, text - 3, paired=paired, image_groups=torch.arange(240), text_groups=group)
+    both = compute_gap_figures(image, text - 3, paired=paired, image_groups=group, text_groups=group)
     widths = [found["high"] - found["low"] for found in (plain, grouped, both)]
     assert grouped["gap"] == plain["gap"]
     assert grouped["null"] > plain["null"]

@@ -12,7 +12,7 @@ from helpers import rows_with_cosine
 
 import clipconformity as cc
 from clipconformity.evaluation import ByClass, ClassScore, Comparison, Difference, compare, score
-from clipconformity.evaluation.run_tables import class_table, difference_table
+from clipconformity.evaluation.run_tables import format_classes, format_differences
 from clipconformity.evaluation.sources import Source, SourceBatch
 from clipconformity.functional.resampling import Interval
 
@@ -29,18 +29,18 @@ def rows_of(text) -> list[dict[str, str]]:
 
 
 def test_differences_are_rows_with_numbers_in_full_as_csv():
-    first, second = rows_of(difference_table(DIFFERENCES, "csv"))
+    first, second = rows_of(format_differences(DIFFERENCES, "csv"))
     assert first == {
         "first": "a|b", "second": "c_d", "figure": "typicality_shift", "compared_by": "difference",
         "value": "0.123456789", "low": "0.05", "high": "0.2", "p_value": "0.001", "p_adjusted": "0.003",
         "outcome": "more",
     }  # fmt: skip
     assert (second["compared_by"], second["low"], second["p_adjusted"]) == ("ratio", "", "")
-    assert len(rows_of(difference_table(DIFFERENCES, "csv", ["vendi"]))) == 1
+    assert len(rows_of(format_differences(DIFFERENCES, "csv", ["vendi"]))) == 1
 
 
 def test_differences_are_set_for_reading():
-    lines = difference_table(DIFFERENCES).splitlines()
+    lines = format_differences(DIFFERENCES).splitlines()
     assert lines[1].split() == [
         "a|b",
         "c_d",
@@ -54,8 +54,8 @@ def test_differences_are_set_for_reading():
         "more",
     ]
     assert "Holm" in lines[-1]
-    assert r"| a\|b | c_d |" in difference_table(DIFFERENCES, "markdown")
-    latex = difference_table(DIFFERENCES, "latex").splitlines()
+    assert r"| a\|b | c_d |" in format_differences(DIFFERENCES, "markdown")
+    latex = format_differences(DIFFERENCES, "latex").splitlines()
     assert latex[0] == r"\begin{tabular}{llllrrrr}"
     assert latex[4].startswith(r"a|b & c\_d & typicality shift & difference & 0.123 & [0.05, 0.2] &")
 
@@ -64,11 +64,11 @@ def test_wrong_tables_are_refused(reference, generator):
     with pytest.raises(
         ValueError, match="figures: norm_mean is not compared; expected some of typicality_shift, vendi"
     ):
-        difference_table(DIFFERENCES, figures=["norm_mean"])
+        format_differences(DIFFERENCES, figures=["norm_mean"])
     with pytest.raises(ValueError, match="format: expected one of"):
-        difference_table(DIFFERENCES, "xml")
+        format_differences(DIFFERENCES, "xml")
     with pytest.raises(ValueError, match="format: expected one of"):
-        class_table({}, "xml")
+        format_classes({}, "xml")
     one = score(source(drawn(60, 0.6, generator)), reference, resamples=5)
     found = compare({"a": one, "b": one}, reference)
     with pytest.raises(ValueError, match="by: the runs were not scored by class; give the class of each id"):
@@ -132,7 +132,7 @@ def test_the_order_is_by_standard_errors_and_classes_without_figures_stand_last(
         "b": [few, one_class("noisy", 0.0, 3.0), one_class("sure", 0.0, 0.1), one_class("varied", 0.0, 9.0, 1.5)],
         "c": [few, one_class("noisy", 99.0, 3.0, against="reference"), one_class("sure", 0.0, 0.1)],
     }
-    table = rows_of(class_table({name: ByClass(classes, 0) for name, classes in runs.items()}, "csv"))
+    table = rows_of(format_classes({name: ByClass(classes, 0) for name, classes in runs.items()}, "csv"))
     assert [row["class"] for row in table if row["run"] == "b"] == ["sure", "varied", "noisy", "few"]
     # 0.5 / hypot(0.1, 0.1) is 3.5; log 1.5 / hypot of log 1.1 twice 3.0; 2 / hypot(3, 3) 0.5. "noisy" of c is no match.
     assert 0.5 / math.hypot(0.1, 0.1) > math.log(1.5) / (math.log(1.1) * 2**0.5) > 2 / math.hypot(3, 3)

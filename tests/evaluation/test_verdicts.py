@@ -112,8 +112,8 @@ def test_the_samples_needed_are_those_of_the_formula():
 )  # fmt: skip
 def test_a_verdict_in_words(given, typical, varied):
     found = judge(contrast(**given))
-    assert results.typical(found["typicality"]) == typical
-    assert results.varied(found["variety"]) == varied
+    assert results.describe_typicality(found["typicality"]) == typical
+    assert results.describe_variety(found["variety"]) == varied
 
 
 # --- by simulation ---------------------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ def test_what_is_not_known_meets_no_requirement(tmp_path):
     source = embedding_source([tmp_path / "rows.npy"])
     source.batches = (batch._replace(groups=["one"] * len(batch.ids)) for batch in list(source.batches))
     found = score(source, reference, resamples=100)
-    judged = Requirement.parse("typicality_shift>=0.1").judged(found)
+    judged = Requirement.parse("typicality_shift>=0.1").judge(found)
     assert (judged["holds"], judged["judged_by"]) == (False, None)
 
 
@@ -358,7 +358,7 @@ def test_a_requirement_holds_where_every_value_of_the_interval_meets_it(name, be
     meets = {
         ">=": bound <= 0.4, ">": bound < 0.4, "<=": bound >= 0.6 and better == 1, "<": bound > 0.6 and better == 1,
     }[comparison]  # fmt: skip
-    judged = Requirement.parse(f"{name} {comparison} {bound}").judged(given)
+    judged = Requirement.parse(f"{name} {comparison} {bound}").judge(given)
     assert judged["holds"] == meets
     known = {">=": 0.4, ">": 0.4}.get(comparison, 0.6 if better else None)
     assert (judged["judged_by"], judged["value"]) == (known, 0.5)
@@ -374,8 +374,8 @@ def test_a_requirement_holds_where_every_value_of_the_interval_meets_it(name, be
 )
 def test_a_figure_whose_uncertainty_is_not_known_meets_nothing(figure, holds):
     given = SimpleNamespace(figures={"p_value": figure}, kl_is_lower_bound=False)
-    assert Requirement.parse("p_value>=0.1").judged(given)["holds"] == holds
-    assert Requirement.parse("p_value<=0.9").judged(given)["holds"] == holds
+    assert Requirement.parse("p_value>=0.1").judge(given)["holds"] == holds
+    assert Requirement.parse("p_value<=0.9").judge(given)["holds"] == holds
 
 
 @pytest.mark.parametrize("effect", [0.085, 0.1, 0.115])

@@ -15,16 +15,16 @@ from torch.nn.functional import cross_entropy, normalize
 
 from clipconformity.functional import conformity, conformity_kl
 from clipconformity.functional.contrastive import alignment, left_out_losses, nt_xent, shift, uniformity
-from clipconformity.functional.divergence import LowerBoundWarning, plug_in
-from clipconformity.functional.resampling import counts_of
+from clipconformity.functional.divergence import LowerBoundWarning, compute_plug_in
+from clipconformity.functional.resampling import count_draws
 from clipconformity.functional.sweep import (
     Pairs,
     _bootstrap,
     _compare,
     _kl_difference,
     _kl_interval,
-    _redrawn,
-    _redrawn_conformities,
+    _redraw_conformities,
+    _redraw_kl,
     jackknife_interval,
     left_out_losses_at,
     shift_grid,
@@ -206,7 +206,7 @@ def test_intervals_of_the_loss_cover_its_expectation(generator):
     alphas, runs = [0.0, 0.3, 1.0], 100
 
     def losses(pairs: Pairs) -> torch.Tensor:
-        return torch.stack([nt_xent_at_once(*pairs.shifted(a, a), 20.0) for a in alphas])
+        return torch.stack([nt_xent_at_once(*pairs.shift(a, a), 20.0) for a in alphas])
 
     truth = torch.stack([losses(correlated(100, generator)) for _ in range(1000)]).mean(0)
     hits = torch.zeros(6)
@@ -252,9 +252,9 @@ def test_a_pair_that_is_left_out_moves_the_means_too(alpha, generator):
     for pair in range(200):
         kept = torch.arange(200) != pair
         rest = Pairs(pairs.image[kept], pairs.text[kept])
-        explicit.append(nt_xent_at_once(*rest.shifted(alpha, alpha), 20.0))
+        explicit.append(nt_xent_at_once(*rest.shift(alpha, alpha), 20.0))
     truth = torch.stack(explicit)
-    fixed = left_out_losses(*pairs.shifted(alpha, alpha), 20.0)
+    fixed = left_out_losses(*pairs.shift(alpha, alpha), 20.0)
     missed, without = ((truth - found).std() / truth.std() for found in (left_out_losses_at(pairs, alpha, 20.0), fixed))
     assert float(missed) < 0.01
     assert float(without) > 10 * float(missed)
@@ -304,8 +304,8 @@ def test_intervals_of_the_kl_by_hand():
 def test_redrawn_conformities_equal_those_of_the_redrawn_rows(alpha, generator):
     pairs = correlated(30, generator)
     draws = _bootstrap(pairs, 3, generator)
-    weights = counts_of(draws.chosen, draws.chosen.shape[1])
-    moved = _redrawn_conformities(pairs.shifted(alpha, alpha).image, alpha * draws.moves.image, weights)
+    weights = count_draws(draws.chosen, draws.chosen.shape[1])
+    moved = _redraw_conformities(pairs.shift(alpha, alpha).image, alpha * draws.moves.image, weights)
     for chosen, values in zip(draws.chosen, moved, strict=True):
         u = unit(double(shift(pairs.image[chosen], alpha)))
         cosine = u @ u.T
@@ -317,7 +317,7 @@ def test_redrawn_conformities_equal_those_of_the_redrawn_rows(alpha, generator):
 
 def test_redrawn_divergences_are_those_of_the_redrawn_pairs(generator):
     pairs, alpha = correlated(40, generator), 0.8
-    shifted = pairs.shifted(alpha, alpha)
+    shifted = pairs.shift(alpha, alpha)
     compared = _compare(*(conformity(x) for x in shifted))
     draws = _bootstrap(pairs, 4, generator)
     histograms: list[list[torch.Tensor]] = [[], []]
@@ -326,19 +326,19 @@ def test_redrawn_divergences_are_those_of_the_redrawn_pairs(generator):
         for side, rows in zip(histograms, pairs, strict=True):
             u = unit(double(shift(rows[chosen], alpha)))
             side.append(compared.grid.counts(torch.from_numpy((u @ u.T * others).sum(1) / others.sum(1))))
-    expected = plug_in(compared.readout, *(torch.stack(side) for side in histograms)).forward
-    torch.testing.assert_close(_redrawn(shifted, alpha, compared, draws), expected, rtol=0, atol=1e-6)
+    expected = compute_plug_in(compared.readout, *(torch.stack(side) for side in histograms)).forward
+    torch.testing.assert_close(_redraw_kl(shifted, alpha, compared, draws), expected, rtol=0, atol=1e-6)
 
 
 def test_draws_in_parts_are_those_at_once(generator, monkeypatch):
     """Seven draws of 40 pairs, three at a time."""
     pairs, found = correlated(40, generator), []
-    shifted = pairs.shifted(0.5, 0.5)
+    shifted = pairs.shift(0.5, 0.5)
     compared = _compare(*(conformity(x) for x in shifted))
     for entries in (2**21, 130):
         monkeypatch.setattr("clipconformity.functional.sweep.CHUNK_ENTRIES", entries)
         draws = _bootstrap(pairs, 7, torch.Generator().manual_seed(0))
-        found.append(_redrawn(shifted, 0.5, compared, draws))
+        found.append(_redraw_kl(shifted, 0.5, compared, draws))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-9)
 
 
@@ -437,5 +437,5 @@ def test_the_redrawn_sum_matches_the_oracle_of_conformity(pairs):
     image, _ = pairs
     ones, still = torch.ones(1, 90, dtype=torch.float64), torch.zeros(1, 16, dtype=torch.float64)
     np.testing.assert_allclose(
-        _redrawn_conformities(image.double(), still, ones)[0], brute_conformity(image), atol=1e-10
+        _redraw_conformities(image.double(), still, ones)[0], brute_conformity(image), atol=1e-10
     )

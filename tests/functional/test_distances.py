@@ -8,7 +8,7 @@ import torch
 from helpers import double
 
 from clipconformity.functional import distances
-from clipconformity.functional.distances import ball_blocks, largest, placed, reach
+from clipconformity.functional.distances import center_and_scale, find_ball_blocks, find_largest, kth_distance
 from clipconformity.functional.neighbours import close_counts, cover
 
 
@@ -56,13 +56,13 @@ KINDS = list(kinds(torch.Generator().manual_seed(0)))
 @pytest.mark.parametrize("k", [1, 5])
 def test_who_is_in_a_ball_is_what_float64_says(kind, k, generator):
     mine, theirs = kinds(generator)[kind]
-    first, second, scale = placed(mine, theirs)
-    reaches = reach(first, k), reach(second, k)
+    first, second, scale = center_and_scale(mine, theirs)
+    reaches = kth_distance(first, k), kth_distance(second, k)
     for found, rows in zip(reaches, (mine, theirs), strict=True):
         np.testing.assert_allclose(found / scale, brute_reach(rows, k), rtol=1e-9, atol=1e-11 * brute(rows, rows).max())
     center = double(theirs).mean(0)
     squares = [((double(x) - center) ** 2).sum(1) for x in (mine, theirs)]
-    apart, blocks = brute(mine, theirs), list(ball_blocks(first, second, reaches))
+    apart, blocks = brute(mine, theirs), list(find_ball_blocks(first, second, reaches))
     edge = 1e-11 * (squares[0][:, None] + squares[1])  # nearer than that no answer is wrong
     for side, limit in enumerate((reaches[0][:, None], reaches[1][None])):
         inside = np.zeros(apart.shape, dtype=bool)
@@ -78,9 +78,9 @@ def test_who_is_in_a_ball_is_what_float64_says(kind, k, generator):
 @pytest.mark.parametrize("kind", KINDS)
 def test_float32_is_never_off_by_more_than_is_allowed_for(kind, generator):
     mine, theirs = kinds(generator)[kind]
-    first, second, scale = placed(mine, theirs)
+    first, second, scale = center_and_scale(mine, theirs)
     apart = scale * brute(mine, theirs)
-    for block in ball_blocks(first, second, (first.squares, second.squares)):
+    for block in find_ball_blocks(first, second, (first.squares, second.squares)):
         off = np.abs(double(block.distance) - apart)
         near = torch.from_numpy(apart)
         margin = torch.stack([first.margin(near[:, column]) for column in range(len(theirs))], 1)
@@ -91,7 +91,7 @@ def test_float32_is_never_off_by_more_than_is_allowed_for(kind, generator):
 def test_both_ways_to_decide_in_float64_agree(few, generator, monkeypatch):
     mine, theirs = kinds(generator)["two far clusters"]
     expected = cover(mine, theirs, 3)
-    monkeypatch.setattr(distances, "FEW", few)
+    monkeypatch.setattr(distances, "MAX_UNCERTAIN_SHARE", few)
     monkeypatch.setattr(distances, "PAIRS", 5)
     found = cover(mine, theirs, 3)
     for one, other in zip(found, expected, strict=True):
@@ -101,7 +101,7 @@ def test_both_ways_to_decide_in_float64_agree(few, generator, monkeypatch):
 @pytest.mark.parametrize("answer", ["medium", RuntimeError("mixed settings")], ids=["medium", "no answer"])
 def test_float32_that_loses_digits_is_not_asked(answer, generator, monkeypatch):
     mine, theirs = (side.float() for side in kinds(generator)["plain"])
-    assert placed(mine, theirs)[0].quick.dtype == torch.float32
+    assert center_and_scale(mine, theirs)[0].quick.dtype == torch.float32
     expected = cover(mine, theirs, 3)
 
     def precision() -> str:
@@ -110,7 +110,7 @@ def test_float32_that_loses_digits_is_not_asked(answer, generator, monkeypatch):
         return answer
 
     monkeypatch.setattr(torch, "get_float32_matmul_precision", precision)
-    assert placed(mine, theirs)[0].quick.dtype == torch.float64
+    assert center_and_scale(mine, theirs)[0].quick.dtype == torch.float64
     found = cover(mine, theirs, 3)
     assert torch.equal(found.balls, expected.balls)
     assert torch.equal(found.recalled, expected.recalled)
@@ -124,7 +124,7 @@ def test_the_largest_of_a_symmetric_matrix_are_found_from_half_of_it(generator, 
     expected = matrix.topk(7, dim=1)
     for size in (4, 37, 90):
         monkeypatch.setattr(distances, "ROWS", size)
-        values, places = largest(rows, None, 7, bias)
+        values, places = find_largest(rows, None, 7, bias)
         torch.testing.assert_close(values, expected.values)
         assert torch.equal(places, expected.indices)
 

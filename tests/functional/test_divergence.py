@@ -16,7 +16,7 @@ import clipconformity as cc
 from clipconformity import LowerBoundWarning
 from clipconformity.functional import conformity, conformity_kl
 from clipconformity.functional.density import CELLS
-from clipconformity.functional.divergence import Side, is_lower_bound, plan, plug_in
+from clipconformity.functional.divergence import Side, compute_plug_in, is_lower_bound, plan_readout
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -133,7 +133,7 @@ PAIRS = {
     "mixture against one": (Mixture(0.8, (0.5, 0.04), (0.62, 0.03)), stats.norm(0.52, 0.06), 0.1, 0.95),
 }
 PAIRS |= {
-    f"{name}, mirrored": (Mirrored(p), Mirrored(q), 1 - high, 1 - low)
+    f"{name}, mirror_upper": (Mirrored(p), Mirrored(q), 1 - high, 1 - low)
     for name, (p, q, low, high) in PAIRS.items()
     if "mixture" not in name
 }
@@ -328,15 +328,15 @@ def test_a_lower_bound_is_told_from_a_quarter_outside_a_thousandth_far_off_or_on
 def test_a_tail_decides_where_the_floor_moves_the_value_by_a_twentieth_and_beyond_noise(size, mean, share, bound):
     evaluated = gaussians(size, (1 - share, mean, 1.0), (share, 8.0, 0.5))
     reference = gaussians(size, (1.0, 0.0, 1.0))
-    assert is_lower_bound(plan(evaluated, reference), evaluated, reference) == bound
+    assert is_lower_bound(plan_readout(evaluated, reference), evaluated, reference) == bound
 
 
 @pytest.mark.parametrize("size", [100, 10_000])
 def test_a_tail_is_followed_down_to_a_ten_thousandth_of_a_sample(size):
     """Two in a hundred lie eight standard deviations off; the floor goes with the size of the reference."""
     evaluated, reference = gaussians(1000, (0.98, 0.0, 1.0), (0.02, 8.0, 0.5)), gaussians(size, (1.0, 0.0, 1.0))
-    readout = plan(evaluated, reference)
-    value = float(plug_in(readout, evaluated.counts[None], reference.counts[None]).forward)
+    readout = plan_readout(evaluated, reference)
+    value = float(compute_plug_in(readout, evaluated.counts[None], reference.counts[None]).forward)
     p, q = (side.counts[1:-1].unflatten(0, (-1, readout.factor)).sum(1) for side in (evaluated, reference))
     p, q = p / 1000, q / size
     expected = (torch.special.xlogy(p, p) - p * q.clamp_min(1e-4 / size).log()).sum()
@@ -347,7 +347,7 @@ def test_a_tail_is_followed_down_to_a_ten_thousandth_of_a_sample(size):
 def test_the_bias_of_a_gaussian_is_that_of_two_parameters(size):
     """What fitting mean and variance adds on average is chi-squared with 2 degrees of freedom over 2N: 1/N."""
     sides = gaussians(size, (1.0, 0.3, 1.2)), gaussians(2 * size, (1.0, 0.0, 1.0))
-    assert plan(*sides).biases == pytest.approx((1 / size, 0.5 / size), rel=1e-3)
+    assert plan_readout(*sides).biases == pytest.approx((1 / size, 0.5 / size), rel=1e-3)
 
 
 def test_rows_that_are_worth_fewer_are_smoothed_and_corrected_as_fewer():
@@ -355,8 +355,8 @@ def test_rows_that_are_worth_fewer_are_smoothed_and_corrected_as_fewer():
     reference = gaussians(500, (1.0, 0.0, 1.0))
     found = []
     for side in (gaussians(200, *parts), gaussians(1000, *parts, effective=200)):
-        readout = plan(side, reference)
-        values = plug_in(readout, side.counts[None], reference.counts[None])
+        readout = plan_readout(side, reference)
+        values = compute_plug_in(readout, side.counts[None], reference.counts[None])
         found.append((*readout.biases, float(values.forward), float(values.reverse)))
     assert found[0] == pytest.approx(found[1], rel=1e-9)
 

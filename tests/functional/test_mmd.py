@@ -10,7 +10,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 import clipconformity as cc
 from clipconformity.functional import cmmd, cosine_mmd, mmd, mmd_halves
-from clipconformity.functional.mmd import LEFT_OUT, third_order
+from clipconformity.functional.mmd import MAX_LEFT_OUT, third_order
 
 
 def brute_mmd(x: torch.Tensor, y: torch.Tensor, kernel, *, unbiased: bool) -> float:
@@ -96,7 +96,7 @@ def test_a_reference_set_gives_what_its_rows_give(sets):
 @pytest.mark.parametrize("unbiased", [False, True])
 @pytest.mark.parametrize("sigma", [10.0, 0.5])
 def test_cmmd_is_the_published_sum_over_pairs(sigma, unbiased, block, sets, monkeypatch):
-    monkeypatch.setattr(mmd, "PAIRS", block * 90)
+    monkeypatch.setattr(mmd, "MAX_PAIRS", block * 90)
     expected = 1000 * brute_mmd(*sets, gaussian(sigma), unbiased=unbiased)
     found = cmmd(*(x.double() for x in sets), sigma=sigma, unbiased=unbiased)
     assert found == pytest.approx(expected, rel=1e-9)
@@ -143,7 +143,7 @@ def test_the_third_order_leaves_out_no_more_than_its_bound_and_never_adds(kind, 
         others = -rows
     apart = [torch.from_numpy(a - b).square().sum() for a, b in zip(moments(rows), moments(others), strict=True)]
     left_out = float(cmmd(rows, others) - third_order(*apart))
-    assert -1e-9 <= left_out <= LEFT_OUT
+    assert -1e-9 <= left_out <= MAX_LEFT_OUT
     assert kind != "cubes alone" or left_out > 1e-5  # guard: there is something to leave out
 
 

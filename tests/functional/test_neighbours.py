@@ -56,10 +56,10 @@ def test_blocks_do_not_matter(generator, monkeypatch):
     torch.testing.assert_close(close_counts(neighbours.units(fake), 0.9), whole[3])
 
 
-@pytest.mark.parametrize("few", [distances.FEW, 0.0], ids=["pair by pair", "a block at once"])
+@pytest.mark.parametrize("few", [distances.MAX_UNCERTAIN_SHARE, 0.0], ids=["pair by pair", "a block at once"])
 def test_the_edge_of_a_ball_is_outside_in_whatever_block(few, generator, monkeypatch):
     """Of a set against itself each ball holds its k - 1 nearest and its center: the k-th lies on the edge."""
-    monkeypatch.setattr(distances, "FEW", few)
+    monkeypatch.setattr(distances, "MAX_UNCERTAIN_SHARE", few)
     for size in (100, 1500):
         rows = torch.randn(size, 24, generator=generator, dtype=torch.float64)
         assert prdc(rows, rows.clone(), 4).density == 1

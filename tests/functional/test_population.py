@@ -30,7 +30,7 @@ GROUPS = {"none": None, "even": torch.arange(9) % 5, "uneven": torch.tensor([3, 
 
 
 def traces(values: torch.Tensor, group: torch.Tensor | None = None):
-    rows = Rows.of(values, group)
+    rows = Rows.center(values, group)
     return rows, unbiased_traces(rows, rows.centered.T @ rows.centered)
 
 
@@ -57,9 +57,9 @@ def test_estimates_are_means_over_rows_of_different_groups(name, generator):
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_products_within_groups_are_those_of_each_row(name, generator):
-    rows = Rows.of(ellipsoid_rows(9, 4, generator).double(), GROUPS[name])
+    rows = Rows.center(ellipsoid_rows(9, 4, generator).double(), GROUPS[name])
     gram, same = rows.centered @ rows.centered.T, rows.group[:, None] == rows.group
-    for found, expected in zip(rows.within(), (gram.square(), gram), strict=True):
+    for found, expected in zip(rows.multiply_within(), (gram.square(), gram), strict=True):
         torch.testing.assert_close(found, (expected * same).sum(1))
 
 
@@ -80,7 +80,7 @@ def test_the_influences_beside_other_groups_are_sums_over_these(name, generator)
 def test_an_estimate_leaves_out_each_group_and_what_it_moves(generator):
     """Of a mean that is exact: it is the mean of the rows of the other groups."""
     x, group = torch.randn(9, 1, generator=generator).double(), GROUPS["uneven"]
-    rows = Rows.of(x, group)
+    rows = Rows.center(x, group)
     found = estimate(rows.mean[0], rows.centered[:, 0], rows)
     left = np.array([float(x[group != one].mean()) for one in group.unique()])
     assert float(found.error) == pytest.approx(math.sqrt(4 / 5 * np.square(left - left.mean()).sum()), rel=1e-9)
@@ -177,7 +177,7 @@ def test_influences_are_those_of_leaving_rows_out(generator):
 def test_the_shell_is_left_out_with_its_own_mean(generator):
     values = ellipsoid_rows(40, 5, generator).double()
     part = torch.arange(40) % 7
-    found = shell_estimate(Rows.of(values), part)
+    found = shell_estimate(Rows.center(values), part)
     logs = []
     for kept in (part >= 0, *(part != p for p in range(7))):
         x = double(values[kept])

@@ -9,14 +9,14 @@ import pytest
 import scipy.stats
 import torch
 
-from clipconformity.evaluation.geometry import balanced_interval
+from clipconformity.evaluation.geometry import compute_balanced_interval
 from clipconformity.functional.resampling import (
     Estimate,
     Interval,
     basic_interval,
     effective_number,
-    estimated_share,
-    exponential,
+    estimate_share,
+    exponentiate_interval,
     jackknife,
     joint_jackknife,
     mean_error,
@@ -48,17 +48,17 @@ def share(value: float, error: float, degrees: float = 1e6) -> Estimate:
 
 def test_a_share_of_independent_rows_has_the_exact_interval_and_a_noisier_one_that_of_fewer():
     error = math.sqrt(0.3 * 0.7 / 100)
-    assert estimated_share(share(0.3, error), 1e6) == pytest.approx(tuple(share_interval(30, 100)), rel=1e-4)
-    assert estimated_share(share(0.3, 2 * error), 1e6) == pytest.approx(tuple(share_interval(7.5, 25)), rel=1e-4)
-    assert estimated_share(share(0.3, error / 9), 100) == pytest.approx(tuple(share_interval(30, 100)), rel=0.02)
-    few = estimated_share(share(0.3, error, 3), 1e6)
+    assert estimate_share(share(0.3, error), 1e6) == pytest.approx(tuple(share_interval(30, 100)), rel=1e-4)
+    assert estimate_share(share(0.3, 2 * error), 1e6) == pytest.approx(tuple(share_interval(7.5, 25)), rel=1e-4)
+    assert estimate_share(share(0.3, error / 9), 100) == pytest.approx(tuple(share_interval(30, 100)), rel=0.02)
+    few = estimate_share(share(0.3, error, 3), 1e6)
     assert few.high - few.low > 1.4 * (share_interval(30, 100).high - share_interval(30, 100).low)
 
 
 def test_a_share_of_none_or_all_has_the_interval_of_so_many_rows():
     for value, hits in ((0.0, 0), (1.0, 50)):
-        assert estimated_share(share(value, 0.0), 50) == share_interval(hits, 50)
-    assert all(map(math.isnan, estimated_share(share(0.3, math.nan, 0), 50)))
+        assert estimate_share(share(value, 0.0), 50) == share_interval(hits, 50)
+    assert all(map(math.isnan, estimate_share(share(0.3, math.nan, 0), 50)))
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 20), (1, 20), (19, 20), (20, 20), (750, 1500), (1499, 1500)])
@@ -93,7 +93,7 @@ def test_the_interval_of_a_balanced_accuracy_covers_it(counts, shares):
     covered = 0
     for hits in pairs:
         if hits not in seen:
-            low, high = balanced_interval([h / n for h, n in zip(hits, counts, strict=True)], counts)
+            low, high = compute_balanced_interval([h / n for h, n in zip(hits, counts, strict=True)], counts)
             seen[hits] = low <= truth <= high
         covered += seen[hits]
     assert covered >= 0.92 * 2000
@@ -151,8 +151,8 @@ def test_two_equal_buckets_are_the_least_that_tells_an_error(count, degrees):
 
 
 def test_a_ratio_has_a_finite_interval_however_wide_that_of_its_logarithm_is():
-    assert exponential(Interval(-800.0, 800.0)) == pytest.approx((0.0, math.exp(700)))
-    assert exponential(Interval(0.0, math.log(2))) == pytest.approx((1.0, 2.0))
+    assert exponentiate_interval(Interval(-800.0, 800.0)) == pytest.approx((0.0, math.exp(700)))
+    assert exponentiate_interval(Interval(0.0, math.log(2))) == pytest.approx((1.0, 2.0))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import torch
 
 from clipconformity.functional.two_sample import (
     anderson_darling,
-    flipped_histograms,
-    permuted_histograms,
+    flip_histograms,
+    permute_histograms,
     tail_probability,
 )
 
@@ -45,7 +45,7 @@ def test_the_statistic_is_the_one_of_scholz_and_stephens(seed, decimals):
 
 def test_permutations_are_draws_without_replacement():
     one, two = torch.tensor([3.0, 0.0, 2.0, 5.0]), torch.tensor([1.0, 0.0, 6.0, 3.0])
-    mine, theirs = permuted_histograms(one, two, 4000, torch.Generator().manual_seed(0))
+    mine, theirs = permute_histograms(one, two, 4000, torch.Generator().manual_seed(0))
     assert torch.equal(mine + theirs, (one + two).expand(4000, -1).double())
     assert bool((mine.sum(1) == 10).all())
     expected = scipy.stats.multivariate_hypergeom((one + two).long().numpy(), 10)
@@ -66,14 +66,14 @@ def test_permutation_p_values_are_those_of_all_permutations():
         a, b = ranks(values[list(chosen)], values[rest])
         every.append(float(anderson_darling(a[None], b[None], a + b)))
     exact = np.mean(np.array(every) >= float(observed) * (1 - 1e-12))
-    drawn = permuted_histograms(one, two, 20_000, torch.Generator().manual_seed(0))
+    drawn = permute_histograms(one, two, 20_000, torch.Generator().manual_seed(0))
     assert tail_probability(observed, anderson_darling(*drawn, one + two)) == pytest.approx(exact, abs=0.01)
 
 
 def test_flips_keep_what_sides_share_in_a_bucket():
     """Equal sides differ in no draw, and the sums of a draw are those of the sides."""
     counts = torch.randint(0, 4, (64, 10), generator=torch.Generator().manual_seed(0)).double()
-    mine, theirs = flipped_histograms(counts, counts, 200, torch.Generator().manual_seed(1))
+    mine, theirs = flip_histograms(counts, counts, 200, torch.Generator().manual_seed(1))
     torch.testing.assert_close(mine, theirs)
     np.testing.assert_allclose(mine.sum(1), float(counts.sum()))
 
@@ -83,7 +83,7 @@ def test_flips_of_independent_buckets_have_the_variance_of_cluster_sums():
     one = torch.randint(0, 5, (100, 6), generator=generator).double()
     two = torch.zeros_like(one)
     two[0] = 1.0
-    mine, _ = flipped_histograms(one, two, 20_000, generator)
+    mine, _ = flip_histograms(one, two, 20_000, generator)
     added = one - one.sum(1, keepdim=True) * (one.sum(0) / one.sum())
     np.testing.assert_allclose(mine.var(0), added.square().sum(0), rtol=0.05)
 

@@ -34,7 +34,7 @@ from clipconformity.data import (
 from clipconformity.encoders.registry import TINY
 from clipconformity.evaluation import Score, build_reference, compare, embedding_source, score
 from clipconformity.provenance import Provenance
-from clipconformity.stream.state_file import checksum
+from clipconformity.stream.state_file import compute_checksum
 
 Random = random.Random
 Act = Callable[[], object]
@@ -345,7 +345,7 @@ def _damage_state(path: Path, entries: tuple[str, ...], random: Random) -> None:
     else:
         tensors = _damaged(tensors, random)
     try:
-        about["checksum"] = checksum(tensors, about)
+        about["checksum"] = compute_checksum(tensors, about)
     except (RuntimeError, NotImplementedError, TypeError):  # of no plain values, and cannot be saved either
         tensors = load_file(path)
     _save(path, tensors, about)

@@ -14,8 +14,8 @@ from clipconformity.data import merge_results, read_captions, read_results, writ
 from clipconformity.demo import sample_scenes, write_coco_scenes
 from clipconformity.evaluation import human_spread
 from clipconformity.generators import TransformersCaptioner, caption_images, rank_path
-from clipconformity.generators.captions import _without
-from clipconformity.stream.moments import bucket_of
+from clipconformity.generators.captions import _strip_prefix
+from clipconformity.stream.moments import assign_buckets
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_ids_may_come_as_an_array_and_must_be_numbers_or_strings(paths, tmp_path
     ],
 )
 def test_a_prompt_is_cut_off_by_whole_words(text, start, left):
-    assert _without(text, start) == left
+    assert _strip_prefix(text, start) == left
 
 
 # --- real classes of transformers, from small random configurations --------------------------------------------------
@@ -310,7 +310,7 @@ def test_every_fold_agrees_with_brute_force():
     orders = np.stack([3 * image + draw.permutation(3) for image in range(40)])  # (40, 3) rows
     cosine = torch.nn.functional.normalize(embeddings.double(), dim=1)
     cosine = cosine @ cosine.T
-    bucket = bucket_of(groups)
+    bucket = assign_buckets(groups)
     for fold in range(3):
         left = torch.tensor(orders[:, fold])
         others = torch.tensor(np.delete(orders, fold, axis=1).ravel())

@@ -11,12 +11,12 @@ from helpers import brute_conformity, double, ellipsoid_rows, unit
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 import clipconformity as cc
-from clipconformity.functional import SingularWarning, conformity_kl, log_likelihood
+from clipconformity.functional import SingularWarning, conformity_kl, ellipsoid, log_likelihood
 from clipconformity.functional.likelihood import oas_shrinkage
 from clipconformity.functional.population import Rows, unbiased_traces
 from clipconformity.functional.resampling import jackknife
-from clipconformity.stream.moments import bucket_of
-from clipconformity.stream.readouts.modality_gap import independent_pairs
+from clipconformity.stream.moments import assign_buckets
+from clipconformity.stream.readouts.modality_gap import choose_independent_pairs
 from clipconformity.stream.row_sample import hash_labels
 
 DIM = 12
@@ -96,9 +96,9 @@ def test_the_condition_is_nan_where_the_rank_is_below_the_dimension(rows):
 
 @pytest.mark.parametrize(("offset", "known"), [(100, True), (1e5, False)])
 def test_the_condition_is_nan_where_the_offset_hides_it(offset, known, generator):
-    """Sums of squares round by the square of the offset: a least variance of 1e-6 comes out above twice of it."""
+    """Sums of squares round by the square of the offset: a least variance of 4e-6 comes out above twice of it."""
     rows = torch.randn(200, DIM, generator=generator, dtype=torch.float64)
-    rows[:, 3] *= 1e-3
+    rows[:, 3] *= 2e-3
     spectrum = np.linalg.eigvalsh(np.cov(double(rows).T))
     metric = cc.EllipsoidGeometry(embed_dim=DIM)
     for batch in (rows + offset).split(37):
@@ -120,7 +120,7 @@ def test_the_keys_are_the_same_for_every_batch(dim, rows):
     assert missing == (tilts | {f"permuted_{name}" for name in tilts - ends} if dim == 1 else set())
 
 
-@pytest.mark.parametrize(("dtype", "spread"), [(torch.float32, 300.0), (torch.float32, 1e5), (torch.float64, 1e5)])
+@pytest.mark.parametrize(("dtype", "spread"), [(torch.float32, 300.0), (torch.float32, 1e5), (torch.float64, 900.0)])
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 def test_a_turned_spread_has_its_condition_whatever_the_batches(dtype, spread, offset):
     generator = torch.Generator().manual_seed(0)
@@ -134,8 +134,10 @@ def test_a_turned_spread_has_its_condition_whatever_the_batches(dtype, spread, o
         for batch in rows.split(size):
             metric.update(batch)
         found.append(float(metric.compute()["spectrum_condition"]))
-    near = 1e-6 if spread < 1e3 else 1e-3  # eps of float64 times the condition, on either side
-    assert found == pytest.approx([spectrum[-1] / spectrum[0]] * 3, rel=near)
+    condition = spectrum[-1] / spectrum[0]
+    near = 1e-6 if dtype == torch.float64 else 1e-8 * condition  # what float32 products know of the largest
+    expected = condition if condition < 1e6 else math.nan
+    assert found == pytest.approx([expected] * 3, rel=near, nan_ok=True)
 
 
 def test_the_figures_from_moments_stay_exact_beyond_the_row_sample(rows, texts, reference):
@@ -243,7 +245,7 @@ def test_few_rows_of_many_are_corrected_as_many(generator):
 
 def test_the_estimate_of_a_population_is_that_of_the_function_where_all_rows_are_kept(generator):
     rows, group = ellipsoid_rows(60, DIM, generator), torch.arange(60).square() % 17
-    given = Rows.of(rows, group)
+    given = Rows.center(rows, group)
     known = unbiased_traces(given, given.centered.T @ given.centered)
     found = shape_of(rows, group)["population_participation_ratio"]
     assert found == pytest.approx(float(known.participation_ratio), rel=1e-5)
@@ -403,7 +405,7 @@ def test_the_squared_gap_is_over_pairs_of_different_groups_and_its_interval_an_e
     for part in torch.arange(60).split(17):
         metric.update(image[part], text[part], groups=group[part])
     found = numbers(metric.compute())
-    bucket = bucket_of(hash_labels(group, 60, torch.device("cpu")))
+    bucket = assign_buckets(hash_labels(group, 60, torch.device("cpu")))
     rows = torch.from_numpy(unit(double(image)) - unit(double(text)))
     products, other = rows @ rows.T, bucket[:, None] != bucket
     without = [(bucket != one)[:, None] & (bucket != one) & other for one in bucket.unique()]
@@ -417,7 +419,7 @@ def test_the_squared_gap_is_over_pairs_of_different_groups_and_its_interval_an_e
         math.sqrt(max(0, found["modality_gap"] ** 2 - found["squared_modality_gap"])), rel=1e-6
     )
     sides = metric._stream().sides
-    kept = independent_pairs(sides["image"], sides["text"])
+    kept = choose_independent_pairs(sides["image"], sides["text"])
     places = (image[:, None] == kept[0]).all(2).int().argmax(0)
     assert len(places) == len(group.unique()) == len(group[places].unique())
     assert torch.equal(kept[1], text[places])
@@ -538,8 +540,10 @@ def test_the_real_images_have_their_published_figures(images):
     assert found["shell_variance"] == pytest.approx(0.2402, abs=5e-5)
     assert found["offset"] == pytest.approx(1.1318, abs=5e-5)
     assert found["participation_ratio"] == pytest.approx(14.29, abs=5e-3)
-    spectrum = np.linalg.eigvalsh(np.cov(double(images).T))  # a condition of 2e9
-    assert found["spectrum_condition"] == pytest.approx(spectrum[-1] / spectrum[0], rel=1e-5)
+    spectrum = np.linalg.eigvalsh(np.cov(double(images).T))
+    assert spectrum[-1] / spectrum[0] > 1e9
+    assert math.isnan(found["spectrum_condition"])
+    assert float(ellipsoid(images.double()).condition) == pytest.approx(spectrum[-1] / spectrum[0], rel=1e-4)
     assert found["off_diagonal_ratio"] == pytest.approx(76.056, abs=5e-4)
 
 

@@ -16,7 +16,7 @@ from torchmetrics import MetricCollection
 
 import clipconformity as cc
 from clipconformity.stream.readouts.conformity import own_set_values
-from clipconformity.stream.readouts.norm import sampled_norms
+from clipconformity.stream.readouts.norm import compute_sampled_norms
 
 mpl.use("Agg")
 
@@ -172,8 +172,8 @@ def test_means_stay_exact_beyond_max_samples_and_the_rest_is_marked(reference_ro
 def test_figures_of_the_own_set_are_under_the_mean_of_all_rows():
     """Of 100 rows out of 1,500: each conformity, and each distance from the mean, is that of the row in the whole."""
     rows = ellipsoid_rows(1500, DIM, torch.Generator().manual_seed(3))
-    moments = fed(cc.EmbeddingNorm(embed_dim=DIM, max_samples=100), rows)._stream().checked()
-    norms, centered = sampled_norms(moments)
+    moments = fed(cc.EmbeddingNorm(embed_dim=DIM, max_samples=100), rows)._stream().read_side()
+    norms, centered = compute_sampled_norms(moments)
     values = double(rows)
     chosen = [int((rows == row).all(1).nonzero()) for row in moments.good_sample().rows]
     assert len(chosen) == 100

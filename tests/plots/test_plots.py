@@ -326,7 +326,7 @@ def test_the_gap_shows_as_many_pairs_as_were_given(image, text):
 
 def test_drawing_in_a_colour_ends_with_its_context():
     before = mpl.rcParams["text.color"]
-    with plots.drawing_in("#010203"):
+    with plots.use_text_color("#010203"):
         assert mpl.rcParams["text.color"] == "#010203"
     assert mpl.rcParams["text.color"] == before
 

@@ -351,7 +351,8 @@ def test_the_geometry_report_says_which_properties_hold(tmp_path, pair):
     sweep = sweep._replace(kl_lower_bound=sweep.alphas > 0)
     source, page = geometry(
         tmp_path / "g.html", found, image=image, text=text, sweep=sweep,
-        gap=properties.gap_figures(image, text, paired=True), measured={"image_embeddings": ATTACK}, command=ATTACK,
+        gap=properties.compute_gap_figures(image, text, paired=True),
+        measured={"image_embeddings": ATTACK}, command=ATTACK,
     )  # fmt: skip
     assert_nothing_is_fetched(source, page)
     assert [section["id"] for section in page.of("section")] == ["verdict", "properties", "plots", "measured", "cite"]

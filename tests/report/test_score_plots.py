@@ -20,7 +20,7 @@ import clipconformity as cc
 from clipconformity import plots
 from clipconformity.evaluation import Score, Source, SourceBatch, score
 from clipconformity.report import Run, score_plots, write_report
-from clipconformity.report.lead import say
+from clipconformity.report.lead import summarise_runs
 from clipconformity.report.score_plots import PLOTS, Panel, ScorePlot, draw_plots
 from clipconformity.stream.alignment import Partners
 
@@ -115,7 +115,7 @@ def test_a_run_without_intervals_is_drawn(row):
     assert alone["one group"].kl_interval is None
     for scores in (alone, alone | {"other": scored("image")}):
         runs = Panel(reference("image"), scores)
-        if all(map(runs.has, row.needs)):
+        if all(map(runs.has_figure, row.needs)):
             axes(row, runs)
             assert "None" not in row.alt(runs)
 
@@ -165,7 +165,7 @@ def test_a_run_has_its_own_colour_in_every_plot(row, monkeypatch):
     names = "abcdefghijkl"
     runs = panel("image", *names)
     source = html(row, runs, monkeypatch).lower()
-    looks = [one.look for one in say(runs)]
+    looks = [one.look for one in summarise_runs(runs)]
     assert all(look.color.lower() in source for look in looks)
     assert len({(look.color, str(look.marker)) for look in looks}) == len(names)
 

@@ -12,10 +12,11 @@ from helpers import double, ellipsoid_rows, unit
 from clipconformity import ReferenceSet
 from clipconformity.functional import whiten
 from clipconformity.functional.likelihood import check_gaussian, log_density, log_likelihood
-from clipconformity.functional.linalg import add_gram, gram, quadratic_form, square_norms
+from clipconformity.functional.linalg import add_gram, gram, mirror_upper, quadratic_form, square_norms
 from clipconformity.stream import row_sample
 from clipconformity.stream.chunks import CHUNK
-from clipconformity.stream.moments import DIRECT, Layout, Moments
+from clipconformity.stream.layout import Layout
+from clipconformity.stream.moments import DIRECT, Moments
 from clipconformity.stream.row_sample import mix, row_keys
 
 WIDE = 300
@@ -41,20 +42,26 @@ def test_moments_at_an_offset_equal_numpy_whatever_the_batches(size, spreads, ca
     values = double(rows)
     u = unit(values)
     expected = np.cov(values.T)
-    assert np.linalg.norm(double(found.covariance) - expected) < 1e-7 * np.linalg.norm(expected)
+    error = 2e-7  # in float64 it is what the mean rounds by at 1,000 spreads
+    if cast == torch.float64:
+        error = 1e-7 if spreads else 1e-13
+    assert np.linalg.norm(double(found.covariance) - expected) < error * np.linalg.norm(expected)
     np.testing.assert_allclose(found.mean, values.mean(0), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(found.unit_mean, u.mean(0), rtol=0, atol=1e-15)
-    np.testing.assert_allclose(found.unit_second_moment, u.T @ u / len(u), rtol=0, atol=1e-14)
-    np.testing.assert_allclose(found["second_moment"], found["second_moment"].T, rtol=1e-11, atol=1e-9)
+    of_units = double(found.unit_second_moment - torch.outer(found.unit_mean, found.unit_mean))
+    expected = np.cov(u.T, ddof=0)
+    assert np.linalg.norm(of_units - expected) < error * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 700])
 @pytest.mark.parametrize("dim", [5, 255, 256, 301])
 def test_a_gram_matrix_by_panels_is_the_whole_product(count, dim, generator):
     rows = torch.randn(count, dim, dtype=torch.float64, generator=generator)
-    total = torch.eye(dim, dtype=torch.float64)
-    add_gram(total, rows)
-    np.testing.assert_allclose(total, np.eye(dim) + rows.numpy().T @ rows.numpy(), rtol=0, atol=1e-11)
+    expected = np.eye(dim) + rows.numpy().T @ rows.numpy()
+    for cast, error in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
+        total = torch.eye(dim, dtype=torch.float64)
+        add_gram(total, rows.to(cast))
+        np.testing.assert_allclose(mirror_upper(total), expected, rtol=0, atol=error * expected.max())
     np.testing.assert_allclose(gram(rows), rows.numpy().T @ rows.numpy(), rtol=0, atol=1e-11)
 
 
@@ -84,7 +91,7 @@ def test_the_batch_may_be_written_over_once_it_is_taken_in(generator):
 
 
 def test_threads_do_not_share_their_memory(generator):
-    rows = [torch.randn(4000, 64, generator=generator) + n for n in range(2)]
+    rows = [torch.randn(4000, 64, generator=generator, dtype=torch.float64) + n for n in range(2)]
     found: dict[int, Moments] = {}
 
     def run(n: int) -> None:
@@ -100,7 +107,7 @@ def test_threads_do_not_share_their_memory(generator):
 
 
 def test_memory_made_in_inference_mode_serves_outside_of_it(generator):
-    rows = torch.randn(100, 37, generator=generator)
+    rows = torch.randn(100, 37, generator=generator, dtype=torch.float64)
     moments = Moments(Layout(37, second_moment=True))
     with torch.inference_mode():
         moments.update(rows[:90])
@@ -129,7 +136,7 @@ def test_one_hot_rows_have_keys_and_buckets_of_their_own():
     """Of a sum of bits times odd factors alone 422 of 512 such rows collided."""
     keys = row_keys(torch.eye(512), None)
     assert len(keys.unique()) == 512
-    assert len(row_sample.bucket_of(keys).unique()) > 200
+    assert len(row_sample.assign_buckets(keys).unique()) > 200
 
 
 def test_keys_are_those_that_references_on_disk_have():
@@ -168,7 +175,7 @@ def test_a_reference_of_small_batches_is_that_of_all_rows(sizes, generator):
     whole = ReferenceSet.fit(rows, groups=groups, ids=ids, max_samples=500)
     assert found.sample_ids == whole.sample_ids
     assert torch.equal(found.sample.rows, whole.sample.rows)
-    np.testing.assert_allclose(found.covariance, whole.covariance, rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(found.covariance, whole.covariance, rtol=0, atol=1e-6 * float(whole.covariance.max()))
     np.testing.assert_allclose(found.moments["unit_sum"], whole.moments["unit_sum"], rtol=0, atol=1e-12)
 
 

@@ -10,7 +10,7 @@ import torch
 from helpers import ellipsoid_rows, rows_with_cosine, unit
 
 import clipconformity as cc
-from clipconformity.stream.moments import bucket_of
+from clipconformity.stream.moments import assign_buckets
 from clipconformity.stream.row_sample import hash_labels
 from clipconformity.stream.stream import Needs, Stream
 
@@ -19,7 +19,7 @@ NEEDS = Needs(conformity=True, rows=True, reference=True)
 
 
 def contrast(rows, reference, groups=None, ids=None):
-    stream = Stream.against(reference, NEEDS)
+    stream = Stream.open_against(reference, NEEDS)
     stream.update(rows, groups=groups, ids=ids)
     return stream.contrast("test")
 
@@ -99,7 +99,7 @@ def test_every_ratio_equals_an_explicit_jackknife(kind, generator):
     ]
     reference = cc.ReferenceSet.fit(others, **{names[1]: labels[1]})
     found = contrast(rows, reference, **{names[0]: labels[0]})
-    buckets = [bucket_of(hash_labels(one, len(one), torch.device("cpu"))).numpy() for one in labels]
+    buckets = [assign_buckets(hash_labels(one, len(one), torch.device("cpu"))).numpy() for one in labels]
     pairs = Pairs(rows, others, buckets, grouped)
     estimates = found.typicality_shift, found.log_variety_ratio, found.log_spread_ratio
     everything = (np.ones(80, bool), np.ones(120, bool))

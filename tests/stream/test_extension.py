@@ -21,7 +21,7 @@ from clipconformity.stream import readouts
 from clipconformity.stream.alignment import Partners
 from clipconformity.stream.readouts import ENTRY_POINTS, RESERVED, Needs, Stream, failed_read_outs, read_outs
 from clipconformity.stream.readouts.modality_gap import FIELDS as PAIR_FIELDS
-from clipconformity.stream.stream import layouts
+from clipconformity.stream.stream import choose_layouts
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-metric.md"
 DIM = 6
@@ -216,7 +216,7 @@ def test_its_error_counts_groups_and_not_rows_and_one_group_has_none(installed, 
     reference = ReferenceSet.fit(REFERENCE)
 
     def error(groups: torch.Tensor, values: torch.Tensor) -> float:
-        stream = Stream(layouts(DIM, one.needs, reference, 10_000), reference=reference)
+        stream = Stream(choose_layouts(DIM, one.needs, reference, 10_000), reference=reference)
         stream.update(values, groups=groups)
         return float(one.figures(stream, resamples=300)["rare_tail_se"])
 
@@ -297,7 +297,7 @@ def test_two_packages_with_one_read_out_are_refused_and_both_named(installed, fo
 
 def test_a_figure_that_the_fields_do_not_name_is_refused(installed, folder, capsys):
     installed("wrong_key", own(given="owm"), own="Own")
-    assert "'own' gave owm, which its fields do not name" in told(capsys, folder, "--metrics", "own")
+    assert "'own' returned owm, not among its fields" in told(capsys, folder, "--metrics", "own")
 
 
 MORE = """
@@ -309,7 +309,7 @@ class More(ReadOut):
     needs = Needs(rows=True)
     fields = (Field("more", "a figure"),)
     def read(self, stream):
-        return {"more": stream.once("rows", lambda: torch.tensor(float(len(stream.evaluated.good_sample().rows))))}
+        return {"more": stream.cache("rows", lambda: torch.tensor(float(len(stream.evaluated.good_sample().rows))))}
     def details(self, stream):
         return {"rows": int(self.read(stream)["more"]), "first": sorted(stream.evaluated.names.values())[0]}
     def columns(self, batch, reference):
@@ -371,7 +371,7 @@ def test_one_that_cannot_be_imported_is_an_error_where_it_is_asked_for(installed
 
 
 def filled(needs: Needs, reference: ReferenceSet | None, real: bool = False) -> Stream:
-    stream = Stream(layouts(DIM, needs, reference, 10_000), reference=reference)
+    stream = Stream(choose_layouts(DIM, needs, reference, 10_000), reference=reference)
     references = list(EVALUATED[:, None].flip(0)) if needs.references else None
     partners = Partners(EVALUATED.flip(1), [1] * len(EVALUATED), references) if needs.partners else None
     stream.update(EVALUATED, partners=partners)

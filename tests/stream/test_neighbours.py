@@ -17,9 +17,9 @@ from clipconformity.functional import authenticity, prdc
 from clipconformity.functional.resampling import jackknife_error
 from clipconformity.stream.closest import CANDIDATES, Closest
 from clipconformity.stream.copies import DUPLICATE, Copies
-from clipconformity.stream.moments import bucket_of
+from clipconformity.stream.moments import assign_buckets
 from clipconformity.stream.neighbourhood import Neighbourhood
-from clipconformity.stream.parts import independent, of_parts
+from clipconformity.stream.parts import compute_by_part, count_independent
 from clipconformity.stream.readouts.nearest import NearestReadOut
 from clipconformity.stream.readouts.prdc import FIGURES, PRDCReadOut
 from clipconformity.stream.stream import Stream
@@ -32,7 +32,7 @@ def names(count: int, what: str = "row") -> list[str]:
 
 
 def read(one, rows, reference, groups=None, max_samples=10_000, size=64):
-    stream = Stream.against(reference, one.needs, max_samples=max_samples)
+    stream = Stream.open_against(reference, one.needs, max_samples=max_samples)
     for part in torch.arange(len(rows)).split(size):
         own = None if groups is None else groups[part]
         stream.update(rows[part], groups=own, ids=[f"row {n}" for n in part.tolist()])
@@ -142,7 +142,7 @@ def test_the_parts_are_as_many_as_rows_and_groups_allow_and_the_degrees_follow(g
 def test_each_split_has_other_parts_and_their_variance_is_taken_to_that_of_the_whole(generator):
     found = sides_of(120, 200, generator, 2)
     sides = found.evaluated, found.reference
-    splits = [of_parts(sides, 12, split, found._figures) for split in range(4)]
+    splits = [compute_by_part(sides, 12, split, found._compute_figures) for split in range(4)]
     assert len({float(one.sum()) for one in splits}) == 4
     variance, p = torch.stack(splits).var(1).mean(0) / 12, torch.stack(splits).mean((0, 1))
     shares = [0, 1, 3]
@@ -168,7 +168,7 @@ def test_the_interval_of_a_density_is_of_what_can_be(generator):
 
 def test_rows_of_unequal_groups_are_worth_fewer():
     groups = torch.tensor([5, 7] + [9] * 8)
-    assert independent(SimpleNamespace(groups=groups)) == 100 / 66
+    assert count_independent(SimpleNamespace(groups=groups)) == 100 / 66
 
 
 def test_groups_widen_the_interval(generator):
@@ -250,7 +250,7 @@ def test_the_mean_without_a_bucket_is_that_without_its_rows(copied, own):
     rows, reference = copied
     stream = read(NearestReadOut(), rows, fit(reference))
     mine, theirs = stream.evaluated.good_sample(), stream.reference.sample
-    found = Closest.of(mine, None if own else theirs)
+    found = Closest.find(mine, None if own else theirs)
     buckets = (found.buckets[0], found.buckets[0] if own else torch.as_tensor(stream.reference.buckets))
     u, w = unit(double(mine.rows)), unit(double(mine.rows if own else theirs.rows))
     cosine = u @ w.T
@@ -276,8 +276,8 @@ def test_a_bucket_goes_with_a_row_and_its_nearest(own, generator):
         ).sample
         for _ in range(1 if own else 2)
     ]
-    found = Closest.of(*sides)
-    buckets = found.buckets[0], bucket_of(sides[-1].groups)
+    found = Closest.find(*sides)
+    buckets = found.buckets[0], assign_buckets(sides[-1].groups)
     assert (found.buckets[0] == found.buckets[1]).double().mean() > 0.9
     cosine = torch.from_numpy(unit(double(sides[0].rows)) @ unit(double(sides[-1].rows)).T)
     if own:
@@ -301,14 +301,14 @@ def test_fewer_rows_than_are_looked_at_are_enough(generator):
     assert len(sample.keys) < CANDIDATES + 1
     cosine = unit(double(sample.rows)) @ unit(double(sample.rows)).T
     np.fill_diagonal(cosine, -1)
-    np.testing.assert_allclose(Closest.of(sample).cosine, cosine.max(1), atol=1e-6)
-    np.testing.assert_allclose(Closest.of(sample, sample).cosine, 1, atol=1e-6)
+    np.testing.assert_allclose(Closest.find(sample).cosine, cosine.max(1), atol=1e-6)
+    np.testing.assert_allclose(Closest.find(sample, sample).cosine, 1, atol=1e-6)
 
 
 def test_where_only_the_own_group_is_near_the_farthest_that_was_looked_at_stands_for_others(generator):
     rows = torch.randn(1, DIM, generator=generator) + 0.01 * torch.randn(30, DIM, generator=generator)
     sample = fit(rows, groups=torch.arange(30) // 29).sample
-    found = Closest.of(sample, grouped=True)
+    found = Closest.find(sample, grouped=True)
     cosine = unit(double(sample.rows)) @ unit(double(sample.rows)).T
     np.fill_diagonal(cosine, -1)
     many = (sample.groups == sample.groups.mode().values).numpy()
@@ -385,9 +385,9 @@ def test_the_interval_of_authenticity_holds_what_sets_of_these_sizes_have_on_ave
     for _ in range(60):
         rows, others = ellipsoid_rows(120, DIM, source, offset=1.1), ellipsoid_rows(240, DIM, source)
         rows[:copies] = others[:copies] * 1.001
-        found = Copies.of(cc.ReferenceSet.fit(rows).sample, cc.ReferenceSet.fit(others).sample, (False, False))
-        values.append(found.authentic())
-        ends.append(torch.tensor(found.authentic_intervals()))
+        found = Copies.find(cc.ReferenceSet.fit(rows).sample, cc.ReferenceSet.fit(others).sample, (False, False))
+        values.append(found.compute_authentic())
+        ends.append(torch.tensor(found.compute_authentic_intervals()))
     value, interval = torch.stack(values), torch.stack(ends)
     mean = value.mean(0)
     held = ((interval[..., 0] <= mean) & (mean <= interval[..., 1])).double().mean(0)
@@ -401,17 +401,17 @@ def test_groups_widen_the_interval_of_authenticity(generator):
     reference = cc.ReferenceSet.fit(ellipsoid_rows(300, DIM, generator)).sample
     widths = []
     for groups in (torch.arange(60).repeat_interleave(5), None):
-        interval = Copies.of(cc.ReferenceSet.fit(rows, groups=groups).sample, reference, (False, False))
-        low, high = interval.authentic_intervals()[0]
+        interval = Copies.find(cc.ReferenceSet.fit(rows, groups=groups).sample, reference, (False, False))
+        low, high = interval.compute_authentic_intervals()[0]
         widths.append(high - low)
     assert widths[0] > 1.2 * widths[1]
 
 
 def test_too_few_rows_have_an_authenticity_without_an_interval(generator):
     rows, others = ellipsoid_rows(20, DIM, generator), ellipsoid_rows(90, DIM, generator)
-    found = Copies.of(cc.ReferenceSet.fit(rows).sample, cc.ReferenceSet.fit(others).sample, (False, False))
-    assert bool(found.authentic().isfinite().all())
-    assert all(math.isnan(end) for interval in found.authentic_intervals() for end in interval)
+    found = Copies.find(cc.ReferenceSet.fit(rows).sample, cc.ReferenceSet.fit(others).sample, (False, False))
+    assert bool(found.compute_authentic().isfinite().all())
+    assert all(math.isnan(end) for interval in found.compute_authentic_intervals() for end in interval)
 
 
 def test_rows_and_groups_that_intervals_need_are_told(generator):

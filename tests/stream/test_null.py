@@ -12,9 +12,9 @@ from helpers import rows_with_cosine
 
 import clipconformity as cc
 from clipconformity.functional.two_sample import anderson_darling, tail_probability
-from clipconformity.stream.moments import bucket_of
-from clipconformity.stream.null import FEW_GROUPS, _towards_both, redraw
-from clipconformity.stream.standing import fittable
+from clipconformity.stream.moments import assign_buckets
+from clipconformity.stream.null import MIN_GROUPS, _pooled_conformities, redraw
+from clipconformity.stream.standing import make_fittable
 from clipconformity.stream.stream import Needs, Stream
 
 DIM = 16
@@ -30,7 +30,7 @@ def drawn(groups: int, per_group: int, generator: torch.Generator, shift: float 
 
 
 def compared(rows, reference, groups=None):
-    stream = Stream.against(reference, NEEDS)
+    stream = Stream.open_against(reference, NEEDS)
     stream.update(rows, groups=groups)
     return stream.contrast("test")
 
@@ -73,11 +73,11 @@ def test_the_p_value_does_not_depend_on_the_order_of_rows(generator):
 
 
 def test_few_groups_are_worth_a_row_each(generator):
-    groups = torch.arange(FEW_GROUPS - 1).repeat_interleave(4)
-    reference = cc.ReferenceSet.fit(drawn(FEW_GROUPS - 1, 4, generator), groups=groups)
+    groups = torch.arange(MIN_GROUPS - 1).repeat_interleave(4)
+    reference = cc.ReferenceSet.fit(drawn(MIN_GROUPS - 1, 4, generator), groups=groups)
     contrast = compared(drawn(100, 1, generator), reference)
     observed = redraw(contrast, 10, generator).observed
-    assert [float(side.sum()) for side in observed] == [100, FEW_GROUPS - 1]
+    assert [float(side.sum()) for side in observed] == [100, MIN_GROUPS - 1]
 
 
 def test_values_are_conformities_to_both_sides_together(generator):
@@ -104,7 +104,7 @@ def test_redraws_without_a_spread_are_fitted_without_a_warning(generator):
     cell = torch.arange(1026).double()
     base = torch.exp(-((cell - 500) ** 2) / 800).expand(9, -1).clone() * 10
     base[0, 200] -= 5 * base[0].sum() / 100
-    fixed = fittable(base)
+    fixed = make_fittable(base)
     assert bool((fixed[1:] == base[1:]).all())
     assert bool((fixed[0] >= 0).all())
     reference = cc.ReferenceSet.fit(drawn(60, 5, generator), groups=torch.arange(60).repeat_interleave(5))
@@ -132,7 +132,7 @@ def test_a_redraw_that_spreads_by_a_tenth_of_the_usual_is_kept():
         taken = (1 - share) * spread * base[row].sum() / (2 * 40**2 + 1e-9)
         base[row, 460] -= taken
         base[row, 540] -= taken
-    fixed = fittable(base)
+    fixed = make_fittable(base)
     variances = [float(x @ cell**2 / x.sum() - (x @ cell / x.sum()) ** 2) / spread for x in base[:2]]
     assert 0.1 < variances[0] < 0.3
     assert 0 < variances[1] < 0.1
@@ -144,8 +144,8 @@ def test_values_of_rows_in_groups_leave_out_their_bucket(generator):
     ids = [torch.arange(60) // 3, torch.arange(90) // 3 + 10]
     rows, others = drawn(20, 3, generator), drawn(30, 3, generator)
     contrast = compared(rows, cc.ReferenceSet.fit(others, groups=ids[1]), ids[0])
-    both, buckets = torch.cat([rows, others]).double().numpy(), bucket_of(torch.cat(ids)).numpy()
+    both, buckets = torch.cat([rows, others]).double().numpy(), assign_buckets(torch.cat(ids)).numpy()
     units = both / np.linalg.norm(both, axis=1, keepdims=True)
     expected = np.nanmean(np.where(buckets[:, None] == buckets[None], np.nan, units @ units.T), axis=1)
     for sample, part in ((contrast.sample, expected[:60]), (contrast.reference.sample, expected[60:])):
-        np.testing.assert_allclose(np.sort(_towards_both(contrast, sample, True)), np.sort(part), rtol=1e-9)
+        np.testing.assert_allclose(np.sort(_pooled_conformities(contrast, sample, True)), np.sort(part), rtol=1e-9)

@@ -10,7 +10,7 @@ import torch
 from helpers import brute_conformity, ellipsoid_rows, unit
 
 import clipconformity as cc
-from clipconformity.stream.overlap import NEAR, near_pairs
+from clipconformity.stream.overlap import MAX_DISTANCE, find_near_pairs
 from clipconformity.stream.stream import Needs, OverlapWarning, Stream
 
 DIM = 24
@@ -18,7 +18,7 @@ NEEDS = Needs(conformity=True, rows=True, reference=True)
 
 
 def compared(rows, reference, groups=None, ids=None) -> Stream:
-    stream = Stream.against(reference, NEEDS)
+    stream = Stream.open_against(reference, NEEDS)
     stream.update(rows, groups=groups, ids=ids)
     return stream
 
@@ -34,22 +34,24 @@ def test_near_pairs_equal_the_cosine_matrix(dim, spread, generator):
     base = ellipsoid_rows(1500, dim, generator) if dim > 2 else torch.randn(1500, dim, generator=generator)
     rows = base[:1] + spread * base
     others = torch.cat([rows[:200] * (1 + 1e-4 * torch.randn(200, dim, generator=generator)), rows[700:900].flip(0)])
-    first, second = near_pairs(*((x / x.norm(dim=1, keepdim=True)).double() for x in (rows, others)))
+    first, second = find_near_pairs(*((x / x.norm(dim=1, keepdim=True)).double() for x in (rows, others)))
     found = set(zip(first.tolist(), second.tolist(), strict=True))
-    assert brute_pairs(rows, others, 0.98 * NEAR) <= found <= brute_pairs(rows, others, 1.02 * NEAR)  # but for rounding
+    assert (
+        brute_pairs(rows, others, 0.98 * MAX_DISTANCE) <= found <= brute_pairs(rows, others, 1.02 * MAX_DISTANCE)
+    )  # but for rounding
 
 
 @pytest.mark.parametrize(("apart", "found"), [(0.5e-5, True), (2e-5, False)])
 def test_equal_rows_are_those_within_a_cosine_of_a_hundred_thousandth(apart, found, generator):
     turn = torch.linalg.qr(torch.randn(DIM, DIM, generator=generator, dtype=torch.float64)).Q
     rows, others = turn[:5], (1 - apart) * turn[:5] + math.sqrt(1 - (1 - apart) ** 2) * turn[5:10]
-    assert len(near_pairs(rows, others)[0]) == (5 if found else 0)
+    assert len(find_near_pairs(rows, others)[0]) == (5 if found else 0)
 
 
 def test_a_few_equal_rows_among_ten_thousand_are_found(generator):
     others = ellipsoid_rows(10_000, 64, generator)
     rows = torch.cat([ellipsoid_rows(5000, 64, generator), others[[17, 9_998]] * 3])
-    first, second = near_pairs(*(x / x.norm(dim=1, keepdim=True) for x in (rows, others)))
+    first, second = find_near_pairs(*(x / x.norm(dim=1, keepdim=True) for x in (rows, others)))
     assert list(zip(first.tolist(), second.tolist(), strict=True)) == [(5000, 17), (5001, 9998)]
 
 
@@ -71,7 +73,7 @@ def test_shared_rows_leave_themselves_out_and_the_rest_stays(generator):
     rows = torch.cat([own, reference[:10] * 2])  # another norm, the same direction
     contrast = compared_quietly(rows, cc.ReferenceSet.fit(reference))
     cosine = unit(rows.double().numpy()) @ unit(reference.double().numpy()).T
-    cosine[cosine > 1 - NEAR] = np.nan
+    cosine[cosine > 1 - MAX_DISTANCE] = np.nan
     assert contrast.overlap.rows == 10
     assert float(contrast.conformity.whole) == pytest.approx(np.nanmean(cosine), abs=1e-9)
 
@@ -119,9 +121,9 @@ def test_no_pair_of_one_group_is_compared(generator):
 
 
 def bucket(groups: torch.Tensor) -> np.ndarray:
-    from clipconformity.stream.moments import bucket_of
+    from clipconformity.stream.moments import assign_buckets
 
-    return bucket_of(groups).numpy()
+    return assign_buckets(groups).numpy()
 
 
 def test_shared_groups_are_paired_by_the_jackknife(generator):

@@ -14,7 +14,7 @@ from state_files import of, put, rewrite
 
 from clipconformity import ReferenceSet
 from clipconformity.cli import main
-from clipconformity.stream.state_file import checksum
+from clipconformity.stream.state_file import compute_checksum
 
 N, KEPT, DIM = 40, 25, 6
 
@@ -217,13 +217,13 @@ def test_a_reference_without_a_checksum_is_refused(saved):
 def test_a_checksum_depends_on_names_types_shapes_values_and_texts():
     tensor, about = torch.zeros(4), {"a": "b"}
     sums = {
-        checksum({"x": tensor}, about),
-        checksum({"y": tensor}, about),
-        checksum({"x": tensor.reshape(2, 2)}, about),
-        checksum({"x": tensor.view(torch.int32)}, about),
-        checksum({"x": -tensor}, about),
-        checksum({"x": tensor}, {"a": "c"}),
-        checksum({"x": tensor}, {"c": "b"}),
+        compute_checksum({"x": tensor}, about),
+        compute_checksum({"y": tensor}, about),
+        compute_checksum({"x": tensor.reshape(2, 2)}, about),
+        compute_checksum({"x": tensor.view(torch.int32)}, about),
+        compute_checksum({"x": -tensor}, about),
+        compute_checksum({"x": tensor}, {"a": "c"}),
+        compute_checksum({"x": tensor}, {"c": "b"}),
     }
     assert len(sums) == 7
-    assert checksum({"x": tensor}, about) == checksum({"x": tensor.clone()}, about | {"checksum": "d"})
+    assert compute_checksum({"x": tensor}, about) == compute_checksum({"x": tensor.clone()}, about | {"checksum": "d"})

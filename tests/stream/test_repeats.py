@@ -7,7 +7,8 @@ from torchmetrics import MetricCollection
 
 import clipconformity as cc
 from clipconformity.functional import conformity
-from clipconformity.stream.moments import Layout, Moments
+from clipconformity.stream.layout import Layout
+from clipconformity.stream.moments import Moments
 
 DIM = 8
 

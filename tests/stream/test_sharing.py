@@ -122,7 +122,7 @@ def test_a_shared_reference_is_downloaded_and_is_in_the_cache_without_a_connecti
 def test_a_revision_that_is_not_in_the_cache_is_not_another(online, monkeypatch):
     cc.ReferenceSet.load(ADDRESS)
     offline(monkeypatch)
-    with pytest.raises(FileNotFoundError, match=r"ann/coco@v1/image\.safetensors: cannot be had"):
+    with pytest.raises(FileNotFoundError, match=r"ann/coco@v1/image\.safetensors: cannot be fetched"):
         cc.ReferenceSet.load("hf://ann/coco@v1/image.safetensors")
 
 
@@ -137,7 +137,7 @@ def test_a_revision_that_is_not_in_the_cache_is_not_another(online, monkeypatch)
 def test_what_the_hub_does_not_have_is_one_line(address, reason, online):
     with pytest.raises(FileNotFoundError) as told:
         cc.ReferenceSet.load(address)
-    assert str(told.value).startswith(f"{address}: cannot be had ({reason}")
+    assert str(told.value).startswith(f"{address}: cannot be fetched ({reason}")
     assert "\n" not in str(told.value)
 
 
@@ -147,7 +147,7 @@ def test_nothing_in_the_cache_and_no_hub_is_one_line_within_seconds(tmp_path, ca
     assert (status, time.monotonic() - began < 5) == (2, True)
     told = capsys.readouterr().err
     assert told.count("\n") == 1
-    assert f"error: {ADDRESS}: cannot be had (it is not in the cache, and the model hub does not answer" in told
+    assert f"error: {ADDRESS}: cannot be fetched (it is not in the cache, and the model hub does not answer" in told
 
 
 def test_a_hub_that_does_not_answer_is_one_line_within_seconds(monkeypatch):
@@ -173,7 +173,7 @@ def test_an_interrupted_download_is_told(online, cache, monkeypatch):
 def test_a_download_that_breaks_off_is_one_line_and_no_reference(online, capfd):
     online.breaks_off = True
     began = time.monotonic()
-    with pytest.raises(FileNotFoundError, match=r"image\.safetensors: cannot be had \(") as told:
+    with pytest.raises(FileNotFoundError, match=r"image\.safetensors: cannot be fetched \(") as told:
         cc.ReferenceSet.load(ADDRESS)
     assert capfd.readouterr() == ("", "")
     assert "\n" not in str(told.value)
@@ -219,7 +219,7 @@ def test_an_address_without_a_file_says_what_is_missing():
 def test_no_name_in_a_file_asks_the_hub(reference, tmp_path, monkeypatch):
     reference.dataset = ADDRESS
     reference.save(tmp_path / "r.safetensors")
-    monkeypatch.setattr(hub, "hub_answers", lambda: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(hub, "is_hub_reachable", lambda: pytest.fail("the hub was asked"))
     assert cc.ReferenceSet.load(tmp_path / "r.safetensors").dataset == ADDRESS
 
 
@@ -331,4 +331,4 @@ def test_the_card_of_an_unknown_encoder_says_so(reference):
     bare = cc.ReferenceSet.fit(torch.randn(9, 4, generator=torch.Generator().manual_seed(1)) + 1)
     api = Api()
     bare.push_to_hub("ann/coco", licence="other", api=api)
-    assert "| encoder | not told |" in api.files["README.md"].decode()
+    assert "| encoder | unknown |" in api.files["README.md"].decode()

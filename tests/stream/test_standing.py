@@ -17,9 +17,9 @@ from clipconformity.stream.standing import (
     Standing,
     bucket_weights,
     design_effect,
-    evaluated_side,
+    make_evaluated_side,
+    make_reference_side,
     redraw_reference,
-    reference_side,
 )
 from clipconformity.stream.stream import Needs, Stream
 
@@ -33,7 +33,7 @@ def drawn(count: int, generator: torch.Generator, shift: float = 0.0, spread: fl
 
 
 def streamed(rows, reference, groups=None) -> Stream:
-    stream = Stream.against(reference, NEEDS)
+    stream = Stream.open_against(reference, NEEDS)
     stream.update(rows, groups=groups)
     return stream
 
@@ -64,16 +64,16 @@ def test_a_design_effect_is_the_mean_of_those_of_the_mean_and_of_the_spread(clus
     histogram = in_cells(*clusters)
     assert design_effect(histogram) == pytest.approx(effect)
     total = float(histogram.sum())
-    assert evaluated_side(histogram, grouped=True).effective == pytest.approx(total / effect)
-    assert evaluated_side(histogram, grouped=False).effective == total
+    assert make_evaluated_side(histogram, grouped=True).effective == pytest.approx(total / effect)
+    assert make_evaluated_side(histogram, grouped=False).effective == total
 
 
 def test_copies_in_groups_are_worth_one_row_each(generator):
     rows = drawn(200, generator)
     groups = torch.arange(200).repeat_interleave(4)
     reference = cc.ReferenceSet.fit(rows.repeat_interleave(4, 0), groups=groups)
-    assert reference_side(reference).effective == pytest.approx(200)
-    assert reference_side(cc.ReferenceSet.fit(rows)).effective == 200
+    assert make_reference_side(reference).effective == pytest.approx(200)
+    assert make_reference_side(cc.ReferenceSet.fit(rows)).effective == 200
 
 
 @pytest.mark.parametrize(
@@ -129,13 +129,13 @@ def test_buckets_that_both_sides_share_are_drawn_together(generator):
     moved = draws[1] + 0.15 * reference.mean.float()
     widths = []
     for labels in (groups, groups + 1000):
-        low, high = Standing.of(streamed(moved, reference, labels)).interval(0.95, 200, None)
+        low, high = Standing.from_stream(streamed(moved, reference, labels)).interval(0.95, 200, None)
         widths.append(high - low)
     assert widths[0] < 0.75 * widths[1]
 
 
 def test_an_interval_is_freed_of_the_bias_that_the_value_is(generator, monkeypatch):
-    found = Standing.of(streamed(drawn(100, generator, 0.5), cc.ReferenceSet.fit(drawn(300, generator))))
+    found = Standing.from_stream(streamed(drawn(100, generator, 0.5), cc.ReferenceSet.fit(drawn(300, generator))))
     given = []
     ends = torch.zeros((), dtype=torch.float64)
     monkeypatch.setattr(standing, "basic_interval", lambda *args: given.append(args) or (ends, ends))
@@ -158,8 +158,8 @@ def test_few_groups_of_independent_rows_have_the_floor_of_their_rows(generator):
             draw = torch.Generator().manual_seed(seed)
             groups = [torch.arange(200) // size + start for start in (0, 1000)]
             reference = cc.ReferenceSet.fit(drawn(200, draw), groups=groups[0] if size > 1 else None)
-            found = Standing.of(streamed(drawn(200, draw), reference, groups[1] if size > 1 else None))
-            values.append(found.under_one_distribution(0.95, 100, None).floor)
+            found = Standing.from_stream(streamed(drawn(200, draw), reference, groups[1] if size > 1 else None))
+            values.append(found.redraw_null(0.95, 100, None).floor)
         floors.append(np.mean(values))
     assert floors[0] == pytest.approx(floors[1], rel=0.5)
 
@@ -169,12 +169,12 @@ def test_the_floor_is_smoothed_by_counts_that_are_not_below_zero(generator, monk
     groups = torch.arange(60).repeat_interleave(5)
     rows = (drawn(60, generator).repeat_interleave(5, 0) + torch.randn(300, DIM, generator=generator) for _ in range(2))
     reference = cc.ReferenceSet.fit(next(rows), groups=groups)
-    found = Standing.of(streamed(next(rows), reference, groups + 500))
+    found = Standing.from_stream(streamed(next(rows), reference, groups + 500))
     sides, redraws = [], []
-    settle, draw = standing.plan, standing.redraw
-    monkeypatch.setattr(standing, "plan", lambda *given: sides.extend(given) or settle(*given))
+    settle, draw = standing.plan_readout, standing.redraw
+    monkeypatch.setattr(standing, "plan_readout", lambda *given: sides.extend(given) or settle(*given))
     monkeypatch.setattr(standing, "redraw", lambda *given: redraws.append(draw(*given)) or redraws[0])
-    found.under_one_distribution(0.95, 40, None)
+    found.redraw_null(0.95, 40, None)
     assert bool((redraws[0].evaluated < 0).any())
     assert len(sides) == 8
     assert all(float(side.counts.min()) >= 0 for side in sides)
@@ -183,9 +183,9 @@ def test_the_floor_is_smoothed_by_counts_that_are_not_below_zero(generator, monk
 def test_the_read_out_has_the_95_percent_interval_and_floor(generator):
     stream = streamed(drawn(150, generator, 0.6), cc.ReferenceSet.fit(drawn(300, generator)))
     value = {name: float(x) for name, x in read_outs()["conformity_kl"].figures(stream, resamples=60).items()}
-    found = Standing.of(stream)
+    found = Standing.from_stream(stream)
     assert (value["kl_low"], value["kl_high"]) == pytest.approx(tuple(found.interval(0.95, 60, None)))
-    assert value["noise_floor"] == pytest.approx(found.under_one_distribution(0.95, 60, None).floor)
+    assert value["noise_floor"] == pytest.approx(found.redraw_null(0.95, 60, None).floor)
     assert value["conformity_kl"] == pytest.approx(float(found.divergences().forward))
     assert value["reverse_kl"] == pytest.approx(float(found.divergences().reverse))
     assert value["reverse_kl"] != pytest.approx(value["conformity_kl"], rel=1e-3)

@@ -1,4 +1,4 @@
-"""The read-outs, one file a metric: what lies here, or is an entry point of ``clipconformity.metrics``, is found."""
+"""The read-outs, one file a metric: those of this folder and of the entry points ``clipconformity.metrics``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipconformity.stream.readouts.base import Batch, Direction, Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
 
 ENTRY_POINTS = "clipconformity.metrics"
-"""Group of the entry points by which other packages add theirs: each names a subclass of ``ReadOut``."""
+"""Group of the entry points of other packages: each names a subclass of ``ReadOut``."""
 RESERVED = frozenset(
     {
         "by",
@@ -37,7 +37,7 @@ RESERVED = frozenset(
         "verdicts",
     }
 )
-"""Keys of a score's JSON that are no figures, so that no field may have them."""
+"""Keys of a score's JSON that are not figures, which no field may use."""
 
 __all__ = [
     "ENTRY_POINTS",
@@ -56,18 +56,18 @@ __all__ = [
 
 
 class _Found(NamedTuple):
-    """What is installed."""
+    """The installed read-outs."""
 
     by_name: dict[str, ReadOut]
     failed: dict[str, str]
-    """Entry points whose import failed, by name, each with a line that says so."""
+    """Entry points whose import failed, by name, each with the error in a line."""
 
 
 def read_outs() -> dict[str, ReadOut]:
-    """Every read-out that is installed, by name; without those of :func:`failed_read_outs`.
+    """Every installed read-out by name, without those of :func:`failed_read_outs`.
 
     Raises:
-        TypeError: If an entry point names something else than a subclass of ``ReadOut`` that is whole.
+        TypeError: If an entry point does not name a complete subclass of ``ReadOut``.
         ValueError: If two read-outs have the same name, two fields of different meaning have, or a declaration is
             wrong.
     """
@@ -75,9 +75,9 @@ def read_outs() -> dict[str, ReadOut]:
 
 
 def failed_read_outs() -> dict[str, str]:
-    """Entry points whose import fails, by name, each with a line that says which package it is of, and why.
+    """Entry points whose import fails, by name, each with its package and the reason in a line.
 
-    They are left out, so that one broken package does not stop every score; who asks for one by name is told.
+    They are left out, so that one broken package does not stop every score; a request by name raises the error.
 
     Raises:
         TypeError: As :func:`read_outs`.
@@ -92,45 +92,48 @@ def _find() -> _Found:
     own: list[Field] = []
     for module in sorted(part.name for part in pkgutil.iter_modules(__path__)):
         content = import_module(f"{__name__}.{module}")
-        own += getattr(content, "FIELDS", ())  # of what is no read-out, such as pairs
-        found += [("clipconformity", one) for one in _of_module(content)]
+        own += getattr(content, "FIELDS", ())  # modules without a read-out, such as modality_gap
+        found += [("clipconformity", one) for one in _find_in_module(content)]
     failed = {}
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
         try:
             kind = point.load()
-        except Exception as error:  # someone else's module fails in any way
+        except Exception as error:  # another package may fail in any way
             reason = " ".join(str(error).split()) or "no reason given"
-            failed[point.name] = f"{_called(point)} cannot be imported ({type(error).__name__}: {reason[:200]})"
+            failed[point.name] = (
+                f"{_name_entry_point(point)} cannot be imported ({type(error).__name__}: {reason[:200]})"
+            )
             continue
-        found.append((_called(point), _made(point, kind)))
+        found.append((_name_entry_point(point), _make_read_out(point, kind)))
     _check_names(found, own)
     return _Found({one.name: one for _, one in found}, failed)
 
 
-def _called(point: EntryPoint) -> str:
+def _name_entry_point(point: EntryPoint) -> str:
     package = "an unknown package" if point.dist is None else f"package {point.dist.name!r}"
     return f"entry point {point.name!r} of {package}"
 
 
-def _made(point: EntryPoint, kind: object) -> ReadOut:
-    """Make what an entry point names, once its declaration holds."""
+def _make_read_out(point: EntryPoint, kind: object) -> ReadOut:
+    """Make the read-out of an entry point, after checking its declaration."""
     if not _is_kind(kind):
-        raise TypeError(f"{_called(point)}: expected a subclass of ReadOut, got {kind!r}.")
+        raise TypeError(f"{_name_entry_point(point)}: expected a subclass of ReadOut, got {kind!r}.")
     if inspect.isabstract(kind):
-        raise TypeError(f"{_called(point)}: {kind.__name__} has no method 'read'.")
+        raise TypeError(f"{_name_entry_point(point)}: {kind.__name__} has no method 'read'.")
     if getattr(kind, "name", None) != point.name:
         raise ValueError(
-            f"{_called(point)}: its ReadOut is called {getattr(kind, 'name', None)!r}; give both the same name."
+            f"{_name_entry_point(point)}: its ReadOut is called {getattr(kind, 'name', None)!r}; "
+            "give both the same name."
         )
     fields = getattr(kind, "fields", ())
     if not (isinstance(fields, tuple) and fields and all(isinstance(field, Field) for field in fields)):
-        raise TypeError(f"{_called(point)}: expected 'fields' to be a tuple of Field, got {fields!r}.")
-    for problem in _problems(kind):
-        raise ValueError(f"{_called(point)}: {problem}.")
+        raise TypeError(f"{_name_entry_point(point)}: expected 'fields' to be a tuple of Field, got {fields!r}.")
+    for problem in _find_problems(kind):
+        raise ValueError(f"{_name_entry_point(point)}: {problem}.")
     return kind()
 
 
-def _problems(kind: type[ReadOut]) -> Iterator[str]:
+def _find_problems(kind: type[ReadOut]) -> Iterator[str]:
     """Find what is wrong with a declaration."""
     if kind.name == "all" or not kind.name.isidentifier():
         yield f"name {kind.name!r}: expected a name such as 'rare_tail', other than 'all'"
@@ -152,7 +155,7 @@ def _is_kind(kind: object) -> TypeGuard[type[ReadOut]]:
     return isinstance(kind, ABCMeta) and issubclass(kind, ReadOut)
 
 
-def _of_module(module: ModuleType) -> list[ReadOut]:
+def _find_in_module(module: ModuleType) -> list[ReadOut]:
     kinds = filter(_is_kind, vars(module).values())
     return [kind() for kind in kinds if kind.__module__ == module.__name__ and not inspect.isabstract(kind)]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.neighbours import nearest
-from clipconformity.functional.resampling import Estimate, estimated_share, jackknife
-from clipconformity.stream.copies import DUPLICATE, SHOWN, is_close
+from clipconformity.functional.resampling import Estimate, estimate_share, jackknife
+from clipconformity.stream.copies import DUPLICATE, MAX_SHOWN, is_close
 from clipconformity.stream.moments import BUCKETS
 from clipconformity.stream.readouts.base import Field
 
@@ -27,11 +27,11 @@ FIELDS = (
 
 
 class NearestElsewhere:
-    """The nearest row so far of each sample.
+    """Nearest row so far of each sample, in sets other than the reference.
 
     Args:
         rows: The samples, ``(N, D)``.
-        buckets: What their uncertainty is taken over, ``(N,)``.
+        buckets: Their buckets, for the uncertainty, ``(N,)``.
     """
 
     def __init__(self, rows: Tensor, buckets: Tensor) -> None:
@@ -41,7 +41,7 @@ class NearestElsewhere:
         self.count = 0
 
     def update(self, others: Tensor, ids: list[str]) -> None:
-        """Look among further rows ``(M, D)``, of these names."""
+        """Search further rows ``(M, D)`` with these names."""
         cosine, index = nearest(self.rows, others)
         nearer = (cosine[:, 0] > self.cosine).nonzero()[:, 0]
         self.cosine[nearer] = cosine[nearer, 0].double()
@@ -50,26 +50,27 @@ class NearestElsewhere:
         self.count += len(others)
 
     def read(self) -> dict[str, Tensor]:
-        """Give the fields; only the samples are drawn from something larger."""
+        """Return the fields; only the samples count as drawn from a population."""
         copied = self._mean(is_close(self.cosine))
         near = self._mean(self.cosine)
-        low, high = estimated_share(copied, float(len(self.rows)))
+        low, high = estimate_share(copied, float(len(self.rows)))
         values = (near.value, near.error, copied.value, low, high)
         return {
             field.name: torch.as_tensor(value, dtype=torch.float64) for field, value in zip(FIELDS, values, strict=True)
         }
 
     def details(self, ids: Sequence[str]) -> dict[str, Any]:
-        """Name the samples that come nearest, as near-duplicates."""
+        """Name the samples that are near-duplicates, the nearest first."""
         order = self.cosine.argsort(descending=True, stable=True).tolist()
         close = [row for row in order if self.cosine[row] >= DUPLICATE]
         named = [
-            {"id": ids[row], "training_id": self.names[row], "cosine": float(self.cosine[row])} for row in close[:SHOWN]
+            {"id": ids[row], "training_id": self.names[row], "cosine": float(self.cosine[row])}
+            for row in close[:MAX_SHOWN]
         ]
         return {"threshold": DUPLICATE, "looked_at": self.count, "count": len(close), "copied": named}
 
     def columns(self) -> dict[str, list[float | str]]:
-        """Give the columns of the per-sample CSV."""
+        """Return the columns of the per-sample CSV."""
         return {"training_id": [*self.names], "training_cosine": self.cosine.tolist()}
 
     def _mean(self, values: Tensor) -> Estimate:

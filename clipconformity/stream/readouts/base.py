@@ -1,4 +1,4 @@
-"""What a read-out is: what it needs of a stream, what it gives, and how it is read."""
+"""Base of read-outs: needs of a stream, fields, and methods."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Field(NamedTuple):
     Attributes:
         name: Its key, the same in a metric's dict, in JSON, CSV and report; unique in the library.
         about: What it is, in a few words.
-        unit: Of the value: ``"nats"``, ``"cosine"``, ``"reference std"``, or ``""`` where it has none.
-        better: Which values are better, where one can say so.
+        unit: Unit of the value: ``"nats"``, ``"cosine"``, ``"reference std"``, or ``""`` where it has none.
+        better: Which values are better, if either.
         error: Key of its standard error.
         interval: Keys of the ends of its 95% interval.
-        compared: Whether it is there only where there is a reference.
-        computed: Whether ``compute`` gives it; the others cost resamples and come from :meth:`ReadOut.resample`.
+        compared: Whether it needs a reference.
+        computed: Whether ``compute`` returns it; the others need resamples and come from :meth:`ReadOut.resample`.
     """
 
     name: str
@@ -43,11 +43,11 @@ class Field(NamedTuple):
     computed: bool = True
 
     def with_interval(self, covers: str = "", *, drawn: bool = False) -> tuple[Field, Field, Field]:
-        """Give the field with its 95% interval, whose ends are the fields ``NAME_low`` and ``NAME_high``.
+        """Return the field with its 95% interval, whose ends are the fields ``NAME_low`` and ``NAME_high``.
 
         Args:
-            covers: What the interval is of, such as ``"of the populations"``.
-            drawn: Whether the ends are not ``computed``, though the value is.
+            covers: Covered quantity, such as ``"of the populations"``.
+            drawn: Whether the ends are not ``computed``, although the value is.
         """
         low, high = (f"{self.name}_{end}" for end in Interval._fields)
         about = f"end of the 95% interval of {self.name} {covers}".rstrip()
@@ -57,23 +57,23 @@ class Field(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows as they come."""
+    """Rows of a batch."""
 
     embeddings: Tensor
     """Raw, ``(N, D)``."""
     partners: Partners | None = None
-    """What belongs to each row, where they are of pairs."""
+    """Partners of each row, where the samples are pairs."""
 
 
 class ReadOut(ABC):
-    """A metric, without torchmetrics: fields by name, read out of a stream.
+    """A metric without torchmetrics: fields by name, computed from a stream.
 
     Attributes:
-        name: What ``score --metrics`` and the registry call it.
-        fields: What it gives.
-        needs: What the stream must accumulate.
-        min_samples: Fewest rows for a value.
-        value: The field that a metric of this read-out has as its scalar value; None where that is a dict of all.
+        name: Name for ``score --metrics`` and the registry.
+        fields: The fields that it returns.
+        needs: State that the stream must accumulate.
+        min_samples: Smallest number of rows for a value.
+        value: The field that is the scalar value of a metric; None where the value is a dict of all fields.
     """
 
     name: ClassVar[str]
@@ -84,7 +84,7 @@ class ReadOut(ABC):
 
     @abstractmethod
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the fields that are ``computed``, as scalars.
+        """Return the fields that are ``computed``, as scalars.
 
         Raises:
             ValueError: If the stream holds too few samples, or some that cannot be read.
@@ -93,7 +93,7 @@ class ReadOut(ABC):
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Give the other fields, as scalars; by default there are none.
+        """Return the other fields, as scalars; by default none.
 
         Raises:
             ValueError: As :meth:`read`, or if nothing can be resampled.
@@ -101,7 +101,7 @@ class ReadOut(ABC):
         return {}
 
     def figures(self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Give all fields, as scalars.
+        """Return all fields, as scalars.
 
         Raises:
             ValueError: As :meth:`read` and :meth:`resample`.
@@ -109,26 +109,26 @@ class ReadOut(ABC):
         return self.read(stream) | self.resample(stream, resamples=resamples, generator=generator)
 
     def left_out(self, stream: Stream) -> Mapping[str, LeftOut]:
-        """Give figures by name, whole and without each bucket of rows, by which two runs are compared; by default none.
+        """Return figures by name, whole and without each bucket, for comparing two runs; by default none.
 
-        A figure that is not among them has its own interval, and no difference of two runs is told of it.
+        Other figures have an interval, but no difference of two runs.
         """
         return {}
 
     def notes(self, stream: Stream) -> list[str]:
-        """Give what a reader of the figures should know of these samples, a sentence each; by default nothing."""
+        """Return notes on these samples for the reader of the figures, a sentence each; by default none."""
         return []
 
     def details(self, stream: Stream) -> Mapping[str, Any]:
-        """Give what no figure holds, such as which samples: plain values of bounded number; by default nothing."""
+        """Return details such as ids of samples: a bounded number of plain values; by default none."""
         return {}
 
     def columns(self, batch: Batch, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:
-        """Give columns of the per-sample CSV, a value for each row of a batch; by default none."""
+        """Return columns of the per-sample CSV, a value for each row of a batch; by default none."""
         return {}
 
     def names(self, compared: bool) -> list[str]:
-        """Names of the fields that :meth:`read` gives, with and without a reference; the one value is always there."""
+        """Names of the fields that :meth:`read` returns, with or without a reference; always with the single value."""
         there = [
             one for one in self.fields if one.computed and (compared or not one.compared or one.name == self.value)
         ]

@@ -14,7 +14,7 @@ from clipconformity.stream.stream import Needs, Stream
 
 
 class CLIPScoreReadOut(ReadOut):
-    """How well the images and texts of pairs belong together."""
+    """How well images and texts of pairs match."""
 
     name = "clip_score"
     needs = Needs(partners=True)
@@ -25,31 +25,31 @@ class CLIPScoreReadOut(ReadOut):
     )
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the mean, exact, and its standard error."""
-        return self.of(self.sums(stream))
+        """Return the exact mean and its standard error."""
+        return self.read_sums(self.sum_scores(stream))
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
-        """Give the mean."""
-        whole, left, count = (part.cpu() for part in self.sums(stream).without())
-        return {self.name: LeftOut(Without.of_one_side(whole, left), (count,))}
+        """Return the mean."""
+        whole, left, count = (part.cpu() for part in self.sum_scores(stream).leave_out_buckets())
+        return {self.name: LeftOut(Without.from_one_side(whole, left), (count,))}
 
-    def sums(self, stream: Stream) -> MeanScore:
-        """Give what is read."""
+    def sum_scores(self, stream: Stream) -> MeanScore:
+        """Return the sums to be read."""
         return stream.clip_scores
 
-    def of(self, scores: MeanScore) -> dict[str, Tensor]:
-        """Read the fields out of sums."""
+    def read_sums(self, scores: MeanScore) -> dict[str, Tensor]:
+        """Compute the fields from sums."""
         found = scores.estimate()
         return {self.name: found.value, f"{self.name}_se": found.error}
 
     def columns(self, batch: Batch, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:
-        """Give the score of each row."""
+        """Return the score of each row."""
         assert batch.partners is not None
         return {self.name: batch.partners.clip_scores(batch.embeddings).tolist()}
 
 
 class RefCLIPScoreReadOut(CLIPScoreReadOut):
-    """How well captions fit their image and the captions of people."""
+    """How well captions match their image and human captions."""
 
     name = "ref_clip_score"
     needs = Needs(partners=True, references=True)
@@ -59,11 +59,11 @@ class RefCLIPScoreReadOut(CLIPScoreReadOut):
         Field("ref_clip_score_se", "standard error of the RefCLIPScore"),
     )
 
-    def sums(self, stream: Stream) -> MeanScore:
-        """Give what is read."""
+    def sum_scores(self, stream: Stream) -> MeanScore:
+        """Return the sums to be read."""
         return stream.ref_clip_scores
 
     def columns(self, batch: Batch, reference: ReferenceSet) -> Mapping[str, Sequence[float | str]]:
-        """Give the score of each row."""
+        """Return the score of each row."""
         assert batch.partners is not None
         return {self.name: batch.partners.ref_clip_scores(batch.embeddings).tolist()}

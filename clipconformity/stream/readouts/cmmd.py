@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.mmd import third_order
-from clipconformity.functional.resampling import ends_of
+from clipconformity.functional.resampling import name_ends
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.mmd import discrepancy, discrepancy_without, squares_discrepancy
 from clipconformity.stream.pairs import LeftOut, Without
@@ -34,20 +34,22 @@ class CMMDReadOut(ReadOut):
         self.value = "cmmd_unbiased" if unbiased else "cmmd"
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give both estimates, to the third order; the unbiased one may be below 0."""
+        """Return both estimates, with an error of third order; the unbiased one may be below 0."""
         contrast = stream.contrast("CMMD")
         whole, values = discrepancy(contrast).whole, _values(contrast)
-        half = _of_cosines(torch.tensor(whole.half_width(), dtype=torch.float64))
+        half = _scale_cosine_mmd(torch.tensor(whole.half_width(), dtype=torch.float64))
         for name, value in list(values.items()):
-            values |= ends_of(name, (float(value - half), float(value + half)))
+            values |= name_ends(name, (float(value - half), float(value + half)))
         return values
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
-        """Give both estimates; a bucket moves them by what it moves the cosine MMD by."""
+        """Return both estimates; leaving out a bucket changes them as it changes the cosine MMD."""
         contrast = stream.contrast("CMMD")
         without = discrepancy_without(contrast).whole
         return {
-            name: LeftOut(Without(*(value + _of_cosines(part - without.whole) for part in without)), contrast.counts)
+            name: LeftOut(
+                Without(*(value + _scale_cosine_mmd(part - without.whole) for part in without)), contrast.counts
+            )
             for name, value in _values(contrast).items()
         }
 
@@ -61,6 +63,6 @@ def _values(contrast: Contrast) -> dict[str, Tensor]:
     }
 
 
-def _of_cosines(discrepancy: Tensor) -> Tensor:
-    """What a discrepancy of the cosine alone adds."""
+def _scale_cosine_mmd(discrepancy: Tensor) -> Tensor:
+    """Contribution of the cosine MMD alone."""
     return third_order(discrepancy, torch.zeros((), dtype=torch.float64))

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from clipconformity.functional.conformity import own_set_conformity, quantiles
 from clipconformity.functional.density import Grid
-from clipconformity.functional.divergence import anchored_grid
-from clipconformity.functional.resampling import ends_of, exponential, jackknife_error
+from clipconformity.functional.divergence import make_grid
+from clipconformity.functional.resampling import exponentiate_interval, jackknife_error, name_ends
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.pairs import LeftOut, Without, own_pairs, own_pairs_without
@@ -15,18 +15,18 @@ from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
 
 LEVELS = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
-"""Quantiles by the end of their key."""
+"""Quantile levels by the suffix of their key."""
 COSINE = "cosine"
 RELATIVE = (
     ("typicality_shift", "mean conformity from the reference's", "reference std"),
     ("variety_ratio", "mean cosine distance of two samples over the reference's", ""),
     ("spread_ratio", "standard deviation of conformity over the reference's", ""),
 )
-"""What is given relative to a reference: key, what it is, unit."""
+"""Figures relative to a reference: key, description, unit."""
 
 
 class ConformityReadOut(ReadOut):
-    """How typical samples are, by their conformity, and how alike, by their self-conformity."""
+    """Typicality of samples by conformity, and variety by self-conformity."""
 
     name = "conformity"
     needs = Needs(conformity=True, rows=True, reference=True)
@@ -43,10 +43,10 @@ class ConformityReadOut(ReadOut):
     )
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the fields; without a reference conformity is taken inside the own set."""
-        moments = stream.checked()
+        """Return the fields; without a reference, conformity is inside the own set."""
+        moments = stream.read_side()
         own = own_pairs(moments)
-        if stream.compared_with() is None:
+        if stream.get_reference() is None:
             values = own_set_values(moments)
             result = {"conformity_mean": own.value, "conformity_std": values.std(), "conformity_se": own.error}
             compared = {}
@@ -56,13 +56,13 @@ class ConformityReadOut(ReadOut):
             values = view.good_sample().values[:, 1]
             error = jackknife_error(mean.evaluated, moments["count"].cpu())
             result = {"conformity_mean": mean.whole, "conformity_std": view.conformity_std, "conformity_se": error}
-            compared = _compared(contrast)
+            compared = _compare(contrast)
         result |= {f"conformity_{name}": quantiles(values, (level,))[0] for name, level in LEVELS.items()}
         result |= {"self_conformity_mean": own.value, "self_conformity_se": own.error}
         return result | compared
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
-        """Give means, and what is relative to the reference."""
+        """Return means, and figures relative to the reference."""
         contrast = stream.contrast(self.name)
         ratios = {"variety_ratio": contrast.log_variety, "spread_ratio": contrast.log_spread}
         found = {"typicality_shift": contrast.typicality, "conformity_mean": contrast.conformity}
@@ -73,40 +73,40 @@ class ConformityReadOut(ReadOut):
         }
 
     def notes(self, stream: Stream) -> list[str]:
-        """Say what the samples share with the reference."""
-        return [] if stream.compared_with() is None else stream.contrast(self.name).notes(stream.of_one_kind)
+        """Describe what the samples share with the reference."""
+        return [] if stream.get_reference() is None else stream.contrast(self.name).notes(stream.of_one_kind)
 
 
-def _compared(contrast: Contrast) -> dict[str, Tensor]:
-    """Figures relative to the reference, with their intervals."""
+def _compare(contrast: Contrast) -> dict[str, Tensor]:
+    """Compute the figures relative to the reference, with their intervals."""
     shift, variety, spread = contrast.typicality_shift, contrast.log_variety_ratio, contrast.log_spread_ratio
     found = {"typicality_shift": shift.value, "variety_ratio": variety.value.exp(), "spread_ratio": spread.value.exp()}
-    intervals = shift.interval(), contrast.variety_interval, exponential(spread.interval())
+    intervals = shift.interval(), contrast.variety_interval, exponentiate_interval(spread.interval())
     for name, interval in zip(list(found), intervals, strict=True):
-        found |= ends_of(name, interval)
+        found |= name_ends(name, interval)
     return found
 
 
 class SelfConformityReadOut(ReadOut):
-    """How alike samples are."""
+    """Variety of samples by self-conformity."""
 
     name = "self_conformity"
     value = "self_conformity_mean"
     fields = tuple(field for field in ConformityReadOut.fields if field.name.startswith("self_conformity"))
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the mean pairwise cosine, exact, and its standard error."""
-        own = own_pairs(stream.checked())
+        """Return the exact mean pairwise cosine and its standard error."""
+        own = own_pairs(stream.read_side())
         return {"self_conformity_mean": own.value, "self_conformity_se": own.error}
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
-        """Give the mean pairwise cosine."""
+        """Return the mean pairwise cosine."""
         return _own_left_out(stream)
 
 
 def _own_left_out(stream: Stream) -> dict[str, LeftOut]:
-    moments = stream.checked().cpu()
-    return {"self_conformity_mean": LeftOut(Without.of_one_side(*own_pairs_without(moments)), (moments["count"],))}
+    moments = stream.read_side().cpu()
+    return {"self_conformity_mean": LeftOut(Without.from_one_side(*own_pairs_without(moments)), (moments["count"],))}
 
 
 def own_set_values(moments: Moments) -> Tensor:
@@ -115,13 +115,13 @@ def own_set_values(moments: Moments) -> Tensor:
 
 
 def histogram(stream: Stream) -> tuple[Tensor, Grid]:
-    """Histogram of the conformities, ``(CELLS + 2,)``, and its cells.
+    """Return a histogram of the conformities, ``(CELLS + 2,)``, and its cells.
 
-    They are anchored on the reference; without one on the set's own conformities, and the row sample is counted.
+    The cells are those of the reference; without one, those of the set's own conformities, which count the row sample.
     """
-    if stream.compared_with() is None:
-        values = own_set_values(stream.checked())
-        grid = anchored_grid(values)
+    if stream.get_reference() is None:
+        values = own_set_values(stream.read_side())
+        grid = make_grid(values)
         return grid.counts(values), grid
     contrast = stream.contrast("Conformity")
     return contrast.view["conformity_counts"].sum(0), contrast.reference.grid

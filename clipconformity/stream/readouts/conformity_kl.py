@@ -1,4 +1,4 @@
-"""The KL divergence from the reference's conformity distribution, with the test whether the two differ at all."""
+"""The KL divergence from the reference's conformity distribution, with a test whether the two differ."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 from clipconformity.functional.divergence import MIN_SAMPLES, warn_lower_bound
 from clipconformity.stream.readouts.base import Field, ReadOut
-from clipconformity.stream.standing import TAILS, Standing
+from clipconformity.stream.standing import HEAVY_TAILS_NOTE, Standing
 from clipconformity.stream.stream import Needs, Stream
 
 
 class ConformityKLReadOut(ReadOut):
-    """How far the distribution of conformity is from the reference's."""
+    """Distance of the distribution of conformity from the reference's."""
 
     name = "conformity_kl"
     needs = Needs(conformity=True, rows=True, reference=True)
@@ -33,36 +33,36 @@ class ConformityKLReadOut(ReadOut):
     )  # fmt: skip
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the bias-corrected divergence; warn where it is only a lower bound."""
-        return _value(Standing.of(stream))
+        """Return the bias-corrected divergence; warn where it is only a lower bound."""
+        return _get_value(Standing.from_stream(stream))
 
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Give the reverse divergence, the interval, the noise floor and the p-value."""
-        return _uncertainty(Standing.of(stream), resamples, generator)
+        """Return the reverse divergence, the interval, the noise floor and the p-value."""
+        return _compute_uncertainty(Standing.from_stream(stream), resamples, generator)
 
     def figures(self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Give all fields; the densities are fitted once for them."""
-        standing = Standing.of(stream)
-        return _value(standing) | _uncertainty(standing, resamples, generator)
+        """Return all fields, with the densities fitted once."""
+        standing = Standing.from_stream(stream)
+        return _get_value(standing) | _compute_uncertainty(standing, resamples, generator)
 
     def notes(self, stream: Stream) -> list[str]:
-        """Say where the tails may be heavier than the fitted densities."""
-        return [TAILS] if Standing.of(stream).heavy_tails else []
+        """Note where the tails may be heavier than the fitted densities."""
+        return [HEAVY_TAILS_NOTE] if Standing.from_stream(stream).heavy_tails else []
 
 
-def _value(standing: Standing) -> dict[str, Tensor]:
+def _get_value(standing: Standing) -> dict[str, Tensor]:
     if standing.is_lower_bound:
         warn_lower_bound()
     return {"conformity_kl": standing.divergences().forward}
 
 
-def _uncertainty(standing: Standing, resamples: int, generator: torch.Generator | None) -> dict[str, Tensor]:
+def _compute_uncertainty(standing: Standing, resamples: int, generator: torch.Generator | None) -> dict[str, Tensor]:
     found = dict.fromkeys(("kl_low", "kl_high", "noise_floor", "p_value"), float("nan"))
-    if standing.parts > 1:  # one group alone says nothing of what another would give
+    if standing.parts > 1:  # the variance between groups is unknown with a single group
         found["kl_low"], found["kl_high"] = standing.interval(0.95, resamples, generator)
-        found["noise_floor"], found["p_value"] = standing.under_one_distribution(0.95, resamples, generator)
+        found["noise_floor"], found["p_value"] = standing.redraw_null(0.95, resamples, generator)
     tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
     tensors["reverse_kl"] = standing.divergences().reverse
     return tensors | {"kl_is_lower_bound": torch.tensor(standing.is_lower_bound)}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipconformity.functional.resampling import ends_of, seeded
-from clipconformity.stream.mmd import discrepancy, discrepancy_without, noise
+from clipconformity.functional.resampling import make_generator, name_ends
+from clipconformity.stream.mmd import compute_noise, discrepancy, discrepancy_without
 from clipconformity.stream.pairs import LeftOut
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
@@ -21,7 +21,7 @@ PARTS = {
 
 
 class CosineMMDReadOut(ReadOut):
-    """How far apart two mean directions lie, and what of it is typicality, what variety."""
+    """Distance of two mean directions, and its parts of typicality and variety."""
 
     name = "cosine_mmd"
     needs = Needs(rows=True, reference=True)
@@ -40,14 +40,14 @@ class CosineMMDReadOut(ReadOut):
     )  # fmt: skip
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the unbiased value, which may be below 0, and its halves, each with its interval."""
+        """Return the unbiased value, which may be below 0, and its halves, each with its interval."""
         found: dict[str, Tensor] = {}
         for name, part in zip(PARTS, discrepancy(stream.contrast("CosineMMD")), strict=True):
-            found |= {name: part.value} | ends_of(name, part.interval())
+            found |= {name: part.value} | name_ends(name, part.interval())
         return found
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
-        """Give the distance and its halves."""
+        """Return the distance and its halves."""
         contrast = stream.contrast("CosineMMD")
         parts = zip(PARTS, discrepancy_without(contrast), strict=True)
         return {name: LeftOut(part, contrast.counts) for name, part in parts}
@@ -55,10 +55,10 @@ class CosineMMDReadOut(ReadOut):
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Give the noise floor and the p-value; NaN where all rows of a side are in one bucket."""
+        """Return the noise floor and the p-value; NaN where all rows of a side are in one bucket."""
         contrast = stream.contrast("CosineMMD")
         found = (float("nan"), float("nan"))
         if all(int((count > 0).sum()) > 1 for count in contrast.counts):
-            found = noise(contrast, 0.95, resamples, seeded(generator))
+            found = compute_noise(contrast, 0.95, resamples, make_generator(generator))
         keys = ("cosine_mmd_noise_floor", "cosine_mmd_p_value")
         return {name: torch.tensor(x, dtype=torch.float64) for name, x in zip(keys, found, strict=True)}

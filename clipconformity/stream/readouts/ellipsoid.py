@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clipconformity.functional.geometry import participation_ratio, tilt_figures
 from clipconformity.functional.linalg import covariance_of, permuted_columns
-from clipconformity.functional.resampling import seeded
+from clipconformity.functional.resampling import make_generator
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.shape import shape_intervals
@@ -28,7 +28,7 @@ _COVERED = {
     "mean_abs_correlation": _AT_THIS_N,
     "offset": _POPULATION,
 }
-"""What the interval of a figure covers."""
+"""Covered quantity of the interval of each figure."""
 
 
 def _fields(name: str, about: str) -> tuple[Field, ...]:
@@ -36,8 +36,12 @@ def _fields(name: str, about: str) -> tuple[Field, ...]:
     return field.with_interval(f"of {_COVERED[name]}") if name in _COVERED else (field,)
 
 
+MAX_CONDITION = 1e6
+"""Largest condition that is given: products of float32 rows know an eigenvalue to 1e-8 of the largest, here 1%."""
+
+
 class EllipsoidReadOut(ReadOut):
-    """Shell, ellipsoid, tilt and offset; those of ellipsoid and tilt beside their values with permuted columns."""
+    """Shell, ellipsoid, tilt and offset; ellipsoid and tilt also with permuted columns."""
 
     name = "ellipsoid"
     needs = Needs(rows=True, second_moment=True)
@@ -54,16 +58,16 @@ class EllipsoidReadOut(ReadOut):
     )
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the figures; what cannot be had, such as a tilt in one dimension, is left out."""
-        moments = stream.checked(min_samples=self.min_samples)
+        """Return the figures; undefined ones, such as a tilt in one dimension, are left out."""
+        moments = stream.read_side(min_samples=self.min_samples)
         rows, covariance = moments.good_sample().rows.double(), moments.covariance
         if not float(covariance.trace()) > 1e-12 * float(moments.mean.square().sum()):
             raise ValueError("embeddings: expected samples that differ, got equal ones; check what was encoded.")
         distances = torch.linalg.vector_norm(rows - moments.mean, dim=1)
         mu, variance = distances.mean(), distances.var()
         result = {"shell_mu": mu, "shell_variance": variance, "shell_ratio": mu.square() / variance}
-        result["spectrum_condition"] = _condition(moments, covariance)
-        _, permuted = covariance_of(permuted_columns(rows, seeded(None)))
+        result["spectrum_condition"] = _compute_condition(moments, covariance)
+        _, permuted = covariance_of(permuted_columns(rows, make_generator(None)))
         for prefix, matrix in (("", covariance), ("permuted_", permuted)):
             result[f"{prefix}participation_ratio"] = participation_ratio(matrix)
             if len(matrix) > 1:
@@ -72,22 +76,26 @@ class EllipsoidReadOut(ReadOut):
         return result | shape_intervals(moments.cpu(), result)
 
     def notes(self, stream: Stream) -> list[str]:
-        """Say where there are too few rows for the condition of the spectrum."""
-        moments = stream.checked(min_samples=self.min_samples)
+        """Note where there are too few rows for the condition of the spectrum."""
+        moments = stream.read_side(min_samples=self.min_samples)
         dim, count = len(moments.mean), int(moments.total)
         if count > dim:
-            return []
+            beyond = bool(_compute_condition(moments, moments.covariance).isnan())
+            return [
+                f"spectrum_condition is beyond {MAX_CONDITION:g}, more than sums of float32 products tell."
+            ] * beyond
         return [f"spectrum_condition needs more samples than dimensions, {dim}; there are {count}."]
 
 
-def _condition(moments: Moments, covariance: Tensor) -> Tensor:
-    """Largest over smallest eigenvalue; the sums it comes from round by their size, that of the mean included."""
+def _compute_condition(moments: Moments, covariance: Tensor) -> Tensor:
+    """Compute largest over smallest eigenvalue, NaN within the rounding of the sums or of float32 products."""
     spectrum = torch.linalg.eigvalsh(covariance)
     scale = spectrum[-1] + moments.mean.square().sum()
     known = spectrum[0] > scale * len(spectrum) * torch.finfo(torch.float64).eps
+    known = known & (spectrum[0] * MAX_CONDITION >= spectrum[-1])
     return torch.where(known & (moments.total > len(spectrum)), spectrum[-1] / spectrum[0], float("nan"))
 
 
 def spectrum(stream: Stream) -> Tensor:
     """Eigenvalues of the sample covariance, descending, ``(D,)`` float64."""
-    return torch.linalg.eigvalsh(stream.checked().covariance).flip(0).clamp_min(0)
+    return torch.linalg.eigvalsh(stream.read_side().covariance).flip(0).clamp_min(0)

@@ -6,10 +6,15 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.frechet import distance_influence, gaussian_distance
-from clipconformity.functional.resampling import ends_of, seeded
-from clipconformity.stream.frechet_sizes import at_equal_n, at_infinite_n, least_rows, noise_floor
+from clipconformity.functional.resampling import make_generator, name_ends
+from clipconformity.stream.frechet_sizes import (
+    compute_at_equal_n,
+    compute_noise_floor,
+    extrapolate_to_infinite_n,
+    min_rows,
+)
 from clipconformity.stream.moments import Moments
-from clipconformity.stream.pairs import LeftOut, influence_estimate, influence_without
+from clipconformity.stream.pairs import LeftOut, estimate_by_influence, influence_without
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.row_sample import Sample
 from clipconformity.stream.stream import Needs, Stream
@@ -38,32 +43,32 @@ class FrechetReadOut(ReadOut):
     )  # fmt: skip
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the distance, exact whatever the number of rows."""
-        moments = stream.checked()
-        reference = stream.needed_reference(NAME)
+        """Return the distance, exact for any number of rows."""
+        moments = stream.read_side()
+        reference = stream.require_reference(NAME)
         other = (reference.mean.to(moments.mean), reference.covariance.to(moments.mean))
         return {"frechet": gaussian_distance(moments.mean, moments.covariance, *other)}
 
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Give what costs more: intervals, from what each row adds, and the distance at other numbers of rows."""
-        return self._uncertainty(stream, self.read(stream)["frechet"], seeded(generator))
+        """Return the costlier fields: intervals, from influences of rows, and the distance at other numbers of rows."""
+        return self._uncertainty(stream, self.read(stream)["frechet"], make_generator(generator))
 
     def figures(self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Give all fields; the distance is computed once for them."""
+        """Return all fields, with the distance computed once."""
         found = self.read(stream)
-        return found | self._uncertainty(stream, found["frechet"], seeded(generator))
+        return found | self._uncertainty(stream, found["frechet"], make_generator(generator))
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
-        """Give the distance, from what each row adds."""
-        return {"frechet": influence_without(self.read(stream)["frechet"].cpu(), *self._influences(stream))}
+        """Return the distance, by influences of rows."""
+        return {"frechet": influence_without(self.read(stream)["frechet"].cpu(), *self._compute_influences(stream))}
 
     def notes(self, stream: Stream) -> list[str]:
-        """Say where there are too few rows to extrapolate from."""
-        reference, dim = stream.needed_reference(NAME), stream.evaluated.layout.dim
-        size = min(len(stream.checked().good_sample().keys), len(reference.sample.keys))
-        least = least_rows(dim)
+        """Note where there are too few rows to extrapolate."""
+        reference, dim = stream.require_reference(NAME), stream.evaluated.layout.dim
+        size = min(len(stream.read_side().good_sample().keys), len(reference.sample.keys))
+        least = min_rows(dim)
         if size >= least:
             return []
         return [
@@ -71,23 +76,23 @@ class FrechetReadOut(ReadOut):
         ]
 
     def _uncertainty(self, stream: Stream, value: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        moments, reference = stream.checked().cpu(), stream.needed_reference(NAME)
+        moments, reference = stream.read_side().cpu(), stream.require_reference(NAME)
         sample, theirs = moments.good_sample(), reference.sample
-        size, equal = at_equal_n(sample, theirs, generator)
+        size, equal = compute_at_equal_n(sample, theirs, generator)
         found = {"frechet_n": torch.tensor(float(size)), "frechet_equal_n": equal}
-        found["frechet_infinite_n"], line_error = at_infinite_n(sample, theirs, size, equal, generator)
-        found["frechet_noise_floor"] = noise_floor((sample, moments), (theirs, reference.moments), generator)
-        estimate = influence_estimate(value.cpu(), *self._influences(stream))
+        found["frechet_infinite_n"], line_error = extrapolate_to_infinite_n(sample, theirs, size, equal, generator)
+        found["frechet_noise_floor"] = compute_noise_floor((sample, moments), (theirs, reference.moments), generator)
+        estimate = estimate_by_influence(value.cpu(), *self._compute_influences(stream))
         half = torch.tensor(estimate.half_width(), dtype=torch.float64)
         halves = {"frechet": half, "frechet_infinite_n": torch.hypot(half, 1.96 * line_error)}
         for name, width in halves.items():
             center = value.cpu() if name == "frechet" else found[name]
-            found |= ends_of(name, (float((center - width).clamp_min(0)), float((center + width).clamp_min(0))))
+            found |= name_ends(name, (float((center - width).clamp_min(0)), float((center + width).clamp_min(0))))
         return found
 
-    def _influences(self, stream: Stream) -> list[tuple[Tensor, Sample, Moments]]:
-        """What each sampled row of either side moves the distance by."""
-        moments, reference = stream.checked().cpu(), stream.needed_reference(NAME)
+    def _compute_influences(self, stream: Stream) -> list[tuple[Tensor, Sample, Moments]]:
+        """Compute the influence of each sampled row of either side on the distance."""
+        moments, reference = stream.read_side().cpu(), stream.require_reference(NAME)
         mine, theirs = (moments.mean, moments.covariance), (reference.mean, reference.covariance)
         sample, others = moments.good_sample(), reference.sample
         return [

@@ -14,9 +14,9 @@ from clipconformity.functional.likelihood import (
     oas_shrinkage,
 )
 from clipconformity.functional.linalg import gram
-from clipconformity.functional.resampling import Estimate, ends_of
+from clipconformity.functional.resampling import Estimate, name_ends
 from clipconformity.stream.moments import Moments
-from clipconformity.stream.pairs import influence_estimate
+from clipconformity.stream.pairs import estimate_by_influence
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Needs, Stream
@@ -26,7 +26,7 @@ FOLDS = 5
 
 
 class LikelihoodReadOut(ReadOut):
-    """How likely samples are under the reference's shrunk Gaussian."""
+    """Likelihood of samples under the reference's shrunk Gaussian."""
 
     name = "likelihood"
     needs = Needs(rows=True, second_moment=True, reference=True)
@@ -43,17 +43,17 @@ class LikelihoodReadOut(ReadOut):
     )  # fmt: skip
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the figures; means are exact."""
-        reference = stream.needed_reference("GaussianLikelihood")
+        """Return the figures; means are exact."""
+        reference = stream.require_reference("GaussianLikelihood")
         shrinkage = oas_shrinkage(reference.covariance, reference.count)
         gaussian = check_gaussian(reference.mean, reference.covariance, shrinkage, symmetric=False)
-        own, sampled = under(gaussian, stream.checked())
-        held_out = held_out_likelihoods(reference)
+        own, sampled = compute_under(gaussian, stream.read_side())
+        held_out = reference.cache("held_out_likelihoods", lambda: held_out_likelihoods(reference))
         shift = (own["log_likelihood_mean"] - held_out.mean()) / held_out.std()
         interval = _shift_estimate(stream, reference, shift, sampled, held_out).interval()
         return (
             own
-            | ends_of("log_likelihood_shift", interval)
+            | name_ends("log_likelihood_shift", interval)
             | {
                 "reference_log_likelihood": held_out.mean(),
                 "log_likelihood_shift": shift,
@@ -62,17 +62,17 @@ class LikelihoodReadOut(ReadOut):
         )
 
 
-def under(gaussian: Gaussian, moments: Moments) -> tuple[dict[str, Tensor], Tensor]:
-    """Figures of rows under a Gaussian, and the log-likelihood of each sampled row ``(k,)``."""
+def compute_under(gaussian: Gaussian, moments: Moments) -> tuple[dict[str, Tensor], Tensor]:
+    """Compute figures of rows under a Gaussian, and the log-likelihood of each sampled row ``(k,)``."""
     own = moments.mean.cpu()
     apart = own - gaussian.mean
-    spread = (moments["second_moment"] / moments.total).cpu() - torch.outer(own, own)
+    spread = (moments.get_sum("second_moment") / moments.total).cpu() - torch.outer(own, own)
     spread = spread + torch.outer(apart, apart)  # second moment about the Gaussian's mean
     whitened = ((gaussian.root @ spread) * gaussian.root).sum()
     mean = gaussian.log_density(whitened)
     sample = moments.good_sample().cpu()
     sampled = torch.cat([log_density(part.double(), gaussian) for part in sample.rows.split(BLOCK)])
-    estimate = influence_estimate(mean, (sampled - sampled.mean(), sample, moments))
+    estimate = estimate_by_influence(mean, (sampled - sampled.mean(), sample, moments))
     figures = {
         "log_likelihood_mean": mean,
         "log_likelihood_se": estimate.error,
@@ -85,10 +85,10 @@ def under(gaussian: Gaussian, moments: Moments) -> tuple[dict[str, Tensor], Tens
 def _shift_estimate(
     stream: Stream, reference: ReferenceSet, shift: Tensor, sampled: Tensor, held_out: Tensor
 ) -> Estimate:
-    """Estimate the shift with the reference's Gaussian as it is: both sides are off by its errors alike."""
-    moments, spread = stream.checked(), held_out.std()
+    """Estimate the shift under the reference's Gaussian as given: its errors affect both sides alike."""
+    moments, spread = stream.read_side(), held_out.std()
     z = (held_out - held_out.mean()) / spread
-    return influence_estimate(
+    return estimate_by_influence(
         shift,
         ((sampled - sampled.mean()) / spread, moments.good_sample().cpu(), moments),
         (-z - shift * (z.square() - z.square().mean()) / 2, reference.sample, reference.moments),
@@ -98,7 +98,9 @@ def _shift_estimate(
 def sampled_likelihoods(stream: Stream, reference: ReferenceSet) -> Tensor:
     """Log-likelihood of each sampled row under the reference's shrunk Gaussian, ``(k,)``."""
     shrinkage = oas_shrinkage(reference.covariance, reference.count)
-    return under(check_gaussian(reference.mean, reference.covariance, shrinkage, symmetric=False), stream.checked())[1]
+    return compute_under(
+        check_gaussian(reference.mean, reference.covariance, shrinkage, symmetric=False), stream.read_side()
+    )[1]
 
 
 def held_out_likelihoods(reference: ReferenceSet) -> Tensor:

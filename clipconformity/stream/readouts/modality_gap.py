@@ -8,7 +8,8 @@ from torch import Tensor
 from clipconformity.functional.divergence import MIN_SAMPLES, conformity_kl
 from clipconformity.functional.linalg import units
 from clipconformity.functional.resampling import jackknife, jackknife_error, mean_error
-from clipconformity.stream.moments import BUCKETS, Layout, Moments, bucket_of
+from clipconformity.stream.layout import Layout
+from clipconformity.stream.moments import BUCKETS, Moments, assign_buckets
 from clipconformity.stream.readouts.base import Field
 from clipconformity.stream.readouts.conformity import own_set_values
 from clipconformity.stream.row_sample import NO_KEY, Labels, Sample, hash_labels, mix, row_keys
@@ -31,14 +32,14 @@ FIELDS = (
 
 
 def pair_layouts(dim: int, max_samples: int) -> dict[str, Layout]:
-    """Say what the two modalities accumulate."""
+    """Make the layouts of the two modalities."""
     return {side: Layout(dim, max_samples=max_samples) for side in (IMAGE, TEXT)}
 
 
 def take_in(stream: Stream, image: Tensor, text: Tensor, groups: Labels | None = None) -> Tensor:
-    """Take pairs into both sides, keyed by the pair so that both keep the same ones.
+    """Accumulate pairs on both sides, keyed by pair so that both samples keep the same ones.
 
-    Without groups a pair is dealt by its content, so that equal pairs go together.
+    Without groups, the bucket of a pair depends on its content, so that equal pairs share it.
 
     Returns:
         Sum of the cosines of the pairs of each bucket, ``(G,)``.
@@ -46,25 +47,25 @@ def take_in(stream: Stream, image: Tensor, text: Tensor, groups: Labels | None =
     pairs = mix(row_keys(image, None) ^ (row_keys(text, None) << 1), 5)
     own = pairs if groups is None else hash_labels(groups, len(image), image.device)
     content = pairs if groups is None else pairs ^ mix(own, 4)
-    keys = mix(content, 2) & NO_KEY  # of the pair alone: both sides hold the same pairs in the same order
+    keys = mix(content, 2) & NO_KEY  # from the pair alone: both sides hold the same pairs in the same order
     for side, rows in ((IMAGE, image), (TEXT, text)):
         stream.sides[side].update(rows, own, keys=keys)
     cosine = (units(image.double()) * units(text.double())).sum(1)
-    cosine = torch.where(torch.isfinite(cosine), cosine, 0.0)  # the rest is bad, and refused by compute
-    return cosine.new_zeros(BUCKETS).index_add_(0, bucket_of(own), cosine)
+    cosine = torch.where(torch.isfinite(cosine), cosine, 0.0)  # invalid rows, refused by compute
+    return cosine.new_zeros(BUCKETS).index_add_(0, assign_buckets(own), cosine)
 
 
 def read(stream: Stream, matched_sum: Tensor) -> dict[str, Tensor]:
-    """Give the figures of ``FIELDS``.
+    """Return the figures of ``FIELDS``.
 
     Args:
         stream: Both sides.
         matched_sum: Sum of the pairs' cosines in each bucket, ``(G,)``.
 
     Raises:
-        ValueError: If there are too few pairs, or some rows are bad.
+        ValueError: If there are too few pairs, or invalid rows.
     """
-    image, text = (stream.checked(side, min_samples=MIN_SAMPLES) for side in (IMAGE, TEXT))
+    image, text = (stream.read_side(side, min_samples=MIN_SAMPLES) for side in (IMAGE, TEXT))
     apart = image["unit_sum"] - text["unit_sum"]  # (G, D): a pair is in one bucket
     count, total = image["count"], image.total
     gap = torch.linalg.vector_norm(apart.sum(0)) / total
@@ -73,7 +74,7 @@ def read(stream: Stream, matched_sum: Tensor) -> dict[str, Tensor]:
     return {
         "modality_gap": gap,
         "modality_gap_se": jackknife_error(left_out, count),
-        **_squared(apart, count, gap),
+        **_compute_squared(apart, count, gap),
         "raw_modality_gap": torch.linalg.vector_norm(image.mean - text.mean),
         "matched_cosine": matched.sum() / total,
         "matched_cosine_se": mean_error(matched, count),
@@ -81,8 +82,8 @@ def read(stream: Stream, matched_sum: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _squared(apart: Tensor, count: Tensor, gap: Tensor) -> dict[str, Tensor]:
-    """Squared gap over pairs of different buckets alone, which chance does not raise, and what rests on it."""
+def _compute_squared(apart: Tensor, count: Tensor, gap: Tensor) -> dict[str, Tensor]:
+    """Compute the squared gap over pairs of different buckets only, which is unbiased, and its dependent fields."""
     own = apart.square().sum(1)
 
     def mean(square: Tensor, inner: Tensor, pairs: Tensor) -> Tensor:
@@ -101,10 +102,10 @@ def _squared(apart: Tensor, count: Tensor, gap: Tensor) -> dict[str, Tensor]:
     }
 
 
-def independent_pairs(image: Moments, text: Moments) -> tuple[Tensor, Tensor]:
-    """The sampled pairs, one of each group, ``(k, D)`` each; without groups all of them."""
+def choose_independent_pairs(image: Moments, text: Moments) -> tuple[Tensor, Tensor]:
+    """Choose one sampled pair of each group, ``(k, D)`` each; without groups all pairs."""
     samples: list[Sample] = [side.good_sample() for side in (image, text)]
     keys, group = samples[0].keys, samples[0].groups.unique(return_inverse=True)[1]
     first = torch.full_like(keys, NO_KEY).scatter_reduce(0, group, keys, "amin")
-    kept = keys == first[group]  # equal pairs have one key
+    kept = keys == first[group]  # equal pairs share a key
     return samples[0].rows[kept], samples[1].rows[kept]

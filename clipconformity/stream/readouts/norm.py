@@ -37,11 +37,11 @@ class NormReadOut(ReadOut):
     )
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give mean, standard deviation and error, exact, and the rest from the row sample."""
-        moments = stream.checked()
+        """Return exact mean, standard deviation and error, and the rest from the row sample."""
+        moments = stream.read_side()
         total = moments.total
         first, second = moments["norm_sum"].sum(), moments["norm_square_sum"].sum()
-        norms, centered = sampled_norms(moments)
+        norms, centered = compute_sampled_norms(moments)
         result = {
             "norm_mean": first / total,
             "norm_std": ((second - first.square() / total) / (total - 1)).clamp_min(0).sqrt(),
@@ -56,14 +56,14 @@ class NormReadOut(ReadOut):
         return result
 
     def left_out(self, stream: Stream) -> dict[str, LeftOut]:
-        """Give the mean norm."""
-        moments = stream.checked().cpu()
+        """Return the mean norm."""
+        moments = stream.read_side().cpu()
         sums, count = moments["norm_sum"], moments["count"]
         left = (sums.sum() - sums) / (count.sum() - count)
-        return {"norm_mean": LeftOut(Without.of_one_side(sums.sum() / count.sum(), left), (count,))}
+        return {"norm_mean": LeftOut(Without.from_one_side(sums.sum() / count.sum(), left), (count,))}
 
 
-def sampled_norms(moments: Moments) -> tuple[Tensor, Tensor]:
-    """Norms of the sampled rows ``(k,)``, as they are and centred on the mean of all."""
+def compute_sampled_norms(moments: Moments) -> tuple[Tensor, Tensor]:
+    """Compute the norms of the sampled rows ``(k,)``, raw and centred on the mean of all."""
     sample = moments.good_sample()
     return sample.values[:, 0], torch.linalg.vector_norm(sample.rows.double() - moments.mean, dim=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.neighbours import check_neighbours
-from clipconformity.functional.resampling import ends_of
+from clipconformity.functional.resampling import name_ends
 from clipconformity.stream.neighbourhood import Neighbourhood
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.stream import Needs, Stream
@@ -19,12 +19,12 @@ FIGURES = (
     ("density", "mean number of the reference's balls that a sample is in, over k"),
     ("coverage", "share of the reference's balls that hold a sample"),
 )
-SHOWN = 20
-"""Most samples that are named of those off the manifold, and of those that are not covered."""
+MAX_SHOWN = 20
+"""Largest number of named samples off the manifold, and of rows that are not covered."""
 
 
 class PRDCReadOut(ReadOut):
-    """How the samples and the reference cover each other, by the k nearest neighbours of each row."""
+    """Mutual coverage of samples and reference, by the k nearest neighbours of each row."""
 
     name = "prdc"
     needs = Needs(rows=True, reference=True)
@@ -43,43 +43,43 @@ class PRDCReadOut(ReadOut):
         self.k = k
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Give the four figures of the row samples of both sides."""
-        return {name: value for (name, _), value in zip(FIGURES, self.neighbourhood(stream).values, strict=True)}
+        """Return the four figures of the row samples of both sides."""
+        return {name: value for (name, _), value in zip(FIGURES, self.find_neighbourhood(stream).values, strict=True)}
 
     def resample(
         self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Give the intervals, by the parts that both sides are split into; nothing is drawn."""
+        """Return the intervals, by splitting both sides into parts; nothing is random."""
         found: dict[str, Tensor] = {}
-        for (name, _), interval in zip(FIGURES, self.neighbourhood(stream).intervals, strict=True):
-            found |= ends_of(name, interval)
+        for (name, _), interval in zip(FIGURES, self.find_neighbourhood(stream).intervals, strict=True):
+            found |= name_ends(name, interval)
         return found
 
-    def neighbourhood(self, stream: Stream) -> Neighbourhood:
-        """Put the row samples of both sides beside each other.
+    def find_neighbourhood(self, stream: Stream) -> Neighbourhood:
+        """Compare the row samples of both sides.
 
         Raises:
             ValueError: If there are too few rows, or no reference.
         """
-        moments, reference = stream.checked(), stream.needed_reference("PRDC")
+        moments, reference = stream.read_side(), stream.require_reference("PRDC")
 
         def make() -> Neighbourhood:
             return Neighbourhood(moments.good_sample().cpu(), reference.sample, self.k)
 
-        return stream.once(("prdc", self.k), make)
+        return stream.cache(("prdc", self.k), make)
 
     def notes(self, stream: Stream) -> list[str]:
-        """Say what the numbers of rows do."""
-        return self.neighbourhood(stream).notes()
+        """Note the effect of the numbers of rows."""
+        return self.find_neighbourhood(stream).notes()
 
     def details(self, stream: Stream) -> dict[str, Any]:
-        """Name the samples that lie in no ball of the reference, and the reference's whose ball holds no sample."""
-        found = self.neighbourhood(stream)
+        """Name the samples that lie in no ball of the reference, and the reference rows whose ball holds no sample."""
+        found = self.find_neighbourhood(stream)
         sides = {
             "off_manifold": (found.off_manifold(stream.evaluated.names), found.evaluated),
-            "uncovered": (found.uncovered(stream.needed_reference("PRDC").moments.names), found.reference),
+            "uncovered": (found.uncovered(stream.require_reference("PRDC").moments.names), found.reference),
         }
         return {
-            key: {"count": count, "of": len(side.keys), "ids": names[:SHOWN]}
+            key: {"count": count, "of": len(side.keys), "ids": names[:MAX_SHOWN]}
             for key, ((count, names), side) in sides.items()
         }

@@ -1,0 +1,79 @@
+"""What an update asks of a device: on one without values nothing can be read, so an update that waits for one fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers import ellipsoid_rows
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from clipconformity import ReferenceSet
+from clipconformity.stream.layout import Layout
+from clipconformity.stream.moments import Moments
+
+DIM, BATCH = 16, 5000
+"""More rows in a batch than are worked through at once on a device."""
+EMPTY = torch.device("meta")
+
+
+class Crossings(TorchDispatchMode):
+    """Note each operation that takes something from one device to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor)]
+        if len({tensor.device.type for tensor in tensors if tensor.ndim}) > 1:
+            self.found.append(str(func))
+        return result
+
+
+@pytest.fixture
+def layouts(generator: torch.Generator) -> Iterator[dict[str, Layout]]:
+    rows = ellipsoid_rows(300, DIM, generator)
+    plain, grouped = ReferenceSet.fit(rows), ReferenceSet.fit(rows, groups=torch.arange(300) // 3)
+    everything = {"second_moment": True, "unit_second_moment": True, "max_samples": 10 * BATCH, "rows": True}
+    return {
+        "alone": Layout(DIM),
+        "beside a reference": plain.view(),
+        "everything": plain.view(**everything),
+        "beside a reference with groups": grouped.view(**everything),
+    }
+
+
+@pytest.mark.parametrize("name", ["alone", "beside a reference", "everything", "beside a reference with groups"])
+def test_an_update_on_a_device_neither_waits_for_it_nor_copies(layouts, name):
+    """The first batch brings the reference's direction to the device, and no later one brings anything."""
+    moments = Moments(layouts[name], layouts[name].zeros(EMPTY))
+    counted = []
+    for _ in range(3):
+        with Crossings() as crossings:
+            moments.update(torch.empty(BATCH, DIM, device=EMPTY))
+        counted.append(len(crossings.found))
+    assert counted[0] <= 2
+    assert counted[1:] == [0, 0]
+
+
+def test_the_sample_is_cut_once_as_many_rows_came_as_it_keeps(layouts):
+    """The one wait: of so many batches one."""
+    layout = ReferenceSet.fit(ellipsoid_rows(300, DIM, torch.Generator().manual_seed(0))).view(max_samples=2 * BATCH)
+    moments = Moments(layout, layout.zeros(EMPTY))
+    for _ in range(3):
+        moments.update(torch.empty(BATCH, DIM, device=EMPTY))
+    with pytest.raises(NotImplementedError, match="unique"):
+        moments.update(torch.empty(BATCH, DIM, device=EMPTY))
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda t: t.sum().item(), lambda t: t[t > 0], lambda t: bool(t.any()), lambda t: t.cpu()]
+)
+def test_a_wait_would_be_seen(ask):
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        ask(torch.empty(3, device=EMPTY))

@@ -1154,7 +1154,7 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         ("if len(set(names)) == len(names):", "if True:"),
     ]),
     ("clipconformity/evaluation/shards.py", SHARDS, [
-        ("shard.blocks(ROWS, ROWS - held, file.name)", "shard.blocks(ROWS, ROWS, file.name)"),
+        ("file.name, ROWS - held, begin, end)", "file.name, ROWS, begin, end)"),
         ("if waiting and not _fits", "if False and not _fits"),
         ("except _NormalizedError:", "except KeyError:"),
         ("if not skip_errors or isinstance(error, RefusedError):", "if not skip_errors or True:"),

@@ -93,13 +93,16 @@ class EmbeddingShard:
     provenance: Provenance
     columns: Columns
 
-    def blocks(self, rows: int, first: int | None = None, name: str | None = None) -> Iterator[EmbeddingBlock]:
+    def blocks(
+        self, rows: int, first: int | None = None, name: str | None = None, begin: int = 0
+    ) -> Iterator[EmbeddingBlock]:
         """Read it in order: ``first`` rows, then ``rows`` at a time, then what is left; one block is held at a time.
 
         Args:
             rows: Of a block.
             first: Of the first one, where that is another number.
             name: What rows without ids are named by, in place of the file's stem.
+            begin: The row that it is read from.
 
         Raises:
             ValueError: If it is damaged, or another than when it was opened.
@@ -108,10 +111,11 @@ class EmbeddingShard:
         if opened.shape != (self.count, self.dim):
             raise ValueError(f"{self.path}: was replaced by another file while it was read.")
         ids, groups = (
-            None if part is None else _guarded(self.path, part, rows, first) for part in (opened.ids, opened.groups)
+            None if part is None else _guarded(self.path, part, rows, first, begin)
+            for part in (opened.ids, opened.groups)
         )
-        start = 0
-        for values in _guarded(self.path, opened.values, rows, first):
+        start = begin
+        for values in _guarded(self.path, opened.values, rows, first, begin):
             assert isinstance(values, Tensor)
             stop = start + len(values)
             names = Places(name or self.path.stem, start, stop) if ids is None else _words(next(ids))
@@ -220,10 +224,12 @@ def _guard(path: Path, read: Callable[[], T]) -> T:
         ) from None
 
 
-def _guarded(path: Path, array: Array | list[str], rows: int, first: int | None = None) -> Iterator[Tensor | list[str]]:
+def _guarded(
+    path: Path, array: Array | list[str], rows: int, first: int | None = None, begin: int = 0
+) -> Iterator[Tensor | list[str]]:
     """Read an array in blocks, as :func:`_guard` does."""
     own = getattr(array, "path", path)  # of a column that lies in another file
-    blocks = blocks_of(array, rows, first)
+    blocks = blocks_of(array, rows, first, begin)
     while (block := _guard(own, lambda: next(blocks, None))) is not None:
         yield block
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Protocol, TypeAlias, runtime_checkable
@@ -22,8 +23,11 @@ class Stored(Protocol):
     def dtype(self) -> torch.dtype:
         """The type of its values."""
 
-    def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
-        """Read it in order: ``first`` rows, then ``rows`` at a time, then what is left; each block is new memory."""
+    def blocks(self, rows: int, first: int | None = None, begin: int = 0) -> Iterator[Tensor]:
+        """Read it in order, from the row ``begin`` on: ``first`` rows, then ``rows`` at a time, then what is left.
+
+        Each block is new memory.
+        """
 
 
 @runtime_checkable
@@ -34,7 +38,7 @@ class StoredWords(Protocol):
     def count(self) -> int:
         """Number of its rows."""
 
-    def words(self, rows: int, first: int | None = None) -> Iterator[list[str]]:
+    def words(self, rows: int, first: int | None = None, begin: int = 0) -> Iterator[list[str]]:
         """Read it in order, in blocks as of :meth:`Stored.blocks`."""
 
 
@@ -42,9 +46,9 @@ Array: TypeAlias = "Tensor | Stored | StoredWords"
 """An array of a file: held, or read when it is wanted."""
 
 
-def steps(count: int, rows: int, first: int | None = None) -> Iterator[slice]:
-    """Cut so many rows into blocks: ``first`` rows, then ``rows`` at a time, then what is left."""
-    start, size = 0, first or rows
+def steps(count: int, rows: int, first: int | None = None, begin: int = 0) -> Iterator[slice]:
+    """Cut the rows from ``begin`` to ``count`` into blocks: ``first``, then ``rows`` at a time, then what is left."""
+    start, size = begin, first or rows
     while start < count:
         stop = min(start + size, count)
         yield slice(start, stop)
@@ -67,14 +71,16 @@ class StoredRows:
     dtype: torch.dtype
     foreign: np.dtype | None = None
 
-    def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
+    def blocks(self, rows: int, first: int | None = None, begin: int = 0) -> Iterator[Tensor]:
         """Read it in order, as of :meth:`Stored.blocks`.
 
         Raises:
             ValueError: If the file ends too early.
         """
         with self.opened() as file:
-            for part in steps(self.shape[0], rows, first):
+            if begin:  # of a compressed member what stands before is read over
+                file.seek(begin * int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize, os.SEEK_CUR)
+            for part in steps(self.shape[0], rows, first, begin):
                 yield self._read(file, part.stop - part.start)
             file.read(1)  # of a member of a zip file, whose checksum is compared at its end
 
@@ -96,7 +102,7 @@ class StoredColumns:
     dtype: torch.dtype
     foreign: np.dtype | None = None
 
-    def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
+    def blocks(self, rows: int, first: int | None = None, begin: int = 0) -> Iterator[Tensor]:
         """Read it in order, as of :meth:`Stored.blocks`; each block takes a piece of every column.
 
         Raises:
@@ -104,12 +110,12 @@ class StoredColumns:
         """
         count, columns = self.shape[0], int(np.prod(self.shape[1:], dtype=np.int64))
         with self.opened() as file:
-            begin, size = file.tell(), self.dtype.itemsize
-            for part in steps(count, rows, first):
+            place, size = file.tell(), self.dtype.itemsize
+            for part in steps(count, rows, first, begin):
                 length = part.stop - part.start
                 block = torch.empty(length, columns, dtype=self.dtype)
                 for column in range(columns):
-                    file.seek(begin + (column * count + part.start) * size)
+                    file.seek(place + (column * count + part.start) * size)
                     block[:, column] = decoded(read_bytes(file, length * size), self.dtype, self.foreign)
                 yield block
 
@@ -137,14 +143,16 @@ def decoded(content: Tensor, dtype: torch.dtype, foreign: np.dtype | None) -> Te
     return torch.from_numpy(content.numpy().view(foreign).astype(foreign.newbyteorder("=")))
 
 
-def blocks_of(array: Array | list[str], rows: int, first: int | None = None) -> Iterator[Tensor | list[str]]:
+def blocks_of(
+    array: Array | list[str], rows: int, first: int | None = None, begin: int = 0
+) -> Iterator[Tensor | list[str]]:
     """Read an array or a list in blocks, whether it is held or not."""
     if isinstance(array, (Tensor, list)):
-        yield from (array[part] for part in steps(len(array), rows, first))
+        yield from (array[part] for part in steps(len(array), rows, first, begin))
     elif isinstance(array, StoredWords):
-        yield from array.words(rows, first)
+        yield from array.words(rows, first, begin)
     else:
-        yield from array.blocks(rows, first)
+        yield from array.blocks(rows, first, begin)
 
 
 def whole(array: Tensor | Stored) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +44,19 @@ class SourceBatch(NamedTuple):
     """What belongs to each row, of the other modality, where the samples are of pairs."""
 
 
+class EncodedBatch(NamedTuple):
+    """What came of a batch of samples: the embeddings of each encoder, and what could not be read."""
+
+    embeddings: list[Tensor]
+    """None where no sample could be read."""
+    ids: Sequence[str]
+    failed: list[tuple[str, str]]
+    """Names of the samples that could not be read, with the reason."""
+    groups: Labels | None = None
+    truncated: int = 0
+    """Texts that the encoder cut."""
+
+
 @dataclass
 class FileRows:
     """A file of embeddings that a source reads.
@@ -52,11 +65,13 @@ class FileRows:
         name: What its rows are named by, where they have no ids.
         dtype: The type of its values, such as ``"float32"``.
         used: How many of its rows have come.
+        damage: What was wrong with it, as its rows were read.
     """
 
     name: str
     dtype: str
     used: int = 0
+    damage: str | None = None
 
 
 @dataclass
@@ -75,6 +90,7 @@ class Source:
         with_references: Whether each has reference captions.
         partner_of: The id of each sample's first partner, filled as the stream is read.
         quiet: Show no progress.
+        progress: Told of the samples of each batch, in place of a bar of its own.
         name: What they are read from, to be told.
         kind: What they are, to be told: images, captions or rows.
         missing: How many samples are named and are not there.
@@ -98,6 +114,7 @@ class Source:
     with_references: bool = False
     partner_of: dict[str, str] = field(default_factory=dict)
     quiet: bool = False
+    progress: Callable[[int], None] | None = None
     name: str = "samples"
     kind: str = "rows"
     missing: int = 0
@@ -160,13 +177,16 @@ class Source:
         """Read the stream, with rate and time left on standard error where that is a terminal."""
         from tqdm import tqdm
 
-        with tqdm(total=self.count, unit="sample", file=sys.stderr, disable=True if self.quiet else None) as bar:
+        hidden = True if self.quiet or self.progress is not None else None
+        with tqdm(total=self.count, unit="sample", file=sys.stderr, disable=hidden) as bar:
             since = time.monotonic()
             for batch in self.batches:
                 self.seconds += time.monotonic() - since
                 self.used += len(batch.ids)
                 yield batch
                 bar.update(len(batch.ids))
+                if self.progress is not None:
+                    self.progress(len(batch.ids))
                 since = time.monotonic()
             self.seconds += time.monotonic() - since
 
@@ -198,7 +218,23 @@ def check_source(source: object) -> None:
         )
 
 
-def caption_source(captions: Captions, encoder: Encoder, *, batch_size: int = 256, start: int = 0) -> Source:
+def encoded_batches(
+    source: Source, encoded: Iterable[EncodedBatch], number: int = 0, *, skip_errors: bool = False
+) -> Iterator[SourceBatch]:
+    """Give what one of the encoders made as the batches of a source, which counts what was left out.
+
+    Raises:
+        ValueError: If a sample could not be read, and these are not to be left out.
+    """
+    for batch in encoded:
+        if batch.failed and not skip_errors:
+            raise ValueError(batch.failed[0][1])
+        source.skipped.extend({"id": name, "reason": reason} for name, reason in batch.failed)
+        if len(batch.ids):
+            yield SourceBatch(batch.embeddings[number], batch.ids, batch.groups)
+
+
+def caption_source(captions: Captions, encoder: Encoder, *, batch_size: int = 256) -> Source:
     """Encode captions; those of one image form a group.
 
     Captions in words that the encoder's tokenizer does not know are warned of, and counted among the remarks; see
@@ -208,27 +244,41 @@ def caption_source(captions: Captions, encoder: Encoder, *, batch_size: int = 25
         captions: All of them.
         encoder: Turns them into embeddings: one of ``load_encoder``, or any other.
         batch_size: Captions encoded at once.
-        start: Number of the first one to be encoded.
     """
+    source = unread_captions(captions, encoder)
+    numbers = range(-(-len(captions.texts) // batch_size))
+    source.batches = encoded_batches(source, encode_captions(captions, encoder, batch_size, numbers))
+    return source
 
-    def batches() -> Iterator[SourceBatch]:
-        for first in range(start, len(captions.texts), batch_size):
-            rows = slice(first, first + batch_size)
-            groups: Any = None if captions.groups is None else captions.groups[rows]
-            texts = captions.texts[rows]
-            embeddings = encoder.encode_text(texts) if isinstance(encoder, BaseEncoder) else encoder(texts)
-            yield SourceBatch(embeddings, captions.ids[rows], groups)
 
-    provenance, counts = Provenance.of(encoder, "text"), encoder if isinstance(encoder, BaseEncoder) else None
+def unread_captions(captions: Captions, encoder: Encoder) -> Source:
+    """Give the source of captions without its batches; what the tokenizer does not know is looked for and warned of."""
+    counts = encoder if isinstance(encoder, BaseEncoder) else None
     return Source(
-        batches(),
-        len(captions.texts) - start,
-        provenance,
+        iter(()),
+        len(captions.texts),
+        Provenance.of(encoder, "text"),
         captions.groups,
         encoder=counts,
         kind="captions",
         unknown=[] if counts is None else _unknown(captions, counts),
     )
+
+
+def encode_captions(
+    captions: Captions, encoder: Encoder, batch_size: int, numbers: Iterable[int]
+) -> Iterator[EncodedBatch]:
+    """Encode the batches of some numbers, in the order of these."""
+    for number in numbers:
+        rows = slice(number * batch_size, (number + 1) * batch_size)
+        groups: Any = None if captions.groups is None else captions.groups[rows]
+        texts = captions.texts[rows]
+        if isinstance(encoder, BaseEncoder):
+            before = encoder.truncated
+            embeddings = encoder.encode_text(texts)
+            yield EncodedBatch([embeddings], captions.ids[rows], [], groups, encoder.truncated - before)
+        else:
+            yield EncodedBatch([encoder(texts)], captions.ids[rows], [], groups)
 
 
 def _unknown(captions: Captions, encoder: BaseEncoder) -> list[str]:

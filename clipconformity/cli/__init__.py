@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clipconformity import __version__
-from clipconformity.cli import commands, references, scores
+from clipconformity.cli import commands, comparisons, references, scores
 from clipconformity.cli.examples import EXAMPLES
 from clipconformity.cli.messages import tell
+from clipconformity.cli.processes import ShareDone, is_one_of_others, joined
 from clipconformity.cli.signals import ending
 from clipconformity.data.formats import suffixes
 from clipconformity.data.hub import is_shared
@@ -80,12 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ending() as signals:
         try:
             with warnings.catch_warnings():
-                warnings.showwarning = _pass_over if options.quiet else _show_warning
-                with raised_limits(options.limit or ()):
+                warnings.showwarning = _pass_over if options.quiet or is_one_of_others() else _show_warning
+                with raised_limits(options.limit or ()), joined(options, told) as options.ranks:
                     result = command(options)
                 if isinstance(result, str):
                     return _print(result)
                 return _print(to_json(result, indent=2) + "\n") or _unmet(result)
+        except ShareDone:
+            return 0
         except KeyboardInterrupt:
             return signals.status or 130
         except Exception as error:
@@ -182,11 +185,13 @@ def _parser() -> Parser:
 
     embed = _command(known, "embed", "encode images or captions to a file of raw embeddings", commands.embed)
     _add_source(embed, embeddings=False)
+    _add_processes(embed, "embeddings")
     embed.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
     _add_overwrite(embed)
 
     reference = _command(known, "reference", "build a reference set", references.make_reference)
     _add_source(reference, coco=True)
+    _add_processes(reference, "reference, for `merge`")
     reference.add_argument("--dataset", help="what the samples are, such as 'coco val2017'")
     reference.add_argument("--max-samples", type=int, default=10_000, help="rows kept (default: 10000)")
     reference.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
@@ -194,6 +199,10 @@ def _parser() -> Parser:
 
     score = _command(known, "score", "score samples against a reference", scores.score_samples)
     _add_source(score, pairs=True)
+    score.add_argument(
+        "--saved", type=Path, nargs="+", metavar="FILE", help="what --save kept, as of all shards: scored as one"
+    )
+    _add_processes(score, "score by --save, for --saved")
     score.add_argument("--reference", type=reference_place, required=True, help=REFERENCE)
     score.add_argument("--per-sample", type=Path, metavar="FILE.csv", help="write id, conformity, norm and rank")
     score.add_argument("--curve", type=Path, metavar="FILE.csv", help="write every figure over the number of samples")
@@ -217,7 +226,9 @@ def _parser() -> Parser:
         help="exit with status 3 unless the bound of the figure's interval meets it; may be repeated",
     )
 
-    compare = _command(known, "compare", "score several models, and say which differ, in what", scores.compare_models)
+    compare = _command(
+        known, "compare", "score several models, and say which differ, in what", comparisons.compare_models
+    )
     compare.add_argument(
         "models",
         nargs="+",
@@ -238,6 +249,7 @@ def _parser() -> Parser:
     _add_scoring(compare)
     _add_embeddings(compare)
     _add_encoding(compare)
+    _add_processes(compare)
 
     geometry = _command(
         known, "geometry", "measure the six geometric properties of embeddings", commands.measure_geometry
@@ -250,9 +262,14 @@ def _parser() -> Parser:
     geometry.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots")
     _add_overwrite(geometry)
 
-    merge = _command(known, "merge", "join references of different samples", references.merge_references)
+    merge = _command(
+        known, "merge", "join references, saved scores or embeddings of different samples", references.merge_files
+    )
     merge.add_argument(
-        "references", type=reference_place, nargs="+", metavar="REFERENCE", help="files to join, or hf://user/repo/file"
+        "references", type=reference_place, nargs="+", metavar="FILE", help="files to join, or hf://user/repo/file"
+    )
+    merge.add_argument(
+        "--reference", type=reference_place, metavar="FILE", help="what saved scores were scored against"
     )
     merge.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
     _add_overwrite(merge)
@@ -271,7 +288,7 @@ def _command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(command=function)
+    parser.set_defaults(command=function, shared=False, ranks=None)
     parser.add_argument(
         "--limit",
         action="append",
@@ -290,6 +307,15 @@ def _add_overwrite(parser: Parser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that are there already")
 
 
+def _add_processes(parser: Parser, of_shard: str | None = None) -> None:
+    parser.set_defaults(shared=True)
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="share the work among N processes here (default: 1, or torchrun's)"
+    )
+    if of_shard is not None:
+        parser.add_argument("--shard", metavar="I/N", help=f"take the I-th of N shares of the samples: its {of_shard}")
+
+
 def _add_scoring(parser: Parser) -> None:
     """Add what ``score`` and ``compare`` share."""
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep what is encoded here, for other runs")
@@ -305,7 +331,6 @@ def _add_scoring(parser: Parser) -> None:
     _add_overwrite(parser)
     parser.add_argument(
         "--metrics",
-        default="conformity",
         metavar="NAME,...",
         help="further read-outs by name, or 'all' (default: the core)",
     )

@@ -28,6 +28,8 @@ GROUPS = "groups"
 """Name of that of groups, likewise."""
 IDS = ("id", "image_path", "url")
 """Names of that of ids, likewise; the first that is there."""
+MADE_OF = "made_of"
+"""Entry of a file of this library that names the share of some samples that it holds."""
 T = TypeVar("T")
 
 
@@ -82,6 +84,7 @@ class EmbeddingShard:
         grouped: Whether it has group ids.
         provenance: Encoder and modality, as far as it says them.
         columns: What is read of it.
+        made_of: The share of some samples that it holds, as it says; not checked.
     """
 
     path: Path
@@ -92,6 +95,7 @@ class EmbeddingShard:
     grouped: bool
     provenance: Provenance
     columns: Columns
+    made_of: object = None
 
     def blocks(
         self, rows: int, first: int | None = None, name: str | None = None, begin: int = 0
@@ -144,7 +148,7 @@ def open_embeddings(path: Path | str, columns: Columns | None = None) -> Embeddi
     found = _open(path, columns)
     dtype = found.values.dtype
     named, grouped = found.ids is not None, found.groups is not None
-    return EmbeddingShard(path, *found.shape, dtype, named, grouped, found.provenance, columns)
+    return EmbeddingShard(path, *found.shape, dtype, named, grouped, found.provenance, columns, found.made_of)
 
 
 def read_embeddings(path: Path | str, *, column: str | None = None) -> EmbeddingFile:
@@ -186,6 +190,7 @@ class _Opened(NamedTuple):
     ids: Array | list[str] | None
     groups: Array | None
     provenance: Provenance
+    made_of: object
 
 
 def _open(path: Path, columns: Columns) -> _Opened:
@@ -207,7 +212,7 @@ def _open(path: Path, columns: Columns) -> _Opened:
     ids = _ids(path, arrays, about, columns.ids, value)
     if ids is not None and length(ids) != shape[0]:
         raise ValueError(f"{path}: damaged: {length(ids)} ids do not match its {shape[0]} embeddings.")
-    return _Opened(value, shape, ids, groups, _provenance(path, about))
+    return _Opened(value, shape, ids, groups, _provenance(path, about), about.get(MADE_OF))
 
 
 def _guard(path: Path, read: Callable[[], T]) -> T:
@@ -343,8 +348,17 @@ def write_embeddings(
     ids: Sequence[str] | None = None,
     groups: Tensor | None = None,
     provenance: Provenance = UNKNOWN,
+    made_of: Sequence[Sequence[Any]] = (),
 ) -> None:
     """Write embeddings ``(N, D)`` as safetensors with what is known of them; whole or not at all.
+
+    Args:
+        path: The file.
+        embeddings: The rows.
+        ids: A name for each.
+        groups: A group id for each.
+        provenance: What they come from.
+        made_of: The share of some samples that they are, as plain values.
 
     Raises:
         OSError: If the file cannot be written.
@@ -353,4 +367,5 @@ def write_embeddings(
     if groups is not None:
         tensors["groups"] = groups
     about = {"ids": None if ids is None else list(ids)} | provenance.describe()
+    about |= {MADE_OF: list(made_of)} if made_of else {}
     write_tensors(path, tensors, {"format": FORMAT, "about": to_json(about)})

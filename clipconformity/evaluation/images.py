@@ -50,9 +50,9 @@ def image_source(
     Raises:
         ValueError: While reading, if a file is no image or truncated; names the file.
     """
-    return image_sources(
-        paths, [encoder], root=root, batch_size=batch_size, workers=workers, skip_errors=skip_errors
-    )[0]
+    return image_sources(paths, [encoder], root=root, batch_size=batch_size, workers=workers, skip_errors=skip_errors)[
+        0
+    ]
 
 
 def image_sources(

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from clipconformity.data.embeddings import Columns, EmbeddingBlock, EmbeddingShard, open_embeddings
-from clipconformity.data.layout import find_embeddings
+from clipconformity.data.layout import find_embeddings, metadata_beside
 from clipconformity.data.limits import RefusedError
 from clipconformity.data.names import Names
 from clipconformity.evaluation.sources import FileRows, Source, SourceBatch, listed_paths
-from clipconformity.provenance import Provenance
+from clipconformity.provenance import UNKNOWN, Provenance
 from clipconformity.stream.checks import refuse_normalized
+from clipconformity.stream.merging import Piece, lacking_shares, pieces_from_lists, refuse_twice
 from clipconformity.stream.row_sample import hash_labels
 
 ROWS = 4096
@@ -87,10 +88,11 @@ def open_embedding_files(
         raise ValueError(f"embeddings: {told}")
     shards = [shard for _, shard in named]
     _check_alike(shards)
+    pieces = _checked_pieces(shards)
     origins = [shard.provenance for shard in shards]
     Provenance.agreed(origins, "the files")
     provenance = Provenance.agreed([Provenance(spec, None, modality), *origins], "the options and the files")
-    return OpenedFiles(shards, [name for name, _ in named], provenance, skip_errors, skipped, found.ignored)
+    return OpenedFiles(shards, [name for name, _ in named], provenance, skip_errors, skipped, found.ignored, pieces)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class OpenedFiles:
         skip_errors: Whether files that turn out to be damaged are left out.
         skipped: Files that were left out, and why.
         ignored: How many files of folders are no embeddings.
+        pieces_of_files: The shares of samples that they say that they hold.
     """
 
     shards: Sequence[EmbeddingShard]
@@ -112,6 +115,7 @@ class OpenedFiles:
     skip_errors: bool = False
     skipped: Sequence[dict[str, str]] = field(default_factory=list)
     ignored: int = 0
+    pieces_of_files: Sequence[Piece] = ()
 
     @property
     def count(self) -> int:
@@ -131,7 +135,7 @@ class OpenedFiles:
             start, number = last, number + 1
         return found
 
-    def source(self, start: int = 0, stop: int | None = None) -> Source:
+    def source(self, start: int = 0, stop: int | None = None) -> FileSource:
         """Give the rows as a source: all of them, or those from one to another."""
         stop = self.count if stop is None else stop
         files = [
@@ -139,9 +143,38 @@ class OpenedFiles:
             for name, shard in zip(self.names, self.shards, strict=True)
         ]
         skipped = list(self.skipped)
-        source = Source(iter(()), stop - start, self.provenance, skipped=skipped, files=files, ignored=self.ignored)
+        source = FileSource(
+            iter(()),
+            stop - start,
+            self.provenance,
+            skipped=skipped,
+            files=files,
+            ignored=self.ignored,
+            opened=self,
+            first=start,
+        )
         source.batches = _batches(source, self, self.pieces(start, stop))
         return source
+
+
+@dataclass
+class FileSource(Source):
+    """Rows of files as a source, which can be read in parts too.
+
+    Attributes:
+        opened: The files.
+        first: The first of their rows that it gives.
+    """
+
+    opened: OpenedFiles = field(default_factory=lambda: OpenedFiles([], [], UNKNOWN))
+    first: int = 0
+
+    def told(self, number: int, begin: int, end: int) -> list[object]:
+        """Tell rows of a file by its name, its size and time, those of its metadata, and their places."""
+        path = self.opened.shards[number].path
+        beside = metadata_beside(path, needed=True)
+        stats = [one.stat() for one in (path, beside) if one is not None]
+        return [self.opened.names[number], [[one.st_size, one.st_mtime_ns] for one in stats], begin, end]
 
 
 def _check_alike(shards: Sequence[EmbeddingShard]) -> None:
@@ -163,6 +196,28 @@ def _check_alike(shards: Sequence[EmbeddingShard]) -> None:
     if other is not None:
         mine, theirs = (str(one.dtype).removeprefix("torch.") for one in (first, other))
         warnings.warn(f"{other.path} holds {theirs}, and {first.path} {mine}: both are used as they are.", stacklevel=3)
+
+
+def _checked_pieces(shards: Sequence[EmbeddingShard]) -> list[Piece]:
+    """Refuse files that hold the same share of some samples, and warn where shares are not there."""
+    known: list[tuple[Path, tuple[Piece, ...]]] = []
+    for shard in shards:
+        if shard.made_of is None:
+            continue
+        try:
+            pieces = pieces_from_lists(shard.made_of)
+        except ValueError as error:
+            raise ValueError(f"{shard.path}: damaged: {error}.") from None
+        for path, others in known:
+            try:
+                refuse_twice(others, pieces)
+            except ValueError as error:
+                raise ValueError(f"embeddings: {path} and {shard.path}: {error}") from None
+        known.append((shard.path, pieces))
+    found = [piece for _, pieces in known for piece in pieces]
+    for lacking in lacking_shares(found):
+        warnings.warn(f"{lacking}: the figures are of those alone.", stacklevel=4)
+    return found
 
 
 def _batches(source: Source, files: OpenedFiles, pieces: Sequence[tuple[int, int, int]]) -> Iterator[SourceBatch]:
@@ -207,7 +262,8 @@ def _blocks(shard: EmbeddingShard, name: str, first: int, begin: int, end: int) 
     for block in shard.blocks(ROWS, first, name, begin):
         wanted = min(end - place, len(block.ids))
         whole = wanted == len(block.ids)
-        yield block if whole else EmbeddingBlock(*(None if part is None else part[:wanted] for part in block))
+        groups = None if block.groups is None else block.groups[:wanted]
+        yield block if whole else EmbeddingBlock(block.embeddings[:wanted], block.ids[:wanted], groups)
         place += wanted
         if place == end and end < shard.count:
             return

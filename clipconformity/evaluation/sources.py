@@ -19,6 +19,7 @@ from clipconformity.encoders import BaseEncoder, Encoder
 from clipconformity.functional.validation import check_same_dim
 from clipconformity.provenance import UNKNOWN, Provenance
 from clipconformity.stream.alignment import Partners
+from clipconformity.stream.merging import Piece
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.row_sample import Labels
@@ -99,6 +100,7 @@ class Source:
         files: The files of embeddings, where the samples come from such.
         ignored: How many files of folders are no embeddings.
         allow_normalized: Whether whoever reads it takes L2-normalised files; else the first of them is refused.
+        made_of: The share of some samples that these are, where others have the rest.
         used: How many samples have come.
         seconds: That reading and encoding them took.
     """
@@ -123,6 +125,7 @@ class Source:
     files: Sequence[FileRows] = ()
     ignored: int = 0
     allow_normalized: bool = True
+    made_of: Sequence[Piece] = ()
     used: int = 0
     seconds: float = 0.0
 
@@ -315,18 +318,26 @@ def build_references(
     for source in sources:
         check_source(source)
         source.allow_normalized = allow_normalized
-    moments: dict[int, Moments] = {}
+    found = []
+    for source, moments in zip(sources, accumulate(sources, max_samples), strict=True):
+        if moments is None:
+            raise ValueError(sources[0].nothing_read)
+        reference = ReferenceSet.from_moments(
+            moments, source.provenance, dataset=dataset, allow_normalized=allow_normalized
+        )
+        reference.made_of = tuple(source.made_of)
+        found.append(reference)
+    return found
+
+
+def accumulate(sources: Sequence[Source], max_samples: int) -> list[Moments | None]:
+    """Accumulate what a reference of each source is made of, a batch of each in turn; None of a source without."""
+    found: list[Moments | None] = [None] * len(sources)
     for batches in zip(*sources, strict=True):
         for number, batch in enumerate(batches):
-            if number not in moments:
-                moments[number] = Moments(reference_layout(batch.embeddings.shape[1], max_samples))
-            check_same_dim(batch.embeddings, moments[number].layout.dim, "a later batch", "the first")
-            moments[number].update(batch.embeddings.cpu(), batch.groups, batch.ids, placed=batch.placed)
-    if len(moments) < len(sources):
-        raise ValueError(sources[0].nothing_read)
-    return [
-        ReferenceSet.from_moments(
-            moments[number], source.provenance, dataset=dataset, allow_normalized=allow_normalized
-        )
-        for number, source in enumerate(sources)
-    ]
+            moments = found[number]
+            if moments is None:
+                moments = found[number] = Moments(reference_layout(batch.embeddings.shape[1], max_samples))
+            check_same_dim(batch.embeddings, moments.layout.dim, "a later batch", "the first")
+            moments.update(batch.embeddings.cpu(), batch.groups, batch.ids, placed=batch.placed)
+    return found

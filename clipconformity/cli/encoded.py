@@ -1,0 +1,264 @@
+"""Samples that are encoded, in parts and in a folder for other runs: each part holds whole batches, bit for bit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import tee
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipconformity import __version__
+from clipconformity.cli.parts import PART, Job, Parts, cut, digest, stated
+from clipconformity.cli.sources import image_settings
+from clipconformity.data.strict_json import to_json
+
+if TYPE_CHECKING:
+    from clipconformity.data import Captions, ImageFolder
+    from clipconformity.encoders import Encoder
+    from clipconformity.evaluation import Source
+    from clipconformity.evaluation.sources import EncodedBatch
+    from clipconformity.stream.state_file import StateKind
+
+SAMPLES = 512
+"""Of a part, or as many as fill whole batches: what a kill costs at most, of each process."""
+MOST = 4096
+"""Parts of a job; of more samples they are larger."""
+FORMAT = "clipconformity-part"
+Encoded = list["EncodedBatch"]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Samples and how they are encoded.
+
+    Attributes:
+        encoders: Each of which encodes all samples.
+        samples: For each sample what it is told by.
+        settings: What else embeddings depend on.
+        batch_size: Samples encoded at once.
+        encode: Encodes the batches of some numbers, which may be asked for ahead.
+        skip_errors: Whether samples that cannot be read are left out.
+    """
+
+    encoders: Sequence[Encoder]
+    samples: Sequence[str]
+    settings: Sequence[object]
+    batch_size: int
+    encode: Callable[[Iterable[int]], Iterator[EncodedBatch]]
+    skip_errors: bool = False
+
+    @property
+    def about(self) -> str:
+        """What embeddings depend on beside the samples."""
+        ids = [dict(encoder.id) for encoder in self.encoders]
+        return digest(FORMAT, __version__, ids, [str(one) for one in (*self.settings, self.batch_size)])
+
+    def job(self) -> Job[Encoded]:
+        """Cut it into parts."""
+        size = self.batch_size * max(1, SAMPLES // self.batch_size)
+        spans = cut(len(self.samples), size, MOST)
+        return Job(
+            told=[digest(self.about, *self.samples[start:stop]) for start, stop in spans],
+            sizes=[stop - start for start, stop in spans],
+            make=lambda numbers, advance: self._make(spans, numbers, advance),
+            write=write_encoded,
+            read=read_encoded,
+        )
+
+    def _make(
+        self, spans: Sequence[tuple[int, int]], numbers: Iterable[int], advance: Callable[[int], None]
+    ) -> Iterator[Encoded]:
+        """Encode parts: one stream of batches for all of them, so that images are decoded ahead over their ends."""
+        waiting: list[int] = []
+
+        def batches() -> Iterator[int]:
+            for number in numbers:
+                start, stop = spans[number]
+                own = range(start // self.batch_size, -(-stop // self.batch_size))
+                waiting.append(len(own))
+                yield from own
+
+        found: Encoded = []
+        for batch in self.encode(batches()):
+            if batch.failed and not self.skip_errors:
+                raise ValueError(batch.failed[0][1])
+            found.append(batch)
+            advance(len(batch.ids) + len(batch.failed))
+            if len(found) == waiting[0]:
+                yield found
+                found = []
+                del waiting[0]
+
+
+def read_in_parts(parts: Parts, encoding: Encoding, sources: Sequence[Source]) -> None:
+    """Give the source of each encoder its batches: those of parts that are finished, and those that are encoded now."""
+    before = 0 if sources[0].encoder is None else sources[0].encoder.truncated  # a share counts what it cuts
+    made = parts.run(encoding.job())
+    _give(sources, (batch for part in made for batch in part), encoding.skip_errors, before)
+
+
+def _give(sources: Sequence[Source], batches: Iterator[EncodedBatch], skip_errors: bool, before: int) -> None:
+    from clipconformity.evaluation.sources import encoded_batches
+
+    counts, done = sources[0].encoder, 0
+
+    def counted() -> Iterator[EncodedBatch]:
+        """Count the texts that were cut, whenever, and by whichever process they were encoded."""
+        nonlocal done
+        for batch in batches:
+            done += batch.truncated
+            if counts is not None:
+                counts.truncated = before + done
+            yield batch
+
+    for number, (source, stream) in enumerate(zip(sources, tee(counted(), len(sources)), strict=True)):
+        source.batches = encoded_batches(source, stream, number, skip_errors=skip_errors)
+        source.progress = _told_elsewhere
+
+
+def _told_elsewhere(count: int) -> None:
+    """Show nothing: the parts have the bar."""
+
+
+def read_images_in_parts(
+    options: argparse.Namespace,
+    parts: Parts,
+    images: ImageFolder | Sequence[Path],
+    encoders: Sequence[Encoder],
+    *,
+    root: Path | None = None,
+    cache: Cache | None = None,
+) -> list[Source]:
+    """Open images as a source for each encoder, each file decoded once; what is encoded is kept in parts."""
+    from clipconformity.evaluation.images import encode_images, named_images, unread_images
+
+    files = named_images(images, root)
+    settings = image_settings(options, len(files))
+    sources = unread_images(images, encoders, len(files))
+
+    def encode(numbers: Iterable[int]) -> Iterator[EncodedBatch]:
+        return encode_images(files, encoders, settings["batch_size"], settings["workers"], numbers)
+
+    told = [_told(path, name) for path, name in files]
+    encoding = Encoding(encoders, told, ("image",), options.batch_size, encode, settings["skip_errors"])
+    if cache is None:
+        read_in_parts(parts, encoding, sources)
+    else:
+        cache.read(encoding, sources[0])
+    return sources
+
+
+def read_captions_in_parts(
+    options: argparse.Namespace, parts: Parts, captions: Captions, encoder: Encoder, cache: Cache | None = None
+) -> Source:
+    """Open captions as a source; what is encoded is kept in parts."""
+    from clipconformity.evaluation.sources import encode_captions, unread_captions
+
+    source = unread_captions(captions, encoder)
+    groups = captions.groups or [""] * len(captions.ids)
+    told = [f"{name} {group} {text}" for name, group, text in zip(captions.ids, groups, captions.texts, strict=True)]
+    encode = partial(encode_captions, captions, encoder, options.batch_size)
+    encoding = Encoding([encoder], told, ("text",), options.batch_size, encode)
+    if cache is None:
+        read_in_parts(parts, encoding, [source])
+    else:
+        cache.read(encoding, source)
+    return source
+
+
+def _told(path: Path, name: str) -> str:
+    """What an image file is told by, without reading it."""
+    found = path.stat()
+    return f"{name} {found.st_size} {found.st_mtime_ns}"
+
+
+class Cache:
+    """A folder in which samples are kept encoded, for every run with the same samples, encoder and settings."""
+
+    def __init__(self, folder: Path, parts: Parts) -> None:
+        self.folder, self.parts = folder, parts
+
+    def read(self, encoding: Encoding, source: Source) -> None:
+        """Give a source its batches: those that lie here, else what is encoded and then kept."""
+        told = digest(encoding.about, *encoding.samples)
+        path = self.folder / f"{told}.safetensors"
+        found = _kept(path, told)
+        self.parts.agree(found is not None)
+        if found is None:
+            read_in_parts(self.parts, encoding, [source])
+            source.batches = self._keep(path, source.batches, told, source)
+        else:
+            _give([source], iter(found), encoding.skip_errors, source.encoder.truncated if source.encoder else 0)
+
+    def _keep(self, path: Path, batches: Iterator[Any], told: str, source: Source) -> Iterator[Any]:
+        """Keep all, once the last has come."""
+        from clipconformity.evaluation.sources import EncodedBatch
+
+        before = 0 if source.encoder is None else source.encoder.truncated
+        kept: Encoded = []
+        for batch in batches:
+            kept.append(EncodedBatch([batch.embeddings], batch.ids, [], batch.groups))
+            yield batch
+        if kept:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            cut_texts = 0 if source.encoder is None else source.encoder.truncated - before
+            failed = [(one["id"], one["reason"]) for one in source.skipped]
+            kept[0] = kept[0]._replace(failed=failed, truncated=cut_texts)
+            write_encoded(path, kept, {PART: told})
+
+
+def _kept(path: Path, told: str) -> Encoded | None:
+    if stated(path) != told:
+        return None
+    try:
+        return read_encoded(path)
+    except Exception:  # a damaged file makes its reader fail in any way; it is made anew
+        return None
+
+
+def _kind() -> StateKind:
+    from clipconformity.stream.state_file import StateKind
+
+    return StateKind(FORMAT, "part", "part", "a command that encodes makes it", "let the command make it again")
+
+
+def write_encoded(path: Path, batches: Encoded, further: Mapping[str, str]) -> None:
+    """Write batches with all that is told of them; whole or not at all."""
+    import torch
+
+    from clipconformity.stream.state_file import write_state
+
+    several = max((len(batch.embeddings) for batch in batches), default=0)
+    tensors = {
+        f"embeddings-{number}": torch.cat([batch.embeddings[number].cpu() for batch in batches if batch.embeddings])
+        for number in range(several)
+    }
+    told = [
+        [list(batch.ids), batch.failed, None if batch.groups is None else list(batch.groups), batch.truncated]
+        for batch in batches
+    ]
+    write_state(path, tensors, {"format": FORMAT, "batches": to_json(told)} | dict(further))
+
+
+def read_encoded(path: Path) -> Encoded:
+    """Read what :func:`write_encoded` wrote.
+
+    Raises:
+        ValueError: If it cannot be read, or its checksum does not fit.
+    """
+    from clipconformity.evaluation.sources import EncodedBatch
+    from clipconformity.stream.state_file import check_whole, read_state
+
+    tensors, metadata = read_state(path, _kind())
+    check_whole(path, _kind(), tensors, metadata)
+    told = json.loads(metadata["batches"])
+    sizes = [len(ids) for ids, *_ in told]
+    rows = [tensors[f"embeddings-{number}"].split(sizes) for number in range(len(tensors))]
+    return [
+        EncodedBatch([own[place] for own in rows] if ids else [], ids, [(a, b) for a, b in failed], groups, truncated)
+        for place, (ids, failed, groups, truncated) in enumerate(told)
+    ]

@@ -119,10 +119,13 @@ class Parts:
             RuntimeError: If another process fails.
             OSError: If a part cannot be written, or the folder is another's.
         """
+        if self.ranks is None:
+            return
         pending, self._pending = self._pending, []
-        for do_share in pending:
-            do_share()
-        if self.ranks is not None and not self.ranks.first:
+        with self.ranks.sharing():
+            for do_share in pending:
+                do_share()
+        if not self.ranks.first:
             raise ShareDone
 
     def agree(self, found: bool) -> None:

@@ -135,33 +135,30 @@ def _started(count: int, words: Sequence[str]) -> Iterator[Ranks]:
     from clipconformity.cli.ranks import Ranks
 
     store = TCPStore("127.0.0.1", 0, count, True, wait_for_workers=False)
-    threads = max(1, cores() // count)
+    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, cores() // count)))
     told = {
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         STARTED: str(os.getpid()),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        "OMP_NUM_THREADS": str(threads),
     }
     spawn = multiprocessing.get_context("spawn")
     others: list[SpawnProcess] = []
-    before = torch.get_num_threads()
     try:
         for rank in range(1, count):
             other = spawn.Process(target=_work, args=(list(words),))
             with _environment(told | {"RANK": str(rank), "LOCAL_RANK": str(rank)}):
                 other.start()
             others.append(other)
-        torch.set_num_threads(int(told["OMP_NUM_THREADS"]))
-        with _at_work(
-            Ranks(PrefixStore("clipconformity/0", store), 0, count, 0, count, lambda: _failed(others))
-        ) as ranks:
+        both = (threads, torch.get_num_threads())
+        named = PrefixStore("clipconformity/0", store)
+        with _at_work(Ranks(named, 0, count, 0, count, both, lambda: _failed(others))) as ranks:
             yield ranks
         for other in others:
             other.join()
     finally:
-        torch.set_num_threads(before)
         _end(others)
 
 

@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 BEAT = 1.0
@@ -35,6 +35,8 @@ class Ranks:
         world: Number of them.
         local_rank: Number of this one on its machine.
         local_world: Number of those on its machine.
+        threads: Of this process while it does its share, and after that, where they are divided among those of the
+            machine.
         ended: Tells why a process that this one started has ended, if it has failed.
     """
 
@@ -45,10 +47,11 @@ class Ranks:
         world: int,
         local_rank: int = 0,
         local_world: int = 1,
+        threads: tuple[int, int] | None = None,
         ended: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.rank, self.world = rank, world
-        self.local_rank, self.local_world = local_rank, local_world
+        self.local_rank, self.local_world, self._threads = local_rank, local_world, threads
         self._store, self._ended = store, ended
         self._failure: str | None = None
         self._stop = threading.Event()
@@ -60,6 +63,19 @@ class Ranks:
     def first(self) -> bool:
         """Whether this is the one that joins the parts, and tells the result."""
         return self.rank == 0
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Do a share on as many threads as this process has among the others; then all are its own again."""
+        import torch
+
+        if self._threads is not None:
+            torch.set_num_threads(self._threads[0])
+        try:
+            yield
+        finally:
+            if self._threads is not None:
+                torch.set_num_threads(self._threads[1])
 
     def check(self) -> None:
         """Look whether another process has failed.

@@ -192,7 +192,8 @@ def score_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What ``score`` takes beside the samples and the reference."""
     from clipconformity.data import read_classes
 
-    own = getattr(options, "saved", None) and options.metrics is None  # a saved score has its own
+    # A saved score has metrics of its own; those that are compared are to have the same.
+    own = options.metrics is None and "models" not in options and options.saved
     return {
         "resamples": options.resamples,
         "metrics": None if own else (options.metrics or CORE).split(","),

@@ -67,6 +67,7 @@ class Encoding:
             make=lambda numbers, advance: self._make(spans, numbers, advance),
             write=write_encoded,
             read=read_encoded,
+            alike={"encoder": str([dict(encoder.id) for encoder in self.encoders])},
         )
 
     def _make(

@@ -14,7 +14,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -52,6 +52,7 @@ class Job(Generic[T]):
             given with the number of samples of each batch.
         write: Writes a part, with entries for its metadata; whole or not at all.
         read: Reads a part.
+        alike: What must be the same for all processes beside the samples, by what it is called.
     """
 
     told: Sequence[str]
@@ -59,6 +60,7 @@ class Job(Generic[T]):
     make: Callable[[Iterable[int], Callable[[int], None]], Iterator[T]]
     write: Callable[[Path, T, Mapping[str, str]], None]
     read: Callable[[Path], T]
+    alike: Mapping[str, str] = field(default_factory=dict)
 
 
 class Parts:
@@ -69,6 +71,7 @@ class Parts:
         ranks: The processes, where there are several.
         card: What must be the same for all of them, by what it is called.
         quiet: Show no progress.
+        tell: Tells how long parts took.
     """
 
     def __init__(
@@ -78,8 +81,9 @@ class Parts:
         card: Mapping[str, str] | None = None,
         *,
         quiet: bool = False,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.ranks, self.quiet = ranks, quiet
+        self.ranks, self.quiet, self._tell = ranks, quiet, tell
         self._card = dict(card or {})
         if output is None and ranks is not None:
             output = Path(f"clipconformity-{digest(self._card)[:12]}")
@@ -156,6 +160,7 @@ class Parts:
     def _alone(self, number: int, job: Job[T]) -> Iterator[T]:
         keep = (len(job.told) > 1 or (self.folder is not None and self.folder.exists())) and self._enter()
         stored = self._stored(number, job) if keep else set()
+        since = time.monotonic()
         with self._bar(job, stored) as bar:
             made = job.make((part for part in range(len(job.told)) if part not in stored), bar.update)
             for part in range(len(job.told)):
@@ -166,21 +171,14 @@ class Parts:
                 if keep and len(job.told) > 1:
                     self._write(number, job, part, found)
                 yield found
+        self._tell_time(len(job.told) - len(stored), since)
 
     def _do_share(self, ranks: Ranks, number: int, job: Job[T]) -> None:
         """Make the parts that this process takes; the first waits for those of the others."""
-        ranks.agree(number, self._card | {"samples": digest(*job.told)})
-        undone: list[int] | None = None
-        stored: set[int] = set()
-        if ranks.first:
-            if not self._enter():
-                raise OSError(
-                    f"{self.folder}: another run is at work there, or other files lie in it; wait for that run, or "
-                    "name another output."
-                )
-            stored = self._stored(number, job)
-            undone = [part for part in range(len(job.told)) if part not in stored]
-        undone = ranks.share(number, undone)
+        ranks.agree(number, self._card | job.alike | {"samples": digest(*job.told)[:12]})
+        since = time.monotonic()
+        stored = self._stored_for_all(number, job) if ranks.first else set()
+        undone = ranks.share(number, [part for part in range(len(job.told)) if part not in stored])
         claimed: deque[int] = deque()
 
         def claims() -> Iterator[int]:
@@ -203,6 +201,23 @@ class Parts:
             while ranks.first and not ranks.finished(number):
                 time.sleep(PAUSE)
                 advance(0)
+        self._tell_time(len(undone), since)
+
+    def _stored_for_all(self, number: int, job: Job[Any]) -> set[int]:
+        """Take the folder, and find the parts that lie there.
+
+        Raises:
+            OSError: If it is another's.
+        """
+        if not self._enter():
+            raise OSError(
+                f"{self.folder}: another run is at work there, or other files lie in it; wait for that run, or name "
+                "another output."
+            )
+        return self._stored(number, job)
+
+    def _tell_time(self, made: int, since: float) -> None:
+        self._tell(f"{made} parts in {time.monotonic() - since:.2f} s")
 
     def _collect(self, ranks: Ranks, number: int, job: Job[T]) -> Iterator[T]:
         for part in range(len(job.told)):

@@ -156,8 +156,6 @@ def _started(count: int, words: Sequence[str]) -> Iterator[Ranks]:
         named = PrefixStore("clipconformity/0", store)
         with _at_work(Ranks(named, 0, count, 0, count, both, lambda: _failed(others))) as ranks:
             yield ranks
-        for other in others:
-            other.join()
     finally:
         _end(others)
 

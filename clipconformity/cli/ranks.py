@@ -109,10 +109,10 @@ class Ranks:
                     f"{cards[other].get(name)}; start all of them with the same command on the same files."
                 )
 
-    def share(self, job: int, undone: Sequence[int] | None) -> list[int]:
-        """Tell the others which parts are to be done; all but the first wait to be told."""
+    def share(self, job: int, undone: Sequence[int]) -> list[int]:
+        """Give the parts that are to be done, as the first process knows them, for which the others wait."""
         if self.first:
-            self._set(f"undone/{job}", json.dumps(list(undone or ())))
+            self._set(f"undone/{job}", json.dumps(list(undone)))
         found: list[int] = json.loads(self._wait_for(f"undone/{job}", 0))
         return found
 

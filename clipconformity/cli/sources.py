@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -220,10 +221,10 @@ def kept_parts(options: argparse.Namespace, output: Path | None) -> Parts:
     from clipconformity.cli.parts import Parts, digest
 
     alike = {name: str(value) for name, value in vars(options).items() if name not in OWN}
-    card = {"version of clipconformity": __version__, "options": digest(sorted(alike.items()))}
+    card = {"version of clipconformity": __version__, "options": digest(sorted(alike.items()))[:12]}
     if options.ranks is not None and "dtype" in alike:
         card["--dtype"] = alike["dtype"]
-    return Parts(output, options.ranks, card, quiet=options.quiet)
+    return Parts(output, options.ranks, card, quiet=options.quiet, tell=partial(tell_more, options))
 
 
 def embedding_settings(options: argparse.Namespace) -> dict[str, Any]:

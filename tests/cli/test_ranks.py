@@ -59,7 +59,7 @@ def together(world: int, work: Callable[[Ranks], Any], *, silent: int | None = N
 @pytest.mark.parametrize(("world", "count"), [(2, 7), (3, 2), (3, 0), (5, 40)])
 def test_each_part_is_taken_once_whatever_the_shares(world, count):
     def work(ranks: Ranks) -> list[int]:
-        undone = ranks.share(0, list(range(100, 100 + count)) if ranks.first else None)
+        undone = ranks.share(0, list(range(100, 100 + count)) if ranks.first else [])
         mine = list(ranks.claims(0, undone))
         ranks.finish(0)
         while ranks.first and not ranks.finished(0):

@@ -175,7 +175,7 @@ class Parts:
 
     def _do_share(self, ranks: Ranks, number: int, job: Job[T]) -> None:
         """Make the parts that this process takes; the first waits for those of the others."""
-        ranks.agree(number, self._card | job.alike | {"samples": digest(*job.told)[:12]})
+        ranks.agree(number, self._card | dict(job.alike) | {"samples": digest(*job.told)[:12]})
         since = time.monotonic()
         stored = self._stored_for_all(number, job) if ranks.first else set()
         undone = ranks.share(number, [part for part in range(len(job.told)) if part not in stored])

@@ -94,7 +94,7 @@ def _from_environment() -> Ranks:
     """
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-    from clipconformity.cli.ranks import ARRIVAL, Ranks
+    from clipconformity.cli.ranks import ARRIVAL, SILENCE, Ranks
 
     given = os.environ
     rank, world = int(given["RANK"]), int(given["WORLD_SIZE"])
@@ -107,6 +107,7 @@ def _from_environment() -> Ranks:
         timeout=timedelta(seconds=ARRIVAL),
         wait_for_workers=False,
     )
+    store.set_timeout(timedelta(seconds=SILENCE))  # from here on nothing is waited for in it
     if STARTED in given:
         _end_with(int(given[STARTED]))
     attempt = PrefixStore(f"clipconformity/{given.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

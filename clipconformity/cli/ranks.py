@@ -15,7 +15,7 @@ from typing import Any
 
 BEAT = 1.0
 """Seconds between two signs of life."""
-SILENCE = 30.0
+SILENCE = 60.0
 """Seconds without one after which a process counts as gone."""
 ARRIVAL = 600.0
 """Seconds that the others are waited for at the start of some work: a model may have to be loaded."""

@@ -222,8 +222,8 @@ def kept_parts(options: argparse.Namespace, output: Path | None) -> Parts:
 
     alike = {name: str(value) for name, value in vars(options).items() if name not in OWN}
     card = {"version of clipconformity": __version__, "options": digest(sorted(alike.items()))[:12]}
-    if options.ranks is not None and "dtype" in alike:
-        card["--dtype"] = alike["dtype"]
+    if hasattr(options, "dtype"):
+        card["--dtype"] = str(options.dtype)
     return Parts(output, options.ranks, card, quiet=options.quiet, tell=partial(tell_more, options))
 
 

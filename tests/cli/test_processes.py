@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("always")]
 SMALL = """
 import os, sys, time
 from clipconformity.cli import encoded, main, parts, ranks, states
-states.ROWS, encoded.SAMPLES, ranks.SILENCE = 4096, 4, 4.0
+states.ROWS, encoded.SAMPLES, ranks.SILENCE = 4096, 4, 10.0
 pause = float(os.environ.get("PAUSE", "0"))
 if pause:
     write = parts.Parts._write
@@ -227,7 +227,7 @@ def test_a_killed_process_ends_the_others_in_time(killed, folder, capsys):
     ranks[killed].kill()
     began = time.monotonic()
     said = [one.communicate(timeout=60)[1] for one in ranks]
-    assert time.monotonic() - began < 4 + 10  # of silence, and of a part
+    assert time.monotonic() - began < 10 + 30  # of silence, and of a part on a machine with other work
     del ranks[killed], said[killed]
     assert [one.returncode for one in ranks] == [1, 1], said
     words_of = f"rank {killed} has given no sign of life" if killed else "the other processes cannot be reached"
@@ -252,10 +252,7 @@ def test_a_kill_among_the_processes_of_a_machine_leaves_none_behind(which, folde
     until = time.monotonic() + 120
     while len(list(Path().glob("out.safetensors.parts/*.safetensors"))) < 2 and time.monotonic() < until:
         time.sleep(0.05)
-    others = children(first.pid)
-    assert len(others) >= 2
-    workers = [pid for pid in others if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    assert len(workers) == 2
+    assert len(workers := workers_of(first.pid)) == 2
     os.kill(first.pid if which == "first" else workers[1], signal.SIGKILL)
     said = first.communicate(timeout=60)[1]
     assert first.returncode == (-signal.SIGKILL if which == "first" else 1)
@@ -268,8 +265,10 @@ def test_a_kill_among_the_processes_of_a_machine_leaves_none_behind(which, folde
     assert left() == []
 
 
-def children(pid: int) -> list[int]:
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def workers_of(pid: int) -> list[int]:
+    """The processes that one has started to share its work, without those of Python itself."""
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [one for one in children if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
 
 
 def is_running(pid: int) -> bool:
@@ -293,12 +292,13 @@ def test_a_signal_ends_all_with_its_status(sent, folder):
     until = time.monotonic() + 120
     while not list(Path().glob("out.safetensors.parts/*.safetensors")) and time.monotonic() < until:
         time.sleep(0.05)
-    others = children(first.pid)
+    workers = workers_of(first.pid)
     first.send_signal(sent)
     said = first.communicate(timeout=60)[1]
     assert first.returncode == 128 + sent
     assert "what is finished is kept in out.safetensors.parts" in said
-    assert not any(is_running(pid) for pid in others)
+    assert len(workers) == 1
+    assert not is_running(workers[0])
 
 
 def test_a_full_disk_ends_all_with_its_message_and_keeps_nothing_broken(folder):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import tee
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from clipconformity import __version__
 from clipconformity.cli.parts import PART, Job, Parts, cut, digest, stated
@@ -18,7 +18,7 @@ from clipconformity.data.strict_json import to_json
 
 if TYPE_CHECKING:
     from clipconformity.data import Captions, ImageFolder
-    from clipconformity.encoders import Encoder
+    from clipconformity.encoders import BaseEncoder, Encoder
     from clipconformity.evaluation import Source
     from clipconformity.evaluation.sources import EncodedBatch
     from clipconformity.stream.state_file import StateKind
@@ -87,6 +87,8 @@ class Encoding:
         for batch in self.encode(batches()):
             if batch.failed and not self.skip_errors:
                 raise ValueError(batch.failed[0][1])
+            if batch.truncated:  # they count where the part is given, whichever process made it
+                cast("BaseEncoder", self.encoders[0]).truncated -= batch.truncated
             found.append(batch)
             advance(len(batch.ids) + len(batch.failed))
             if len(found) == waiting[0]:
@@ -97,23 +99,25 @@ class Encoding:
 
 def read_in_parts(parts: Parts, encoding: Encoding, sources: Sequence[Source]) -> None:
     """Give the source of each encoder its batches: those of parts that are finished, and those that are encoded now."""
-    before = 0 if sources[0].encoder is None else sources[0].encoder.truncated  # a share counts what it cuts
+    _give(sources, _batches(parts, encoding), encoding.skip_errors)
+
+
+def _batches(parts: Parts, encoding: Encoding) -> Iterator[EncodedBatch]:
+    """Give the batches of all parts, which are to be made."""
     made = parts.run(encoding.job())
-    _give(sources, (batch for part in made for batch in part), encoding.skip_errors, before)
+    return (batch for part in made for batch in part)
 
 
-def _give(sources: Sequence[Source], batches: Iterator[EncodedBatch], skip_errors: bool, before: int) -> None:
+def _give(sources: Sequence[Source], batches: Iterator[EncodedBatch], skip_errors: bool) -> None:
     from clipconformity.evaluation.sources import encoded_batches
 
-    counts, done = sources[0].encoder, 0
+    counts = sources[0].encoder
 
     def counted() -> Iterator[EncodedBatch]:
         """Count the texts that were cut, whenever, and by whichever process they were encoded."""
-        nonlocal done
         for batch in batches:
-            done += batch.truncated
             if counts is not None:
-                counts.truncated = before + done
+                counts.truncated += batch.truncated
             yield batch
 
     for number, (source, stream) in enumerate(zip(sources, tee(counted(), len(sources)), strict=True)):
@@ -189,26 +193,17 @@ class Cache:
         path = self.folder / f"{told}.safetensors"
         found = _kept(path, told)
         self.parts.agree(found is not None)
-        if found is None:
-            read_in_parts(self.parts, encoding, [source])
-            source.batches = self._keep(path, source.batches, told, source)
-        else:
-            _give([source], iter(found), encoding.skip_errors, source.encoder.truncated if source.encoder else 0)
+        batches = iter(found) if found is not None else self._keep(path, told, _batches(self.parts, encoding))
+        _give([source], batches, encoding.skip_errors)
 
-    def _keep(self, path: Path, batches: Iterator[Any], told: str, source: Source) -> Iterator[Any]:
+    def _keep(self, path: Path, told: str, batches: Iterator[EncodedBatch]) -> Iterator[EncodedBatch]:
         """Keep all, once the last has come."""
-        from clipconformity.evaluation.sources import EncodedBatch
-
-        before = 0 if source.encoder is None else source.encoder.truncated
         kept: Encoded = []
         for batch in batches:
-            kept.append(EncodedBatch([batch.embeddings], batch.ids, [], batch.groups))
+            kept.append(batch)
             yield batch
-        if kept:
+        if any(len(batch.ids) for batch in kept):
             self.folder.mkdir(parents=True, exist_ok=True)
-            cut_texts = 0 if source.encoder is None else source.encoder.truncated - before
-            failed = [(one["id"], one["reason"]) for one in source.skipped]
-            kept[0] = kept[0]._replace(failed=failed, truncated=cut_texts)
             write_encoded(path, kept, {PART: told})
 
 

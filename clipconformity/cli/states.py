@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 ROWS = 2**18
 """Rows of a part; a whole number of batches, so that the parts change no batch."""
-MOST = 256
-"""Parts of a job, since a state is of some size whatever its rows; of more rows they are larger."""
+MOST = 4096
+"""Parts of a job; of more rows they are larger."""
 READ = "read"
 """Entry of a part's metadata with what came of each file."""
 

@@ -158,3 +158,13 @@ def test_a_short_run_that_fails_leaves_nothing(folder, encoded, monkeypatch):
     encoded["stop"] = 13
     assert main(COMMANDS["embed images"]) == 130
     assert names() == []
+
+
+def test_texts_that_were_cut_are_counted_of_all_captions(folder, encoded, capsys):
+    assert main(["reference", *CAPTIONS, "-o", "r.safetensors", "--quiet"]) == 0
+    shutil.copy("c.json", "people.json")
+    command = ["score", *IMAGES, "--captions", "c.json", "--caption-references", "people.json", "--resamples", "5"]
+    for cache in ([], ["--cache", "kept"], ["--cache", "kept"]):
+        capsys.readouterr()
+        assert main([*command, "--modality", "text", "--reference", "r.safetensors", *cache]) == 0
+        assert json.loads(capsys.readouterr().out)["truncated"] == 2

@@ -229,9 +229,11 @@ def test_a_killed_process_ends_the_others_in_time(killed, folder, capsys):
     said = [one.communicate(timeout=60)[1] for one in ranks]
     assert time.monotonic() - began < 10 + 30  # of silence, and of a part on a machine with other work
     del ranks[killed], said[killed]
-    assert [one.returncode for one in ranks] == [1, 1], said
-    words_of = f"rank {killed} has given no sign of life" if killed else "the other processes cannot be reached"
-    assert all(words_of in text or "rank 0" in text for text in said), said
+    # Another that had done its share by then has ended well; the first, which joins the parts, has not.
+    assert {one.returncode for one in ranks} <= {0, 1}, said
+    assert killed == 0 or ranks[0].returncode == 1, said
+    told = f"rank {killed} has given no sign of life" if killed else "the other processes cannot be reached"
+    assert all(one.returncode == 0 or told in text for one, text in zip(ranks, said, strict=True)), said
     assert not Path("out.safetensors").exists()
     told, files, said = alone(capsys, words)
     assert "samples are taken up from out.safetensors.parts" in said
@@ -252,7 +254,8 @@ def test_a_kill_among_the_processes_of_a_machine_leaves_none_behind(which, folde
     until = time.monotonic() + 120
     while len(list(Path().glob("out.safetensors.parts/*.safetensors"))) < 2 and time.monotonic() < until:
         time.sleep(0.05)
-    assert len(workers := workers_of(first.pid)) == 2
+    workers = workers_of(first.pid)
+    assert len(workers) == 2
     os.kill(first.pid if which == "first" else workers[1], signal.SIGKILL)
     said = first.communicate(timeout=60)[1]
     assert first.returncode == (-signal.SIGKILL if which == "first" else 1)

@@ -1,8 +1,9 @@
 """Faults at random moments: whether anything is lost, left, or wrong afterwards.
 
 Each command is run in a process of its own, and killed, starved of disk, robbed of its inputs or run twice at once;
-then it is run again. An output must be whole or absent, nothing else may lie there, the inputs must be as they were,
-and the second run must give what an undisturbed one gives. Systems with ``fork`` only.
+then it is run again. An output must be whole or absent, nothing but finished parts may lie beside it, the inputs must
+be as they were, and the second run must take up every finished part, and give what an undisturbed one gives. Parts are
+small here, so that many kills fall between two of them. Systems with ``fork`` only.
 
     python benchmarks/faults.py [--kills 50] [--seed 0]
 """
@@ -10,8 +11,10 @@ and the second run must give what an undisturbed one gives. Systems with ``fork`
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -29,17 +32,20 @@ from PIL import Image
 from tqdm import tqdm
 
 import clipconformity.report  # noqa: F401 - loaded before the processes part, so that kills fall into the work
-from clipconformity import cli
+from clipconformity import ReferenceSet, cli
+from clipconformity.cli import encoded, states
 from clipconformity.data.folders import find_image_files
 from clipconformity.demo import sample_scenes, write_coco_scenes
 from clipconformity.encoders import load_encoder
-from clipconformity.evaluation import sources
+from clipconformity.evaluation import images
 from clipconformity.generators import caption_images, generate_images
 
 PROMPTS = [f"prompt {number}" for number in range(24)]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 EXPECTED = {signal.SIGTERM: 143, signal.SIGINT: 130}
-INPUTS = ("coco", "reference.safetensors")
+INPUTS = ("coco", "reference.safetensors", "rows.npy", "of-rows.safetensors")
+SCENES, ROWS = 40, 60_000
+encoded.SAMPLES, states.ROWS = 4, 4096  # also in the processes that a command starts, which import this file
 
 
 def made(prompts: list[str], seeds: list[int]) -> list[Image.Image]:
@@ -70,14 +76,23 @@ again = False
 """Whether the commands may replace what is there."""
 IMAGES = ("--images", "coco/val2017", "--batch-size", "4")
 SCORE = (*IMAGES, "--reference", "reference.safetensors", "--resamples", "50")
+OF_ROWS = ("--embeddings", "rows.npy", "--max-samples", "1000")
+AGAINST = ("--reference", "of-rows.safetensors", "--resamples", "5")
 RUNS: dict[str, tuple[Callable[[], int], tuple[str, ...]]] = {
     "embed": (command("embed", *IMAGES, "--encoder", "tiny", "-o", "e.safetensors"), ("e.safetensors",)),
     "reference": (command("reference", *IMAGES, "--encoder", "tiny", "-o", "r.safetensors"), ("r.safetensors",)),
     "score": (command("score", *SCORE, "--per-sample", "s.csv", "--report", "s.html"), ("s.csv", "s.html")),
+    "reference of rows": (command("reference", *OF_ROWS, "-o", "q.safetensors"), ("q.safetensors",)),
+    "score of rows": (command("score", *OF_ROWS, *AGAINST, "--save", "v.safetensors"), ("v.safetensors",)),
+    "two processes": (
+        command("reference", *OF_ROWS, "--processes", "2", "-o", "p.safetensors"),
+        ("p.safetensors",),
+    ),
     "generate": (generate, ("images",)),
     "caption": (caption, ("captions.json",)),
 }
 RESUMED = ("generate", "caption")
+FAULTS = ("killed", "full disk", "two at once", "an input changes")
 
 
 def start(run: Callable[[], int], *before: Callable[[], object]) -> int:
@@ -107,8 +122,26 @@ def wait(child: int) -> int:
 
 def contents(*names: str) -> dict[str, bytes]:
     found = (path for name in names for path in (Path(name), *Path(name).rglob("*")))
-    # A report tells its command, which the second time has the option.
-    return {str(path): path.read_bytes().replace(b" --overwrite", b"") for path in found if path.is_file()}
+    return {str(path): content(path) for path in found if path.is_file()}
+
+
+def content(path: Path) -> bytes:
+    """What a file holds: a report tells its command, which the second time has the option."""
+    data = path.read_bytes()
+    if path.suffix != ".safetensors" or len(data) < 8:
+        return data.replace(b" --overwrite", b"")
+    end = 8 + int.from_bytes(data[:8], "little")  # safetensors draws the order of the metadata
+    try:
+        return json.dumps(json.loads(data[8:end]), sort_keys=True).encode() + data[end:]
+    except ValueError:  # a broken one
+        return data
+
+
+def sizes(part: Path) -> int:
+    """Samples of a finished part."""
+    number, of_rows = int(part.stem.partition("-")[2]), part.parent.name[0] in "qvp"
+    size, count = (states.ROWS, ROWS) if of_rows else (encoded.SAMPLES, SCENES)
+    return min(size, count - number * size)
 
 
 class Check:
@@ -153,7 +186,11 @@ class Check:
         """The second run is right, and nothing else lies there."""
         global again
         again = self.name not in RESUMED
+        finished = sum(sizes(path) for path in Path().glob("*.parts/*.safetensors"))
+        Path("log").write_bytes(b"")
         self.note("second run failed", wait(start(self.run)) != 0)
+        taken = re.search(r"(\d+) of \d+ samples are taken up", Path("log").read_text())
+        self.note("finished part lost", finished > int(taken[1] if taken else 0))
         again = False
         self.note("second run differs", contents(*self.outputs) != self.whole)
         self.note("input changed", contents(*INPUTS) != self.inputs)
@@ -209,14 +246,14 @@ def inputs_change(check: Check) -> None:
         check.clear()
 
         def lie(change: Callable[[], object] = change) -> None:
-            read = sources.open_image
+            read = images.open_image
 
             def changed(path: Path) -> Image.Image:
-                sources.open_image = read
+                images.open_image = read
                 change()
                 return read(path)
 
-            sources.open_image = changed
+            images.open_image = changed
 
         status = wait(start(check.run, lie))
         last.write_bytes(data)
@@ -243,13 +280,18 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50, help="of each command")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commands", nargs="+", choices=RUNS, default=list(RUNS), help="default: all")
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS, help="default: all")
     options = parser.parse_args()
     torch.set_num_threads(1)
     draw = random.Random(options.seed)
     load_encoder("tiny", "cpu").encode_text(["a red circle"])
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        write_coco_scenes("coco", sample_scenes(40, seed=0), seed=0)
+        write_coco_scenes("coco", sample_scenes(SCENES, seed=0), seed=0)
+        rows = np.random.default_rng(0).normal(size=(ROWS, 64)).astype("f4") + 1
+        np.save("rows.npy", rows)
+        of_rows = torch.from_numpy(rows[::7] + np.float32(0.1))
+        ReferenceSet.fit(of_rows, max_samples=1000).save("of-rows.safetensors")
         assert wait(start(command("reference", *IMAGES, "--encoder", "tiny", "-o", "reference.safetensors"))) == 0
         print("| fault | command | runs | what went wrong |\n|---|---|---|---|")
         for name in options.commands:
@@ -260,7 +302,10 @@ def main() -> None:
             }
             if name in ("embed", "reference", "score"):
                 faults["an input changes"] = (3, inputs_change)
-            for fault, (runs, cause) in faults.items():
+            for fault in options.faults:
+                if fault not in faults:
+                    continue
+                runs, cause = faults[fault]
                 check = Check(name)
                 cause(check)
                 wrong = ", ".join(f"{what}: {times}" for what, times in check.wrong.items() if times) or "nothing"

@@ -415,6 +415,18 @@ PAIR_SCORES = of(
 )
 PAIRS = "evaluation/test_pairs.py"
 MISSING = "cli/test_cli_pairs.py"
+MERGED = " ".join(
+    (
+        of("cli/test_shards.py", "no_shard_is_counted_twice_by_whatever_way", "shards_of_another_cut_are_refused"),
+        of("cli/test_shards.py", "a_file_without_shards_is_known_again_in_what_it_was_merged_into"),
+        of("cli/test_states.py", "a_tree_joins_hundreds_while_it_holds_few"),
+    )
+)
+STATES = of(
+    "cli/test_states.py",
+    "parts_are_cut_by_the_rows_alone",
+    "a_part_that_is_broken_or_of_other_work_is_made_anew",
+)
 GAP = of(
     "metrics/test_geometry_metrics.py",
     "groups_of_pairs_may_be_names_and_their_order_does_not_matter",
@@ -1158,8 +1170,29 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         ("kinds[path] in (None, modality)", "kinds[path] is not None"),
         ("if len(set(names)) == len(names):", "if True:"),
     ]),
+    ("clipconformity/stream/merging.py", MERGED, [
+        ("self._held[-1][0] == size:", "self._held[-1][0] < 0:"),
+        ("self._join(self._held.pop()[1], one), 2 * size", "self._join(one, self._held.pop()[1]), 2 * size"),
+        ("piece.identity in known or", ""),
+        ("or (piece.work, piece.share) in shares", ""),
+        ("cuts[piece.work] != piece.shares", "False"),
+    ]),
+    ("clipconformity/cli/parts.py", STATES, [
+        ("-(-count // (size * most))", "count // (size * most)"),
+        ("{part} if says == key else set()", "{part} if says else set()"),
+        ("if part not in stored), bar.update)", "if part >= len(stored)), bar.update)", "cli/test_parts.py"),
+    ]),
+    ("clipconformity/cli/ranks.py", "cli/test_ranks.py", [
+        ("one.get(name) != cards[0][name]", "False"),
+        ("sign != LEFT.encode() and", "False and"),
+        ("self._add(f\"next/{job}\", 1) - 1", "self._add(f\"next/{job}\", 1)"),
+    ]),
+    ("clipconformity/cli/shards.py", of("cli/test_shards.py", "shards_are_all_samples_once_in_whole_batches"), [
+        ("max(1, count // size)", "max(1, -(-count // size))"),
+        ("count if self.number == self.shards else units", "units"),
+    ]),
     ("clipconformity/evaluation/shards.py", SHARDS, [
-        ("shard.blocks(ROWS, ROWS - held, file.name)", "shard.blocks(ROWS, ROWS, file.name)"),
+        ("file.name, ROWS - held, begin, end)", "file.name, ROWS, begin, end)"),
         ("if waiting and not _can_join", "if False and not _can_join"),
         ("except _NormalizedError:", "except KeyError:"),
         ("if not skip_errors or isinstance(error, RefusedError):", "if not skip_errors or True:"),

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clipconformity import __version__
-from clipconformity.cli import commands, references, scores
+from clipconformity.cli import commands, comparisons, references, scores
 from clipconformity.cli.examples import EXAMPLES
 from clipconformity.cli.messages import print_message
+from clipconformity.cli.processes import ShareDone, is_one_of_others, joined
 from clipconformity.cli.signals import catch_stop_signals
 from clipconformity.data.formats import list_suffixes
 from clipconformity.data.hub import is_shared
@@ -80,12 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with catch_stop_signals() as signals:
         try:
             with warnings.catch_warnings():
-                warnings.showwarning = _ignore_warning if options.quiet else _show_warning
-                with raise_limits(options.limit or ()):
+                warnings.showwarning = _ignore_warning if options.quiet or is_one_of_others() else _show_warning
+                with raise_limits(options.limit or ()), joined(options, words) as options.ranks:
                     result = command(options)
                 if isinstance(result, str):
                     return _write_output(result)
                 return _write_output(to_json(result, indent=2) + "\n") or _report_unmet(result)
+        except ShareDone:
+            return 0
         except KeyboardInterrupt:
             return signals.status or 130
         except Exception as error:
@@ -182,11 +185,13 @@ def _build_parser() -> Parser:
 
     embed = _add_command(known, "embed", "encode images or captions to a file of raw embeddings", commands.embed)
     _add_source(embed, embeddings=False)
+    _add_processes(embed, "embeddings")
     embed.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
     _add_overwrite(embed)
 
     reference = _add_command(known, "reference", "build a reference set", references.make_reference)
     _add_source(reference, coco=True)
+    _add_processes(reference, "reference, for `merge`")
     reference.add_argument("--dataset", help="what the samples are, such as 'coco val2017'")
     reference.add_argument("--max-samples", type=int, default=10_000, help="rows kept (default: 10000)")
     reference.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
@@ -194,6 +199,10 @@ def _build_parser() -> Parser:
 
     score = _add_command(known, "score", "score samples against a reference", scores.score_samples)
     _add_source(score, pairs=True)
+    score.add_argument(
+        "--saved", type=Path, nargs="+", metavar="FILE", help="what --save kept, as of all shards: scored as one"
+    )
+    _add_processes(score, "score by --save, for --saved")
     score.add_argument("--reference", type=parse_reference, required=True, help=REFERENCE)
     score.add_argument("--per-sample", type=Path, metavar="FILE.csv", help="write id, conformity, norm and rank")
     score.add_argument("--curve", type=Path, metavar="FILE.csv", help="write every figure over the number of samples")
@@ -218,7 +227,7 @@ def _build_parser() -> Parser:
     )
 
     compare = _add_command(
-        known, "compare", "score several models, and say which differ, in what", scores.compare_models
+        known, "compare", "score several models, and say which differ, in what", comparisons.compare_models
     )
     compare.add_argument(
         "models",
@@ -240,6 +249,7 @@ def _build_parser() -> Parser:
     _add_scoring(compare)
     _add_embeddings(compare)
     _add_encoding(compare)
+    _add_processes(compare)
 
     geometry = _add_command(
         known, "geometry", "measure the six geometric properties of embeddings", commands.measure_geometry
@@ -252,9 +262,14 @@ def _build_parser() -> Parser:
     geometry.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots")
     _add_overwrite(geometry)
 
-    merge = _add_command(known, "merge", "join references of different samples", references.merge_references)
+    merge = _add_command(
+        known, "merge", "join references, saved scores or embeddings of different samples", references.merge_files
+    )
     merge.add_argument(
-        "references", type=parse_reference, nargs="+", metavar="REFERENCE", help="files to join, or hf://user/repo/file"
+        "references", type=parse_reference, nargs="+", metavar="FILE", help="files to join, or hf://user/repo/file"
+    )
+    merge.add_argument(
+        "--reference", type=parse_reference, metavar="FILE", help="what saved scores were scored against"
     )
     merge.add_argument("-o", "--output", type=Path, required=True, help="file to write (.safetensors)")
     _add_overwrite(merge)
@@ -273,7 +288,7 @@ def _add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(command=function)
+    parser.set_defaults(command=function, shared=False, ranks=None)
     parser.add_argument(
         "--limit",
         action="append",
@@ -292,6 +307,15 @@ def _add_overwrite(parser: Parser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that are there already")
 
 
+def _add_processes(parser: Parser, of_shard: str | None = None) -> None:
+    parser.set_defaults(shared=True)
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="share the work among N processes here (default: 1, or torchrun's)"
+    )
+    if of_shard is not None:
+        parser.add_argument("--shard", metavar="I/N", help=f"take the I-th of N shares of the samples: its {of_shard}")
+
+
 def _add_scoring(parser: Parser) -> None:
     """Add the common options of ``score`` and ``compare``."""
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep what is encoded here, for other runs")
@@ -307,7 +331,6 @@ def _add_scoring(parser: Parser) -> None:
     _add_overwrite(parser)
     parser.add_argument(
         "--metrics",
-        default="conformity",
         metavar="NAME,...",
         help="further read-outs by name, or 'all' (default: the core)",
     )

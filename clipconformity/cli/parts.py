@@ -1,49 +1,102 @@
-"""Stored embeddings: of an interrupted run beside its output, and in a cache folder for runs with the same samples."""
+"""The parts that the work of a command is cut into: kept beside its output, and shared among processes.
+
+One mechanism serves for going on after a kill and for several processes. How work is cut depends on the samples alone,
+and parts are joined in their order, so that the figures do not depend on who made which part, or when.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from clipconformity.cli.processes import ShareDone
 from clipconformity.data.locks import FOLDER_SUFFIX, LOCK_NAME, Lock, Workplace, try_lock
 from clipconformity.data.strict_json import to_json
 
 if TYPE_CHECKING:
-    from clipconformity.encoders import Encoder
-    from clipconformity.evaluation import Source
-    from clipconformity.evaluation.sources import SourceBatch
+    from clipconformity.cli.ranks import Ranks
+    from clipconformity.stream.reference import ReferenceSet
 
-INTERVAL = 30.0
-"""Largest time of encoding, in seconds, that is lost when the process is killed."""
-FORMAT = "clipconformity-part"
-_NAME = re.compile(r"\d{9}\.safetensors")
+T = TypeVar("T")
+PART = "part"
+"""Entry of a part's metadata that tells what it is made of."""
+SUFFIX = ".parts"
+PAUSE = 0.1
+"""Seconds between two looks at what other processes have done."""
+_NAME = re.compile(r"\d{2,}-\d{6,}\.safetensors")
+
+
+def digest(*key: object) -> str:
+    """Checksum of what identifies something."""
+    text = "\0".join(one if isinstance(one, str) else to_json(one) for one in key)
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Job(Generic[T]):
+    """Some work in parts.
+
+    Attributes:
+        keys: For each part the checksum of all that it depends on.
+        sizes: For each the number of its samples.
+        make: Makes the parts of some numbers, in the order of these, which may be asked for ahead; it calls what it is
+            given with the number of samples of each batch.
+        write: Writes a part, with entries for its metadata; whole or not at all.
+        read: Reads a part.
+        alike: What must be the same for all processes beside the samples, by what it is called.
+    """
+
+    keys: Sequence[str]
+    sizes: Sequence[int]
+    make: Callable[[Iterable[int], Callable[[int], None]], Iterator[T]]
+    write: Callable[[Path, T, Mapping[str, str]], None]
+    read: Callable[[Path], T]
+    alike: Mapping[str, str] = field(default_factory=dict)
 
 
 class Parts:
-    """The folder ``OUTPUT.parts`` of a command that encodes; it is removed when the command is done.
+    """The folder ``OUTPUT.parts`` of a command; it goes when the command is done.
 
-    A part holds whole batches with their origin: the encoder, the batch size, and of each sample its name and content,
-    or of an image file its size and time. Resumed embeddings are therefore bit for bit those that would be computed
-    again; changed samples, and all after them, are encoded again.
+    Args:
+        output: What is written, beside which the parts are kept; None keeps none, unless there are several processes.
+        ranks: The processes, where there are several.
+        card: What must be the same for all of them, by what it is called.
+        quiet: Show no progress.
+        tell: Tells how long parts took.
     """
 
-    def __init__(self, output: Path) -> None:
-        self.folder = output.with_name(output.name + ".parts")
+    def __init__(
+        self,
+        output: Path | None,
+        ranks: Ranks | None = None,
+        card: Mapping[str, str] | None = None,
+        *,
+        quiet: bool = False,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.ranks, self.quiet, self._tell = ranks, quiet, tell
+        self._card = dict(card or {})
+        if output is None and ranks is not None:
+            output = Path(f"clipconformity-{digest(self._card)[:12]}")
+        self.folder = None if output is None else output.with_name(output.name + SUFFIX)
         self._lock: Lock | None = None
+        self._jobs = 0
+        self._pending: list[Callable[[], None]] = []
 
     def __enter__(self) -> Parts:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._lock is None:
+        if self._lock is None or self.folder is None:
             return
         if kind is None:
             Workplace(self.folder, self._lock).remove()
@@ -52,41 +105,129 @@ class Parts:
         with suppress(OSError):  # it is empty
             self.folder.rmdir()
         if self.folder.exists():
-            warnings.warn(
-                f"the embeddings so far are kept in {self.folder}; run the same command to continue.", stacklevel=2
-            )
+            warnings.warn(f"what is finished is kept in {self.folder}, and the same command takes it up.", stacklevel=2)
 
-    def make_source(
-        self, encoder: Encoder, samples: Sequence[str], settings: Sequence[object], rest: Callable[[int], Source]
-    ) -> Source:
-        """Return a source of all samples: those stored here first, then newly encoded ones, which are stored here.
+    def require_same(self, reference: ReferenceSet) -> None:
+        """Let the reference be the same for all processes."""
+        from clipconformity.stream.reference_file import reference_identity
 
-        Args:
-            encoder: The encoder.
-            samples: What identifies each sample.
-            settings: Other settings that embeddings depend on.
-            rest: Opens the source of the samples from an index on.
+        if self.ranks is not None:
+            self._card |= {"reference": reference_identity(reference)[:12]}
+
+    def leave(self) -> None:
+        """Do the share of this process in all that is to be done, and end here; the first goes on, and joins the parts.
+
+        Raises:
+            ShareDone: On every process but the first.
+            ValueError: If the processes are about to do different work.
+            RuntimeError: If another process fails.
+            OSError: If a part cannot be written, or the folder is another's.
+        """
+        if self.ranks is None:
+            return
+        pending, self._pending = self._pending, []
+        with self.ranks.sharing():
+            for do_share in pending:
+                do_share()
+        if not self.ranks.first:
+            raise ShareDone
+
+    def agree(self, found: bool) -> None:
+        """Make sure that all processes have found what is kept for other runs, or none has.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        if self.ranks is not None:
+            self.ranks.agree(self._next(), self._card | {"cache": "found" if found else "empty"})
+
+    def _next(self) -> int:
+        """The number of the next job, the same for every process."""
+        number, self._jobs = self._jobs, self._jobs + 1
+        return number
+
+    def run(self, job: Job[T]) -> Iterator[T]:
+        """Give the parts in order: those that lie here, and those that are made now, which are kept here.
+
+        With several processes they are made by :meth:`leave`, after which the first gives them.
+        """
+        ranks, number = self.ranks, self._next()
+        if ranks is None:
+            return self._alone(number, job)
+        self._pending.append(lambda: self._do_share(ranks, number, job))
+        return self._collect(ranks, number, job)
+
+    def _alone(self, number: int, job: Job[T]) -> Iterator[T]:
+        keep = (len(job.keys) > 1 or (self.folder is not None and self.folder.exists())) and self._enter()
+        stored = self._read_stored(number, job) if keep else set()
+        since = time.monotonic()
+        with self._bar(job, stored) as bar:
+            made = job.make((part for part in range(len(job.keys)) if part not in stored), bar.update)
+            for part in range(len(job.keys)):
+                if part in stored:
+                    yield self._read(number, job, part)
+                    continue
+                found = next(made)
+                if keep and len(job.keys) > 1:
+                    self._write(number, job, part, found)
+                yield found
+        self._tell_time(len(job.keys) - len(stored), since)
+
+    def _do_share(self, ranks: Ranks, number: int, job: Job[T]) -> None:
+        """Make the parts that this process takes; the first waits for those of the others."""
+        ranks.agree(number, self._card | dict(job.alike) | {"samples": digest(*job.keys)[:12]})
+        since = time.monotonic()
+        stored = self._stored_for_all(number, job) if ranks.first else set()
+        undone = ranks.share(number, [part for part in range(len(job.keys)) if part not in stored])
+        claimed: deque[int] = deque()
+
+        def claims() -> Iterator[int]:
+            for part in ranks.claims(number, undone):
+                claimed.append(part)
+                yield part
+
+        before = sum(job.sizes[part] for part in stored)
+        with self._bar(job, stored) as bar:
+
+            def advance(count: int) -> None:
+                ranks.check()
+                done = ranks.advance(number, count)
+                if ranks.first:
+                    bar.update(before + done - bar.n)
+
+            for found in job.make(claims(), advance):
+                self._write(number, job, claimed.popleft(), found)
+            ranks.finish(number)
+            while ranks.first and not ranks.finished(number):
+                time.sleep(PAUSE)
+                advance(0)
+        self._tell_time(len(undone), since)
+
+    def _stored_for_all(self, number: int, job: Job[Any]) -> set[int]:
+        """Take the folder, and find the parts that lie there.
+
+        Raises:
+            OSError: If it is another's.
         """
         if not self._enter():
-            return rest(0)
-        about = _describe_settings(encoder, settings)
-        stored = list(self._read_stored(about, samples))
-        done = stored[-1][0]["end"] if stored else 0
-        source = rest(done)
-        if done:
-            warnings.warn(
-                f"{done} of {len(samples)} samples are read from {self.folder}, where an earlier run stored them.",
-                stacklevel=2,
+            raise OSError(
+                f"{self.folder}: another run is at work there, or other files lie in it; wait for that run, or name "
+                "another output."
             )
-            source.skipped[:0] = [one for header, _ in stored for one in header["skipped"]]
-            _add_truncated(source, sum(header["truncated"] for header, _ in stored))
-            source.count = len(samples)
-        old = (batch for _, batches in stored for batch in batches)
-        source.batches = chain(old, self._store_parts(source, source.batches, about, samples, done))
-        return source
+        return self._read_stored(number, job)
+
+    def _tell_time(self, made: int, since: float) -> None:
+        self._tell(f"{made} parts in {time.monotonic() - since:.2f} s")
+
+    def _collect(self, ranks: Ranks, number: int, job: Job[T]) -> Iterator[T]:
+        for part in range(len(job.keys)):
+            ranks.check()
+            yield self._read(number, job, part)
 
     def _enter(self) -> bool:
-        """Lock the folder, unless another run has it or it holds other files."""
+        """Take the folder, unless another run has it or other things lie in it."""
+        if self._lock is not None or self.folder is None:
+            return self._lock is not None
         with suppress(FileExistsError):
             self.folder.mkdir()
         if not self.folder.is_dir():
@@ -98,128 +239,65 @@ class Parts:
             self._lock = try_lock(self.folder / LOCK_NAME)
         return self._lock is not None
 
-    def _read_stored(
-        self, about: dict[str, Any], samples: Sequence[str]
-    ) -> Iterator[tuple[dict[str, Any], list[SourceBatch]]]:
-        """Read the parts from the first sample on, as long as they are of these samples; remove the others."""
-        done = 0
-        while (found := _read(self._path(done), about, samples, done)) is not None:
-            done = found[0]["end"]
-            yield found
-        for path in self.folder.iterdir():
-            if _NAME.fullmatch(path.name) and int(path.stem) >= done:
-                path.unlink()
+    def _read_stored(self, number: int, job: Job[Any]) -> set[int]:
+        """Find the parts that lie here and are of this work; warn of the others."""
+        found, foreign = set(), 0
+        for part, key in enumerate(job.keys):
+            says = stated(self._path(number, part))
+            found |= {part} if says == key else set()
+            foreign += says not in (None, key)
+        if foreign:
+            warnings.warn(
+                f"{foreign} of the parts in {self.folder} are of other work (other samples, encoder or options, or "
+                "another version), and are made anew.",
+                stacklevel=2,
+            )
+        if found:
+            count = sum(job.sizes[part] for part in found)
+            warnings.warn(f"{count} of {sum(job.sizes)} samples are taken up from {self.folder}.", stacklevel=2)
+        return found
 
-    def _store_parts(
-        self,
-        source: Source,
-        batches: Iterator[SourceBatch],
-        about: dict[str, Any],
-        samples: Sequence[str],
-        done: int,
-    ) -> Iterator[SourceBatch]:
-        """Store the batches that come, at intervals."""
-        skipped, cut = len(source.skipped), source.encoder.truncated if source.encoder else 0
-        waiting: list[SourceBatch] = []
-        since = time.monotonic()
-        for batch in batches:
-            waiting.append(batch)
-            if time.monotonic() - since >= INTERVAL:
-                new, now = source.skipped[skipped:], source.encoder.truncated if source.encoder else 0
-                end = done + sum(len(one.ids) for one in waiting) + len(new)
-                header = {"start": done, "end": end, "samples": _hash_samples(samples[done:end])}
-                _write(self._path(done), waiting, about | header | {"skipped": new, "truncated": now - cut})
-                done, skipped, cut, waiting = end, skipped + len(new), now, []
-                since = time.monotonic()
-            yield batch
+    def _read(self, number: int, job: Job[T], part: int) -> T:
+        """Read a part; one that cannot be read is made anew."""
+        try:
+            return job.read(self._path(number, part))
+        except Exception:  # a damaged file makes its reader fail in any way
+            return next(job.make([part], lambda _: None))
 
-    def _path(self, start: int) -> Path:
-        return self.folder / f"{start:09d}.safetensors"
+    def _write(self, number: int, job: Job[T], part: int, found: T) -> None:
+        job.write(self._path(number, part), found, {PART: job.keys[part]})
 
+    def _path(self, number: int, part: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{number:02d}-{part:06d}.safetensors"
 
-class Cache:
-    """A folder of embeddings, reused by every run with the same samples, encoder and settings."""
+    def _bar(self, job: Job[Any], stored: set[int]) -> Any:
+        from tqdm import tqdm
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def make_source(
-        self, encoder: Encoder, samples: Sequence[str], settings: Sequence[object], rest: Callable[[int], Source]
-    ) -> Source:
-        """Return a source of all samples: the stored ones, else newly encoded ones, which are then stored."""
-        about, source = _describe_settings(encoder, settings), rest(0)
-        path = self.folder / f"{_hash_samples([to_json(about), *samples])}.safetensors"
-        found = _read(path, about, samples)
-        if found is None:
-            source.batches = self._store_all(path, source, source.batches, about, samples)
-            return source
-        header, batches = found
-        source.skipped[:] = header["skipped"]
-        _add_truncated(source, header["truncated"])
-        source.batches = iter(batches)
-        return source
-
-    def _store_all(
-        self, path: Path, source: Source, batches: Iterator[SourceBatch], about: dict[str, Any], samples: Sequence[str]
-    ) -> Iterator[SourceBatch]:
-        """Store all batches after the last one."""
-        cut, kept = source.encoder.truncated if source.encoder else 0, []
-        for batch in batches:
-            kept.append(batch)
-            yield batch
-        if kept:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            now = source.encoder.truncated if source.encoder else 0
-            header = {"start": 0, "end": len(samples), "samples": _hash_samples(samples)}
-            _write(path, kept, about | header | {"skipped": source.skipped, "truncated": now - cut})
+        hidden = True if self.quiet or (self.ranks is not None and not self.ranks.first) else None
+        done = sum(job.sizes[part] for part in stored)
+        return tqdm(total=sum(job.sizes), initial=done, unit="sample", file=sys.stderr, disable=hidden)
 
 
-def _add_truncated(source: Source, truncated: int) -> None:
-    """Add to the number of texts that were cut when they were encoded."""
-    if source.encoder is not None:
-        source.encoder.truncated += truncated
-
-
-def _describe_settings(encoder: Encoder, settings: Sequence[object]) -> dict[str, Any]:
-    """Describe what embeddings depend on beside the samples."""
-    return {"format": FORMAT, "encoder": encoder.id, "settings": [str(one) for one in settings]}
-
-
-def _hash_samples(samples: Sequence[str]) -> str:
-    return hashlib.blake2b("\0".join(samples).encode(errors="surrogatepass"), digest_size=16).hexdigest()
-
-
-def _write(path: Path, batches: Sequence[SourceBatch], about: dict[str, Any]) -> None:
-    import torch
-
-    from clipconformity.data.files import write_tensors
-
-    tensors = {"embeddings": torch.cat([batch.embeddings.cpu() for batch in batches])}
-    groups = [None if batch.groups is None else list(batch.groups) for batch in batches]
-    header = about | {"ids": [list(batch.ids) for batch in batches], "groups": groups}
-    write_tensors(path, tensors, {"about": to_json(header)})
-
-
-def _read(
-    path: Path, about: dict[str, Any], samples: Sequence[str], first: int = 0
-) -> tuple[dict[str, Any], list[SourceBatch]] | None:
-    """Read the part that begins with a sample; None where it is missing, damaged or of other samples."""
+def stated(path: Path) -> str | None:
+    """What a part says that it is made of; None where there is none that can be read."""
     from safetensors import safe_open
-
-    from clipconformity.evaluation.sources import SourceBatch
 
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()["about"])
-            embeddings = file.get_tensor("embeddings")
-        start, end = header["start"], header["end"]
-        same = all(header.get(name) == value for name, value in about.items()) and start == first < end
-        if not same or header["samples"] != _hash_samples(samples[start:end]):
-            return None
-        sizes = [len(names) for names in header["ids"]]
-        parts = zip(embeddings.split(sizes), header["ids"], header["groups"], strict=True)
-        return header, [SourceBatch(*part) for part in parts]
-    except Exception:  # a damaged file may fail in any way; it is computed again
+            return str((file.metadata() or {}).get(PART))
+    except Exception:  # a damaged file makes its reader fail in any way
         return None
+
+
+def cut(count: int, size: int, most: int) -> list[tuple[int, int]]:
+    """Cut samples into parts of so many, or larger ones where these were more than ``most``: first, and behind last.
+
+    Example:
+        >>> cut(10, 4, 100), cut(10, 4, 2)
+        ([(0, 4), (4, 8), (8, 10)], [(0, 8), (8, 10)])
+    """
+    step = size * max(1, -(-count // (size * most)))
+    return [(start, min(start + step, count)) for start in range(0, count, step)]

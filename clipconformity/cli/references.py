@@ -9,27 +9,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipconformity.cli import outputs
+from clipconformity.cli.encoded import read_captions_in_parts, read_images_in_parts
 from clipconformity.cli.messages import print_summary, report_time
-from clipconformity.cli.parts import Parts
 from clipconformity.cli.sources import (
     check_options,
-    choose_image_settings,
+    describe_shard,
+    get_embedding_settings,
+    kept_parts,
     name_source,
     open_encoder,
     open_source,
     require_spec,
 )
+from clipconformity.cli.states import build_moments
 
 if TYPE_CHECKING:
+    from clipconformity.cli.parts import Parts
     from clipconformity.data import Coco
     from clipconformity.encoders import Encoder
+    from clipconformity.evaluation import Source
     from clipconformity.stream.reference import ReferenceSet
 
 
 def make_reference(options: argparse.Namespace) -> dict[str, Any]:
     """Build a reference set."""
     from clipconformity.data.files import replace_file
-    from clipconformity.evaluation import build_reference
 
     if options.coco is not None:
         return _build_from_coco(options)
@@ -37,20 +41,32 @@ def make_reference(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--encoder: several go with --coco alone; name one.")
     options.encoder = options.encoder[0] if options.encoder else None
     outputs.check(options, [("--output", options.output)])
-    with Parts(options.output) as parts:
-        source = open_source(options, parts=parts)
+    with kept_parts(options, options.output) as parts:
+        source = open_source(options, parts)
         with report_time(options, "statistics", source):
-            reference = build_reference(
-                source,
-                dataset=options.dataset,
-                max_samples=options.max_samples,
-                allow_normalized=options.allow_normalized,
-            )
+            reference = _built(options, parts, source)
         print_summary(options, source)
         summary = describe_reference(reference, options.output)  # may raise before anything is written
         with report_time(options, "writing"), replace_file(options.output, overwrite=options.overwrite) as output:
             reference.save(output)
-    return summary | source.remarks
+    return summary | describe_shard(options) | source.remarks
+
+
+def _built(options: argparse.Namespace, parts: Parts, source: Source) -> ReferenceSet:
+    """Build a reference of a source, by parts where it is of files of embeddings."""
+    from clipconformity.evaluation import build_reference
+    from clipconformity.evaluation.shards import FileSource
+    from clipconformity.stream.reference import ReferenceSet
+
+    summary: dict[str, Any] = {"dataset": options.dataset, "allow_normalized": options.allow_normalized}
+    if not isinstance(source, FileSource):
+        parts.leave()
+        return build_reference(source, max_samples=options.max_samples, **summary)
+    source.allow_normalized = options.allow_normalized
+    moments = build_moments(parts, source, options.max_samples, get_embedding_settings(options))
+    reference = ReferenceSet.from_moments(moments, source.provenance, **summary)
+    reference.made_of = tuple(source.made_of)
+    return reference
 
 
 def _build_from_coco(options: argparse.Namespace) -> dict[str, Any]:
@@ -71,20 +87,20 @@ def _build_from_coco(options: argparse.Namespace) -> dict[str, Any]:
     chosen = options.output.with_name(f"{options.output.stem}-captions.json")
     outputs.check(options, [*(("--output", path) for path in paths.values()), ("captions beside --output", chosen)])
     coco = open_coco(options)
-    encoders = [open_encoder(argparse.Namespace(**vars(options) | {"encoder": spec})) for spec in specs]
-    built = {
-        "image": _build_from_images(options, coco, encoders),
-        "text": _build_from_captions(options, coco, encoders),
-    }
     summary: dict[str, dict[str, Any]] = {spec: {} for spec in specs}
-    with report_time(options, "writing"), Publication(overwrite=options.overwrite) as files:  # all of the files or none
-        for kind, references in built.items():
-            for spec, name, (reference, remarks) in zip(specs, names, references, strict=True):
-                summary[spec][kind] = (
-                    describe_reference(reference, paths[name, kind]) | remarks
-                )  # may raise before writing
-                reference.save(files.add(paths[name, kind]))
-        coco.save_captions(files.add(chosen))
+    with kept_parts(options, options.output) as parts:
+        built = _of_both(options, parts, coco, specs)
+        with (
+            report_time(options, "writing"),
+            Publication(overwrite=options.overwrite) as files,
+        ):  # all of the files or none
+            for kind, references in built.items():
+                for spec, name, (reference, remarks) in zip(specs, names, references, strict=True):
+                    summary[spec][kind] = (
+                        describe_reference(reference, paths[name, kind]) | remarks
+                    )  # may refuse; then none is
+                    reference.save(files.add(paths[name, kind]))
+            coco.save_captions(files.add(chosen))
     result = summary[specs[0]] if len(specs) == 1 else {"encoders": summary}
     missing = {"missing": {"count": len(coco.missing), "files": [str(path) for path in coco.missing]}}
     return result | {"captions": str(chosen), "coco": coco.describe()} | (missing if coco.missing else {})
@@ -113,6 +129,8 @@ def open_coco(options: argparse.Namespace) -> Coco:
     from clipconformity.data import read_coco
 
     check_options(options)
+    if options.shard is not None:
+        raise ValueError("--shard: goes with one kind of samples, without --coco; build references of each by itself.")
     if options.modality is not None:
         raise ValueError("--modality: --coco builds the references of both; leave it out.")
     per_image = options.per_image or "1"
@@ -129,59 +147,110 @@ def open_coco(options: argparse.Namespace) -> Coco:
         )
 
 
-def _build_from_images(
-    options: argparse.Namespace, coco: Coco, encoders: Sequence[Encoder]
-) -> list[tuple[ReferenceSet, dict[str, Any]]]:
-    """Build a reference of the images for each encoder, with the remarks on it."""
-    from clipconformity.evaluation import build_references, image_sources
+def _of_both(
+    options: argparse.Namespace, parts: Parts, coco: Coco, specs: Sequence[str]
+) -> dict[str, list[tuple[ReferenceSet, dict[str, Any]]]]:
+    """Build a reference of the images and one of the captions for each encoder, with the remarks on it."""
+    from clipconformity.evaluation import build_reference, build_references
 
-    settings = choose_image_settings(options, len(coco.image_paths))
-    sources = image_sources(coco.image_paths, encoders, root=options.coco, **settings)
-    for source in sources:
-        name_source(options, source, options.coco).missing = len(coco.missing)
-    for source in sources[1:]:
-        source.quiet = True  # one progress bar for all, since they are read in step
-    dataset = options.dataset or coco.name
-    references = build_references(sources, dataset=dataset, max_samples=options.max_samples)
-    print_summary(options, sources[0])
-    return [(reference, source.remarks) for reference, source in zip(references, sources, strict=True)]
-
-
-def _build_from_captions(
-    options: argparse.Namespace, coco: Coco, encoders: Sequence[Encoder]
-) -> list[tuple[ReferenceSet, dict[str, Any]]]:
-    """Build a reference of the captions for each encoder, with the remarks on it."""
-    from clipconformity.evaluation import build_reference, caption_source
-
-    found = []
-    for encoder in encoders:
-        source = name_source(
-            options, caption_source(coco.captions, encoder, batch_size=options.batch_size), options.coco
-        )
-        dataset = options.dataset or coco.name
-        reference = build_reference(source, dataset=dataset, max_samples=options.max_samples)
+    encoders = [open_encoder(argparse.Namespace(**vars(options) | {"encoder": spec})) for spec in specs]
+    images = _images(options, parts, coco, encoders)
+    captions = [
+        name_source(options, read_captions_in_parts(options, parts, coco.captions, encoder), options.coco)
+        for encoder in encoders
+    ]
+    parts.leave()
+    settings = {"dataset": options.dataset or coco.name, "max_samples": options.max_samples}
+    references = build_references(images, **settings)
+    print_summary(options, images[0])
+    found = {"image": [(each, source.remarks) for each, source in zip(references, images, strict=True)], "text": []}
+    for source in captions:
+        reference = build_reference(source, **settings)
         print_summary(options, source)
-        found.append((reference, source.remarks))
+        found["text"].append((reference, source.remarks))
     return found
 
 
-def merge_references(options: argparse.Namespace) -> dict[str, Any]:
-    """Merge references of different samples."""
-    from clipconformity.data.files import refuse_same, replace_file
-    from clipconformity.stream.reference import ReferenceSet
+def _images(options: argparse.Namespace, parts: Parts, coco: Coco, encoders: Sequence[Encoder]) -> list[Source]:
+    """Open the images for each encoder; they are decoded once for all."""
+    sources = read_images_in_parts(options, parts, coco.image_paths, encoders, root=options.coco)
+    for source in sources:
+        name_source(options, source, options.coco).missing = len(coco.missing)
+    return sources
+
+
+def merge_files(options: argparse.Namespace) -> dict[str, Any]:
+    """Join files of different samples: references, saved scores or embeddings, as the first of them is."""
+    from clipconformity.data.files import refuse_same
+    from clipconformity.data.formats import FORMAT, SCORE, read_kind
 
     if len(options.references) < 2:
-        raise ValueError("merge: expected at least two references.")
-    refuse_same([("REFERENCE", path) for path in options.references if isinstance(path, Path)])
+        raise ValueError("merge: expected at least two files.")
+    local = [path for path in options.references if isinstance(path, Path)]
+    refuse_same([("FILE", path) for path in local])
     outputs.check(options, [("--output", options.output)])
-    with report_time(options, "reading the references"):
-        merged, *others = (ReferenceSet.load(path) for path in options.references)
-    for other in others:
-        merged = merged.merge(other)
+    kind = read_kind(local[0]) if local else None
+    if kind != SCORE and options.reference is not None:
+        raise ValueError("--reference: goes with saved scores; leave it out.")
+    if kind == SCORE:
+        return _merge_scores(options)
+    return _merge_embeddings(options) if kind == FORMAT else _merge_references(options)
+
+
+def _merge_references(options: argparse.Namespace) -> dict[str, Any]:
+    from clipconformity.data.files import replace_file
+    from clipconformity.stream.merging import Merging, pieces_of_reference
+    from clipconformity.stream.reference import ReferenceSet
+
+    merging = Merging(ReferenceSet.merge, pieces_of_reference, "references")
+    with report_time(options, "reading and joining the references"):
+        for path in options.references:
+            merging.add(path, ReferenceSet.load(path))
+        merged = merging.joined()
     summary = describe_reference(merged, options.output)
     with replace_file(options.output, overwrite=options.overwrite) as output:
         merged.save(output)
     return summary
+
+
+def _merge_scores(options: argparse.Namespace) -> dict[str, Any]:
+    from clipconformity.data.files import replace_file
+    from clipconformity.evaluation.saved import merge_saved, write_taken
+    from clipconformity.stream.reference import ReferenceSet
+
+    if options.reference is None:
+        raise ValueError("--reference: saved scores are joined with the reference that they were scored against.")
+    with report_time(options, "reading and joining the saved scores"):
+        merged = merge_saved(options.references, ReferenceSet.load(options.reference))
+    with replace_file(options.output, overwrite=options.overwrite) as output:
+        write_taken(output, merged.taken, merged.metrics)
+    return {"output": str(options.output), "count": len(merged.taken.rows.ids), "metrics": merged.metrics}
+
+
+def _merge_embeddings(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from clipconformity.data import write_embeddings
+    from clipconformity.data.embeddings import Columns
+    from clipconformity.data.files import replace_file
+    from clipconformity.evaluation.shards import open_embedding_files
+    from clipconformity.stream.merging import pieces_as_lists
+
+    with report_time(options, "reading and joining the embeddings"):
+        opened = open_embedding_files(options.references, Columns())
+        batches = list(opened.source())
+        embeddings = torch.cat([batch.embeddings for batch in batches])
+    groups = [batch.groups for batch in batches if isinstance(batch.groups, torch.Tensor)]
+    with replace_file(options.output, overwrite=options.overwrite) as output:
+        write_embeddings(
+            output,
+            embeddings,
+            ids=[name for batch in batches for name in batch.ids],
+            groups=torch.cat(groups) if groups else None,
+            provenance=opened.provenance,
+            made_of=pieces_as_lists(opened.pieces_of_files),
+        )
+    return {"output": str(options.output), "count": len(embeddings), "embed_dim": embeddings.shape[1]}
 
 
 def describe_reference(reference: ReferenceSet, path: Path) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def make_run(options: argparse.Namespace, result: Score, partner_of: Mapping[str
     from clipconformity.report import Run
 
     if name is None:
-        given = options.images or options.captions or options.embeddings[0]
+        given = options.images or options.captions or (options.embeddings or options.saved)[0]
         name = given.name or str(given)
     images: Mapping[str, Path] | None = None
     captions: Mapping[str, str] | Sequence[str] | None = None

@@ -1,88 +1,77 @@
-"""The commands that score: one set of samples, or several models."""
+"""What ``score`` does: one set of samples against a reference, at once, by shards, or as it was saved."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipconformity import __version__
 from clipconformity.cli import outputs
+from clipconformity.cli.encoded import Cache
 from clipconformity.cli.messages import print_summary, report_time
-from clipconformity.cli.parts import Cache
 from clipconformity.cli.reports import make_run, read_reference_samples, write_page
 from clipconformity.cli.sources import (
-    KINDS,
-    check_columns,
     check_given,
+    describe_shard,
+    kept_parts,
     open_against,
-    open_encoder,
     open_pairs,
     open_source,
-    select_kind,
 )
+from clipconformity.cli.states import take_scored
 
 if TYPE_CHECKING:
-    from clipconformity.encoders import Encoder
-    from clipconformity.evaluation import Comparison, Score, Source
+    from clipconformity.cli.parts import Parts
+    from clipconformity.cli.reports import ReferenceSamples
+    from clipconformity.data.files import Publication
+    from clipconformity.evaluation import Score, Source
     from clipconformity.evaluation.requirements import Requirement
     from clipconformity.stream.reference import ReferenceSet
 
-SAVED = "saved"
-"""Kind of a source that ``score --save`` wrote, beside the kinds of samples."""
+CORE = "conformity"
+"""What is read out unless ``--metrics`` names more."""
 
 
 def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     """Score samples against a reference."""
     from clipconformity.data.files import Publication
-    from clipconformity.evaluation import sample_size_curve, score, write_classes, write_curve, write_per_sample
-    from clipconformity.evaluation.scoring import choose_read_outs
-    from clipconformity.stream.readouts.against import FIELDS as AGAINST
     from clipconformity.stream.reference import ReferenceSet
 
     check_given(options)
     written = {
+        "--save": options.save,
+        "--report": options.report,
         "--per-sample": options.per_sample,
         "--per-class": options.per_class,
         "--curve": options.curve,
-        "--report": options.report,
-        "--save": options.save,
     }
     outputs.check(options, list(written.items()))
     if options.per_class is not None and options.by is None:
         raise ValueError("--per-class: goes with --by; leave it out.")
-    _check_numbers(options)
-    settings = _list_settings(options)
-    paired, people = bool(options.images and options.captions), options.caption_references is not None
-    chosen = choose_read_outs(settings["metrics"], paired=paired, with_references=people)
-    fields = [*(field for one in chosen for field in one.fields), *(AGAINST if options.against else ())]
-    known = {field.name for field in fields}
-    requirements = [_parse_requirements(text, known) for text in options.require]
+    check_numbers(options)
+    settings = score_settings(options)
+    requirements = _requirements(options, settings["metrics"])
+    if options.shard is not None:
+        return _score_shard(options, settings)
     with report_time(options, "reading the reference"):
         reference = ReferenceSet.load(options.reference)
     samples = read_reference_samples(options, reference)
-    cache = _open_cache(options)
-    source = open_pairs(options, reference, cache) if paired else open_source(options, reference.spec, cache)
-    _check_classes(options, source, settings["by"])
-    with report_time(options, "figures", source):
-        result = score(source, reference, against=open_against(options), **settings)
-    print_summary(options, source)
-    with report_time(options, "writing"), Publication(overwrite=options.overwrite) as files:  # all of the files or none
-        if options.per_sample is not None:
-            write_per_sample(files.add(options.per_sample), result)
-        if options.per_class is not None and result.by is not None:
-            write_classes(files.add(options.per_class), result.by.classes)
-        if options.curve is not None:
-            write_curve(files.add(options.curve), sample_size_curve(result))
-        if options.report is not None:
-            runs = [make_run(options, result, source.partner_of)]
-            write_page(options, files.add(options.report), runs, samples)
-        if options.save is not None:
-            result.save(files.add(options.save))
+    place = next((path for path in written.values() if path is not None), None)
+    with kept_parts(options, place) as parts:
+        result, partner_of = (
+            _read_saved(options, reference, settings)
+            if options.saved
+            else _score_here(options, parts, reference, settings)
+        )
+        with (
+            report_time(options, "writing"),
+            Publication(overwrite=options.overwrite) as files,
+        ):  # all of the files or none
+            _write(options, files, result, partner_of, samples)
     given = {
         name: [str(path) for path in (value if isinstance(value, list) else [value])]
-        for name in ("images", "captions", "caption_references", "embeddings", "by", "against")
+        for name in ("images", "captions", "caption_references", "embeddings", "saved", "by", "against")
         if (value := getattr(options, name))
     }
     summary = result.to_dict()
@@ -91,171 +80,138 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     return summary | {"measured": given | summary["measured"] | {"clipconformity": __version__}}
 
 
-def compare_models(options: argparse.Namespace) -> dict[str, Any] | str:
-    """Score several models against one reference, and compare every two of them."""
+def _requirements(options: argparse.Namespace, metrics: Sequence[str] | None) -> list[Requirement]:
+    """Read what ``--require`` asks for, of figures that there will be."""
+    from clipconformity.evaluation.scoring import choose_read_outs
+    from clipconformity.stream.readouts import read_outs
+    from clipconformity.stream.readouts.against import FIELDS as AGAINST
+
+    paired, people = bool(options.images and options.captions), options.caption_references is not None
+    # What a saved score has its file says; until it is read every figure may be there.
+    chosen = (
+        [*read_outs().values()]
+        if options.saved
+        else choose_read_outs(metrics or (), paired=paired, with_references=people)
+    )
+    fields = [*(field for one in chosen for field in one.fields), *(AGAINST if options.against else ())]
+    return [_parse_requirements(text, {field.name for field in fields}) for text in options.require]
+
+
+def _score_here(
+    options: argparse.Namespace, parts: Parts, reference: ReferenceSet, settings: dict[str, Any]
+) -> tuple[Score, Mapping[str, str]]:
+    """Score samples that are read now; with the id of each one's partner."""
+    from clipconformity.evaluation.scoring import read_score
+
+    source = _open(options, parts, reference, settings)
+    with report_time(options, "figures", source):
+        scoring, taken = take_scored(options, parts, source, reference, settings, hold=options.against is not None)
+        against = open_against(options)
+        figures = {name: settings[name] for name in ("resamples", "margins", "by")}
+        result = read_score(taken, scoring.chosen, against=against, **figures)
+    print_summary(options, source)
+    return result, source.partner_of
+
+
+def _open(options: argparse.Namespace, parts: Parts, reference: ReferenceSet, settings: Mapping[str, Any]) -> Source:
+    parts.require_same(reference)
+    cache = cache_of(options, parts)
+    if options.images and options.captions:
+        source = open_pairs(options, parts, reference, cache)
+    else:
+        source = open_source(options, parts, reference.spec, cache)
+    check_classes(options, source, settings["by"])
+    return source
+
+
+def _read_saved(
+    options: argparse.Namespace, reference: ReferenceSet, settings: Mapping[str, Any]
+) -> tuple[Score, Mapping[str, str]]:
+    """Read what ``--saved`` names as one score, of whose samples no partners are known."""
+    from clipconformity.data.files import refuse_same
+    from clipconformity.evaluation.saved import read_scores
+
+    refuse_same([("--saved", path) for path in options.saved])
+    figures = {name: settings[name] for name in ("resamples", "metrics", "margins", "by")}
+    with report_time(options, "reading and joining the saved scores"):
+        return read_scores(options.saved, reference, **figures), {}
+
+
+def _write(
+    options: argparse.Namespace,
+    files: Publication,
+    result: Score,
+    partner_of: Mapping[str, str],
+    samples: ReferenceSamples,
+) -> None:
+    """Write the files that are asked for."""
+    from clipconformity.evaluation import sample_size_curve, write_classes, write_curve, write_per_sample
+
+    if options.per_sample is not None:
+        write_per_sample(files.add(options.per_sample), result)
+    if options.per_class is not None and result.by is not None:
+        write_classes(files.add(options.per_class), result.by.classes)
+    if options.curve is not None:
+        write_curve(files.add(options.curve), sample_size_curve(result))
+    if options.report is not None:
+        write_page(options, files.add(options.report), [make_run(options, result, partner_of)], samples)
+    if options.save is not None:
+        result.save(files.add(options.save))
+
+
+OF_ALL = ("report", "per_sample", "per_class", "curve", "by", "against", "require", "caption_references", "saved")
+"""Options of ``score`` that need all samples, so that they go with ``--saved`` at the end and not with a shard."""
+
+
+def _score_shard(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
+    """Take in one share of the samples, and save it to be joined with the others."""
     from clipconformity.data.files import replace_file
-    from clipconformity.encoders import BaseEncoder
-    from clipconformity.evaluation import compare
+    from clipconformity.evaluation.saved import write_taken
+    from clipconformity.stream.checks import check_stream
     from clipconformity.stream.reference import ReferenceSet
 
-    models = {name: (_find_kind(name, path, options.column), path) for name, path in _parse_models(options.models)}
-    for kind in (*KINDS, SAVED):
-        setattr(options, kind, [path for its, path in models.values() if its == kind])
-    lists = [path for path in options.images if path.is_file()]
-    if options.column is not None and not (options.captions or lists or options.embeddings):
-        raise ValueError("--column: goes with embeddings, a file of captions or a list of images; leave it out.")
-    if options.image_root is not None and not lists:
-        raise ValueError("--image-root: goes with a list of images; leave it out.")
-    if options.table is not None and options.format == "json":
-        raise ValueError("--table: JSON holds all of them; leave it out.")
-    if options.table == "classes" and options.by is None:
-        raise ValueError("--table: classes goes with --by; give the class of each id.")
-    check_columns(options)
-    outputs.check(options, [("--report", options.report)])
-    _check_numbers(options)
-    settings = _list_settings(options)
-    further = _choose_columns(settings["metrics"])
+    if options.save is None:
+        raise ValueError("--shard: a shard is kept to be joined with the others; give --save FILE.safetensors.")
+    for name in OF_ALL:
+        if getattr(options, name):
+            raise ValueError(f"--{name.replace('_', '-')}: is of all samples; give it to the command that joins them.")
+    if options.images and options.captions:
+        raise ValueError("--shard: goes with one kind of samples; `embed` shards of each, and score these.")
     with report_time(options, "reading the reference"):
         reference = ReferenceSet.load(options.reference)
-    samples = read_reference_samples(options, reference)
-    encoder = open_encoder(options, reference.spec) if options.images or options.captions else None
-    scores, each = {}, {}
-    for name, (kind, path) in models.items():
-        if isinstance(encoder, BaseEncoder):
-            encoder.truncated = 0
-        each[name] = _select_model(options, kind, path)
-        try:
-            scores[name] = _score_run(each[name], kind, path, reference, encoder, settings)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{name}: {error}") from None
-    with report_time(options, "differences"):
-        found = compare(scores, reference)
-    if options.report is not None:
-        with report_time(options, "writing"), replace_file(options.report, overwrite=options.overwrite) as path:
-            runs = [make_run(each[name], one, {}, name) for name, one in scores.items()]
-            write_page(options, path, runs, samples)
-    if options.format == "json":
-        given = {name: str(path) for name, (_, path) in models.items()}
-        return found.to_dict() | {"measured": {"models": given, "clipconformity": __version__}}
-    return _format_tables(options, found, further)
+    with kept_parts(options, options.save) as parts:
+        source = _open(options, parts, reference, settings)
+        with report_time(options, "taking in", source):
+            scoring, taken = take_scored(options, parts, source, reference, settings)
+        print_summary(options, source)
+        check_stream(taken.stream.evaluated, scoring.allow_normalized)
+        with replace_file(options.save, overwrite=options.overwrite) as path:
+            write_taken(path, taken._replace(made_of=source.made_of), [one.name for one in scoring.chosen])
+    return {"output": str(options.save), "count": len(taken.rows.ids)} | describe_shard(options) | source.remarks
 
 
-def _score_run(
-    options: argparse.Namespace,
-    kind: str,
-    path: Path,
-    reference: ReferenceSet,
-    encoder: Encoder | None,
-    settings: dict[str, Any],
-) -> Score:
-    """Score the source of one ``NAME=SOURCE``, or load its saved score."""
-    from clipconformity.evaluation import Score, score
-
-    if kind == SAVED:
-        return Score.load(path, reference, **{name: settings[name] for name in settings if name != "allow_normalized"})
-    source = open_source(options, reference.spec, _open_cache(options), encoder)
-    _check_classes(options, source, settings["by"])
-    with report_time(options, f"figures of {path.name}", source):
-        found = score(source, reference, **settings)
-    print_summary(options, source)
-    return found
+def cache_of(options: argparse.Namespace, parts: Parts) -> Cache | None:
+    """The folder of ``--cache``."""
+    return None if options.cache is None else Cache(options.cache, parts)
 
 
-def _choose_columns(metrics: Sequence[str]) -> list[str]:
-    """Choose the figures of a table of runs."""
-    from clipconformity.evaluation.scoring import choose_read_outs, list_pair_metrics
-    from clipconformity.evaluation.tables import FIGURES
-
-    chosen = choose_read_outs([name for name in metrics if name not in list_pair_metrics()])
-    return [*FIGURES, *(one.value for one in chosen if one.value not in (None, *FIGURES))]
-
-
-def _format_tables(options: argparse.Namespace, found: Comparison, figures: Sequence[str]) -> str:
-    """Return the requested table; below that of the runs that of the classes, where the format allows two."""
-    from clipconformity.evaluation.scoring import list_pair_metrics
-
-    of_pairs = [name for name in list_pair_metrics() if all(name in one.figures for one in found.scores.values())]
-    if options.table in ("differences", "classes"):
-        return found.table(options.format, of=options.table)
-    text = found.table(options.format, [*figures, *of_pairs])
-    if options.by is None or options.table is not None or options.format == "csv":
-        return text
-    return f"{text}\n{found.table(options.format, of='classes')}"
-
-
-def _parse_models(models: Sequence[str]) -> list[tuple[str, Path]]:
-    """Split ``NAME=SOURCE``, and refuse duplicate names."""
-    from clipconformity.data.layout import is_pattern
-
-    found = []
-    for text in models:
-        name, equals, path = text.partition("=")
-        if not (name and equals and path):
-            raise ValueError(f"compare: expected NAME=SOURCE, such as mine=samples/, got {text!r}.")
-        if not Path(path).exists() and not is_pattern(Path(path)):
-            raise FileNotFoundError(f"{name}: {path}: no such file or folder.")
-        found.append((name, Path(path)))
-    names = [name for name, _ in found]
-    if len(names) < 2:
-        raise ValueError("compare: expected at least two models; for one there is clipconformity score.")
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"compare: two models are called {twice!r}; give each a name of its own.")
-    return found
-
-
-def _select_model(options: argparse.Namespace, kind: str, path: Path) -> argparse.Namespace:
-    """Return the options for one of the models."""
-    listed = kind == "images" and path.is_file()
-    others = options.captions or any(path.is_file() for path in options.images)
-    named = listed or kind == "captions" or (kind == "embeddings" and not others)
-    column = options.column if named else None
-    found = select_kind(options, kind, [path] if kind == "embeddings" else path, column)
-    found.image_root = options.image_root if listed else None
-    return found
-
-
-def _find_kind(name: str, path: Path, column: str | None) -> str:
-    """Return the kind of a source: images, captions, embeddings, or a saved score, as its metadata say."""
-    from clipconformity.data.captions import FORMATS
-    from clipconformity.data.folders import walk_images
-    from clipconformity.data.formats import KINDS as FILE_KINDS
-    from clipconformity.data.formats import REFERENCE, SCORE, read_kind
-    from clipconformity.data.image_lists import is_image_list
-    from clipconformity.data.layout import is_pattern, list_embedding_files
-
-    if is_pattern(path):
-        return "embeddings"
-    if path.is_dir():
-        return "embeddings" if any(list_embedding_files(path)) and not walk_images(path).paths else "images"
-    if is_image_list(path, column):
-        return "images"
-    stated = read_kind(path)
-    if stated == REFERENCE:
-        raise ValueError(f"{name}: {path} is {'; '.join(FILE_KINDS[REFERENCE])}.")
-    if stated == SCORE:
-        return SAVED
-    return "captions" if path.suffix.lower() in FORMATS else "embeddings"
-
-
-def _open_cache(options: argparse.Namespace) -> Cache | None:
-    return None if options.cache is None else Cache(options.cache)
-
-
-def _list_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of ``score`` beside the samples and the reference."""
+def score_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What ``score`` takes beside the samples and the reference."""
     from clipconformity.data import read_classes
 
+    # A saved score has metrics of its own; those that are compared are to have the same.
+    own = options.metrics is None and "models" not in options and options.saved
     return {
         "resamples": options.resamples,
-        "metrics": options.metrics.split(","),
+        "metrics": None if own else (options.metrics or CORE).split(","),
         "margins": _parse_margins(options.margin),
         "by": None if options.by is None else read_classes(options.by),
         "allow_normalized": options.allow_normalized,
     }
 
 
-def _check_classes(options: argparse.Namespace, source: Source, by: Mapping[str, str] | None) -> None:
-    """Refuse classes of which no image is in, before images are encoded; other ids are known only when read."""
+def check_classes(options: argparse.Namespace, source: Source, by: Mapping[str, str] | None) -> None:
+    """Refuse classes of none of the images, before these are encoded; ids of other samples are known when read."""
     if by is None or source.folder is None:
         return
     names = source.folder.ids
@@ -266,7 +222,12 @@ def _check_classes(options: argparse.Namespace, source: Source, by: Mapping[str,
         )
 
 
-def _check_numbers(options: argparse.Namespace) -> None:
+def check_numbers(options: argparse.Namespace) -> None:
+    """Refuse numbers that are too small, and options of the report without one.
+
+    Raises:
+        ValueError: If there are some.
+    """
     from clipconformity.data.limits import check_limit
 
     for name in ("no_images", "reference_images", "reference_captions"):

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clipconformity.cli.messages import print_details, print_encoder, report_time
+from clipconformity.cli.processes import cores
+from clipconformity.cli.shards import Shard
 
 if TYPE_CHECKING:
-    from clipconformity.cli.parts import Cache, Parts
-    from clipconformity.data import ImageFolder
+    from clipconformity.cli.encoded import Cache
+    from clipconformity.cli.parts import Parts
+    from clipconformity.data import Captions, ImageFolder
     from clipconformity.data.files import NamedPath
     from clipconformity.encoders import Encoder
     from clipconformity.evaluation import Source
+    from clipconformity.stream.merging import Piece
     from clipconformity.stream.reference import ReferenceSet
 
+Told: TypeAlias = "Callable[[Encoder], Piece]"
+"""Tells a shard by its samples and the encoder."""
+OWN = ("command", "device", "dtype", "line", "processes", "quiet", "ranks", "verbose", "workers")
+"""Options that may differ between the processes of a command, or are compared by themselves."""
 KINDS = ("images", "captions", "embeddings")
 """Options that name the samples."""
 COCO_OPTIONS = ("split", "karpathy", "per_image", "seed")
@@ -54,8 +63,9 @@ def list_inputs(options: argparse.Namespace) -> Iterator[NamedPath]:
         for place in _as_list(given.get(name)):
             yield from ((_format_option(name), path) for path in list_embedding_files(place))
     for name in INPUT_FILES:
-        files = (path for path in _as_list(given.get(name)) if isinstance(path, Path))  # not on the hub
-        yield from ((_format_option(name), path) for path in files)
+        files = [path for path in _as_list(given.get(name)) if isinstance(path, Path)]  # what the hub has is no file
+        flag = "NAME=SOURCE" if name == "saved" and "models" in given else _format_option(name)
+        yield from ((flag, path) for path in files)
     for place in _as_list(given.get("images")):
         listed = iter([place, *read_images(options, place).paths]) if place.is_file() else find_image_files(place)
         yield from (("--images", path) for path in listed)
@@ -74,28 +84,31 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _format_option(name: str) -> str:
-    words = {"references": "REFERENCE", "saved": "NAME=SOURCE"}
+    words = {"references": "FILE"}
     return words.get(name, f"--{name.replace('_', '-')}")
 
 
 def open_source(
     options: argparse.Namespace,
+    parts: Parts,
     reference_encoder: str | None = None,
-    parts: Parts | Cache | None = None,
+    cache: Cache | None = None,
     encoder: Encoder | None = None,
 ) -> Source:
     """Open the source that ``--images``, ``--captions`` or ``--embeddings`` names.
 
     Args:
-        options: Options of the command.
-        reference_encoder: Encoder of the reference; used where no encoder is given, if it comes with the package.
-        parts: Where embeddings are stored, and those of an earlier run are read.
-        encoder: The encoder; by default the one that the options name is loaded.
+        options: Of the command.
+        parts: Where what is encoded is kept, and what another run left is taken up. With several processes each encodes
+            its share before this returns.
+        reference_encoder: What the reference says; taken where no encoder is given, if it comes with the package.
+        cache: Where what is encoded is kept for other runs.
+        encoder: By default the one that the options name is loaded.
 
     Raises:
         ValueError: If options do not fit together, no encoder is named, or a file cannot be read.
     """
-    source = _open_single(options, reference_encoder, parts, encoder)
+    source = _open_single(options, parts, reference_encoder, cache, encoder)
     return name_source(options, source, *_as_list(options.images or options.captions or options.embeddings))
 
 
@@ -107,54 +120,111 @@ def name_source(options: argparse.Namespace, source: Source, *places: Path) -> S
 
 
 def _open_single(
-    options: argparse.Namespace, reference_encoder: str | None, parts: Parts | Cache | None, encoder: Encoder | None
+    options: argparse.Namespace,
+    parts: Parts,
+    reference_encoder: str | None,
+    cache: Cache | None,
+    encoder: Encoder | None,
 ) -> Source:
-    from clipconformity.data import read_captions
-    from clipconformity.data.files import refuse_same
-    from clipconformity.data.layout import find_embeddings
-    from clipconformity.evaluation import caption_source, embedding_source, image_source
+    from clipconformity.cli.encoded import read_captions_in_parts, read_images_in_parts
 
     check_options(options)
     for name in COCO_OPTIONS:
         if getattr(options, name, None) is not None:
             raise ValueError(f"{_format_option(name)}: goes with --coco; leave it out.")
     if getattr(options, "embeddings", None):
-        with report_time(options, "looking through the embeddings"):
-            found = find_embeddings(options.embeddings, options.modality)
-            refuse_same([("--embeddings", path) for path in found.paths])
-            return embedding_source(options.embeddings, spec=options.encoder, **get_embedding_settings(options))
+        return _open_embeddings(options)
     kind = "image" if options.images else "text"
     if getattr(options, "modality", None) not in (None, kind):
         raise ValueError(
             f"--modality: got {options.modality} with --{'images' if options.images else 'captions'}; leave it out."
         )
     if options.images:
-        with report_time(options, "looking through the images"):
-            folder = read_images(options, options.images)
-        if folder.remark:
-            warnings.warn(folder.remark, stacklevel=2)
+        images, piece = _open_images(options)
         loaded = encoder or open_encoder(options, reference_encoder)
+        [source] = read_images_in_parts(options, parts, images, [loaded], cache=cache)
+    else:
+        captions, piece = _open_captions(options)
+        loaded = encoder or open_encoder(options, reference_encoder)
+        source = read_captions_in_parts(options, parts, captions, loaded, cache)
+    source.made_of = () if piece is None else [piece(loaded)]
+    return source
 
-        def images_from(start: int) -> Source:
-            return image_source(folder, loaded, start=start, **choose_image_settings(options, len(folder.paths)))
 
-        if parts is None:
-            return images_from(0)
-        samples = [_identify_file(path, name) for path, name in zip(folder.paths, folder.ids, strict=True)]
-        return parts.make_source(loaded, samples, (kind, options.batch_size, options.on_error), images_from)
+def _open_embeddings(options: argparse.Namespace) -> Source:
+    from clipconformity.data.embeddings import Columns
+    from clipconformity.data.files import refuse_same
+    from clipconformity.data.layout import find_embeddings
+    from clipconformity.evaluation.shards import ROWS, open_embedding_files
+
+    with report_time(options, "looking through the embeddings"):
+        found = find_embeddings(options.embeddings, options.modality)
+        refuse_same([("--embeddings", path) for path in found.paths])
+        settings = get_embedding_settings(options)
+        columns = Columns(*(settings.pop(name) for name in ("column", *COLUMNS)))
+        opened = open_embedding_files(options.embeddings, columns, spec=options.encoder, **settings)
+    shard = shard_of(options)
+    if shard is None:
+        return opened.source()
+    source = opened.source(*shard.span(opened.count, ROWS))
+    sizes = [[name, one.count, one.path.stat().st_size] for name, one in zip(opened.names, opened.shards, strict=True)]
+    source.made_of = [shard.piece("embeddings", sizes)]
+    return source
+
+
+def _open_images(options: argparse.Namespace) -> tuple[ImageFolder, Told | None]:
+    """Look through the images, or those of the shard."""
+    with report_time(options, "looking through the images"):
+        folder = read_images(options, options.images)
+    if folder.remark:
+        warnings.warn(folder.remark, stacklevel=2)
+    shard = shard_of(options)
+    if shard is None:
+        return folder, None
+    part = slice(*shard.span(len(folder.paths), options.batch_size))
+    sizes = [[name, path.stat().st_size] for name, path in zip(folder.ids, folder.paths, strict=True)]
+    images = replace(folder, paths=folder.paths[part], names=folder.names[part])
+    return images, lambda encoder: shard.piece("images", sizes, dict(encoder.id))
+
+
+def _open_captions(options: argparse.Namespace) -> tuple[Captions, Told | None]:
+    """Read the captions, or those of the shard."""
+    from clipconformity.data import read_captions
+
     captions = read_captions(options.captions, options.column)
     if captions.remark:
         warnings.warn(captions.remark, stacklevel=2)
-    loaded = encoder or open_encoder(options, reference_encoder)
+    shard = shard_of(options)
+    if shard is None:
+        return captions, None
+    part = slice(*shard.span(len(captions.texts), options.batch_size))
+    texts = [captions.ids, captions.texts]
+    groups = None if captions.groups is None else captions.groups[part]
+    cut = replace(captions, texts=captions.texts[part], ids=captions.ids[part], groups=groups)
+    return cut, lambda encoder: shard.piece("captions", texts, dict(encoder.id))
 
-    def captions_from(start: int) -> Source:
-        return caption_source(captions, loaded, batch_size=options.batch_size, start=start)
 
-    if parts is None:
-        return captions_from(0)
-    groups = captions.groups or [""] * len(captions.ids)
-    samples = [f"{name} {group} {text}" for name, group, text in zip(captions.ids, groups, captions.texts, strict=True)]
-    return parts.make_source(loaded, samples, (kind, options.batch_size), captions_from)
+def shard_of(options: argparse.Namespace) -> Shard | None:
+    """The shard that ``--shard`` names."""
+    text = getattr(options, "shard", None)
+    return None if text is None else Shard.parse(text)
+
+
+def describe_shard(options: argparse.Namespace) -> dict[str, Any]:
+    """Say which shard it is that a command made."""
+    return {} if getattr(options, "shard", None) is None else {"shard": options.shard}
+
+
+def kept_parts(options: argparse.Namespace, output: Path | None) -> Parts:
+    """Give the folder of parts of a command, which all of its processes must be given the same options for."""
+    from clipconformity import __version__
+    from clipconformity.cli.parts import Parts, digest
+
+    alike = {name: str(value) for name, value in vars(options).items() if name not in OWN}
+    card = {"version of clipconformity": __version__, "options": digest(sorted(alike.items()))[:12]}
+    if hasattr(options, "dtype"):
+        card["--dtype"] = str(options.dtype)
+    return Parts(output, options.ranks, card, quiet=options.quiet, tell=partial(print_details, options))
 
 
 def get_embedding_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -182,23 +252,21 @@ def find_image_folder(options: argparse.Namespace, place: Path) -> Path:
     return place if place.is_dir() else options.image_root or place.parent
 
 
-def _identify_file(path: Path, name: str) -> str:
-    """Return what identifies an image file, without reading it."""
-    found = path.stat()
-    return f"{name} {found.st_size} {found.st_mtime_ns}"
-
-
 def check_given(options: argparse.Namespace) -> None:
     """Refuse options that name neither one source nor images with captions.
 
     Raises:
         ValueError: If it is not.
     """
-    given = [name for name in KINDS if getattr(options, name)]
+    given = [name for name in (*KINDS, "saved") if getattr(options, name)]
     if not given:
-        raise ValueError("one of --images, --captions and --embeddings is required, or --images with --captions.")
+        raise ValueError(
+            "one of --images, --captions, --embeddings and --saved is required, or --images with --captions."
+        )
     if len(given) > 1 and given != ["images", "captions"]:
-        raise ValueError(f"--embeddings: goes without --{given[0]}; give one of them.")
+        raise ValueError(f"--{given[-1]}: goes without --{given[0]}; give one of them.")
+    if options.saved and options.against:
+        raise ValueError("--against: needs the samples themselves, which --saved does not keep; leave it out.")
     if options.caption_references is not None and len(given) < 2:
         raise ValueError("--caption-references: goes with --images and --captions together; leave it out.")
 
@@ -220,8 +288,10 @@ def open_against(options: argparse.Namespace) -> Iterator[Source] | None:
     return (embedding_source([place], **settings) for place in options.against)
 
 
-def open_pairs(options: argparse.Namespace, reference: ReferenceSet, parts: Cache | None = None) -> Source:
-    """Open images and captions, joined by id; the modality of the reference is scored.
+def open_pairs(
+    options: argparse.Namespace, parts: Parts, reference: ReferenceSet, cache: Cache | None = None
+) -> Source:
+    """Open images and captions, joined by id; what the reference is of is scored.
 
     Raises:
         ValueError: As :func:`open_source`, or if it is unknown which of them is scored.
@@ -244,7 +314,7 @@ def open_pairs(options: argparse.Namespace, reference: ReferenceSet, parts: Cach
     for side in sides[1:]:
         side.image_root = None
     encoder = open_encoder(options, reference.spec)
-    images, captions, *people = (open_source(side, reference.spec, parts, encoder) for side in sides)
+    images, captions, *people = (open_source(side, parts, reference.spec, cache, encoder) for side in sides)
     references = people[0] if people else None
     return paired_source(images, captions, scored=scored, references=references, on_missing=options.on_error)
 
@@ -316,15 +386,27 @@ def open_encoder(options: argparse.Namespace, of_reference: str | None = None) -
         hide_progress_bars()
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     with report_time(options, "loading the encoder"):
-        encoder = call_function(spec) if is_function(spec) else load_encoder(spec, options.device, dtype=dtype)
+        device = own_device(options)
+        encoder = call_function(spec) if is_function(spec) else load_encoder(spec, device, dtype=dtype)
     print_encoder(options, encoder)
     return encoder
+
+
+def own_device(options: argparse.Namespace) -> str | None:
+    """The device of the encoder: of several processes on a machine each takes a GPU of its own, in turn."""
+    import torch
+
+    device: str | None = options.device
+    if options.ranks is None or device not in (None, "cuda") or not torch.cuda.is_available():
+        return device
+    return f"cuda:{options.ranks.local_rank % torch.cuda.device_count()}"
 
 
 def choose_image_settings(options: argparse.Namespace, count: int) -> dict[str, Any]:
     """Return the settings for encoding this many images."""
     workers = options.workers
     if workers is None:
-        workers = min(8, os.cpu_count() or 1) if count >= MIN_FOR_WORKERS else 0
+        beside = 1 if options.ranks is None else options.ranks.local_world
+        workers = min(8, max(1, cores() // beside)) if count >= MIN_FOR_WORKERS else 0
     print_details(options, f"{count} images in batches of {options.batch_size}, decoded by {workers or 'no'} processes")
     return {"batch_size": options.batch_size, "workers": workers, "skip_errors": options.on_error == "skip"}

@@ -27,7 +27,9 @@ KEYS = (KEY, "embedding")
 GROUPS = "groups"
 """Name of the array or column of groups, likewise."""
 IDS = ("id", "image_path", "url")
-"""Names of the column of ids, likewise; the first one present is used."""
+"""Names of that of ids, likewise; the first that is there."""
+MADE_OF = "made_of"
+"""Entry of a file of this library that names the share of some samples that it holds."""
 T = TypeVar("T")
 
 
@@ -80,8 +82,9 @@ class EmbeddingShard:
         dtype: The type of its values.
         named: Whether it has names for its rows.
         grouped: Whether it has group ids.
-        provenance: Encoder and modality, as far as it gives them.
-        columns: The arrays or columns that are read.
+        provenance: Encoder and modality, as far as it says them.
+        columns: What is read of it.
+        made_of: The share of some samples that it holds, as it says; not checked.
     """
 
     path: Path
@@ -92,14 +95,18 @@ class EmbeddingShard:
     grouped: bool
     provenance: Provenance
     columns: Columns
+    made_of: object = None
 
-    def blocks(self, rows: int, first: int | None = None, name: str | None = None) -> Iterator[EmbeddingBlock]:
-        """Read the rows in order: ``first`` rows, then ``rows`` at a time, then the rest; one block is held at a time.
+    def blocks(
+        self, rows: int, first: int | None = None, name: str | None = None, begin: int = 0
+    ) -> Iterator[EmbeddingBlock]:
+        """Read it in order: ``first`` rows, then ``rows`` at a time, then what is left; one block is held at a time.
 
         Args:
-            rows: Rows of a block.
-            first: Rows of the first block, where that number differs.
-            name: Name of rows without ids, in place of the file's stem.
+            rows: Of a block.
+            first: Of the first one, where that is another number.
+            name: What rows without ids are named by, in place of the file's stem.
+            begin: The row that it is read from.
 
         Raises:
             ValueError: If it is damaged, or was replaced after it was opened.
@@ -108,10 +115,11 @@ class EmbeddingShard:
         if opened.shape != (self.count, self.dim):
             raise ValueError(f"{self.path}: was replaced by another file while it was read.")
         ids, groups = (
-            None if part is None else _read_blocks(self.path, part, rows, first) for part in (opened.ids, opened.groups)
+            None if part is None else _read_blocks(self.path, part, rows, first, begin)
+            for part in (opened.ids, opened.groups)
         )
-        start = 0
-        for values in _read_blocks(self.path, opened.values, rows, first):
+        start = begin
+        for values in _read_blocks(self.path, opened.values, rows, first, begin):
             assert isinstance(values, Tensor)
             stop = start + len(values)
             names = Places(name or self.path.stem, start, stop) if ids is None else _to_words(next(ids))
@@ -140,7 +148,7 @@ def open_embeddings(path: Path | str, columns: Columns | None = None) -> Embeddi
     found = _open(path, columns)
     dtype = found.values.dtype
     named, grouped = found.ids is not None, found.groups is not None
-    return EmbeddingShard(path, *found.shape, dtype, named, grouped, found.provenance, columns)
+    return EmbeddingShard(path, *found.shape, dtype, named, grouped, found.provenance, columns, found.made_of)
 
 
 def read_embeddings(path: Path | str, *, column: str | None = None) -> EmbeddingFile:
@@ -182,6 +190,7 @@ class _OpenFile(NamedTuple):
     ids: Array | list[str] | None
     groups: Array | None
     provenance: Provenance
+    made_of: object
 
 
 def _open(path: Path, columns: Columns) -> _OpenFile:
@@ -203,7 +212,7 @@ def _open(path: Path, columns: Columns) -> _OpenFile:
     ids = _find_ids(path, arrays, about, columns.ids, value)
     if ids is not None and count_rows(ids) != shape[0]:
         raise ValueError(f"{path}: damaged: {count_rows(ids)} ids do not match its {shape[0]} embeddings.")
-    return _OpenFile(value, shape, ids, groups, _read_provenance(path, about))
+    return _OpenFile(value, shape, ids, groups, _read_provenance(path, about), about.get(MADE_OF))
 
 
 def _call_reader(path: Path, read: Callable[[], T]) -> T:
@@ -221,11 +230,11 @@ def _call_reader(path: Path, read: Callable[[], T]) -> T:
 
 
 def _read_blocks(
-    path: Path, array: Array | list[str], rows: int, first: int | None = None
+    path: Path, array: Array | list[str], rows: int, first: int | None = None, begin: int = 0
 ) -> Iterator[Tensor | list[str]]:
-    """Read an array in blocks; errors as of :func:`_call_reader`."""
-    own = getattr(array, "path", path)  # a column may be in another file
-    blocks = read_blocks(array, rows, first)
+    """Read an array in blocks, as :func:`_call_reader` does."""
+    own = getattr(array, "path", path)  # of a column that lies in another file
+    blocks = read_blocks(array, rows, first, begin)
     while (block := _call_reader(own, lambda: next(blocks, None))) is not None:
         yield block
 
@@ -342,8 +351,17 @@ def write_embeddings(
     ids: Sequence[str] | None = None,
     groups: Tensor | None = None,
     provenance: Provenance = UNKNOWN,
+    made_of: Sequence[Sequence[Any]] = (),
 ) -> None:
     """Write embeddings ``(N, D)`` as safetensors with ids, groups and provenance; whole or not at all.
+
+    Args:
+        path: The file.
+        embeddings: The rows.
+        ids: A name for each.
+        groups: A group id for each.
+        provenance: What they come from.
+        made_of: The share of some samples that they are, as plain values.
 
     Raises:
         OSError: If the file cannot be written.
@@ -352,4 +370,5 @@ def write_embeddings(
     if groups is not None:
         tensors["groups"] = groups
     about = {"ids": None if ids is None else list(ids)} | provenance.describe()
+    about |= {MADE_OF: list(made_of)} if made_of else {}
     write_tensors(path, tensors, {"format": FORMAT, "about": to_json(about)})

@@ -97,17 +97,22 @@ class _Column:
         """The type of its numbers."""
         return torch.from_numpy(np.empty(0, self.kind.to_pandas_dtype())).dtype
 
-    def read_arrays(self, rows: int, first: int | None = None) -> Iterator[Any]:
-        """Read the column as pyarrow arrays, in blocks as ``Stored.blocks``, whatever the row groups.
+    def read_arrays(self, rows: int, first: int | None = None, begin: int = 0) -> Iterator[Any]:
+        """Read the column as pyarrow's arrays, in blocks as of ``Stored.blocks``, whatever the groups of rows are.
 
         Raises:
             ValueError: If a row is null, or there are fewer than the header says.
         """
         _, parquet = import_pyarrow(self.path)
         with parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
-            batches = (batch.column(0) for batch in file.iter_batches(batch_size=rows, columns=[self.name]))
+            groups, over = _groups_from(file.metadata, begin)
+            found = file.iter_batches(batch_size=rows, row_groups=groups, columns=[self.name])
+            batches = (batch.column(0) for batch in found)
             rest = next(batches, None)
-            for part in split_rows(self.count, rows, first):
+            while rest is not None and over:
+                over, rest = max(0, over - len(rest)), rest[over:]
+                rest = rest if len(rest) else next(batches, None)
+            for part in split_rows(self.count, rows, first, begin):
                 wanted, taken = part.stop - part.start, []
                 while wanted:
                     if rest is None:
@@ -137,9 +142,9 @@ class NumberColumn(_Column):
         """``(N,)``."""
         return (self.count,)
 
-    def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
-        """Read the rows in order, as ``Stored.blocks``."""
-        for values in self.read_arrays(rows, first):
+    def blocks(self, rows: int, first: int | None = None, begin: int = 0) -> Iterator[Tensor]:
+        """Read it in order, as of ``Stored.blocks``."""
+        for values in self.read_arrays(rows, first, begin):
             yield _copy_tensor(values, (len(values),), self.dtype)
 
 
@@ -161,13 +166,13 @@ class VectorColumn(_Column):
         first = next(_Column(self.path, self.name, 1, self.kind).read_arrays(1))
         return (self.count, len(first.flatten()))
 
-    def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
-        """Read the rows in order, as ``Stored.blocks``.
+    def blocks(self, rows: int, first: int | None = None, begin: int = 0) -> Iterator[Tensor]:
+        """Read it in order, as of ``Stored.blocks``.
 
         Raises:
             ValueError: If the lists differ in length, or numbers are null.
         """
-        for lists in self.read_arrays(rows, first):
+        for lists in self.read_arrays(rows, first, begin):
             shape, numbers = (len(lists), self.shape[1]), lists.flatten()
             if self.fixed is None and not bool((lists.value_lengths().to_numpy() == shape[1]).all()):
                 raise ValueError(f"the lists of the column {self.name[:60]!r} are not all of {shape[1]} numbers")
@@ -180,16 +185,24 @@ class VectorColumn(_Column):
 class WordColumn(_Column):
     """A column with a text in each row; a ``StoredWords``."""
 
-    def read_words(self, rows: int, first: int | None = None) -> Iterator[list[str]]:
-        """Read the texts in order, as ``StoredWords.read_words``.
+    def read_words(self, rows: int, first: int | None = None, begin: int = 0) -> Iterator[list[str]]:
+        """Read it in order, as of ``StoredWords.words``.
 
         Raises:
             ValueError: If a text is too long, or has invalid characters.
         """
-        for values in self.read_arrays(rows, first):
+        for values in self.read_arrays(rows, first, begin):
             found = values.to_pylist()
             check_all_words(found, lambda _: f"{self.path}: column {self.name[:60]!r}")
             yield found
+
+
+def _groups_from(metadata: Any, begin: int) -> tuple[list[int], int]:
+    """The groups of rows from that of a row on, and how many rows stand before it there."""
+    first, over = 0, begin
+    while first < metadata.num_row_groups and over >= (size := metadata.row_group(first).num_rows):
+        first, over = first + 1, over - size
+    return list(range(first, metadata.num_row_groups)), over
 
 
 def _copy_tensor(values: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

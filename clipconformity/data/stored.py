@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Protocol, TypeAlias, runtime_checkable
@@ -22,8 +23,11 @@ class Stored(Protocol):
     def dtype(self) -> torch.dtype:
         """The type of its values."""
 
-    def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
-        """Read the rows in order: ``first`` rows, then ``rows`` at a time, then the rest; each block is new memory."""
+    def blocks(self, rows: int, first: int | None = None, begin: int = 0) -> Iterator[Tensor]:
+        """Read it in order, from the row ``begin`` on: ``first`` rows, then ``rows`` at a time, then what is left.
+
+        Each block is new memory.
+        """
 
 
 @runtime_checkable
@@ -34,17 +38,17 @@ class StoredWords(Protocol):
     def count(self) -> int:
         """Number of its rows."""
 
-    def read_words(self, rows: int, first: int | None = None) -> Iterator[list[str]]:
-        """Read the texts in order, in blocks as :meth:`Stored.blocks`."""
+    def read_words(self, rows: int, first: int | None = None, begin: int = 0) -> Iterator[list[str]]:
+        """Read it in order, in blocks as of :meth:`Stored.blocks`."""
 
 
 Array: TypeAlias = "Tensor | Stored | StoredWords"
 """An array of a file: in memory, or read on demand."""
 
 
-def split_rows(count: int, rows: int, first: int | None = None) -> Iterator[slice]:
-    """Split a number of rows into blocks: ``first`` rows, then ``rows`` at a time, then the rest."""
-    start, size = 0, first or rows
+def split_rows(count: int, rows: int, first: int | None = None, begin: int = 0) -> Iterator[slice]:
+    """Cut the rows from ``begin`` to ``count`` into blocks: ``first``, then ``rows`` at a time, then what is left."""
+    start, size = begin, first or rows
     while start < count:
         stop = min(start + size, count)
         yield slice(start, stop)
@@ -67,14 +71,16 @@ class StoredRows:
     dtype: torch.dtype
     foreign: np.dtype | None = None
 
-    def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
-        """Read the rows in order, as :meth:`Stored.blocks`.
+    def blocks(self, rows: int, first: int | None = None, begin: int = 0) -> Iterator[Tensor]:
+        """Read it in order, as of :meth:`Stored.blocks`.
 
         Raises:
             ValueError: If the file ends too early.
         """
         with self.opened() as file:
-            for part in split_rows(self.shape[0], rows, first):
+            if begin:  # of a compressed member what stands before is read over
+                file.seek(begin * int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize, os.SEEK_CUR)
+            for part in split_rows(self.shape[0], rows, first, begin):
                 yield self._read(file, part.stop - part.start)
             file.read(1)  # a zip member, whose checksum is compared at its end
 
@@ -96,20 +102,20 @@ class StoredColumns:
     dtype: torch.dtype
     foreign: np.dtype | None = None
 
-    def blocks(self, rows: int, first: int | None = None) -> Iterator[Tensor]:
-        """Read the rows in order, as :meth:`Stored.blocks`; each block takes a piece of every column.
+    def blocks(self, rows: int, first: int | None = None, begin: int = 0) -> Iterator[Tensor]:
+        """Read it in order, as of :meth:`Stored.blocks`; each block takes a piece of every column.
 
         Raises:
             ValueError: If the file ends too early.
         """
         count, columns = self.shape[0], int(np.prod(self.shape[1:], dtype=np.int64))
         with self.opened() as file:
-            begin, size = file.tell(), self.dtype.itemsize
-            for part in split_rows(count, rows, first):
+            place, size = file.tell(), self.dtype.itemsize
+            for part in split_rows(count, rows, first, begin):
                 length = part.stop - part.start
                 block = torch.empty(length, columns, dtype=self.dtype)
                 for column in range(columns):
-                    file.seek(begin + (column * count + part.start) * size)
+                    file.seek(place + (column * count + part.start) * size)
                     block[:, column] = decode_numbers(read_bytes(file, length * size), self.dtype, self.foreign)
                 yield block
 
@@ -137,14 +143,16 @@ def decode_numbers(content: Tensor, dtype: torch.dtype, foreign: np.dtype | None
     return torch.from_numpy(content.numpy().view(foreign).astype(foreign.newbyteorder("=")))
 
 
-def read_blocks(array: Array | list[str], rows: int, first: int | None = None) -> Iterator[Tensor | list[str]]:
-    """Read an array or a list in blocks, from memory or from the file."""
+def read_blocks(
+    array: Array | list[str], rows: int, first: int | None = None, begin: int = 0
+) -> Iterator[Tensor | list[str]]:
+    """Read an array or a list in blocks, whether it is held or not."""
     if isinstance(array, (Tensor, list)):
-        yield from (array[part] for part in split_rows(len(array), rows, first))
+        yield from (array[part] for part in split_rows(len(array), rows, first, begin))
     elif isinstance(array, StoredWords):
-        yield from array.read_words(rows, first)
+        yield from array.read_words(rows, first, begin)
     else:
-        yield from array.blocks(rows, first)
+        yield from array.blocks(rows, first, begin)
 
 
 def read_whole(array: Tensor | Stored) -> Tensor:

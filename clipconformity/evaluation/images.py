@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import tee
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 from PIL import Image
 from torch import Tensor
@@ -16,7 +16,7 @@ from clipconformity.data.folders import ImageFolder
 from clipconformity.data.images import open_image
 from clipconformity.encoders import BaseEncoder, Encoder
 from clipconformity.encoders.inputs import join_inputs
-from clipconformity.evaluation.sources import Source, SourceBatch, list_paths
+from clipconformity.evaluation.sources import EncodedBatch, Source, encoded_batches, list_paths
 from clipconformity.provenance import Provenance
 
 T = TypeVar("T")
@@ -24,15 +24,6 @@ Files: TypeAlias = "Sequence[tuple[Path, str]]"
 """Image files and their names."""
 Failed: TypeAlias = "list[tuple[str, str]]"
 """Names of the files that could not be read, with the reason."""
-
-
-class _Encoded(NamedTuple):
-    """A batch of files."""
-
-    embeddings: list[Tensor]
-    """Embeddings of each encoder; empty where no file could be read."""
-    ids: list[str]
-    failed: Failed
 
 
 def image_source(
@@ -43,7 +34,6 @@ def image_source(
     batch_size: int = 64,
     workers: int = 0,
     skip_errors: bool = False,
-    start: int = 0,
 ) -> Source:
     """Encode image files.
 
@@ -56,14 +46,13 @@ def image_source(
         batch_size: Images encoded at once.
         workers: Worker processes that decode and resize for a model of ``load_encoder``; 0 uses this process.
         skip_errors: Leave out files that cannot be read and list them in ``skipped``, instead of raising.
-        start: Index of the first file to be encoded.
 
     Raises:
         ValueError: While reading, if a file is not an image or truncated; names the file.
     """
-    return image_sources(
-        paths, [encoder], root=root, batch_size=batch_size, workers=workers, skip_errors=skip_errors, start=start
-    )[0]
+    return image_sources(paths, [encoder], root=root, batch_size=batch_size, workers=workers, skip_errors=skip_errors)[
+        0
+    ]
 
 
 def image_sources(
@@ -74,7 +63,6 @@ def image_sources(
     batch_size: int = 64,
     workers: int = 0,
     skip_errors: bool = False,
-    start: int = 0,
 ) -> list[Source]:
     """Encode image files with several encoders, each file read and decoded once; arguments as of :func:`image_source`.
 
@@ -83,17 +71,39 @@ def image_sources(
     Returns:
         A source for each encoder.
     """
+    files = named_images(paths, root)
+    sources = unread_images(paths, encoders, len(files))
+    encoded = encode_images(files, encoders, batch_size, workers, range(-(-len(files) // batch_size)))
+    for number, (source, stream) in enumerate(zip(sources, tee(encoded, len(sources)), strict=True)):
+        source.batches = encoded_batches(source, stream, number, skip_errors=skip_errors)
+    return sources
+
+
+def unread_images(paths: Sequence[Path] | ImageFolder, encoders: Sequence[Encoder], count: int) -> list[Source]:
+    """Give the sources of so many images, one for each encoder, without their batches."""
     folder = paths if isinstance(paths, ImageFolder) else None
-    files = list(_name_files(paths, root))[start:]
+    missing = 0 if folder is None else len(folder.missing)
+    return [
+        Source(
+            iter(()), count, Provenance.from_encoder(encoder, "image"), folder=folder, kind="images", missing=missing
+        )
+        for encoder in encoders
+    ]
+
+
+def encode_images(
+    files: Files, encoders: Sequence[Encoder], batch_size: int, workers: int, numbers: Iterable[int]
+) -> Iterator[EncodedBatch]:
+    """Encode the batches of some numbers, in the order of these; the numbers may be asked for ahead."""
     wanted = [one for one in encoders if isinstance(one, BaseEncoder)]
     if len(wanted) == len(encoders):
-        encoded = _encode_preprocessed(files, wanted, batch_size, workers)
-    else:
-        encoded = _encode_decoded(files, encoders, batch_size)
-    return [
-        _make_source(stream, number, encoder, len(files), folder, skip_errors)
-        for number, (encoder, stream) in enumerate(zip(encoders, tee(encoded, len(encoders)), strict=True))
-    ]
+        return _encode_preprocessed(files, wanted, batch_size, workers, numbers)
+    return _encode_decoded(files, encoders, batch_size, numbers)
+
+
+def named_images(paths: Sequence[Path] | ImageFolder, root: Path | None = None) -> Files:
+    """Give each file its name; arguments as of :func:`image_source`."""
+    return list(_name_files(paths, root))
 
 
 def _name_files(paths: Sequence[Path] | ImageFolder, root: Path | None) -> Iterator[tuple[Path, str]]:
@@ -104,30 +114,6 @@ def _name_files(paths: Sequence[Path] | ImageFolder, root: Path | None) -> Itera
     listed = list_paths(paths)
     root = _find_common_folder(listed) if root is None else root
     yield from ((path, str(path.relative_to(root))) for path in listed)
-
-
-def _make_source(
-    encoded: Iterator[_Encoded],
-    number: int,
-    encoder: Encoder,
-    count: int,
-    folder: ImageFolder | None,
-    skip_errors: bool,
-) -> Source:
-    """Make the source of one of the encoders."""
-    skipped: list[dict[str, str]] = []
-
-    def batches() -> Iterator[SourceBatch]:
-        for embeddings, ids, failed in encoded:
-            if failed and not skip_errors:
-                raise ValueError(failed[0][1])
-            skipped.extend({"id": name, "reason": reason} for name, reason in failed)
-            if ids:
-                yield SourceBatch(embeddings[number], ids)
-
-    missing = 0 if folder is None else len(folder.missing)
-    provenance = Provenance.from_encoder(encoder, "image")
-    return Source(batches(), count, provenance, skipped=skipped, folder=folder, kind="images", missing=missing)
 
 
 def _open_images(files: Files, take: Callable[[Image.Image], T]) -> tuple[list[T], list[str], Failed]:
@@ -160,21 +146,26 @@ class _ImageBatches(Dataset[tuple[list[dict[str, Tensor]], list[str], Failed]]):
 
 
 def _encode_preprocessed(
-    files: Files, encoders: Sequence[BaseEncoder], batch_size: int, workers: int
-) -> Iterator[_Encoded]:
-    """Encode images that worker processes may decode ahead."""
+    files: Files, encoders: Sequence[BaseEncoder], batch_size: int, workers: int, numbers: Iterable[int]
+) -> Iterator[EncodedBatch]:
+    """Encode images that other processes may decode ahead."""
     pin = any(encoder.device.type == "cuda" for encoder in encoders)
     batches = _ImageBatches(files, encoders, batch_size)
-    for inputs, ids, failed in DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=pin):
-        # Empty where no file could be read.
-        yield _Encoded([one.project_image(own) for one, own in zip(encoders, inputs, strict=bool(ids))], ids, failed)
+    for inputs, ids, failed in DataLoader(
+        batches, batch_size=None, sampler=numbers, num_workers=workers, pin_memory=pin
+    ):
+        # None where no file could be read.
+        found = [one.project_image(own) for one, own in zip(encoders, inputs, strict=bool(ids))]
+        yield EncodedBatch(found, ids, failed)
 
 
-def _encode_decoded(files: Files, encoders: Sequence[Encoder], batch_size: int) -> Iterator[_Encoded]:
-    """Encode images with encoders that preprocess them by themselves."""
-    for start in range(0, len(files), batch_size):
-        images, ids, failed = _open_images(files[start : start + batch_size], lambda image: image)
-        yield _Encoded([encoder(images) for encoder in encoders] if ids else [], ids, failed)
+def _encode_decoded(
+    files: Files, encoders: Sequence[Encoder], batch_size: int, numbers: Iterable[int]
+) -> Iterator[EncodedBatch]:
+    """Encode images with encoders that take them as they are."""
+    for number in numbers:
+        images, ids, failed = _open_images(files[number * batch_size : (number + 1) * batch_size], lambda image: image)
+        yield EncodedBatch([encoder(images) for encoder in encoders] if ids else [], ids, failed)
 
 
 def _find_common_folder(paths: Sequence[Path]) -> Path:

@@ -15,6 +15,7 @@ from clipconformity.evaluation.classes import ByClass
 from clipconformity.functional.resampling import Estimate, Interval, student_quantile
 from clipconformity.provenance import UNKNOWN, Provenance
 from clipconformity.stream.contrast import Contrast
+from clipconformity.stream.merging import Piece
 from clipconformity.stream.readouts import Direction, Field
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.stream import Stream
@@ -102,8 +103,9 @@ class Score:
         columns: Further values of every sample, in the order of ``ids``, by the name of their column.
         by: The classes of the samples, where they were given.
         provenance: Encoder and modality of the samples, as far as they are known.
-        metrics: Names of the read-outs of the figures.
-        stream: The accumulated state of the samples, for comparing and saving scores; may be None.
+        metrics: Names of the read-outs that the figures are of.
+        stream: What was accumulated of the samples, by which scores are compared and saved; None of a score without.
+        made_of: The saved scores that it was merged from, or the share of the samples that it is of.
     """
 
     figures: Mapping[str, Figure]
@@ -124,6 +126,7 @@ class Score:
     provenance: Provenance = UNKNOWN
     metrics: Sequence[str] = ()
     stream: Stream | None = field(default=None, repr=False, compare=False)
+    made_of: Sequence[Piece] = ()
 
     @property
     def contrast(self) -> Contrast | None:

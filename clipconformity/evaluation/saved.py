@@ -4,31 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from clipconformity.data.embeddings import MADE_OF
 from clipconformity.data.formats import SCORE
+from clipconformity.data.names import Names
 from clipconformity.data.strict_json import to_json
 from clipconformity.data.untrusted import format_value
 from clipconformity.evaluation.results import Score, check_margins
-from clipconformity.evaluation.scoring import AccumulatedSamples, SampleValues, choose_read_outs
+from clipconformity.evaluation.scoring import AccumulatedSamples, SampleValues, choose_read_outs, join_taken
 from clipconformity.evaluation.scoring import read_score as read_figures
 from clipconformity.functional.clip_score import WEIGHT
 from clipconformity.functional.linalg import units
 from clipconformity.provenance import Provenance
 from clipconformity.stream.alignment import SUMS, MeanScore
 from clipconformity.stream.layout import SAMPLE, SECOND_MOMENTS, Layout, State
+from clipconformity.stream.merging import Merging, Piece, pieces_as_lists, pieces_of
 from clipconformity.stream.moments import Moments, assign_buckets
 from clipconformity.stream.readouts import Needs, ReadOut
 from clipconformity.stream.reference import ReferenceSet
-from clipconformity.stream.reference_file import reference_identity
+from clipconformity.stream.reference_file import read_pieces, reference_identity
 from clipconformity.stream.row_sample import hash_labels
 from clipconformity.stream.state_file import (
     ROUNDING,
     StateKind,
     check_whole,
+    compute_checksum,
     find_field_damage,
     find_sample_damage,
     find_shape_damage,
@@ -53,7 +57,9 @@ PAIRS = {"clip": "clip_scores", "ref_clip": "ref_clip_scores"}
 FLAGS = {"paired": "clip", "with_references": "ref_clip"}
 """Metadata key that tells whether there are such sums."""
 MAX_PAIR_SCORE = {"clip": 100.0, "ref_clip": 100 * 2 * WEIGHT / (1 + WEIGHT)}
-"""Largest score of a pair: for RefCLIPScore the harmonic mean of its weight and 1."""
+"""The most that one pair can have: of RefCLIPScore the harmonic mean of its weight and 1."""
+HELD = ("held_rows", "held_buckets")
+"""Tensors of the rows that are to be compared with further sets; in parts alone."""
 COLUMN = "column "
 """Prefix of the tensors of columns of numbers."""
 FIELDS: dict[str, tuple[type, ...]] = {
@@ -74,42 +80,56 @@ def write_score(path: Path | str, score: Score) -> None:
     """
     if score.stream is None:
         raise ValueError("score: expected a Score that score() gave, which keeps its samples.")
-    moments = score.stream.evaluated.cpu()
+    rows = SampleValues(
+        score.ids, score.norms, score.conformities, {name: list(one) for name, one in score.columns.items()}
+    )
+    taken = AccumulatedSamples(score.stream, rows, score.provenance, (), score.remarks, made_of=score.made_of)
+    write_taken(path, taken, score.metrics)
+
+
+def write_taken(
+    path: Path | str, taken: AccumulatedSamples, metrics: Sequence[str], further: Mapping[str, str] | None = None
+) -> None:
+    """Write samples that were taken in to be scored, with further entries of the metadata; whole or not at all.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    moments, rows = taken.stream.evaluated.cpu(), taken.rows
     tensors = {name: moments.get_sum(name) for name in moments.layout.shapes()}
     tensors |= dict(zip(SAMPLE, moments.sketch(), strict=True))
-    tensors |= {"norms": score.norms.double(), "conformities": score.conformities.double()}
+    tensors |= {"norms": rows.norms.double(), "conformities": rows.conformities.double()}
     for start, name in PAIRS.items():
-        pairs: MeanScore = getattr(score.stream, name)
+        pairs: MeanScore = getattr(taken.stream, name)
         if pairs.total > 0:
             tensors |= {f"{start}_{part}": sums.cpu() for part, sums in pairs.state.items()}
     words = {
-        name: [*map(str, column)] for name, column in score.columns.items() if any(isinstance(x, str) for x in column)
+        name: [*map(str, column)] for name, column in rows.columns.items() if any(isinstance(x, str) for x in column)
     }
-    numbers = {name: column for name, column in score.columns.items() if name not in words}
+    numbers = {name: column for name, column in rows.columns.items() if name not in words}
     tensors |= {COLUMN + name: torch.tensor(column, dtype=torch.float64) for name, column in numbers.items()}
-    texts = {"ids": to_json([*map(str, score.ids)]), "words": to_json(words)}
-    texts |= {
-        "score": to_json(
-            _describe_samples(score, moments) | {name: f"{x}_pair_bad" in tensors for name, x in FLAGS.items()}
-        )
-    }
-    write_state(path, tensors, {"format": KIND.format, "format_version": FORMAT_VERSION} | texts)
+    if taken.held:
+        tensors |= dict(zip(HELD, (torch.cat(part) for part in zip(*taken.held, strict=True)), strict=True))
+    texts = {"ids": to_json([*map(str, rows.ids)]), "words": to_json(words)}
+    about = _describe_samples(taken, moments, metrics) | {name: f"{x}_pair_bad" in tensors for name, x in FLAGS.items()}
+    texts |= {"score": to_json(about)} | ({MADE_OF: to_json(pieces_as_lists(taken.made_of))} if taken.made_of else {})
+    write_state(path, tensors, {"format": KIND.format, "format_version": FORMAT_VERSION} | texts | dict(further or {}))
 
 
-def _describe_samples(score: Score, moments: Moments) -> dict[str, Any]:
-    """Describe the samples for the file, but for whether there are pairs."""
-    return score.provenance.describe() | {
-        "count": score.count,
+def _describe_samples(taken: AccumulatedSamples, moments: Moments, metrics: Sequence[str]) -> dict[str, Any]:
+    """What the file says of the samples, but for whether there are pairs."""
+    return taken.provenance.describe() | {
+        "count": int(moments.total),
         "embed_dim": moments.layout.dim,
         "max_samples": moments.layout.max_samples,
         "normalized": moments.normalized,
         "grouped": moments.grouped,
-        "metrics": [*score.metrics],
-        "columns": [*score.columns],
-        # Only the number of skipped samples: the reasons name files of this machine.
-        "skipped": score.remarks.get("skipped", {}).get("count", 0),
-        "truncated": score.remarks.get("truncated", 0),
-        "reference": _describe_reference(score.reference),
+        "metrics": [*metrics],
+        "columns": [*taken.rows.columns],
+        # Of what was skipped the number alone: the reasons name files of this machine.
+        "skipped": taken.remarks.get("skipped", {}).get("count", 0),
+        "truncated": taken.remarks.get("truncated", 0),
+        "reference": _describe_reference(taken.stream.require_reference("score")),
         **{name: getattr(moments.layout, name) for name in SECOND_MOMENTS},
     }
 
@@ -128,9 +148,89 @@ def read_score(
     margins: Mapping[str, float] | None = None,
     by: Mapping[str, str] | None = None,
 ) -> Score:
-    """Read a file of :func:`write_score` and compute its figures; arguments and errors as of ``Score.load``."""
-    path = Path(path)
+    """Read what :func:`write_score` wrote, and its figures out of it; arguments and errors as of ``Score.load``."""
+    return read_scores([path], reference, resamples=resamples, metrics=metrics, margins=margins, by=by)
+
+
+def read_scores(
+    paths: Sequence[Path | str],
+    reference: ReferenceSet,
+    *,
+    resamples: int = 1000,
+    metrics: Sequence[str] | None = None,
+    margins: Mapping[str, float] | None = None,
+    by: Mapping[str, str] | None = None,
+) -> Score:
+    """Read files of shards, or of different samples, as one score; arguments and errors as of ``Score.load``.
+
+    Raises:
+        ValueError: If two of them hold the same samples, or differ in what they are of.
+    """
     check_margins(margins or {})
+    saved = merge_saved(paths, reference)
+    names = saved.metrics if metrics is None else metrics
+    chosen = choose_read_outs(names, paired=saved.about["paired"], with_references=saved.about["with_references"])
+    _check_needs(Path(paths[0]), saved.about, chosen)
+    return read_figures(saved.taken, chosen, resamples=resamples, margins=margins, by=by)
+
+
+class Saved(NamedTuple):
+    """A saved score, before anything is read out."""
+
+    taken: AccumulatedSamples
+    about: Mapping[str, Any]
+    """What the file says of the samples."""
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics that it was made for."""
+        return list(self.about["metrics"])
+
+
+def merge_saved(paths: Sequence[Path | str], reference: ReferenceSet) -> Saved:
+    """Read files of different samples as one, two at a time; the order in which shards are named changes nothing.
+
+    Raises:
+        ValueError: As :func:`read_scores`.
+    """
+    files = sorted(map(Path, paths), key=lambda path: [(one.work or "", one.share or 0) for one in _pieces(path)])
+    merging: Merging[Saved] = Merging(
+        lambda first, second: _joined(first, second), lambda saved: saved.taken.made_of, "saved scores"
+    )
+    for path in files:
+        merging.add(path, read_saved(path, reference))
+    return merging.joined()
+
+
+def _joined(first: Saved, second: Saved) -> Saved:
+    names = ("embed_dim", "normalized", "grouped", "metrics", "columns", *SECOND_MOMENTS, *FLAGS)
+    for name in names:
+        if first.about[name] != second.about[name]:
+            raise ValueError(
+                f"cannot merge saved scores of different {name}: {first.about[name]!r} and {second.about[name]!r}; "
+                "score all shards with the same options."
+            )
+    Provenance.combine([first.taken.provenance, second.taken.provenance], "the saved scores")
+    return Saved(join_taken(first.taken, second.taken), first.about)
+
+
+def _pieces(path: Path) -> tuple[Piece, ...]:
+    """What a file is made of, by its metadata alone."""
+    return read_pieces(path, read_state(path, KIND, rows=False)[1])
+
+
+def read_saved(path: Path | str, reference: ReferenceSet, *, part: bool = False) -> Saved:
+    """Read what :func:`write_taken` wrote.
+
+    Args:
+        path: The file.
+        reference: That the samples are compared with.
+        part: Whether it is a part of samples, which may be too few, or bad: that is reported of all of them together.
+
+    Raises:
+        ValueError: If it is damaged, or of another reference.
+    """
+    path = Path(path)
     tensors, metadata = read_state(path, KIND)
     if metadata.get("format_version") != FORMAT_VERSION:
         raise ValueError(
@@ -139,22 +239,26 @@ def read_score(
         )
     check_whole(path, KIND, tensors, metadata)
     about, ids, words = read_entries(path, metadata, "score", "ids", "words")
-    _refuse(path, find_field_damage(about, FIELDS))
+    if not part:
+        _refuse(path, find_field_damage(about, FIELDS))
     _check_reference(path, about["reference"], reference)
     layout = reference.view(max_samples=about["max_samples"], rows=True, **{x: about[x] for x in SECOND_MOMENTS})
-    _refuse(path, _find_damage(about, ids, words, tensors, layout))
-    names = about["metrics"] if metrics is None else metrics
-    chosen = choose_read_outs(names, paired=about["paired"], with_references=about["with_references"])
-    _check_needs(path, about, chosen)
+    if not part:
+        _refuse(path, _find_damage(about, ids, words, tensors, layout))
     columns = {name: words[name] if name in words else tensors[COLUMN + name].tolist() for name in about["columns"]}
+    names = Names()
+    names.extend(ids)
+    provenance = Provenance(about["spec"], about["encoder_id"], about["modality"])
     taken = AccumulatedSamples(
         _build_stream(about, ids, tensors, layout, reference),
-        SampleValues(ids, tensors["norms"], tensors["conformities"], columns),
-        provenance := Provenance(about["spec"], about["encoder_id"], about["modality"]),
-        reference.provenance.check(provenance),
+        SampleValues(names, tensors["norms"], tensors["conformities"], columns),
+        provenance,
+        [] if part else reference.provenance.check(provenance),
         _read_remarks(about),
+        [(tensors[HELD[0]], tensors[HELD[1]])] if HELD[0] in tensors else (),
+        () if part else pieces_of(read_pieces(path, metadata), lambda: compute_checksum(tensors, {})),
     )
-    return read_figures(taken, chosen, resamples=resamples, margins=margins, by=by)
+    return Saved(taken, about)
 
 
 def _refuse(path: Path, damage: Iterator[str]) -> None:

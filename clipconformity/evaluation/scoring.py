@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import warnings
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from itertools import count
 from pathlib import Path
@@ -25,6 +26,7 @@ from clipconformity.functional.validation import check_same_dim
 from clipconformity.provenance import Provenance
 from clipconformity.stream.alignment import pair_buckets
 from clipconformity.stream.contrast import Contrast
+from clipconformity.stream.merging import Piece
 from clipconformity.stream.readouts import Batch, ReadOut, failed_read_outs, read_outs
 from clipconformity.stream.readouts.against import FIELDS as AGAINST
 from clipconformity.stream.readouts.against import NearestElsewhere
@@ -70,18 +72,56 @@ def score(
             does not fit, there are too few samples, or rows are zero, NaN, infinite or L2-normalised.
     """
     check_source(source)
-    chosen = choose_read_outs(metrics, paired=source.paired, with_references=source.with_references)
     check_margins(margins or {})
-    for reason in failed_read_outs().values():
-        warnings.warn(f"metrics: {reason}; it is left out.", stacklevel=2)
-    remarks = reference.provenance.check(source.provenance)
-    needs = reduce(Needs.union, (one.needs for one in chosen))
-    stream = Stream.open_against(reference, needs, allow_normalized=allow_normalized)
-    source.allow_normalized = stream.allow_normalized
-    rows, held = _stream_in(source, stream, chosen, hold=against is not None)
-    taken = AccumulatedSamples(stream, rows, source.provenance, remarks, source.remarks)
-    elsewhere = None if against is None else (lambda: _look_elsewhere(rows, held, source, against))
-    return read_score(taken, chosen, resamples=resamples, margins=margins, by=by, elsewhere=elsewhere)
+    scoring = Scoring.of(source, reference, metrics, allow_normalized=allow_normalized, hold=against is not None)
+    taken = scoring.take_in(source)
+    if not len(taken.rows.ids):
+        raise ValueError(source.nothing_read)
+    return read_score(taken, scoring.chosen, resamples=resamples, margins=margins, by=by, against=against)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is accumulated of samples to be scored, settled before they are read.
+
+    Attributes:
+        reference: What they are compared with.
+        chosen: What is read out of them.
+        differs: What differs from the reference's encoder.
+        allow_normalized: Whether L2-normalised embeddings are taken.
+        hold: Whether the rows are held, to be compared with further sets.
+    """
+
+    reference: ReferenceSet
+    chosen: Sequence[ReadOut]
+    differs: Sequence[str]
+    allow_normalized: bool
+    hold: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        reference: ReferenceSet,
+        metrics: Sequence[str],
+        *,
+        allow_normalized: bool = False,
+        hold: bool = False,
+    ) -> Scoring:
+        """Settle it for a source, which is not read yet; arguments and errors as of :func:`score`."""
+        chosen = choose_read_outs(metrics, paired=source.paired, with_references=source.with_references)
+        for reason in failed_read_outs().values():
+            warnings.warn(f"metrics: {reason}; it is left out.", stacklevel=3)
+        differs = reference.provenance.check(source.provenance)
+        return cls(reference, chosen, differs, allow_normalized or reference.normalized, hold)
+
+    def take_in(self, source: Source) -> AccumulatedSamples:
+        """Read a source, or a part of it."""
+        needs = reduce(Needs.union, (one.needs for one in self.chosen))
+        stream = Stream.open_against(self.reference, needs, allow_normalized=self.allow_normalized)
+        source.allow_normalized = self.allow_normalized
+        rows, held = _stream_in(source, stream, self.chosen, hold=self.hold)
+        return AccumulatedSamples(stream, rows, source.provenance, self.differs, source.remarks, held)
 
 
 class SampleValues(NamedTuple):
@@ -99,10 +139,39 @@ class AccumulatedSamples(NamedTuple):
     stream: Stream
     rows: SampleValues
     provenance: Provenance
-    differs: list[str]
-    """Differences from the reference's encoder."""
+    differs: Sequence[str]
+    """What differs from the reference's encoder."""
     remarks: Mapping[str, Any]
-    """Samples that were left out or cut."""
+    """What was left out or cut."""
+    held: Sequence[tuple[Tensor, Tensor]] = ()
+    """Rows and their buckets, of each batch, where they are to be compared with further sets."""
+    made_of: Sequence[Piece] = ()
+    """The files that they were merged from, or the share of the samples that they are."""
+
+
+def join_taken(first: AccumulatedSamples, second: AccumulatedSamples) -> AccumulatedSamples:
+    """Join samples that were taken in with others, which come behind them."""
+    ids = Names()
+    for names in (first.rows.ids, second.rows.ids):
+        ids.extend(names)
+    norms = torch.cat([first.rows.norms, second.rows.norms])
+    conformities = torch.cat([first.rows.conformities, second.rows.conformities])
+    columns = {name: column + second.rows.columns[name] for name, column in first.rows.columns.items()}
+    return first._replace(
+        stream=first.stream.merge(second.stream),
+        rows=SampleValues(ids, norms, conformities, columns),
+        remarks=_joined_remarks(first.remarks, second.remarks),
+        held=[*first.held, *second.held],
+        made_of=(*first.made_of, *second.made_of),
+    )
+
+
+def _joined_remarks(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Add up what was left out or cut."""
+    skipped = [one["skipped"]["count"] for one in (first, second) if "skipped" in one]
+    truncated = [one["truncated"] for one in (first, second) if "truncated" in one]
+    found: dict[str, Any] = {"skipped": {"count": sum(skipped)}} if skipped else {}
+    return found | ({"truncated": sum(truncated)} if truncated else {})
 
 
 def read_score(
@@ -112,7 +181,7 @@ def read_score(
     resamples: int,
     margins: Mapping[str, float] | None,
     by: Mapping[str, str] | None,
-    elsewhere: Callable[[], NearestElsewhere] | None = None,
+    against: Iterable[Source] | None = None,
 ) -> Score:
     """Compute a score from accumulated samples; arguments and errors as of :func:`score`.
 
@@ -122,7 +191,7 @@ def read_score(
         resamples: Bootstrap redraws.
         margins: Differences that do not matter.
         by: The class of each id.
-        elsewhere: Finds the nearest row of each sample in further sets.
+        against: Further sets, in which the nearest row of each sample is looked for.
     """
     stream, rows = taken.stream, taken.rows
     reference = stream.require_reference("score")
@@ -130,8 +199,8 @@ def read_score(
     found = read_figures(chosen, stream, resamples, margins)
     details = {one.name: detail for one in chosen if (detail := one.details(stream))}
     columns: dict[str, Sequence[float | str]] = {**rows.columns}
-    if elsewhere is not None:
-        nearest = elsewhere()
+    if against is not None:
+        nearest = _look_elsewhere(taken, against)
         found.figures.update(to_figures(AGAINST, nearest.read(), found.degrees, found.contrast.unknown))
         details["against"] = nearest.details(rows.ids)
         columns |= nearest.columns()
@@ -146,7 +215,7 @@ def read_score(
         reference=reference,
         exact=stream.exact and reference.exact,
         kl_is_lower_bound=found.kl_is_lower_bound,
-        measured=origin | {"remarks": taken.differs},
+        measured=origin | {"remarks": list(taken.differs)},
         remarks=taken.remarks,
         notes=[note for one in chosen for note in one.notes(stream)],
         details=details,
@@ -155,6 +224,7 @@ def read_score(
         provenance=taken.provenance,
         metrics=[one.name for one in chosen],
         stream=stream,
+        made_of=taken.made_of,
     )
 
 
@@ -247,16 +317,14 @@ def suggest_name(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
-_KeptRows = list[tuple[Tensor, Tensor]]
-"""Rows and their buckets, of each batch, where they are to be compared with further sets."""
-
-
-def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: bool) -> tuple[SampleValues, _KeptRows]:
-    """Accumulate every batch, and collect the values of each sample in the same pass."""
+def _stream_in(
+    source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: bool
+) -> tuple[SampleValues, list[tuple[Tensor, Tensor]]]:
+    """Take every batch in; what there is of each sample falls out of the same pass."""
     ids = Names()
     norms, conformities = array("d"), array("d")
     columns: dict[str, list[float | str]] = {}
-    held: _KeptRows = []
+    held: list[tuple[Tensor, Tensor]] = []
     assert stream.reference is not None
     for batch in source:
         found = stream.update(
@@ -274,19 +342,18 @@ def _stream_in(source: Source, stream: Stream, chosen: Sequence[ReadOut], hold: 
             for one in chosen:
                 for name, values in one.columns(Batch(batch.embeddings, batch.partners), stream.reference).items():
                     columns.setdefault(name, []).extend(values)
-    if not ids:
-        raise ValueError(source.nothing_read)
-    length, towards = (torch.frombuffer(part, dtype=torch.float64) for part in (norms, conformities))
+    none = torch.empty(0, dtype=torch.float64)
+    length, towards = (torch.frombuffer(part, dtype=torch.float64) if part else none for part in (norms, conformities))
     return SampleValues(ids, length, towards, columns), held
 
 
-def _look_elsewhere(rows: SampleValues, held: _KeptRows, source: Source, against: Iterable[Source]) -> NearestElsewhere:
+def _look_elsewhere(taken: AccumulatedSamples, against: Iterable[Source]) -> NearestElsewhere:
     """Find the nearest row of each sample in further sets."""
-    embeddings, buckets = (torch.cat(part) for part in zip(*held, strict=True))
+    embeddings, buckets = (torch.cat(part) for part in zip(*taken.held, strict=True))
     found = NearestElsewhere(embeddings, buckets)
     for other in against:
         check_source(other)
-        other.provenance.check(source.provenance)
+        other.provenance.check(taken.provenance)
         for batch in other:
             check_same_dim(batch.embeddings, embeddings.shape[1], "against", "the samples")
             found.update(batch.embeddings, list(batch.ids))

@@ -1,21 +1,25 @@
-"""Files of embeddings as a source: any number of files, read in blocks of rows."""
+"""Files of embeddings as a source: any number of them, a block of rows at a time, all of the rows or a part."""
 
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from clipconformity.data.embeddings import Columns, EmbeddingBlock, EmbeddingShard, open_embeddings
-from clipconformity.data.layout import find_embeddings
+from clipconformity.data.layout import find_embeddings, find_metadata
 from clipconformity.data.limits import RefusedError
 from clipconformity.data.names import Names
 from clipconformity.evaluation.sources import FileRows, Source, SourceBatch, list_paths
-from clipconformity.provenance import Provenance
+from clipconformity.provenance import UNKNOWN, Provenance
 from clipconformity.stream.checks import refuse_normalized
+from clipconformity.stream.merging import Piece, lacking_shares, pieces_from_lists, refuse_twice
 from clipconformity.stream.row_sample import hash_labels
 
 ROWS = 4096
@@ -36,7 +40,8 @@ def embedding_source(
 ) -> Source:
     """Read raw embeddings from files, which may describe themselves; given values must agree with that.
 
-    Every header is checked before the first row is read. One batch of rows is held at a time.
+    Every header is checked before the first row is read. Of the rows a batch is held at a time.
+    ``open_embedding_files`` takes the same arguments, and gives parts of the rows too.
 
     Args:
         paths: Files, folders and patterns, as in ``find_embeddings``: ``["img_emb/"]``, ``["shards/*.npy"]``.
@@ -55,12 +60,25 @@ def embedding_source(
             where ``allow_normalized`` of the source is not set, normalised.
         ImportError: If there are Parquet files and pyarrow is not installed.
     """
+    columns = Columns(column, ids, groups)
+    return open_embedding_files(paths, columns, spec=spec, modality=modality, skip_errors=skip_errors).source()
+
+
+def open_embedding_files(
+    paths: Sequence[Path | str],
+    columns: Columns,
+    *,
+    spec: str | None = None,
+    modality: str | None = None,
+    skip_errors: bool = False,
+) -> OpenedFiles:
+    """Read and check the headers of files of raw embeddings; arguments and errors as of :func:`embedding_source`."""
     found = find_embeddings(list_paths(paths), modality)
     skipped: list[dict[str, str]] = []
     named: list[tuple[str, EmbeddingShard]] = []
     for path, name in zip(found.paths, found.names, strict=True):
         try:
-            named.append((name, open_embeddings(path, Columns(column, ids, groups))))
+            named.append((name, open_embeddings(path, columns)))
         except (OSError, ValueError) as error:
             if not skip_errors or isinstance(error, RefusedError):
                 raise
@@ -72,14 +90,93 @@ def embedding_source(
         raise ValueError(f"embeddings: {reason}")
     shards = [shard for _, shard in named]
     _check_alike(shards)
+    pieces = _checked_pieces(shards)
     origins = [shard.provenance for shard in shards]
     Provenance.combine(origins, "the files")
     provenance = Provenance.combine([Provenance(spec, None, modality), *origins], "the options and the files")
-    files = [FileRows(name, str(shard.dtype).removeprefix("torch.")) for name, shard in named]
-    count = sum(shard.count for shard in shards)
-    source = Source(iter(()), count, provenance, skipped=skipped, files=files, ignored=found.ignored)
-    source.batches = _read_batches(source, shards, skip_errors)
-    return source
+    return OpenedFiles(shards, [name for name, _ in named], provenance, skip_errors, skipped, found.ignored, pieces)
+
+
+@dataclass(frozen=True)
+class OpenedFiles:
+    """Files whose headers are read, with their rows numbered through.
+
+    Attributes:
+        shards: The files.
+        names: What the rows of each are named by, where they have no ids.
+        provenance: Encoder and modality, as far as they are known.
+        skip_errors: Whether files that turn out to be damaged are left out.
+        skipped: Files that were left out, and why.
+        ignored: How many files of folders are no embeddings.
+        pieces_of_files: The shares of samples that they say that they hold.
+    """
+
+    shards: Sequence[EmbeddingShard]
+    names: Sequence[str]
+    provenance: Provenance
+    skip_errors: bool = False
+    skipped: Sequence[dict[str, str]] = field(default_factory=list)
+    ignored: int = 0
+    pieces_of_files: Sequence[Piece] = ()
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return sum(shard.count for shard in self.shards)
+
+    def pieces(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """Cut some of the rows by file: number of the file, its first row, and the one behind the last."""
+        ends = list(accumulate(shard.count for shard in self.shards))
+        found = []
+        number = bisect_right(ends, start)
+        while start < stop:
+            before = ends[number] - self.shards[number].count
+            last = min(stop, ends[number])
+            if last > start:
+                found.append((number, start - before, last - before))
+            start, number = last, number + 1
+        return found
+
+    def source(self, start: int = 0, stop: int | None = None) -> FileSource:
+        """Give the rows as a source: all of them, or those from one to another."""
+        stop = self.count if stop is None else stop
+        files = [
+            FileRows(name, str(shard.dtype).removeprefix("torch."))
+            for name, shard in zip(self.names, self.shards, strict=True)
+        ]
+        skipped = list(self.skipped)
+        source = FileSource(
+            iter(()),
+            stop - start,
+            self.provenance,
+            skipped=skipped,
+            files=files,
+            ignored=self.ignored,
+            opened=self,
+            first=start,
+        )
+        source.batches = _read_batches(source, self, self.pieces(start, stop))
+        return source
+
+
+@dataclass
+class FileSource(Source):
+    """Rows of files as a source, which can be read in parts too.
+
+    Attributes:
+        opened: The files.
+        first: The first of their rows that it gives.
+    """
+
+    opened: OpenedFiles = field(default_factory=lambda: OpenedFiles([], [], UNKNOWN))
+    first: int = 0
+
+    def identify(self, number: int, begin: int, end: int) -> list[object]:
+        """Tell rows of a file by its name, its size and time, those of its metadata, and their places."""
+        path = self.opened.shards[number].path
+        beside = find_metadata(path, needed=True)
+        stats = [one.stat() for one in (path, beside) if one is not None]
+        return [self.opened.names[number], [[one.st_size, one.st_mtime_ns] for one in stats], begin, end]
 
 
 def _check_alike(shards: Sequence[EmbeddingShard]) -> None:
@@ -103,17 +200,40 @@ def _check_alike(shards: Sequence[EmbeddingShard]) -> None:
         warnings.warn(f"{other.path} holds {theirs}, and {first.path} {mine}: both are used as they are.", stacklevel=3)
 
 
-def _read_batches(source: Source, shards: Sequence[EmbeddingShard], skip_errors: bool) -> Iterator[SourceBatch]:
-    """Read the files one after the other, in batches that may span several files."""
+def _checked_pieces(shards: Sequence[EmbeddingShard]) -> list[Piece]:
+    """Refuse files that hold the same share of some samples, and warn where shares are not there."""
+    known: list[tuple[Path, tuple[Piece, ...]]] = []
+    for shard in shards:
+        if shard.made_of is None:
+            continue
+        try:
+            pieces = pieces_from_lists(shard.made_of)
+        except ValueError as error:
+            raise ValueError(f"{shard.path}: damaged: {error}.") from None
+        for path, others in known:
+            try:
+                refuse_twice(others, pieces)
+            except ValueError as error:
+                raise ValueError(f"embeddings: {path} and {shard.path}: {error}") from None
+        known.append((shard.path, pieces))
+    found = [piece for _, pieces in known for piece in pieces]
+    for lacking in lacking_shares(found):
+        warnings.warn(f"{lacking}: the figures are of those alone.", stacklevel=4)
+    return found
+
+
+def _read_batches(source: Source, files: OpenedFiles, pieces: Sequence[tuple[int, int, int]]) -> Iterator[SourceBatch]:
+    """Read the files one after the other, in batches that do not end where they end."""
     waiting: list[SourceBatch] = []
-    for file, shard in zip(source.files, shards, strict=True):
+    for number, begin, end in pieces:
+        file, shard = source.files[number], files.shards[number]
         if waiting and not _can_join(shard, waiting[-1]):
             yield _join_parts(waiting)
             waiting = []
         held = sum(len(batch.ids) for batch in waiting)
         try:
-            for block in shard.blocks(ROWS, ROWS - held, file.name):
-                if not file.used and not source.allow_normalized:
+            for block in _blocks(shard, file.name, ROWS - held, begin, end):
+                if not file.used and not begin and not source.allow_normalized:
                     _refuse_normalized(shard, block)
                 file.used += len(block.ids)
                 waiting.append(_make_batch(shard, block))
@@ -124,12 +244,31 @@ def _read_batches(source: Source, shards: Sequence[EmbeddingShard], skip_errors:
         except _NormalizedError:
             raise
         except ValueError as error:
-            if not skip_errors:
+            if not files.skip_errors:
                 raise
-            used = f" Its first {file.used} rows are used." if file.used else ""
-            source.skipped.append({"id": str(shard.path), "reason": f"{error}{used}"})
+            file.damage = str(error)
+            source.skipped.append(damaged(shard, file))
     if waiting:
         yield _join_parts(waiting)
+
+
+def damaged(shard: EmbeddingShard, file: FileRows) -> dict[str, str]:
+    """Tell of a file whose damage showed as its rows were read."""
+    used = f" {file.used} of its rows are used." if file.used else ""
+    return {"id": str(shard.path), "reason": f"{file.damage}{used}"}
+
+
+def _blocks(shard: EmbeddingShard, name: str, first: int, begin: int, end: int) -> Iterator[EmbeddingBlock]:
+    """Read the rows from one to another."""
+    place = begin
+    for block in shard.blocks(ROWS, first, name, begin):
+        wanted = min(end - place, len(block.ids))
+        whole = wanted == len(block.ids)
+        groups = None if block.groups is None else block.groups[:wanted]
+        yield block if whole else EmbeddingBlock(block.embeddings[:wanted], block.ids[:wanted], groups)
+        place += wanted
+        if place == end and end < shard.count:
+            return
 
 
 class _NormalizedError(ValueError):

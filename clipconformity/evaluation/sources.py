@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from clipconformity.encoders import BaseEncoder, Encoder
 from clipconformity.functional.validation import check_same_dim
 from clipconformity.provenance import UNKNOWN, Provenance
 from clipconformity.stream.alignment import Partners
+from clipconformity.stream.merging import Piece
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.row_sample import Labels
@@ -44,6 +45,19 @@ class SourceBatch(NamedTuple):
     """Partners of each row in the other modality, where the samples are pairs."""
 
 
+class EncodedBatch(NamedTuple):
+    """What came of a batch of samples: the embeddings of each encoder, and what could not be read."""
+
+    embeddings: list[Tensor]
+    """None where no sample could be read."""
+    ids: Sequence[str]
+    failed: list[tuple[str, str]]
+    """Names of the samples that could not be read, with the reason."""
+    groups: Labels | None = None
+    truncated: int = 0
+    """Texts that the encoder cut."""
+
+
 @dataclass
 class FileRows:
     """A file of embeddings that a source reads.
@@ -51,12 +65,14 @@ class FileRows:
     Attributes:
         name: Name of its rows without ids.
         dtype: The type of its values, such as ``"float32"``.
-        used: Number of its rows read so far.
+        used: How many of its rows have come.
+        damage: What was wrong with it, as its rows were read.
     """
 
     name: str
     dtype: str
     used: int = 0
+    damage: str | None = None
 
 
 @dataclass
@@ -75,16 +91,18 @@ class Source:
         with_references: Whether each has reference captions.
         partner_of: The id of each sample's first partner, filled as the stream is read.
         quiet: Show no progress.
-        name: Name of the file or folder, for messages.
-        kind: Kind of the samples, for messages: images, captions or rows.
-        missing: Number of named samples that do not exist.
+        progress: Told of the samples of each batch, in place of a bar of its own.
+        name: What they are read from, for messages.
+        kind: What they are, for messages: images, captions or rows.
+        missing: How many samples are named and are not there.
         unknown: Ids of the captions that the encoder's tokenizer does not know.
         beside: Sources of the other modality that are read with this one.
-        files: The files of embeddings, where the samples come from files.
-        ignored: Number of files in folders that are not embeddings.
-        allow_normalized: Whether L2-normalised files are accepted; else the first of them raises an error.
-        used: Number of samples read so far.
-        seconds: Time of reading and encoding.
+        files: The files of embeddings, where the samples come from such.
+        ignored: How many files of folders are no embeddings.
+        allow_normalized: Whether whoever reads it takes L2-normalised files; else the first of them is refused.
+        made_of: The share of some samples that these are, where others have the rest.
+        used: How many samples have come.
+        seconds: That reading and encoding them took.
     """
 
     batches: Iterator[SourceBatch]
@@ -98,6 +116,7 @@ class Source:
     with_references: bool = False
     partner_of: dict[str, str] = field(default_factory=dict)
     quiet: bool = False
+    progress: Callable[[int], None] | None = None
     name: str = "samples"
     kind: str = "rows"
     missing: int = 0
@@ -106,6 +125,7 @@ class Source:
     files: Sequence[FileRows] = ()
     ignored: int = 0
     allow_normalized: bool = True
+    made_of: Sequence[Piece] = ()
     used: int = 0
     seconds: float = 0.0
 
@@ -160,13 +180,16 @@ class Source:
         """Read the stream, with rate and time left on standard error where that is a terminal."""
         from tqdm import tqdm
 
-        with tqdm(total=self.count, unit="sample", file=sys.stderr, disable=True if self.quiet else None) as bar:
+        hidden = True if self.quiet or self.progress is not None else None
+        with tqdm(total=self.count, unit="sample", file=sys.stderr, disable=hidden) as bar:
             since = time.monotonic()
             for batch in self.batches:
                 self.seconds += time.monotonic() - since
                 self.used += len(batch.ids)
                 yield batch
                 bar.update(len(batch.ids))
+                if self.progress is not None:
+                    self.progress(len(batch.ids))
                 since = time.monotonic()
             self.seconds += time.monotonic() - since
 
@@ -198,7 +221,23 @@ def check_source(source: object) -> None:
         )
 
 
-def caption_source(captions: Captions, encoder: Encoder, *, batch_size: int = 256, start: int = 0) -> Source:
+def encoded_batches(
+    source: Source, encoded: Iterable[EncodedBatch], number: int = 0, *, skip_errors: bool = False
+) -> Iterator[SourceBatch]:
+    """Give what one of the encoders made as the batches of a source, which counts what was left out.
+
+    Raises:
+        ValueError: If a sample could not be read, and these are not to be left out.
+    """
+    for batch in encoded:
+        if batch.failed and not skip_errors:
+            raise ValueError(batch.failed[0][1])
+        source.skipped.extend({"id": name, "reason": reason} for name, reason in batch.failed)
+        if len(batch.ids):
+            yield SourceBatch(batch.embeddings[number], batch.ids, batch.groups)
+
+
+def caption_source(captions: Captions, encoder: Encoder, *, batch_size: int = 256) -> Source:
     """Encode captions; those of one image form a group.
 
     Captions in words that the encoder's tokenizer does not know give a warning, and are counted in the remarks; see
@@ -208,27 +247,41 @@ def caption_source(captions: Captions, encoder: Encoder, *, batch_size: int = 25
         captions: All captions.
         encoder: An encoder of ``load_encoder``, or any other.
         batch_size: Captions encoded at once.
-        start: Index of the first caption to be encoded.
     """
+    source = unread_captions(captions, encoder)
+    numbers = range(-(-len(captions.texts) // batch_size))
+    source.batches = encoded_batches(source, encode_captions(captions, encoder, batch_size, numbers))
+    return source
 
-    def batches() -> Iterator[SourceBatch]:
-        for first in range(start, len(captions.texts), batch_size):
-            rows = slice(first, first + batch_size)
-            groups: Any = None if captions.groups is None else captions.groups[rows]
-            texts = captions.texts[rows]
-            embeddings = encoder.encode_text(texts) if isinstance(encoder, BaseEncoder) else encoder(texts)
-            yield SourceBatch(embeddings, captions.ids[rows], groups)
 
-    provenance, counts = Provenance.from_encoder(encoder, "text"), encoder if isinstance(encoder, BaseEncoder) else None
+def unread_captions(captions: Captions, encoder: Encoder) -> Source:
+    """Give the source of captions without its batches; what the tokenizer does not know is looked for and warned of."""
+    counts = encoder if isinstance(encoder, BaseEncoder) else None
     return Source(
-        batches(),
-        len(captions.texts) - start,
-        provenance,
+        iter(()),
+        len(captions.texts),
+        Provenance.from_encoder(encoder, "text"),
         captions.groups,
         encoder=counts,
         kind="captions",
         unknown=[] if counts is None else _find_unknown(captions, counts),
     )
+
+
+def encode_captions(
+    captions: Captions, encoder: Encoder, batch_size: int, numbers: Iterable[int]
+) -> Iterator[EncodedBatch]:
+    """Encode the batches of some numbers, in the order of these."""
+    for number in numbers:
+        rows = slice(number * batch_size, (number + 1) * batch_size)
+        groups: Any = None if captions.groups is None else captions.groups[rows]
+        texts = captions.texts[rows]
+        if isinstance(encoder, BaseEncoder):
+            before = encoder.truncated
+            embeddings = encoder.encode_text(texts)
+            yield EncodedBatch([embeddings], captions.ids[rows], [], groups, encoder.truncated - before)
+        else:
+            yield EncodedBatch([encoder(texts)], captions.ids[rows], [], groups)
 
 
 def _find_unknown(captions: Captions, encoder: BaseEncoder) -> list[str]:
@@ -265,18 +318,26 @@ def build_references(
     for source in sources:
         check_source(source)
         source.allow_normalized = allow_normalized
-    moments: dict[int, Moments] = {}
+    found = []
+    for source, moments in zip(sources, accumulate(sources, max_samples), strict=True):
+        if moments is None:
+            raise ValueError(sources[0].nothing_read)
+        reference = ReferenceSet.from_moments(
+            moments, source.provenance, dataset=dataset, allow_normalized=allow_normalized
+        )
+        reference.made_of = tuple(source.made_of)
+        found.append(reference)
+    return found
+
+
+def accumulate(sources: Sequence[Source], max_samples: int) -> list[Moments | None]:
+    """Accumulate what a reference of each source is made of, a batch of each in turn; None of a source without."""
+    found: list[Moments | None] = [None] * len(sources)
     for batches in zip(*sources, strict=True):
         for number, batch in enumerate(batches):
-            if number not in moments:
-                moments[number] = Moments(reference_layout(batch.embeddings.shape[1], max_samples))
-            check_same_dim(batch.embeddings, moments[number].layout.dim, "a later batch", "the first")
-            moments[number].update(batch.embeddings.cpu(), batch.groups, batch.ids, placed=batch.placed)
-    if len(moments) < len(sources):
-        raise ValueError(sources[0].nothing_read)
-    return [
-        ReferenceSet.from_moments(
-            moments[number], source.provenance, dataset=dataset, allow_normalized=allow_normalized
-        )
-        for number, source in enumerate(sources)
-    ]
+            moments = found[number]
+            if moments is None:
+                moments = found[number] = Moments(reference_layout(batch.embeddings.shape[1], max_samples))
+            check_same_dim(batch.embeddings, moments.layout.dim, "a later batch", "the first")
+            moments.update(batch.embeddings.cpu(), batch.groups, batch.ids, placed=batch.placed)
+    return found

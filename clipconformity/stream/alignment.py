@@ -75,6 +75,10 @@ class MeanScore:
         self.state["pair_score_sum"].index_add_(0, buckets, torch.where(good, scores, 0.0))
         self.state["pair_bad"].add_((~good).sum())
 
+    def merge(self, other: MeanScore) -> MeanScore:
+        """Add two sums into a new one."""
+        return MeanScore({name: mine + other.state[name] for name, mine in self.state.items()})
+
     @property
     def total(self) -> Tensor:
         """Number of pairs."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from clipconformity.stream.pairs import own_pairs
 from clipconformity.stream.row_sample import Labels, Sample, check_labels
 from clipconformity.stream.spread import Spread, spread_without
 
+if TYPE_CHECKING:
+    from clipconformity.stream.merging import Piece
+
 
 class ReferenceSet:
     """Statistics of a reference set of *raw* embeddings, such as MS-COCO's images under one encoder.
@@ -43,7 +46,8 @@ class ReferenceSet:
     Args:
         moments: The accumulated statistics, on the CPU, with second moments and a row sample of raw rows.
         provenance: The encoder and the modality, as far as they are known.
-        dataset: Name of the samples, any text.
+        dataset: Free text: what the samples are.
+        made_of: The references that were merged into it, or the share of the samples that it holds.
 
     Attributes:
         moments: The statistics.
@@ -54,10 +58,18 @@ class ReferenceSet:
         grouped: Whether rows belong to groups, such as the captions of one image.
     """
 
-    def __init__(self, moments: Moments, provenance: Provenance = UNKNOWN, *, dataset: str | None = None) -> None:
+    def __init__(
+        self,
+        moments: Moments,
+        provenance: Provenance = UNKNOWN,
+        *,
+        dataset: str | None = None,
+        made_of: Sequence[Piece] = (),
+    ) -> None:
         self.moments = moments
         self.provenance = provenance
         self.dataset = dataset
+        self.made_of = tuple(made_of)
         self.sketch: Sample = moments.sketch()
         self.normalized = moments.normalized
         self.grouped = moments.grouped
@@ -327,7 +339,8 @@ class ReferenceSet:
 
         Raises:
             TypeError: If ``other`` is not a ``ReferenceSet``.
-            ValueError: If encoder, modality, dimension or normalisation differ, or both hold the same samples.
+            ValueError: If encoder, modality, dimension or normalisation differ, or both hold the same samples: also
+                where one was merged from others, as its file keeps.
         """
         from clipconformity.stream.merging import merge_references
 

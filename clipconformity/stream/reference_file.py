@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from clipconformity.data.embeddings import MADE_OF
 from clipconformity.data.formats import REFERENCE
 from clipconformity.data.strict_json import to_json
 from clipconformity.data.untrusted import format_value
 from clipconformity.provenance import Provenance
 from clipconformity.stream.layout import SAMPLE, State
+from clipconformity.stream.merging import Piece, pieces_as_lists, pieces_from_lists
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.state_file import (
@@ -56,6 +58,7 @@ def write_reference(path: Path | str, reference: ReferenceSet) -> None:
     ids = [names.get(label, "") for label in reference.sketch.ids.tolist()] if names else None
     about = {"format": KIND.format, "format_version": version}
     about |= {"reference": to_json(reference.describe()), "ids": to_json(ids)}
+    about |= {MADE_OF: to_json(pieces_as_lists(reference.made_of))} if reference.made_of else {}
     write_state(path, _list_tensors(reference), about)
 
 
@@ -92,7 +95,44 @@ def read_reference(path: Path | str) -> ReferenceSet:
     damage = next(_find_damage(about, ids, tensors, whole), None)
     if damage is not None:
         raise ValueError(f"{path}: damaged: {damage}.")
-    return _build_reference(about, ids, tensors, whole)
+    return _build_reference(about, ids, tensors, whole, read_pieces(path, metadata))
+
+
+def write_part(path: Path, moments: Moments, further: Mapping[str, str]) -> None:
+    """Write what some of the samples of a reference came to, with entries for the metadata; whole or not at all."""
+    sketch = moments.sketch()
+    tensors = {name: moments.get_sum(name) for name in moments.layout.shapes()} | dict(zip(SAMPLE, sketch, strict=True))
+    ids = [moments.names.get(label, "") for label in sketch.ids.tolist()] if moments.names else None
+    layout = [moments.layout.dim, moments.layout.max_samples]
+    write_state(path, tensors, {"format": KIND.format, "layout": to_json(layout), "ids": to_json(ids), **further})
+
+
+def read_part(path: Path) -> Moments:
+    """Read what :func:`write_part` wrote; samples may be too few, or bad, which is told of all of them together.
+
+    Raises:
+        ValueError: If it cannot be read, or its checksum does not fit.
+    """
+    tensors, metadata = read_state(path, KIND)
+    check_whole(path, KIND, tensors, metadata)
+    size, ids = read_entries(path, metadata, "layout", "ids")
+    layout = reference_layout(*size)
+    state: State = {name: tensors[name] for name in layout.shapes()} | {name: [tensors[name]] for name in SAMPLE}
+    return Moments(layout, state, dict(zip(tensors["sample_ids"].tolist(), ids or [], strict=False)))
+
+
+def read_pieces(path: Path, metadata: Mapping[str, str]) -> tuple[Piece, ...]:
+    """Read what a file says that it is made of.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    if MADE_OF not in metadata:
+        return ()
+    try:
+        return pieces_from_lists(*read_entries(path, metadata, MADE_OF))
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged: {error}.") from None
 
 
 def _check_version(path: Path, version: str | None) -> None:
@@ -110,7 +150,7 @@ def _check_version(path: Path, version: str | None) -> None:
 
 
 def _build_reference(
-    about: dict[str, Any], ids: list[str] | None, tensors: dict[str, Tensor], whole: bool
+    about: dict[str, Any], ids: list[str] | None, tensors: dict[str, Tensor], whole: bool, made_of: Sequence[Piece] = ()
 ) -> ReferenceSet:
     layout = reference_layout(about["embed_dim"], about["max_samples"], unit_second_moment=whole)
     state: State = {name: tensors[name] for name in layout.shapes()}
@@ -118,7 +158,7 @@ def _build_reference(
     state |= {name: [norms[:, None] if name == DERIVED else tensors[name]] for name in SAMPLE}
     names = dict(zip(tensors["sample_ids"].tolist(), ids or [], strict=False))
     provenance = Provenance(about["spec"], about["encoder_id"], about["modality"])
-    return ReferenceSet(Moments(layout, state, names), provenance, dataset=about["dataset"])
+    return ReferenceSet(Moments(layout, state, names), provenance, dataset=about["dataset"], made_of=made_of)
 
 
 def _find_damage(about: Any, ids: Any, tensors: dict[str, Tensor], whole: bool) -> Iterator[str]:

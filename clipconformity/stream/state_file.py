@@ -78,8 +78,13 @@ def compute_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
     return digest.hexdigest()
 
 
-def read_state(path: Path, kind: StateKind) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read tensors and metadata; the caller checks the version, and :func:`check_whole` the checksum.
+def read_state(path: Path, kind: StateKind, *, rows: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors and metadata; the version is looked at by who knows it, the checksum by :func:`check_whole`.
+
+    Args:
+        path: The file.
+        kind: What it should be.
+        rows: Whether tensors are read; else the metadata alone.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -91,8 +96,8 @@ def read_state(path: Path, kind: StateKind) -> tuple[dict[str, Tensor], dict[str
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except Exception as error:  # a damaged file may fail in any way
+            tensors = {name: file.get_tensor(name) for name in (file.keys() if rows else ())}
+    except Exception as error:  # a damaged file makes its reader fail in any way
         raise ValueError(
             f"{path}: not a readable safetensors file ({' '.join(str(error).split())[:200]}); "
             "where it was one, it is damaged: copy it again, or make it again."

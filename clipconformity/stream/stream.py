@@ -160,6 +160,14 @@ class Stream:
                 self.ref_clip_scores.update(partners.ref_clip_scores(embeddings), bucket)
         return self.sides[side].update(embeddings, groups, ids, placed=placed)
 
+    def merge(self, other: Stream) -> Stream:
+        """Join two streams of different samples that are compared with one reference into a new one."""
+        joined = Stream({}, reference=self.reference, allow_normalized=self.allow_normalized or other.allow_normalized)
+        joined.sides = {name: side.merge(other.sides[name]) for name, side in self.sides.items()}
+        for name in ("clip_scores", "ref_clip_scores"):
+            setattr(joined, name, getattr(self, name).merge(getattr(other, name)))
+        return joined
+
     def read_side(self, side: str = EVALUATED, min_samples: int = 2) -> Moments:
         """Return a side after checking its rows.
 

@@ -497,7 +497,7 @@ def test_an_unwritable_output_is_refused(kind, command, folder, capsys):
         (["score"], "required"),
         (["reference", "--embeddings", "a.npy"], "required: -o/--output"),
         (["reference", "-o", "a.safetensors"], "required"),
-        (["merge", "-o", "a.safetensors"], "required: REFERENCE"),
+        (["merge", "-o", "a.safetensors"], "required: FILE"),
         (["reference", "--embeddings", "a.npy", "-o", "x", "--max-samples", "ten"], "invalid int value"),
         (["--verbose"], "error"),
     ],
@@ -514,12 +514,12 @@ def test_max_samples_below_two_is_refused(size, folder, capsys):
 
 def test_merge_refuses_one_reference(folder, capsys):
     arguments = ["merge", folder / "r.safetensors", "-o", folder / "new.safetensors"]
-    assert_refused(capsys, folder, arguments, "expected at least two references")
+    assert_refused(capsys, folder, arguments, "expected at least two files")
 
 
 def test_merge_refuses_a_reference_with_itself(folder, capsys):
     shutil.copy(folder / "r.safetensors", folder / "copy.safetensors")
-    for other, message in (("r", "are the same file"), ("copy", "with itself")):
+    for other, message in (("r", "are the same file"), ("copy", "its samples would count twice")):
         arguments = [
             "merge",
             folder / "r.safetensors",

@@ -140,7 +140,7 @@ REFUSED = {
         "judge captions, but images are scored",
     ),
     "three": (["--images", "images", "--embeddings", "e.npy"], "--embeddings: goes without --images"),
-    "none": ([], "one of --images, --captions and --embeddings is required"),
+    "none": ([], "one of --images, --captions, --embeddings and --saved is required"),
 }
 
 

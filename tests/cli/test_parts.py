@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from clipconformity.cli import main, parts
+from clipconformity.cli import encoded as encoded_parts
+from clipconformity.cli import main
 from clipconformity.data import read_embeddings
 from clipconformity.demo import sample_scenes, write_coco_scenes
 from clipconformity.encoders.base import BaseEncoder
@@ -38,7 +39,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "c.json").write_text(json.dumps(captions))
     (tmp_path / "coco" / "val2017" / "000000000005.png").write_bytes(b"broken")  # skipped
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(parts, "INTERVAL", 0)
+    monkeypatch.setattr(encoded_parts, "SAMPLES", 4)
     return tmp_path
 
 
@@ -92,7 +93,7 @@ def test_what_was_encoded_is_taken_up_bit_for_bit(command, folder, encoded, caps
     Path("out.safetensors").unlink()
     for stop in (13, 9):  # stopped twice, the second time further on
         stopped(arguments, encoded, stop)
-    assert "the embeddings so far are kept in out.safetensors.parts" in capsys.readouterr().err
+    assert "what is finished is kept in out.safetensors.parts" in capsys.readouterr().err
     assert main(arguments) == 0
     captured = capsys.readouterr()
     assert 0 < encoded["samples"] < total - 16
@@ -103,7 +104,7 @@ def test_what_was_encoded_is_taken_up_bit_for_bit(command, folder, encoded, caps
 
 
 @pytest.mark.parametrize("change", ["image", "encoder", "batch size", "order", "damage"])
-def test_what_is_of_other_samples_is_encoded_anew(change, folder, encoded):
+def test_what_is_of_other_samples_is_encoded_anew(change, folder, encoded, capsys):
     arguments = [*COMMANDS["embed images"]]
     stopped(arguments, encoded, 20)
     images = sorted(Path("coco/val2017").iterdir())
@@ -120,9 +121,15 @@ def test_what_is_of_other_samples_is_encoded_anew(change, folder, encoded):
     elif change == "order":
         images[1].rename("coco/val2017/000000000099.png")
     else:
-        Path("out.safetensors.parts/000000000.safetensors").write_bytes(b"broken")
+        Path("out.safetensors.parts/00-000000.safetensors").write_bytes(b"broken")
     assert main(arguments) == 0
-    assert encoded["samples"] == 29
+    told = capsys.readouterr().err
+    # Of five parts, 19 images and a broken one, the first has changed, or all of them have.
+    assert encoded["samples"] == (29 - 15 if change in ("image", "damage") else 29)
+    assert ("16 of 30 samples are taken up" in told) == (change in ("image", "damage"))
+    foreign = {"image": "1 of the parts", "damage": None}.get(change, "5 of the parts")
+    assert told.count("of other work") == (foreign is not None)
+    assert foreign is None or foreign in told
     again = [*arguments[:-1], "again.safetensors"]
     assert main(again) == 0
     assert content("again.safetensors") == content("out.safetensors")
@@ -147,7 +154,17 @@ def test_a_folder_of_that_name_with_other_things_in_it_is_left_alone(folder):
 
 
 def test_a_short_run_that_fails_leaves_nothing(folder, encoded, monkeypatch):
-    monkeypatch.setattr(parts, "INTERVAL", 30)
+    monkeypatch.setattr(encoded_parts, "SAMPLES", 512)
     encoded["stop"] = 13
     assert main(COMMANDS["embed images"]) == 130
     assert names() == []
+
+
+def test_texts_that_were_cut_are_counted_of_all_captions(folder, encoded, capsys):
+    assert main(["reference", *CAPTIONS, "-o", "r.safetensors", "--quiet"]) == 0
+    shutil.copy("c.json", "people.json")
+    command = ["score", *IMAGES, "--captions", "c.json", "--caption-references", "people.json", "--resamples", "5"]
+    for cache in ([], ["--cache", "kept"], ["--cache", "kept"]):
+        capsys.readouterr()
+        assert main([*command, "--modality", "text", "--reference", "r.safetensors", *cache]) == 0
+        assert json.loads(capsys.readouterr().out)["truncated"] == 2

@@ -84,6 +84,20 @@ def test_blocks_are_the_rows_in_their_order(kind, rows, first, tmp_path):
 
 
 @every_kind
+@pytest.mark.parametrize("begin", [1, 169, 170, 171, 512, 999, 1000])
+def test_blocks_from_a_row_on_are_those_of_the_rest(kind, begin, tmp_path):
+    shard = open_embeddings(MADE[kind](tmp_path))
+    blocks = list(shard.blocks(100, 7, begin=begin))
+    empty = torch.empty(0, 6)
+    assert torch.equal(torch.cat([empty, *(block.embeddings.float() for block in blocks)]), ROWS[begin:])
+    assert [name for block in blocks for name in block.ids] == [f"e:{n}" for n in range(begin, 1000)]
+    cuts = [begin, *range(begin + 7, 1000, 100), 1000] if begin < 1000 else []
+    assert [len(block.ids) for block in blocks] == [after - before for before, after in pairwise(cuts)]
+    if shard.grouped and blocks:
+        assert torch.equal(torch.cat([block.groups for block in blocks]), torch.arange(begin, 1000) // 7)
+
+
+@every_kind
 def test_a_file_read_whole_is_the_same(kind, tmp_path):
     found = read_embeddings(MADE[kind](tmp_path))
     assert torch.equal(found.embeddings.float(), ROWS)
@@ -134,6 +148,8 @@ def test_ids_and_groups_come_from_the_usual_columns(tmp_path):
     blocks = list(shard.blocks(300))
     assert [name for block in blocks for name in block.ids] == IDS
     assert torch.cat([block.groups for block in blocks]).tolist() == [n // 3 for n in range(1000)]
+    later = list(shard.blocks(300, begin=333))
+    assert [name for block in later for name in block.ids] == IDS[333:]
 
 
 def test_ids_and_groups_come_from_the_columns_that_are_told(tmp_path):

@@ -232,7 +232,7 @@ def test_damage_within_a_shard_stops_the_reading_or_ends_that_shard(reference, t
     found = score(source, reference, resamples=20)
     assert 3996 <= source.files[1].used < COUNT  # to the end, where the sum is compared
     assert len(found.ids) == 100 + source.files[1].used
-    assert f"Its first {source.files[1].used} rows are used." in source.skipped[0]["reason"]
+    assert f" {source.files[1].used} of its rows are used." in source.skipped[0]["reason"]
 
 
 def test_when_no_shard_can_be_read_that_is_told(tmp_path):

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from clipconformity.data.strict_json import to_json
+
 BEAT = 1.0
 """Seconds between two signs of life."""
 SILENCE = 60.0
@@ -99,7 +101,7 @@ class Ranks:
             ValueError: If something differs, on every process alike.
             RuntimeError: If another one fails meanwhile, or does not arrive.
         """
-        self._set(f"card/{job}/{self.rank}", json.dumps(dict(card)))
+        self._set(f"card/{job}/{self.rank}", to_json(dict(card)))
         cards = [json.loads(self._wait_for(f"card/{job}/{rank}", rank)) for rank in range(self.world)]
         for name in cards[0]:
             other = next((rank for rank, one in enumerate(cards) if one.get(name) != cards[0][name]), None)
@@ -112,7 +114,7 @@ class Ranks:
     def share(self, job: int, undone: Sequence[int]) -> list[int]:
         """Give the parts that are to be done, as the first process knows them, for which the others wait."""
         if self.first:
-            self._set(f"undone/{job}", json.dumps(list(undone)))
+            self._set(f"undone/{job}", to_json(list(undone)))
         found: list[int] = json.loads(self._wait_for(f"undone/{job}", 0))
         return found
 

@@ -377,7 +377,7 @@ def test_who_comes_second_is_told_and_waits(tmp_path):
     thread.start()
     assert inside.wait(20)
     threading.Timer(0.3, waiting.set).start()
-    with pytest.warns(UserWarning, match="here: another run is at work"), hold_lock(tmp_path / LOCK_NAME, "here"):
+    with pytest.warns(UserWarning, match="here: another run is using it"), hold_lock(tmp_path / LOCK_NAME, "here"):
         order.append("second")
     thread.join()
     assert order == ["first", "second"]

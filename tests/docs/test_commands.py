@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 from pages import blocks, commands, pages
 
-from clipconformity.cli import _parser, main
+from clipconformity.cli import _build_parser, main
 from clipconformity.demo import draw_scene, sample_scenes, scene_captions
 
 PAGES = pages()
@@ -34,12 +34,12 @@ def test_the_pages_have_commands():
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
 def test_every_command_parses(page, line):
     assert "..." not in line, "give the whole command, so that it can be copied"
-    assert callable(_parser().parse_args(words_of(line)).command)
+    assert callable(_build_parser().parse_args(words_of(line)).command)
 
 
 def test_a_command_that_does_not_parse_is_found():
     with pytest.raises(SystemExit, match="2"):
-        _parser().parse_args(words_of("clipconformity score --nonsense 1"))
+        _build_parser().parse_args(words_of("clipconformity score --nonsense 1"))
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 THREADED := tests/metrics/test_intervals.py tests/stream/test_moments.py tests/evaluation/test_real_data.py tests/demo/test_demo.py
 
-.PHONY: demo test check test-slow test-threads test-fuzz test-transformers4 lint types docs bench bench-all clean
+.PHONY: demo test check test-slow test-threads test-fuzz test-properties test-transformers4 coverage dist versions lint types docs bench \
+	bench-all clean
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -44,6 +45,27 @@ test-fuzz: $(VENV)/.all
 	CLIPCONFORMITY_FUZZ=$(FUZZ) CLIPCONFORMITY_FUZZ_SEED=$(FUZZ_SEED) OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest tests/fuzz
 
+# The property tests on more cases than the few that `make test` always takes, drawn anew each time.
+EXAMPLES ?= 200
+test-properties: $(VENV)/.all
+	CLIPCONFORMITY_EXAMPLES=$(EXAMPLES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 \
+		tests/functional/test_properties.py tests/metrics/test_properties.py
+
+# Line coverage of all tests, with what they start in processes of their own; fails below the share in pyproject.toml.
+coverage: $(VENV)/.all
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --cov --cov-report=term:skip-covered
+
+# The wheel and the source distribution in dist/, tried in a fresh environment: 5 GB for some minutes.
+# make dist DIST_OPTIONS="--environment FOLDER" takes one that is there.
+dist: $(VENV)/.all
+	$(BIN)/python .ci/dist $(DIST_OPTIONS)
+
+# The newest and the oldest versions that pyproject.toml allows, each in an environment of its own, on one interpreter:
+# make versions PYTHON=python3.12
+versions:
+	.ci/versions $(VENV)-newest --python $(PYTHON)
+	.ci/versions $(VENV)-oldest --python python3.10 --oldest
+
 # Transformers 4 beside the environment's 5, for what depends on it.
 test-transformers4: $(VENV)/.all
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
@@ -79,4 +101,4 @@ bench-all: bench
 	$(BIN)/python benchmarks/encoder_throughput.py
 
 clean:
-	rm -rf $(VENV) docs/_build demo-output
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest docs/_build demo-output dist .coverage

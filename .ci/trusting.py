@@ -1,4 +1,4 @@
-"""A plugin of pytest for `.ci/lower-bounds`: the tests' own pickles are read by a torch of any age."""
+"""A plugin of pytest for `.ci/versions --oldest`: the tests' own pickles are read by a torch of any age."""
 
 from clipconformity.data import untrusted
 

@@ -8,6 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+EXAMPLES = os.environ.get("CLIPCONFORMITY_EXAMPLES")
+"""How many cases each property test takes, drawn anew; without it a few, always the same."""
+
+settings.register_profile("few", max_examples=6, derandomize=True, database=None, deadline=None)
+settings.register_profile("many", max_examples=int(EXAMPLES or 1), database=None, deadline=None, print_blob=True)
+settings.load_profile("many" if EXAMPLES else "few")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads on shared cores wait for each other longer than they work
     torch.set_num_threads(1)

@@ -80,6 +80,7 @@ DIVERGENCE = of(
     "what_lies_beyond_the_cells_counts_at_either_end",
     "a_constant_evaluated_set_gives_a_finite_lower_bound_and_a_warning",
 )
+WINDOW = of("functional/test_window.py", "rows_beyond_the_window_count_in_its_outermost_cell")
 BIAS = of("functional/test_divergence.py", "the_bias_at_unequal_sizes_is_taken_off")
 DIGITS = of("functional/test_density.py", "determinant_and_degrees_of_freedom_agree_with_80_digits")
 SMOOTHING = of(
@@ -563,7 +564,10 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         ("if std < 1e-8", "if std < 1e-7"),
         ("x[first:last] * (side.effective / x.sum())", "x[first:last]"),
         ("coarse * (readout.effective[i] / coarse.sum(1, keepdim=True))", "coarse"),
-        ("    inner[..., 0] += counts[..., 0]\n", ""),
+        ("    inner[..., 0] += counts[..., :first].sum(-1)\n", ""),
+        ("    inner[..., -1] += counts[..., last:].sum(-1)\n", "", WINDOW),
+        ("_fold_overflow(_coarsen(_fold_overflow(histograms), readout.factor), readout.first, readout.last)",
+         "_coarsen(_fold_overflow(histograms), readout.factor)[:, readout.first : readout.last]", WINDOW),
         ("factor * 4 > min(stds)", "factor > 4 * min(stds)"),
         ("relative_entropy(logs[0], logs[1], _log_floor(readout, 1))",
          "relative_entropy(logs[0], logs[1], _log_floor(readout, 0))"),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clipconformity.functional.density import (
+    CELLS,
     CELLS_PER_STD,
     Array,
     Grid,
@@ -234,7 +235,8 @@ def is_tail_decisive(readout: Readout, evaluated: Tensor, reference: Tensor) -> 
 def _log_densities(readout: Readout, evaluated: Tensor, reference: Tensor) -> list[Array]:
     logs = []
     for i, histograms in enumerate((evaluated, reference)):
-        coarse = _coarsen(_fold_overflow(histograms), readout.factor)[:, readout.first : readout.last]
+        # Redrawn rows may leave the window, which holds all the observed ones.
+        coarse = _fold_overflow(_coarsen(_fold_overflow(histograms), readout.factor), readout.first, readout.last)
         weighed = coarse * (readout.effective[i] / coarse.sum(1, keepdim=True))
         logs.append(log_probabilities(weighed.numpy(), readout.penalties[i], readout.starts[i]))
     return logs
@@ -252,11 +254,11 @@ def excess_kurtosis(counts: Tensor) -> float:
     return fourth / second**2 - 3 if second > 0 else 0.0
 
 
-def _fold_overflow(counts: Tensor) -> Tensor:
-    """Add the overflow counts to the outermost cells, ``(..., CELLS + 2)`` to ``(..., CELLS)``."""
-    inner = counts[..., 1:-1].clone()
-    inner[..., 0] += counts[..., 0]
-    inner[..., -1] += counts[..., -1]
+def _fold_overflow(counts: Tensor, first: int = 1, last: int = CELLS + 1) -> Tensor:
+    """Keep the cells from first to last, without the overflow by default; what lies outside goes into the outermost."""
+    inner = counts[..., first:last].clone()
+    inner[..., 0] += counts[..., :first].sum(-1)
+    inner[..., -1] += counts[..., last:].sum(-1)
     return inner
 
 

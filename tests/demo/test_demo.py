@@ -164,7 +164,7 @@ def test_unreadable_images_stop_the_command_or_are_counted(scenes, tmp_path, cap
         (["--captions", "broken.json", "--encoder", "tiny"], "broken JSON"),
         (["--images", "images", "--encoder", "tinny"], "did you mean 'tiny'"),
         (["--images", "images"], "say which encoder"),
-        (["--images", "images", "--encoder", "tiny", "--modality", "text"], "text was told"),
+        (["--images", "images", "--encoder", "tiny", "--modality", "text"], "got text with --images"),
         (["--images", "images", "--encoder", "tiny", "--batch-size", "0"], "at least 1"),
     ],
 )

@@ -126,15 +126,15 @@ def cells_of(rows: Tensor, modality: str, groups: Tensor | None) -> tuple[list[s
     """The cells of a line of the first table, and every figure."""
     given: dict[str, Any] = {modality: rows, f"{modality}_groups": groups}
     properties = [one for one in six_properties(**given) if one.name in PROPERTIES]
-    told = lines(rows, groups)
+    reported = lines(rows, groups)
     norms = rows.norm(dim=1)
     unit = float((norms - 1).abs().max()) < 1e-2  # published normalised, in whatever precision
     shown = [shown_property(one) for one in properties]
     for name, digits in zip(LINES, (3, 3, 5, 2), strict=True):
-        value, ends = told[name]
+        value, ends = reported[name]
         is_void = unit and name == "norm and C"
         shown.append("" if is_void else f"{value:.{digits}f} [{ends.low:.{digits}f}, {ends.high:.{digits}f}]")
-    return shown, {one.name: one._asdict() for one in properties} | told
+    return shown, {one.name: one._asdict() for one in properties} | reported
 
 
 def shown_property(one: Property) -> str:

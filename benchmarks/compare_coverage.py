@@ -4,7 +4,7 @@ The runs are those of ``coverage.py``, of a conformity of known shape, so that i
 first is more typical by 0.3 standard deviations of the reference, and 2% longer. Paired runs share half of the variance
 of each sample, as those of one prompt do, and have its id or group in common. The reference is drawn anew in every run.
 
-``--ranks`` compares six runs instead: equal ones, of which any that is told from another is an error, and a ladder of
+``--ranks`` compares six runs instead: equal ones, of which any that is found to differ is an error, and a ladder of
 three steps of two equal ones each, of which any that is told from its equal, or the wrong way round, is one.
 """
 
@@ -61,7 +61,7 @@ class Told(NamedTuple):
     wrong: bool
     wrong_uncorrected: bool
     found: float
-    """Share of the pairs that differ which were told; NaN where none does."""
+    """Share of the pairs that differ which were found; NaN where none does."""
 
 
 def runs_of(case: Case, seed: int) -> list[dict[str, LeftOut]]:
@@ -126,24 +126,24 @@ def compared(case: Case, seed: int) -> dict[str, tuple[float, float, float]]:
     """Value and ends of the difference of two runs in every figure; of ratios the logarithms."""
     one, other = runs_of(case, seed)
     found = {}
-    for told in compare_pair("one", one, "other", other):
-        ends = told.interval or (math.nan, math.nan)
-        values = (told.value, *ends)
-        found[told.figure] = tuple(map(math.log, values)) if told.ratio else values
+    for reported in compare_pair("one", one, "other", other):
+        ends = reported.interval or (math.nan, math.nan)
+        values = (reported.value, *ends)
+        found[reported.figure] = tuple(map(math.log, values)) if reported.ratio else values
     return found  # type: ignore[return-value]
 
 
 def ranked(case: Case, seed: int) -> dict[str, Told]:
     """Compare every two of six runs in both judged figures."""
     runs = {str(number): one for number, one in enumerate(runs_of(case, seed))}
-    told = correct_outcomes([
+    reported = correct_outcomes([
         one for (first, mine), (second, theirs) in combinations(runs.items(), 2)
         for one in compare_pair(first, mine, second, theirs)
     ])  # fmt: skip
     found = {}
     for figure in JUDGED:
         wrong, uncorrected, right = False, False, []
-        for one in (one for one in told if one.figure == figure):
+        for one in (one for one in reported if one.figure == figure):
             apart = case.shifts[int(one.first)] - case.shifts[int(one.second)]
             apart = -apart if figure == "variety_ratio" else apart  # the more typical, the less varied
             way = (one.value > one.no_difference) - (one.value < one.no_difference)
@@ -171,9 +171,9 @@ def rank_line(_: Case, runs: list[dict[str, Told]]) -> list[str]:
     """Share of the comparisons with an error, with and without correction, and of the pairs that were told."""
     cells = []
     for figure in JUDGED:
-        told = [run[figure] for run in runs]
-        shares = [np.mean([one.wrong for one in told]), np.mean([one.wrong_uncorrected for one in told])]
-        power = np.mean([one.found for one in told])
+        reported = [run[figure] for run in runs]
+        shares = [np.mean([one.wrong for one in reported]), np.mean([one.wrong_uncorrected for one in reported])]
+        power = np.mean([one.found for one in reported])
         cells += [*(f"{x:.1%}" for x in shares), "" if math.isnan(power) else f"{power:.1%}"]
     return cells
 
@@ -209,9 +209,9 @@ def main() -> int:
         for number, case in enumerate(cases(options)):
             seeds = [options.seed + 100_000 * number + run for run in range(options.runs)]
             runs: Any = list(pool.map(simulate, [case] * options.runs, seeds, chunksize=8))
-            told = ["yes" if case.paired else "no", case.grouping, case.shape]
-            told += ["ladder" if any(case.shifts) else "equal"] if options.ranks else []
-            print("| " + " | ".join([*told, *line(case, runs)]) + " |", flush=True)
+            reported = ["yes" if case.paired else "no", case.grouping, case.shape]
+            reported += ["ladder" if any(case.shifts) else "equal"] if options.ranks else []
+            print("| " + " | ".join([*reported, *line(case, runs)]) + " |", flush=True)
     print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
     return 0
 

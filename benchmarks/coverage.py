@@ -191,8 +191,8 @@ def line(case: Case, runs: list[Run]) -> str:
         tests = ([run.p_value <= 0.05 for run in runs], [run.above_floor for run in runs])
         tested = [f"{np.mean(x):.1%}" for x in tests]
     cells = [*(f"{x:.1%}" for x in shares), *tested]
-    told = (case.evaluated, case.reference, case.shape, case.grouping, case.shift)
-    return "| " + " | ".join([*map(str, told), *cells]) + " |"
+    reported = (case.evaluated, case.reference, case.shape, case.grouping, case.shift)
+    return "| " + " | ".join([*map(str, reported), *cells]) + " |"
 
 
 def main() -> int:

@@ -155,8 +155,8 @@ def draw(taken: dict[str, dict[str, Any]], title: str, path: Path) -> None:
         own, whole = name == "one_run", one["how"] == "in full"
         axes.barh(place, one["seconds"], color="#0072b2" if own else "#bbbbbb", hatch=None if whole else "//",
                   edgecolor="white", linewidth=0)  # fmt: skip
-        told = f"{one['seconds']:,.{0 if one['seconds'] >= 100 else 1}f} s" + ("" if whole else " (scaled)")
-        axes.text(one["seconds"] * 1.15, place, told, va="center", fontsize=9)
+        reported = f"{one['seconds']:,.{0 if one['seconds'] >= 100 else 1}f} s" + ("" if whole else " (scaled)")
+        axes.text(one["seconds"] * 1.15, place, reported, va="center", fontsize=9)
     axes.set_yticks(range(len(taken)), [RUNS[name][0] for name in reversed(taken)])
     axes.set_xscale("log")
     seconds = [max(one["seconds"], 0.01) for one in taken.values()]

@@ -48,7 +48,7 @@ ALTERNATIVES = (
 
 
 def rows(size: int, one: Alternative, draw: np.random.Generator) -> Tensor:
-    """Raw embeddings whose conformity differs from the standard one as told."""
+    """Raw embeddings whose conformity differs from the standard one as given."""
     return embeddings(size, one.shape, None, one.shift, draw, scale=one.scale)
 
 
@@ -90,9 +90,9 @@ def main() -> int:
             many = [[x] * options.runs for x in (one, tuple(options.sizes), options.resamples)]
             found = list(pool.map(simulate, many[0], many[1], seeds, many[2], chunksize=16))
             power = np.mean([[p <= 0.05 for p in values] for values, _ in found], axis=0)
-            told = [outcome for _, outcome in found if outcome in ("more", "less")]
-            right = [outcome == ("more" if one.shift > 0 else "less") for outcome in told]
-            direction = f"{np.mean(right):.1%} of {len(told)}" if one.shift and told else ""
+            reported = [outcome for _, outcome in found if outcome in ("more", "less")]
+            right = [outcome == ("more" if one.shift > 0 else "less") for outcome in reported]
+            direction = f"{np.mean(right):.1%} of {len(reported)}" if one.shift and reported else ""
             best = power[:3].max()
             share = f"{power[0] / best:.2f}" if one.name != "none" and best > 0 else ""
             cells = [one.name, *(f"{x:.1%}" for x in power), share, direction]

@@ -2,7 +2,7 @@
 
 The command is run in turn on one process and on several; what is compared is the time from when all are ready until the
 last part is written, as ``--verbose`` tells it, so that the start of the processes and the reading out are apart. The
-load of the machine is told beside it: other work on the same cores lowers the ratio.
+load of the machine stands beside it: other work on the same cores lowers the ratio.
 
     python benchmarks/processes.py [--rows 2097152] [--dim 128] [--processes 2] [--repeats 3]
 """

@@ -40,7 +40,7 @@ def results_file(text: str) -> tuple[str, Path]:
 def placed(shift: float, low: float, high: float) -> str:
     """Place a captioner beside people."""
     if low <= shift <= high:
-        return "cannot be told from one more person"
+        return "as one more person"
     return "more typical than people: generic" if shift > high else "less typical than people: more specific"
 
 
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; what is given wrong is told in one line, with exit status 2."""
+    """Run the command line; bad input ends in one line, with exit status 2."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, usage=argparse.SUPPRESS)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -205,14 +205,14 @@ def run(options: argparse.Namespace) -> None:
             return model.caption(embeddings, words, stop, beams, options.max_tokens)
 
         name = "greedy" if beams == 1 else f"beam-{beams}"
-        told = (options.mapper, options.mapper_weights, options.clip, options.model, options.max_tokens)
+        reported = (options.mapper, options.mapper_weights, options.clip, options.model, options.max_tokens)
         found = caption_images(
             captioner,
             paths,
             options.output / f"{name}.json",
             batch_size=options.batch_size,
             on_empty="skip",
-            settings=" ".join(map(str, told)),
+            settings=" ".join(map(str, reported)),
         )
         print(f"{name}: {found.generated} captioned, {found.reused} found, {len(found.empty)} without words")
         captions[name] = found.captions
@@ -226,7 +226,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; what is given wrong is told in one line, with exit status 2."""
+    """Run the command line; bad input ends in one line, with exit status 2."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, usage=argparse.SUPPRESS)
     device = "cuda" if torch.cuda.is_available() else "cpu"

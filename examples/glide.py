@@ -53,8 +53,8 @@ def load(folder: Path, device: str, guidance: float, steps: int) -> Callable[[li
 
     def guided(x: torch.Tensor, at: torch.Tensor, **more: Any) -> torch.Tensor:
         out = base(torch.cat([x[:1], x[:1]]), at, **more)  # with the prompt, and without
-        told, untold = out[:, :3].chunk(2)
-        eps = untold + guidance * (told - untold)
+        reported, untold = out[:, :3].chunk(2)
+        eps = untold + guidance * (reported - untold)
         return torch.cat([torch.cat([eps, eps]), out[:, 3:]], dim=1)
 
     @torch.no_grad()
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; what is given wrong is told in one line, with exit status 2."""
+    """Run the command line; bad input ends in one line, with exit status 2."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, usage=argparse.SUPPRESS)
     device = "cuda" if torch.cuda.is_available() else "cpu"

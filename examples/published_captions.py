@@ -94,8 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         low, high = spread.one_more(quantity)
         print(f"\n{quantity} of one more person against the others, 95%: {low:.4f} to {high:.4f}")
     options.output.mkdir(parents=True, exist_ok=True)
-    told = found.to_dict() | {"images": images, "folds": {key: one.tolist() for key, one in spread._asdict().items()}}
-    (options.output / "comparison.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+    reported = found.to_dict() | {
+        "images": images,
+        "folds": {key: one.tolist() for key, one in spread._asdict().items()},
+    }
+    (options.output / "comparison.json").write_text(json.dumps(reported, indent=1), encoding="utf-8")
     (options.output / "differences.txt").write_text(found.table("text"), encoding="utf-8")
     found.plot(people=spread)[0].savefig(options.output / "map.png", dpi=100, bbox_inches="tight")
     return 0

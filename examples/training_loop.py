@@ -4,7 +4,7 @@
     python training_loop.py --images photos/ --reference photos-reference.safetensors -o training/
 
 A DDPM goes on from its checkpoint with your images. Each batch of samples is encoded once, and the MetricCollection
-takes the embeddings. How to log the same in Lightning is told in the documentation, "In a training loop".
+takes the embeddings. How to log the same in Lightning stands in the documentation, "In a training loop".
 Downloads (estimates): google/ddpm-cifar10-32, 0.15 GB; CLIP ViT-B/32 of OpenAI, 0.6 GB.
 Time (estimate): 20 epochs of 5,000 images of 32 x 32, with 1,000 samples after each, in an hour on one A100 GPU.
 """
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; what is given wrong is told in one line, with exit status 2."""
+    """Run the command line; bad input ends in one line, with exit status 2."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, usage=argparse.SUPPRESS)
     parser.add_argument("--images", type=Path, required=True, help="folder of images to train on")

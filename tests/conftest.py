@@ -29,8 +29,8 @@ def generator() -> torch.Generator:
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of real embeddings; tests that need it skip where it is absent."""
-    told = os.environ.get("CLIPCONFORMITY_DATA")
-    folder = Path(told) if told else Path(__file__).resolve().parents[2] / "shared" / "data"
+    reported = os.environ.get("CLIPCONFORMITY_DATA")
+    folder = Path(reported) if reported else Path(__file__).resolve().parents[2] / "shared" / "data"
     if not (folder / "vitb32-images-1803.pt").is_file():
         pytest.skip(f"no real embeddings in {folder}; set CLIPCONFORMITY_DATA to the folder that has them")
     return folder

@@ -21,8 +21,8 @@ def rewrite(path: Path, tensors: dict[str, torch.Tensor] | None = None, **entrie
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     for name, fields in entries.items():
-        told = json.loads(metadata[name]) | fields if isinstance(fields, dict) else fields
-        metadata[name] = told if isinstance(told, str) else json.dumps(told)
+        reported = json.loads(metadata[name]) | fields if isinstance(fields, dict) else fields
+        metadata[name] = reported if isinstance(reported, str) else json.dumps(reported)
     everything = load_file(path) | (tensors or {})
     save_file(everything, path, metadata | {"checksum": compute_checksum(everything, metadata)})
 

@@ -66,19 +66,19 @@ def test_captioners_are_compared_with_people_whose_captions_are_not_in_the_refer
     assert module.main([folder, "--encoder", "tiny", "--device", "cpu", "--images", "50", "-o", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "single: 1 distinct captions" in shown
-    told = json.loads((tmp_path / "comparison.json").read_text())
+    reported = json.loads((tmp_path / "comparison.json").read_text())
     runs, people = module.read_files(captioners)
-    assert set(told["runs"]) == {"people", *runs} == {"people", "person", "single", "specific"}
-    images = told["images"]
+    assert set(reported["runs"]) == {"people", *runs} == {"people", "person", "single", "specific"}
+    images = reported["images"]
     assert len(set(images)) == 50
     assert set(images) <= set(range(5, COUNT))
-    person = told["runs"]["people"]
+    person = reported["runs"]["people"]
     assert person["reference"]["count"] == sum(len(people[image]) - 1 for image in images)
-    assert told["runs"]["single"]["self_conformity_mean"] == pytest.approx(1, abs=1e-6)
-    assert told["ranks"]["variety_ratio"]["single"] == len(told["runs"])
-    assert told["runs"]["single"]["verdicts"]["variety"]["outcome"] == "less"
+    assert reported["runs"]["single"]["self_conformity_mean"] == pytest.approx(1, abs=1e-6)
+    assert reported["ranks"]["variety_ratio"]["single"] == len(reported["runs"])
+    assert reported["runs"]["single"]["verdicts"]["variety"]["outcome"] == "less"
     assert person["verdicts"]["variety"]["outcome"] != "less"
-    assert len(told["folds"]["typicality_shift"]) == 5
+    assert len(reported["folds"]["typicality_shift"]) == 5
     assert (tmp_path / "map.png").stat().st_size > 1000
     assert "people is more varied than single" in (tmp_path / "differences.txt").read_text()
 
@@ -133,12 +133,14 @@ def test_generators_are_compared_with_the_reference_and_its_other_half(tmp_path,
     for file, one in rows.items():
         np.save(tmp_path / file, one.numpy())
     assert module.main([str(tmp_path), "-o", str(tmp_path / "out")]) == 0
-    told = json.loads((tmp_path / "out" / "comparison.json").read_text())["runs"]
+    reported = json.loads((tmp_path / "out" / "comparison.json").read_text())["runs"]
     reference = rows["embeddings_coco.npy"]
     for name, file in module.RUNS.items():
-        assert told[name]["conformity_mean"] == pytest.approx(brute_conformity(rows[file], reference).mean(), abs=1e-9)
-        assert told[name]["self_conformity_mean"] == pytest.approx(brute_self_conformity(rows[file]), abs=1e-9)
-        assert {"cmmd", "precision", "recall", "vendi_equal_n"} <= set(told[name])
+        assert reported[name]["conformity_mean"] == pytest.approx(
+            brute_conformity(rows[file], reference).mean(), abs=1e-9
+        )
+        assert reported[name]["self_conformity_mean"] == pytest.approx(brute_self_conformity(rows[file]), abs=1e-9)
+        assert {"cmmd", "precision", "recall", "vendi_equal_n"} <= set(reported[name])
     shown = capsys.readouterr().out
     assert shown.count("| run | N |") == len(module.TABLES)
     assert (tmp_path / "out" / "map.png").stat().st_size > 1000

@@ -166,8 +166,8 @@ def pieces_from_lists(found: Any) -> tuple[Piece, ...]:
         raise ValueError(f"made_of is {format_value(found)}")
     for one in found:
         whole = all(value is None or type(value) is kind for value, kind in zip(one, kinds, strict=True))
-        told = [value is not None for value in one[1:]]
-        if not whole or any(told) != all(told) or (all(told) and not 1 <= one[2] <= one[3]):
+        reported = [value is not None for value in one[1:]]
+        if not whole or any(reported) != all(reported) or (all(reported) and not 1 <= one[2] <= one[3]):
             raise ValueError(f"made_of holds {format_value(one)}")
     return tuple(Piece(*one) for one in found)
 

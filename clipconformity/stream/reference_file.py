@@ -108,7 +108,7 @@ def write_part(path: Path, moments: Moments, further: Mapping[str, str]) -> None
 
 
 def read_part(path: Path) -> Moments:
-    """Read what :func:`write_part` wrote; samples may be too few, or bad, which is told of all of them together.
+    """Read what :func:`write_part` wrote; samples may be too few, or bad, which is reported of all of them together.
 
     Raises:
         ValueError: If it cannot be read, or its checksum does not fit.

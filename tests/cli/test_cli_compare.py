@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def told(folder, capsys, monkeypatch):
+def reported(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
 
     def call(*arguments, status=0):
@@ -62,14 +62,14 @@ def told(folder, capsys, monkeypatch):
 BOTH = ("varied=varied.json", "dull=dull.json")
 
 
-def test_the_table_says_who_is_more_varied(told):
-    lines = told(*BOTH).out.splitlines()
+def test_the_table_says_who_is_more_varied(reported):
+    lines = reported(*BOTH).out.splitlines()
     assert lines[0].split()[:2] == ["run", "N"]
     assert any(line.startswith("varied is more varied than dull") for line in lines)
 
 
-def test_json_has_scores_differences_and_ranks(told):
-    found = json.loads(told(*BOTH, "--format", "json").out)
+def test_json_has_scores_differences_and_ranks(reported):
+    found = json.loads(reported(*BOTH, "--format", "json").out)
     assert list(found["runs"]) == ["varied", "dull"]
     assert found["ranks"]["variety_ratio"] == {"varied": 1, "dull": 2}
     difference = next(one for one in found["differences"] if one["figure"] == "variety_ratio")
@@ -78,8 +78,8 @@ def test_json_has_scores_differences_and_ranks(told):
     assert found["measured"]["models"] == {"varied": "varied.json", "dull": "dull.json"}
 
 
-def test_each_score_is_that_of_the_score_command(told, capsys):
-    found = json.loads(told(*BOTH, "--format", "json").out)["runs"]["dull"]
+def test_each_score_is_that_of_the_score_command(reported, capsys):
+    found = json.loads(reported(*BOTH, "--format", "json").out)["runs"]["dull"]
     assert main(["score", "--captions", "dull.json", "--reference", "reference.safetensors", "--resamples", "20"]) == 0
     alone = json.loads(capsys.readouterr().out)
     assert {key: alone[key] for key in ("conformity_mean", "conformity_kl", "p_value")} == {
@@ -87,33 +87,33 @@ def test_each_score_is_that_of_the_score_command(told, capsys):
     }
 
 
-def test_further_metrics_are_columns(told):
-    rows = list(csv.DictReader(io.StringIO(told(*BOTH, "--metrics", "cosine_mmd,vendi", "--format", "csv").out)))
+def test_further_metrics_are_columns(reported):
+    rows = list(csv.DictReader(io.StringIO(reported(*BOTH, "--metrics", "cosine_mmd,vendi", "--format", "csv").out)))
     assert float(rows[0]["cosine_mmd"]) < float(rows[1]["cosine_mmd"])
     assert float(rows[1]["vendi"]) < 3
 
 
-def test_a_report_has_every_model(told, tmp_path):
-    told(*BOTH, "--report", str(tmp_path / "r.html"))
+def test_a_report_has_every_model(reported, tmp_path):
+    reported(*BOTH, "--report", str(tmp_path / "r.html"))
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "varied" in page
     assert "dull" in page
 
 
-def test_a_second_run_with_a_cache_encodes_nothing(told, folder, encoded, tmp_path):
+def test_a_second_run_with_a_cache_encodes_nothing(reported, folder, encoded, tmp_path):
     cache = ("--cache", str(tmp_path / "cache"))
-    first = told(*BOTH, *cache).out
+    first = reported(*BOTH, *cache).out
     assert encoded["encode_text"] > 0
     encoded["encode_text"] = 0
-    assert told(*BOTH, *cache).out == first
+    assert reported(*BOTH, *cache).out == first
     assert encoded["encode_text"] == 0
     (folder / "more.json").write_text((folder / "dull.json").read_text().replace("red", "green"))
-    told("varied=varied.json", "more=more.json", *cache)
+    reported("varied=varied.json", "more=more.json", *cache)
     assert encoded["encode_text"] > 0
     kept = sorted((tmp_path / "cache").iterdir())
     assert len(kept) == 3
     kept[0].write_bytes(kept[0].read_bytes()[:-20])  # damaged: encoded anew
-    assert told(*BOTH, *cache).out == first
+    assert reported(*BOTH, *cache).out == first
 
 
 def test_images_are_cached_too_and_files_that_changed_are_encoded_anew(folder, encoded, tmp_path, monkeypatch, capsys):
@@ -136,13 +136,13 @@ def test_images_are_cached_too_and_files_that_changed_are_encoded_anew(folder, e
     assert encoded["project_image"] > 0
 
 
-def test_the_cache_tells_captions_of_other_images_apart(told, folder, tmp_path):
+def test_the_cache_tells_captions_of_other_images_apart(reported, folder, tmp_path):
     entries = [{"id": n, "image_id": n // 2, "caption": f"a {'red' if n % 3 else 'blue'} circle"} for n in range(60)]
     found = []
     for name, content in (("two", entries), ("one", [one | {"image_id": one["id"]} for one in entries])):
         (folder / f"{name}.json").write_text(json.dumps(content))
         given = (f"a={name}.json", "b=dull.json", "--format", "json", "--cache", str(tmp_path / "cache"))
-        found.append(json.loads(told(*given).out)["runs"]["a"]["verdicts"])
+        found.append(json.loads(reported(*given).out)["runs"]["a"]["verdicts"])
     assert found[0] != found[1]
 
 
@@ -156,54 +156,54 @@ def saved(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("format", ["text", "json"])
-def test_a_saved_score_compares_as_its_source_and_encodes_nothing(format, told, saved, encoded):
-    first = told(*BOTH, "--format", format).out
+def test_a_saved_score_compares_as_its_source_and_encodes_nothing(format, reported, saved, encoded):
+    first = reported(*BOTH, "--format", format).out
     encoded["encode_text"] = 0
-    found = told("varied=varied.json", f"dull={saved}", "--format", format).out
+    found = reported("varied=varied.json", f"dull={saved}", "--format", format).out
     assert encoded["encode_text"] > 0  # the other's
     assert found.replace(str(saved), "dull.json") == first
     encoded["encode_text"] = 0
-    told(f"a={saved}", f"b={saved}")
+    reported(f"a={saved}", f"b={saved}")
     assert encoded["encode_text"] == 0
 
 
-def test_a_report_and_classes_take_saved_scores_too(told, saved, tmp_path):
+def test_a_report_and_classes_take_saved_scores_too(reported, saved, tmp_path):
     with (tmp_path / "by.csv").open("w", newline="") as file:
         csv.writer(file).writerows([(n, "odd" if n % 2 else "even") for n in range(COUNT)])
-    found = told("varied=varied.json", f"dull={saved}", "--by", str(tmp_path / "by.csv"),
+    found = reported("varied=varied.json", f"dull={saved}", "--by", str(tmp_path / "by.csv"),
                  "--report", str(tmp_path / "r.html")).out  # fmt: skip
     assert [line.split()[:2] for line in found.splitlines() if line.startswith(("odd", "even"))] != []
     assert "dull" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
-def test_tables_of_differences_and_classes(told, tmp_path):
-    rows = list(csv.DictReader(io.StringIO(told(*BOTH, "--table", "differences", "--format", "csv").out)))
+def test_tables_of_differences_and_classes(reported, tmp_path):
+    rows = list(csv.DictReader(io.StringIO(reported(*BOTH, "--table", "differences", "--format", "csv").out)))
     figures = [row["figure"] for row in rows]
     assert figures[:2] == ["typicality_shift", "variety_ratio"]
     assert {"conformity_mean", "self_conformity_mean", "norm_mean", "spread_ratio"} <= set(figures)
     with (tmp_path / "by.csv").open("w", newline="") as file:
         csv.writer(file).writerows([(n, "odd" if n % 2 else "even") for n in range(COUNT)])
     by = ("--by", str(tmp_path / "by.csv"))
-    rows = list(csv.DictReader(io.StringIO(told(*BOTH, *by, "--table", "classes", "--format", "csv").out)))
+    rows = list(csv.DictReader(io.StringIO(reported(*BOTH, *by, "--table", "classes", "--format", "csv").out)))
     assert {(row["class"], row["run"]) for row in rows} == {(x, y) for x in ("odd", "even") for y in ("varied", "dull")}
-    both = told(*BOTH, *by, "--format", "latex").out
+    both = reported(*BOTH, *by, "--format", "latex").out
     assert both.count(r"\begin{tabular}") == 2
-    assert told(*BOTH, *by, "--format", "latex", "--table", "runs").out.count(r"\begin{tabular}") == 1
-    assert len(list(csv.reader(io.StringIO(told(*BOTH, *by, "--format", "csv").out)))) == 3
-    found = json.loads(told(*BOTH, *by, "--format", "json").out)
+    assert reported(*BOTH, *by, "--format", "latex", "--table", "runs").out.count(r"\begin{tabular}") == 1
+    assert len(list(csv.reader(io.StringIO(reported(*BOTH, *by, "--format", "csv").out)))) == 3
+    found = json.loads(reported(*BOTH, *by, "--format", "json").out)
     assert len(found["runs"]["dull"]["by"]["classes"]) == 2
-    assert "--table: classes goes with --by" in told(*BOTH, "--table", "classes", status=2).err
+    assert "--table: classes goes with --by" in reported(*BOTH, "--table", "classes", status=2).err
 
 
-def test_a_saved_score_is_refused_where_it_does_not_belong(told, saved, folder, capsys, tmp_path):
+def test_a_saved_score_is_refused_where_it_does_not_belong(reported, saved, folder, capsys, tmp_path):
     other = str(tmp_path / "other.safetensors")
     assert main(["reference", "--captions", "varied.json", "--encoder", "tiny", "-o", other]) == 0
     capsys.readouterr()
     assert main(["compare", "a=varied.json", f"b={saved}", "--reference", other, "--resamples", "20"]) == 2
     assert f"b: {saved}: scored against the reference '" in capsys.readouterr().err
-    found = told("a=varied.json", f"b={saved}", "--metrics", "frechet", status=2).err
+    found = reported("a=varied.json", f"b={saved}", "--metrics", "frechet", status=2).err
     assert "metric 'frechet' needs the second moment of the rows, which this saved score lacks" in found
-    assert "a: reference.safetensors is a reference set; give it as `--reference FILE`" in told(
+    assert "a: reference.safetensors is a reference set; give it as `--reference FILE`" in reported(
         "a=reference.safetensors", f"b={saved}", status=2
     ).err  # fmt: skip
     assert main(["compare", "a=varied.json", "b=dull.json", "--reference", str(saved)]) == 2
@@ -213,10 +213,10 @@ def test_a_saved_score_is_refused_where_it_does_not_belong(told, saved, folder, 
         assert main(command) == 2
         assert "it is a saved score, not embeddings; give it to `clipconformity compare`" in capsys.readouterr().err
     saved.write_bytes(saved.read_bytes()[:-9])
-    assert "b: " in told("a=varied.json", f"b={saved}", status=2).err
+    assert "b: " in reported("a=varied.json", f"b={saved}", status=2).err
 
 
-def test_a_saved_score_is_not_written_over(told, saved, folder, capsys):
+def test_a_saved_score_is_not_written_over(reported, saved, folder, capsys):
     command = ["score", "--captions", "dull.json", "--reference", "reference.safetensors", "--save"]
     assert main([*command, str(saved)]) == 2
     assert "is there already" in capsys.readouterr().err
@@ -224,7 +224,7 @@ def test_a_saved_score_is_not_written_over(told, saved, folder, capsys):
     assert "--save: expected a name that ends in .safetensors" in capsys.readouterr().err
     page = saved.with_suffix(".html")
     page.symlink_to(saved)
-    found = told("a=varied.json", f"b={saved}", "--report", str(page), "--overwrite", status=2).err
+    found = reported("a=varied.json", f"b={saved}", "--report", str(page), "--overwrite", status=2).err
     assert "are the same file" in found
 
 
@@ -243,12 +243,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_cannot_be_compared_is_refused_in_one_line(case, told, folder):
+def test_what_cannot_be_compared_is_refused_in_one_line(case, reported, folder):
     rows = torch.from_numpy(np.random.default_rng(0).normal(1, 1, (40, 64)).astype(np.float32))
     np.save(folder / "e.npy", rows[:, :7].numpy())
     write_embeddings(folder / "other.safetensors", rows, provenance=Provenance("hf:other/model", None, "text"))
     models, message = BAD[case]
-    found = told(*models, status=2)
+    found = reported(*models, status=2)
     assert found.out == ""
     last = found.err.splitlines()[-1]
     assert last.startswith("clipconformity: error: ")
@@ -324,6 +324,6 @@ def test_reference_samples_that_are_not_given_are_counted(material, capsys, monk
     assert "1 of 40 samples of the reference are not in it, such as 'real-07.png'" in capsys.readouterr().err
 
 
-def test_a_table_is_not_asked_for_in_json(told):
-    assert "JSON holds all of them" in told("a=varied.json", "b=dull.json", "--table", "runs", "--format", "json",
+def test_a_table_is_not_asked_for_in_json(reported):
+    assert "JSON holds all of them" in reported("a=varied.json", "b=dull.json", "--table", "runs", "--format", "json",
                                             status=2).err  # fmt: skip

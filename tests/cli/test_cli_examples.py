@@ -58,8 +58,8 @@ def test_the_examples_that_need_no_download_run_one_after_the_other(tmp_path, mo
         if words[0] in ("demo", "encoders"):  # have tests of their own, and take long
             continue
         assert main([*words, "--quiet"]) == 0, line
-        told = capsys.readouterr().err
-        assert told == "" or words[0] == "geometry", line  # which has a table there
+        reported = capsys.readouterr().err
+        assert reported == "" or words[0] == "geometry", line  # which has a table there
     assert {
         "samples-embeddings.safetensors",
         "real-reference.safetensors",

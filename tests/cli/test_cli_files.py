@@ -101,10 +101,10 @@ def linked(folder: Path, target: str, kind: str, command: str) -> str:
 @pytest.mark.parametrize("case", OVERWRITING)
 def test_no_command_writes_over_what_it_reads(case, kind, folder, capsys, monkeypatch):
     command, target = OVERWRITING[case]
-    told = linked(folder, target, kind, command)
+    reported = linked(folder, target, kind, command)
     before = contents(folder)
     monkeypatch.setattr("clipconformity.encoders.load_encoder", None)  # before any work
-    assert main([told if word == "OUT" else word for word in command.split()]) == 2
+    assert main([reported if word == "OUT" else word for word in command.split()]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
@@ -160,7 +160,7 @@ def test_an_output_that_is_there_is_refused_before_any_work_and_replaced_with_le
         with monkeypatch.context() as patched:
             for work in WORK:
                 patched.setattr(f"clipconformity.cli.{work}", None)
-            status, out, err = told(line)
+            status, out, err = reported(line)
         assert (status, out) == (2, "")
         assert f"{name} is there already; name another file, or give --overwrite" in err
         assert Path(name).read_text() == "older"
@@ -168,7 +168,7 @@ def test_an_output_that_is_there_is_refused_before_any_work_and_replaced_with_le
     for name in written:
         Path(name).write_text("older")
     before = set(contents(folder))
-    assert told(f"{line} --overwrite")[0] == 0
+    assert reported(f"{line} --overwrite")[0] == 0
     assert all(Path(name).read_bytes() != b"older" for name in written)
     assert set(contents(folder)) == before
 
@@ -188,7 +188,7 @@ def test_an_output_of_another_kind_is_refused_before_any_work(command, message, 
     for work in WORK:
         monkeypatch.setattr(f"clipconformity.cli.{work}", None)
     before = contents(folder)
-    status, out, err = told(command)
+    status, out, err = reported(command)
     assert (status, out) == (2, "")
     assert message in err
     assert contents(folder) == before
@@ -201,7 +201,7 @@ def test_an_output_that_appears_under_way_stays(folder, monkeypatch):
         Path("out.csv").write_text("another's")
 
     monkeypatch.setattr("clipconformity.evaluation.write_per_sample", write)
-    status, out, err = told(WRITING["score"][0])
+    status, out, err = reported(WRITING["score"][0])
     assert (status, out) == (2, "")
     assert "out.csv was written by another process during this run" in err
     assert Path("out.csv").read_text() == "another's"
@@ -292,7 +292,7 @@ def small_disk():
 def test_a_disk_without_space_is_one_line_and_nothing_is_left(command, folder, capfd, small_disk):
     before = contents(folder)
     with capfd.disabled():  # which keeps what it captures in files
-        status, out, err = told(command)
+        status, out, err = reported(command)
     assert (status, out) == (1, "")
     assert "cannot be written (File too large): 'out" in err.splitlines()[-1]
     assert err.splitlines()[-1].startswith("clipconformity: error: ")
@@ -317,13 +317,13 @@ def test_of_several_files_none_is_left_where_the_last_cannot_be_written(command,
 
     monkeypatch.setattr(writer, fail)
     before = contents(folder)
-    status, _, err = told(command)
+    status, _, err = reported(command)
     assert status == 1
     assert err.endswith(f"cannot be written (No space left on device): '{name}'\n")
     assert contents(folder) == before
 
 
-def told(command: str) -> tuple[int, str, str]:
+def reported(command: str) -> tuple[int, str, str]:
     """Run a command in this process: its exit status, standard output and standard error."""
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         status = main(command.split())
@@ -392,6 +392,6 @@ def test_a_reference_does_not_decide_what_is_loaded(spec, source, folder, capsys
 @pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning", "ignore::clipconformity.OverlapWarning")
 def test_an_encoder_that_a_reference_names_is_loaded_when_told(folder, capsys):
     Path("many.txt").write_text("".join(f"a {size} {hue} star\n" for size in ("big", "small") for hue in "abcdefgh"))
-    told = ["--captions", "many.txt", "--encoder", "encoder"]
-    assert main(["reference", *told, "-o", "named.safetensors"]) == 0
-    assert main(["score", *told, "--reference", "named.safetensors", "--resamples", "5"]) == 0
+    reported = ["--captions", "many.txt", "--encoder", "encoder"]
+    assert main(["reference", *reported, "-o", "named.safetensors"]) == 0
+    assert main(["score", *reported, "--reference", "named.safetensors", "--resamples", "5"]) == 0

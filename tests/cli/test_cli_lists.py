@@ -34,7 +34,7 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-def told(capsys, *arguments: object) -> dict:
+def reported(capsys, *arguments: object) -> dict:
     assert main(list(map(str, arguments))) == 0
     return json.loads(capsys.readouterr().out)
 
@@ -42,8 +42,8 @@ def told(capsys, *arguments: object) -> dict:
 def test_a_list_scores_as_its_folder_does_under_the_names_of_the_list(folder, tmp_path, capsys):
     capsys.readouterr()
     rest = ["--reference", folder / "r.safetensors", "--resamples", 5, "--quiet"]
-    one = told(capsys, "score", "--images", folder / "samples", *rest)
-    two = told(capsys, "score", "--images", folder / "list.txt", *rest, "--per-sample", tmp_path / "s.csv")
+    one = reported(capsys, "score", "--images", folder / "samples", *rest)
+    two = reported(capsys, "score", "--images", folder / "list.txt", *rest, "--per-sample", tmp_path / "s.csv")
     assert two["conformity_mean"] == pytest.approx(one["conformity_mean"], abs=1e-6)
     assert two["folder"] == {"found": COUNT, "ignored": 0, "unreadable": 0, "repeated": 0, "missing": 0}
     with (tmp_path / "s.csv").open() as file:
@@ -53,9 +53,9 @@ def test_a_list_scores_as_its_folder_does_under_the_names_of_the_list(folder, tm
 
 def test_a_report_finds_the_images_of_a_list(folder, tmp_path, capsys):
     rest = ["--reference", folder / "r.safetensors", "--resamples", 2, "--quiet"]
-    told(capsys, "score", "--images", folder / "list.txt", *rest, "--report", tmp_path / "a.html")
+    reported(capsys, "score", "--images", folder / "list.txt", *rest, "--report", tmp_path / "a.html")
     given = ["--images", folder / "split/test.txt", "--image-root", folder / "samples"]
-    told(capsys, "score", *given, *rest, "--report", tmp_path / "b.html")
+    reported(capsys, "score", *given, *rest, "--report", tmp_path / "b.html")
     for name in ("a.html", "b.html"):
         assert (tmp_path / name).read_text().count("data:image/") >= COUNT
 
@@ -63,17 +63,17 @@ def test_a_report_finds_the_images_of_a_list(folder, tmp_path, capsys):
 def test_embed_and_reference_take_lists_and_a_column(folder, tmp_path, capsys):
     output = tmp_path / "e.safetensors"
     given = ["--images", folder / "list.csv", "--column", "photo", "--encoder", "tiny", "--quiet"]
-    assert told(capsys, "embed", *given, "-o", output)["count"] == COUNT
+    assert reported(capsys, "embed", *given, "-o", output)["count"] == COUNT
     with safe_open(output, framework="pt") as file:
         ids = json.loads(file.metadata()["about"])["ids"]
     assert ids == [f"samples/{number:02d}.png" for number in reversed(range(COUNT))]
-    assert told(capsys, "reference", *given, "-o", tmp_path / "r.safetensors")["count"] == COUNT
+    assert reported(capsys, "reference", *given, "-o", tmp_path / "r.safetensors")["count"] == COUNT
 
 
 def test_compare_tells_lists_from_captions(folder, capsys):
     models = [f"half={folder / 'half.jsonl'}", f"all={folder / 'list.txt'}", f"folder={folder / 'samples'}"]
     rest = ["--reference", folder / "r.safetensors", "--resamples", 2, "--format", "json", "--quiet"]
-    found = told(capsys, "compare", *models, *rest)
+    found = reported(capsys, "compare", *models, *rest)
     assert [found["runs"][name]["count"] for name in ("half", "all", "folder")] == [COUNT // 2, COUNT, COUNT]
 
 
@@ -107,11 +107,11 @@ def test_neither_a_list_nor_its_images_are_written_over(target, folder, tmp_path
 
 def test_a_cache_knows_a_list_again_and_tells_changed_names(folder, tmp_path, capsys, encoded):
     rest = ["--reference", folder / "r.safetensors", "--resamples", 2, "--quiet", "--cache", tmp_path / "cache"]
-    first = told(capsys, "score", "--images", folder / "list.txt", *rest)
+    first = reported(capsys, "score", "--images", folder / "list.txt", *rest)
     done = encoded["project_image"]
-    assert told(capsys, "score", "--images", folder / "list.txt", *rest) == first
+    assert reported(capsys, "score", "--images", folder / "list.txt", *rest) == first
     assert encoded["project_image"] == done
-    told(capsys, "score", "--images", folder / "samples", *rest)  # the same files under other names
+    reported(capsys, "score", "--images", folder / "samples", *rest)  # the same files under other names
     assert encoded["project_image"] > done
 
 

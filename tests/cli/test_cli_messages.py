@@ -37,8 +37,8 @@ def folder(tmp_path, monkeypatch):
 
 def run(capsys, *arguments: str) -> tuple[dict, list[str]]:
     assert main(list(arguments)) == 0
-    told = capsys.readouterr()
-    return json.loads(told.out), told.err.splitlines()
+    reported = capsys.readouterr()
+    return json.loads(reported.out), reported.err.splitlines()
 
 
 @pytest.mark.filterwarnings("default")
@@ -67,8 +67,8 @@ def test_images_and_captions_together_are_summed_up_one_by_one(folder, capsys):
     run(capsys, "reference", "--images", "images", "--on-error", "skip", "--encoder", "tiny", "-o", "r.safetensors")
     given = ["--images", "images", "--captions", "captions.json", "--reference", "r.safetensors", "--resamples", "2"]
     found, err = run(capsys, "score", *given, "--on-error", "skip")
-    told = [line for line in err if ": summary: " in line]
-    assert told == [
+    reported = [line for line in err if ": summary: " in line]
+    assert reported == [
         "clipconformity: summary: images: 19 images found, 18 used, 1 left out, 1 files and folders ignored.",
         "clipconformity: summary: captions.json: 18 captions found, 18 used.",
     ]
@@ -83,8 +83,8 @@ def test_ms_coco_is_summed_up_by_its_images_and_captions(folder, capsys):
     _, err = run(
         capsys, "reference", "--coco", "coco", "--encoder", "tiny", "--on-error", "skip", "-o", "c.safetensors"
     )
-    told = [line for line in err if ": summary: " in line]
-    assert told == [
+    reported = [line for line in err if ": summary: " in line]
+    assert reported == [
         "clipconformity: summary: coco: 7 images found, 7 used, 1 missing.",
         "clipconformity: summary: coco: 7 captions found, 7 used.",
     ]
@@ -95,10 +95,10 @@ def test_captions_in_words_that_the_encoder_does_not_know_are_told_everywhere(fo
     run(capsys, "reference", "--captions", "captions.json", "--encoder", "tiny", "-o", "r.safetensors", "--quiet")
     given = ["--captions", "captions.json", "--reference", "r.safetensors", "--resamples", "2"]
     found, err = run(capsys, "score", *given, "--report", "r.html")
-    told = [line for line in err if "does not know" in line]
-    assert len(told) == 1
-    assert "2 of 18 captions are mostly of words that the tokenizer of tiny does not know" in told[0]
-    assert "the id '3'" in told[0]
+    reported = [line for line in err if "does not know" in line]
+    assert len(reported) == 1
+    assert "2 of 18 captions are mostly of words that the tokenizer of tiny does not know" in reported[0]
+    assert "the id '3'" in reported[0]
     assert found["unknown_words"] == {"count": 2, "examples": ["3", "5"]}
     assert "2 captions are mostly of words that the encoder&#x27;s tokenizer does not know, such as 3, 5" in re.sub(
         r"&#39;|'", "&#x27;", (folder / "r.html").read_text()
@@ -117,7 +117,7 @@ def test_verbose_tells_the_encoder_its_settings_and_the_time_of_each_stage(folde
     (folder / "images" / "broken.png").unlink()
     made = ["reference", "--images", "images", "--encoder", "tiny", "-o", "r.safetensors", "--verbose"]
     _, err = run(capsys, *made)
-    told = "\n".join(line.removeprefix("clipconformity: verbose: ") for line in err if ": verbose: " in line)
+    reported = "\n".join(line.removeprefix("clipconformity: verbose: ") for line in err if ": verbose: " in line)
     for pattern in (
         r"^looking through the images: \d+\.\d\d s$",
         r"^loading the encoder: \d+\.\d\d s$",
@@ -127,7 +127,7 @@ def test_verbose_tells_the_encoder_its_settings_and_the_time_of_each_stage(folde
         r"^statistics: \d+\.\d\d s$",
         r"^writing: \d+\.\d\d s$",
     ):
-        assert re.search(pattern, told, re.MULTILINE), pattern
+        assert re.search(pattern, reported, re.MULTILINE), pattern
     given = ["--images", "images", "--reference", "r.safetensors", "--resamples", "2", "--verbose"]
     quiet, err = run(capsys, "score", *given)
     assert {"reading the reference", "figures"} <= {line.split(": ")[2] for line in err if ": verbose: " in line}

@@ -28,10 +28,10 @@ def test_quiet_leaves_out_warnings_and_keeps_the_result(folder, capsys, tmp_path
     output = str(tmp_path_factory.mktemp("out") / "e.safetensors")
     command = ["embed", "--images", str(folder), "--encoder", "tiny", "-o", output, "--overwrite"]
     assert main(command) == 0
-    told = capsys.readouterr()
-    assert "1 of other suffixes" in told.err
+    reported = capsys.readouterr()
+    assert "1 of other suffixes" in reported.err
     assert main([*command, "--quiet"]) == 0
-    assert capsys.readouterr() == (told.out, "")
+    assert capsys.readouterr() == (reported.out, "")
     assert main(["embed", "--images", "absent", "--encoder", "tiny", "-o", output, "--overwrite", "--quiet"]) == 2
     assert "absent" in capsys.readouterr().err
 

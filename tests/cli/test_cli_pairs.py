@@ -56,7 +56,7 @@ def run(folder, reference, captions, *more):
 
 
 @pytest.fixture
-def told(folder, capsys):
+def reported(folder, capsys):
     def call(reference, captions, *more):
         capsys.readouterr()
         assert run(folder[0], reference, captions, *more) == 0
@@ -65,26 +65,30 @@ def told(folder, capsys):
     return call
 
 
-def test_captions_of_named_files_are_joined_too(folder, told):
+def test_captions_of_named_files_are_joined_too(folder, reported):
     _, images, texts, _ = folder
-    assert told("image", "named.csv")["clip_score"] == pytest.approx(float(clip_score(images, texts).mean()), abs=1e-3)
+    assert reported("image", "named.csv")["clip_score"] == pytest.approx(
+        float(clip_score(images, texts).mean()), abs=1e-3
+    )
 
 
-def test_a_second_run_with_a_cache_encodes_neither_side(folder, told, tmp_path, encoded):
+def test_a_second_run_with_a_cache_encodes_neither_side(folder, reported, tmp_path, encoded):
     cache = ("--cache", str(tmp_path / "cache"), "--caption-references", str(folder[0] / "people.json"))
-    first = told("text", "results.json", *cache)
+    first = reported("text", "results.json", *cache)
     assert len(list((tmp_path / "cache").iterdir())) == 3
     assert all(encoded.values())
 
     encoded.update(encode_text=0, project_image=0)
-    assert told("text", "results.json", *cache) == first
+    assert reported("text", "results.json", *cache) == first
     assert not any(encoded.values())
 
 
-def test_images_are_scored_with_their_captions(folder, told, tmp_path):
+def test_images_are_scored_with_their_captions(folder, reported, tmp_path):
     _, images, texts, _ = folder
     expected = clip_score(images, texts)
-    found = told("image", "results.json", "--per-sample", str(tmp_path / "s.csv"), "--report", str(tmp_path / "r.html"))
+    found = reported(
+        "image", "results.json", "--per-sample", str(tmp_path / "s.csv"), "--report", str(tmp_path / "r.html")
+    )
     assert found["clip_score"] == pytest.approx(float(expected.mean()), abs=1e-3)
     assert found["clip_score_se"] > 0
     assert found["measured"]["modality"] == "image"
@@ -96,11 +100,11 @@ def test_images_are_scored_with_their_captions(folder, told, tmp_path):
     assert f"CLIPScore over conformity of images. images: mean {float(expected.mean()):.3g}"[:-1] in page
 
 
-def test_captions_are_scored_with_their_images_and_with_references(folder, told, tmp_path):
+def test_captions_are_scored_with_their_images_and_with_references(folder, reported, tmp_path):
     root, images, texts, tiny = folder
     people = tiny.encode_text([f"a {n}" for n in range(24)])
     references = [people[[n, n + 12]] for n in range(12)]
-    found = told("text", "results.json", "--caption-references", str(root / "people.json"), "--report",
+    found = reported("text", "results.json", "--caption-references", str(root / "people.json"), "--report",
                  str(tmp_path / "r.html"))  # fmt: skip
     assert found["clip_score"] == pytest.approx(float(clip_score(images, texts).mean()), abs=1e-3)
     expected = ref_clip_score(images, texts, references).mean()
@@ -109,18 +113,18 @@ def test_captions_are_scored_with_their_images_and_with_references(folder, told,
     assert 'src="data:image/png' in (tmp_path / "r.html").read_text()
 
 
-def test_annotations_with_ids_are_joined_by_image_and_several_captions_averaged(folder, told):
+def test_annotations_with_ids_are_joined_by_image_and_several_captions_averaged(folder, reported):
     _, images, texts, tiny = folder
     expected = clip_score(images, texts)
     more = clip_score(images[:1], tiny.encode_text(["a star"]))[0]
     mean = (expected.sum() - expected[0] + (expected[0] + more) / 2) / 12
-    assert told("image", "two.json")["clip_score"] == pytest.approx(float(mean), abs=1e-3)
+    assert reported("image", "two.json")["clip_score"] == pytest.approx(float(mean), abs=1e-3)
 
 
-def test_a_sample_without_a_partner_is_an_error_or_left_out(folder, told, capsys):
+def test_a_sample_without_a_partner_is_an_error_or_left_out(folder, reported, capsys):
     assert run(folder[0], "image", "short.json") == 2
     assert "2 of the 12 samples of a batch have no caption of their id: 000000000011.png" in capsys.readouterr().err
-    found = told("image", "short.json", "--on-error", "skip")
+    found = reported("image", "short.json", "--on-error", "skip")
     assert found["count"] == 10
     assert [one["id"] for one in found["skipped"]["files"]] == ["000000000011.png", "000000000012.png"]
 

@@ -88,8 +88,8 @@ def test_what_was_encoded_is_taken_up_bit_for_bit(command, folder, encoded, caps
     arguments = COMMANDS[command]
     assert main(arguments) == 0
     assert names() == ["out.safetensors"]
-    told, whole, total = json.loads(capsys.readouterr().out), content("out.safetensors"), encoded["samples"]
-    assert ("skipped" in told, "truncated" in told) == ("images" in command, "captions" in command)
+    reported, whole, total = json.loads(capsys.readouterr().out), content("out.safetensors"), encoded["samples"]
+    assert ("skipped" in reported, "truncated" in reported) == ("images" in command, "captions" in command)
     Path("out.safetensors").unlink()
     for stop in (13, 9):  # stopped twice, the second time further on
         stopped(arguments, encoded, stop)
@@ -98,7 +98,7 @@ def test_what_was_encoded_is_taken_up_bit_for_bit(command, folder, encoded, caps
     captured = capsys.readouterr()
     assert 0 < encoded["samples"] < total - 16
     assert f"{total - encoded['samples'] + ('images' in command)} of " in captured.err
-    assert json.loads(captured.out) == told
+    assert json.loads(captured.out) == reported
     assert content("out.safetensors") == whole
     assert names() == ["out.safetensors"]
 
@@ -123,13 +123,13 @@ def test_what_is_of_other_samples_is_encoded_anew(change, folder, encoded, capsy
     else:
         Path("out.safetensors.parts/00-000000.safetensors").write_bytes(b"broken")
     assert main(arguments) == 0
-    told = capsys.readouterr().err
+    reported = capsys.readouterr().err
     # Of five parts, 19 images and a broken one, the first has changed, or all of them have.
     assert encoded["samples"] == (29 - 15 if change in ("image", "damage") else 29)
-    assert ("16 of 30 samples are taken up" in told) == (change in ("image", "damage"))
+    assert ("16 of 30 samples are taken up" in reported) == (change in ("image", "damage"))
     foreign = {"image": "1 of the parts", "damage": None}.get(change, "5 of the parts")
-    assert told.count("of other work") == (foreign is not None)
-    assert foreign is None or foreign in told
+    assert reported.count("of other work") == (foreign is not None)
+    assert foreign is None or foreign in reported
     again = [*arguments[:-1], "again.safetensors"]
     assert main(again) == 0
     assert content("again.safetensors") == content("out.safetensors")

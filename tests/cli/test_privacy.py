@@ -44,12 +44,12 @@ def run(*arguments: object) -> None:
 @pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning", "ignore::clipconformity.LowerBoundWarning")
 def test_no_report_reference_or_embeddings_say_where_things_lie(home, capsys):
     images, captions = home / "coco" / "val2017", home / "coco" / "annotations" / "captions_val2017.json"
-    told = ["--encoder", home / "checkpoint"]
-    run("reference", "--images", images, *told, "-o", "image.safetensors")
-    run("reference", "--coco", home / "coco", *told, "-o", "coco.safetensors")
+    reported = ["--encoder", home / "checkpoint"]
+    run("reference", "--images", images, *reported, "-o", "image.safetensors")
+    run("reference", "--coco", home / "coco", *reported, "-o", "coco.safetensors")
     for kind, source in (("--images", images), ("--captions", captions)):
         reference = f"coco-{'image' if kind == '--images' else 'text'}.safetensors"
-        run("embed", kind, source, *told, "-o", f"e{kind}.safetensors")
+        run("embed", kind, source, *reported, "-o", f"e{kind}.safetensors")
         outputs = ["--report", f"r{kind}.html", "--per-sample", f"s{kind}.csv", "--save", f"k{kind}.safetensors"]
         run("score", kind, source, f"--encoder={home}/checkpoint", "--reference", reference, *outputs)
     embeddings = [Path.cwd() / f"e--{kind}.safetensors" for kind in ("images", "captions")]
@@ -102,7 +102,7 @@ def test_without_images_a_report_shows_no_image_prompt_or_caption(kind, home, ca
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "reported"),
     [
         ("/home/anna/images", "images"),
         ("/home/anna/images/", "images"),
@@ -126,9 +126,9 @@ def test_without_images_a_report_shows_no_image_prompt_or_caption(kind, home, ca
         ("", None),
     ],
 )
-def test_a_word_keeps_what_tells_nothing_of_the_machine(word, told):
-    assert shorten_paths(word) == (word if told is None else told)
-    assert Provenance(word).spec == (word if told is None else told)
+def test_a_word_keeps_what_tells_nothing_of_the_machine(word, reported):
+    assert shorten_paths(word) == (word if reported is None else reported)
+    assert Provenance(word).spec == (word if reported is None else reported)
 
 
 def test_what_lies_in_the_working_directory_is_told_from_there(tmp_path, monkeypatch):

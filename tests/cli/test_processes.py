@@ -134,18 +134,18 @@ def alone(capsys, words: list[str]) -> tuple[Any, Any, str]:
     """Run a command in this process alone: what it tells, its files, which are removed, and what it says."""
     capsys.readouterr()
     assert main(words) == 0
-    told = capsys.readouterr()
+    reported = capsys.readouterr()
     files = outputs()
     Path("out-captions.json").unlink(missing_ok=True)
-    return json.loads(told.out), files, told.err
+    return json.loads(reported.out), files, reported.err
 
 
 @pytest.mark.parametrize(("command", "world"), [(name, 2 + number % 2) for number, name in enumerate(COMMANDS)])
 def test_torchrun_gives_the_result_of_one_process_once(command, world, folder, capsys):
-    told, files, said = alone(capsys, COMMANDS[command])
+    reported, files, said = alone(capsys, COMMANDS[command])
     many = run(*torchrun(world), "small.py", *COMMANDS[command])
     assert many.returncode == 0, many.stderr
-    assert json.loads(many.stdout) == told  # one result, to the last digit
+    assert json.loads(many.stdout) == reported  # one result, to the last digit
     assert many.stderr.count("clipconformity: summary:") == said.count("clipconformity: summary:")
     assert outputs() == files
     assert left() == []
@@ -153,20 +153,20 @@ def test_torchrun_gives_the_result_of_one_process_once(command, world, folder, c
 
 @pytest.mark.parametrize(("command", "world"), [("embed", 2), ("score of rows", 5)])
 def test_processes_of_one_machine_give_the_result_of_one(command, world, folder, capsys):
-    told, files, _ = alone(capsys, COMMANDS[command])
+    reported, files, _ = alone(capsys, COMMANDS[command])
     many = run("small.py", *COMMANDS[command], "--processes", str(world))
     assert many.returncode == 0, many.stderr
-    assert json.loads(many.stdout) == told
+    assert json.loads(many.stdout) == reported
     assert outputs() == files
     assert left() == []
 
 
 def test_more_processes_than_parts_leave_some_without_a_share(folder, capsys):
     words = ["reference", "--embeddings", "r.npy", "-o", "out.safetensors"]
-    told, files, _ = alone(capsys, words)
+    reported, files, _ = alone(capsys, words)
     many = run(*torchrun(3), "small.py", *words)
     assert many.returncode == 0, many.stderr
-    assert json.loads(many.stdout) == told
+    assert json.loads(many.stdout) == reported
     assert outputs() == files
 
 
@@ -174,13 +174,13 @@ def started(
     rank: int, world: int, port: int, *words: str, place: Path | None = None, **environment: str
 ) -> subprocess.Popen[str]:
     """Start one of several processes, as any launcher does."""
-    told = {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    reported = {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return subprocess.Popen(
         [sys.executable, "small.py", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | told | environment,
+        env=os.environ | reported | environment,
         cwd=place,
     )
 
@@ -232,13 +232,13 @@ def test_a_killed_process_ends_the_others_in_time(killed, folder, capsys):
     # Another that had done its share by then has ended well; the first, which joins the parts, has not.
     assert {one.returncode for one in ranks} <= {0, 1}, said
     assert killed == 0 or ranks[0].returncode == 1, said
-    told = f"rank {killed} has given no sign of life" if killed else "the other processes cannot be reached"
-    assert all(one.returncode == 0 or told in text for one, text in zip(ranks, said, strict=True)), said
+    reported = f"rank {killed} has given no sign of life" if killed else "the other processes cannot be reached"
+    assert all(one.returncode == 0 or reported in text for one, text in zip(ranks, said, strict=True)), said
     assert not Path("out.safetensors").exists()
-    told, files, said = alone(capsys, words)
+    reported, files, said = alone(capsys, words)
     assert "samples are taken up from out.safetensors.parts" in said
     assert left() == []
-    assert alone(capsys, words)[:2] == (told, files)
+    assert alone(capsys, words)[:2] == (reported, files)
 
 
 @pytest.mark.parametrize("which", ["first", "other"])

@@ -247,7 +247,7 @@ def test_a_part_that_cannot_be_read_is_made_by_the_first(tmp_path):
     def read(path: Path) -> int:
         raise FileNotFoundError(path)
 
-    job = Job(["a", "b", "c"], [1, 1, 1], make, lambda path, found, told: None, read)
+    job = Job(["a", "b", "c"], [1, 1, 1], make, lambda path, found, reported: None, read)
 
     def work(ranks: Ranks) -> list[int]:
         with Parts(tmp_path / "out", ranks, quiet=True) as parts:

@@ -104,13 +104,13 @@ def test_no_shard_is_counted_twice_by_whatever_way(rows, capsys):
     for files in ((first, third, first), (second, "copy.safetensors"), ("two.safetensors", third, second)):
         twice = [*files]
         assert main(["merge", *twice, "-o", "bad.safetensors"]) == 2
-        told = capsys.readouterr().err
-        assert "twice" in told or "are the same file" in told, told
+        reported = capsys.readouterr().err
+        assert "twice" in reported or "are the same file" in reported, reported
         assert not Path("bad.safetensors").exists()
     assert reference("2/3", "again.safetensors") == 0  # made once more
     assert main(["merge", "two.safetensors", "again.safetensors", "-o", "bad.safetensors"]) == 2
-    told = capsys.readouterr().err
-    assert "cannot merge references two.safetensors and again.safetensors: shard 2/3 is in both" in told
+    reported = capsys.readouterr().err
+    assert "cannot merge references two.safetensors and again.safetensors: shard 2/3 is in both" in reported
     assert main(["merge", "two.safetensors", third, "-o", "all.safetensors"]) == 0
     assert "shards are there" not in capsys.readouterr().err
     assert reference("", "one.safetensors") == 0
@@ -157,8 +157,8 @@ def test_saved_shards_are_scored_as_one(metrics, rows, capsys):
     for number in (1, 2, 3):
         names.append(f"s{number}.safetensors")
         assert main([*command, "--metrics", metrics, "--shard", f"{number}/3", "--save", names[-1]]) == 0
-        told = json.loads(capsys.readouterr().out)
-        assert told["shard"] == f"{number}/3"
+        reported = json.loads(capsys.readouterr().out)
+        assert reported["shard"] == f"{number}/3"
     saved = ["score", "--reference", "r.safetensors", *figures, "--saved"]
     assert main([*saved, *names[::-1]]) == 0
     together = json.loads(capsys.readouterr().out)
@@ -174,8 +174,8 @@ def test_saved_shards_are_scored_as_one(metrics, rows, capsys):
         assert found["verdict"] == one["verdict"]
     for twice in ([names[0], names[0]], ["m.safetensors", names[2], names[0]]):
         assert main([*saved, *twice]) == 2
-        told = capsys.readouterr().err
-        assert "shard 3/3 is in both" in told or "are the same file" in told
+        reported = capsys.readouterr().err
+        assert "shard 3/3 is in both" in reported or "are the same file" in reported
 
 
 def test_saved_scores_of_other_options_or_another_reference_are_refused(rows, capsys):
@@ -200,8 +200,8 @@ def test_saved_scores_of_other_options_or_another_reference_are_refused(rows, ca
 def test_what_needs_all_samples_is_refused_for_a_shard(option, rows, capsys):
     command = ["score", "--embeddings", "a.npy", "--reference", "r.safetensors", "--shard", "1/2", *option]
     assert main([*command, *(["--save", "s.safetensors"] if option else [])]) == 2
-    told = capsys.readouterr().err
-    assert (f"{option[0]}: is of all samples" if option else "give --save FILE.safetensors") in told
+    reported = capsys.readouterr().err
+    assert (f"{option[0]}: is of all samples" if option else "give --save FILE.safetensors") in reported
 
 
 @pytest.mark.parametrize("kind", [IMAGES, CAPTIONS], ids=["images", "captions"])

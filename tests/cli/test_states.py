@@ -63,7 +63,7 @@ def stopped(command: list[str], monkeypatch, after: int) -> None:
 @pytest.mark.parametrize("command", [REFERENCE, SAVED, AGAINST], ids=["reference", "score", "score against"])
 def test_a_stopped_run_is_gone_on_with_to_the_last_bit(command, folder, monkeypatch, capsys):
     assert main(command) == 0
-    told, whole = json.loads(capsys.readouterr().out), content("out.safetensors")
+    reported, whole = json.loads(capsys.readouterr().out), content("out.safetensors")
     Path("out.safetensors").unlink()
     for after in (1, 2):
         stopped(command, monkeypatch, after)
@@ -72,7 +72,7 @@ def test_a_stopped_run_is_gone_on_with_to_the_last_bit(command, folder, monkeypa
     assert main(command) == 0
     captured = capsys.readouterr()
     assert "12288 of 20000 samples are taken up from out.safetensors.parts" in captured.err
-    assert json.loads(captured.out) == told
+    assert json.loads(captured.out) == reported
     assert content("out.safetensors") == whole
     assert not Path("out.safetensors.parts").exists()
 
@@ -148,12 +148,12 @@ def test_a_file_whose_damage_shows_late_is_left_out_from_there(folder, capsys):
     data = Path("b.npz").read_bytes()
     Path("b.npz").write_bytes(data[:150_000] + bytes(2000) + data[152_000:])
     assert main([*REFERENCE, "--on-error", "skip"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    [skipped] = told["skipped"]["files"]
+    reported = json.loads(capsys.readouterr().out)
+    [skipped] = reported["skipped"]["files"]
     assert skipped["id"] == "b.npz"
-    assert f" {told['count'] - 9000} of its rows are used." in skipped["reason"]
-    assert told["files"]["a"] == 9000
-    assert 9000 < told["count"] < 20_000
+    assert f" {reported['count'] - 9000} of its rows are used." in skipped["reason"]
+    assert reported["files"]["a"] == 9000
+    assert 9000 < reported["count"] < 20_000
 
 
 def test_normalised_rows_are_refused_however_they_are_cut(folder, capsys):

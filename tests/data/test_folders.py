@@ -120,8 +120,8 @@ def test_the_commands_tell_it_in_the_json_and_on_standard_error(folder, tmp_path
     ):
         assert main(arguments) == 0
         captured = capsys.readouterr()
-        told = json.loads(captured.out)["folder"]
-        assert (told["found"], told["ignored"], told["repeated"]) == (14, 7, 1)
+        reported = json.loads(captured.out)["folder"]
+        assert (reported["found"], reported["ignored"], reported["repeated"]) == (14, 7, 1)
         assert "14 images found; 2 hidden ('.hidden.png', '.ipynb_checkpoints'); 1 links to folders" in captured.err
 
 

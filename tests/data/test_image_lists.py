@@ -84,10 +84,10 @@ def test_files_that_are_listed_twice_or_repeat_others_are_counted(folder):
 def test_missing_files_are_counted_in_one_line_or_left_out(folder):
     names = ["b.png", *(f"gone/{number}.png" for number in range(5))]
     path = write(folder, "txt", names)
-    with pytest.raises(FileNotFoundError) as told:
+    with pytest.raises(FileNotFoundError) as reported:
         read_image_list(path)
-    assert f"{path}: 5 of 6 images are missing: {folder / 'gone/0.png'}, " in str(told.value)
-    assert "\n" not in str(told.value)
+    assert f"{path}: 5 of 6 images are missing: {folder / 'gone/0.png'}, " in str(reported.value)
+    assert "\n" not in str(reported.value)
     found = read_image_list(path, on_missing="skip")
     assert (found.ids, found.describe()["missing"]) == (["b.png"], 5)
     assert "5 are listed and missing ('gone/0.png', 'gone/1.png', ...)" in found.remark

@@ -59,9 +59,9 @@ def test_limits_are_raised_for_a_while_and_then_as_before(monkeypatch):
     assert ENVIRONMENT not in os.environ
 
 
-@pytest.mark.parametrize("told", ["rows", "rows=", "rows=-1", "rows=1e9", "cells=3", "rows=" + "9" * 30])
-def test_a_limit_that_is_none_is_told_with_those_that_are(told):
-    with pytest.raises(ValueError, match=r"expected NAME=NUMBER, with a name of pixels, "), raise_limits([told]):
+@pytest.mark.parametrize("reported", ["rows", "rows=", "rows=-1", "rows=1e9", "cells=3", "rows=" + "9" * 30])
+def test_a_limit_that_is_none_is_told_with_those_that_are(reported):
+    with pytest.raises(ValueError, match=r"expected NAME=NUMBER, with a name of pixels, "), raise_limits([reported]):
         pass
 
 

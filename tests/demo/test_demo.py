@@ -118,8 +118,8 @@ def run(capsys, *arguments):
 @pytest.mark.filterwarnings("ignore::clipconformity.OverlapWarning")
 def test_images_go_through_embed_reference_and_score(scenes, tmp_path, capsys):
     images, file, reference = scenes / "val2017", tmp_path / "e.safetensors", tmp_path / "r.safetensors"
-    code, told, _ = run(capsys, "embed", "--images", images, "--encoder", "tiny", "-o", file)
-    assert (code, told["count"], told["modality"]) == (0, 60, "image")
+    code, reported, _ = run(capsys, "embed", "--images", images, "--encoder", "tiny", "-o", file)
+    assert (code, reported["count"], reported["modality"]) == (0, 60, "image")
     assert read_embeddings(file).ids[0] == "000000000001.png"
     assert run(capsys, "reference", "--images", images, "--encoder", "tiny", "-o", reference)[0] == 0
     code, direct, _ = run(capsys, "score", "--images", images, "--reference", reference, "--resamples", 50)
@@ -132,8 +132,8 @@ def test_images_go_through_embed_reference_and_score(scenes, tmp_path, capsys):
 
 def test_captions_of_one_image_form_a_group(scenes, tmp_path, capsys):
     captions, reference = scenes / "annotations" / "captions_val2017.json", tmp_path / "r.safetensors"
-    code, told, _ = run(capsys, "reference", "--captions", captions, "--encoder", "tiny", "-o", reference)
-    assert (code, told["count"], told["grouped"], told["modality"]) == (0, 300, True, "text")
+    code, reported, _ = run(capsys, "reference", "--captions", captions, "--encoder", "tiny", "-o", reference)
+    assert (code, reported["count"], reported["grouped"], reported["modality"]) == (0, 300, True, "text")
     loaded = ReferenceSet.load(reference)
     assert len(loaded.sample.groups.unique()) == 60
     code, _, err = run(capsys, "score", "--images", scenes / "val2017", "--reference", reference)
@@ -150,9 +150,9 @@ def test_unreadable_images_stop_the_command_or_are_counted(scenes, tmp_path, cap
     assert "000000000007.png" in err
     assert not output.exists()
     arguments = ("reference", "--images", images, "--encoder", "tiny", "-o", output, "--on-error", "skip")
-    code, told, _ = run(capsys, *arguments)
-    assert (code, told["count"], told["skipped"]["count"]) == (0, 59, 1)
-    assert told["skipped"]["files"][0]["id"] == "000000000007.png"
+    code, reported, _ = run(capsys, *arguments)
+    assert (code, reported["count"], reported["skipped"]["count"]) == (0, 59, 1)
+    assert reported["skipped"]["files"][0]["id"] == "000000000007.png"
 
 
 @pytest.mark.parametrize(
@@ -214,8 +214,8 @@ def test_truncated_captions_are_counted_in_the_json(tmp_path, capsys):
     )
     with warnings.catch_warnings():
         warnings.simplefilter("always")  # as in a shell, where the command says it on standard error
-        code, told, err = run(capsys, *arguments)
-    assert (code, told["truncated"]) == (0, 1)
+        code, reported, err = run(capsys, *arguments)
+    assert (code, reported["truncated"]) == (0, 1)
     assert "is cut to the context length" in err
 
 

@@ -311,8 +311,8 @@ started = time.perf_counter()
 code = main(["embed", "--captions", {str(tmp_path / "texts.txt")!r}, "--encoder", {spec!r}, "-o", {str(out)!r}])
 sys.stdout.write(f"{{code}} {{time.perf_counter() - started:.1f}} {{len(asked)}}")
 """
-    told, err = alone(code, tmp_path)
-    status, seconds, asked = told.split()
+    reported, err = alone(code, tmp_path)
+    status, seconds, asked = reported.split()
     assert status == "2"
     assert float(seconds) < 10
     assert int(asked) <= 2  # two ways of looking one name up

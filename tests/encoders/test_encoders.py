@@ -149,17 +149,17 @@ def test_workers_report_unreadable_files_alike(tiny, photographs, tmp_path):
     paths = write(photographs[:7], tmp_path / "images")
     paths[2].write_text("not an image")
     paths[6].write_bytes(paths[6].read_bytes()[:400])
-    reported, told = [], []
+    reported, printed = [], []
     for workers in (0, 2):
         source = image_source(paths, tiny, batch_size=3, workers=workers, skip_errors=True)
         ids = [name for batch in source for name in batch.ids]
         reported.append((ids, source.skipped))
         with pytest.raises(ValueError, match=r"02\.png: cannot be read") as error:
             list(image_source(paths, tiny, batch_size=3, workers=workers))
-        told.append(str(error.value))
+        printed.append(str(error.value))
     assert reported[0] == reported[1]
     assert [Path(skipped["id"]).name for skipped in reported[0][1]] == ["02.png", "06.png"]
-    assert told[0] == told[1]
+    assert printed[0] == printed[1]
 
 
 def test_workers_are_sent_the_preprocessing_without_the_model(tiny, photographs):
@@ -233,8 +233,8 @@ def test_a_full_size_model_scores_real_photographs(photographs, tmp_path, capsys
     common = ["--encoder", f"open_clip:ViT-B-32/{tmp_path}/b32.pt", "--device", "cpu", "--batch-size", "5"]
     saved = str(tmp_path / "reference.safetensors")
     assert main(["reference", "--images", str(tmp_path / "0"), *common, "-o", saved]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["embed_dim"], told["count"], told["modality"]) == (512, 10, "image")
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["embed_dim"], printed["count"], printed["modality"]) == (512, 10, "image")
     assert main(["score", "--images", str(tmp_path / "2"), *common, "--reference", saved, "--resamples", "50"]) == 0
     scored = json.loads(capsys.readouterr().out)
     assert scored["count"] == 10

@@ -53,7 +53,7 @@ TEXTS = ["a red circle", "a blue star at the top", LONG]
 def specs(tmp_path_factory):
     """Spec of every family: its architecture made known to open_clip, its weights in a local checkpoint."""
     folder = tmp_path_factory.mktemp("open_clip")
-    told = {}
+    reported = {}
     for name, config in FAMILIES.items():
         (folder / f"{name}.json").write_text(json.dumps(config))
         open_clip.add_model_config(folder / f"{name}.json")
@@ -63,8 +63,8 @@ def specs(tmp_path_factory):
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)  # some start at zero, or all alike
         torch.save(model.state_dict(), folder / f"{name}.pt")
-        told[name] = f"open_clip:{name}/{folder / name}.pt"
-    yield told
+        reported[name] = f"open_clip:{name}/{folder / name}.pt"
+    yield reported
     for name in FAMILIES:
         open_clip.factory._MODEL_CONFIGS.pop(name)
 

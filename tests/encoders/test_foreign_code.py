@@ -114,9 +114,9 @@ def test_every_loading_says_that_code_is_not_trusted(folder):
     found = calls(folder, "from_pretrained")
     assert found
     for place, call in found:
-        told = {word.arg: word.value for word in call.keywords}.get("trust_remote_code")
-        assert isinstance(told, ast.Constant), place
-        assert told.value is False, place
+        reported = {word.arg: word.value for word in call.keywords}.get("trust_remote_code")
+        assert isinstance(reported, ast.Constant), place
+        assert reported.value is False, place
 
 
 def test_every_opening_of_an_image_names_its_formats():

@@ -56,8 +56,8 @@ def test_images_and_captions_go_through_it(folder, capsys):
     assert main(made) == 2
     assert "40.png" in capsys.readouterr().err
     assert main([*made, "--on-error", "skip", "--batch-size", "7"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["count"], told["spec"], told["skipped"]["count"]) == (40, "mine", 1)
+    reported = json.loads(capsys.readouterr().out)
+    assert (reported["count"], reported["spec"], reported["skipped"]["count"]) == (40, "mine", 1)
     command = ["score", "--images", "images", *FUNCTION, "--reference", "r.safetensors", "--on-error", "skip"]
     (folder / "images" / "00.png").unlink()
     assert main([*command, "--resamples", "20"]) == 0

@@ -122,8 +122,8 @@ def test_a_dense_layer_belongs_to_the_embedding_and_the_last_normalisation_does_
 
 def test_a_prompt_that_is_the_default_stands_before_every_text(tmp_path):
     plain = cc.load_encoder(f"st:{written(tmp_path / 'plain')}", "cpu")
-    told = {"prompts": {"query": "a blue "}, "default_prompt_name": "query"}
-    prompted = cc.load_encoder(f"st:{written(tmp_path / 'prompted', **told)}", "cpu")
+    reported = {"prompts": {"query": "a blue "}, "default_prompt_name": "query"}
+    prompted = cc.load_encoder(f"st:{written(tmp_path / 'prompted', **reported)}", "cpu")
     torch.testing.assert_close(prompted(["star"]), plain(["a blue star"]))
     assert prompted.id["preprocessing"] != plain.id["preprocessing"]
     assert prompted.id["weights"] == plain.id["weights"]
@@ -237,9 +237,9 @@ def test_images_are_refused_in_one_line(minilm, tmp_path, capsys):
         score(image_source(paths, minilm), reference)
     out = tmp_path / "e.safetensors"
     assert main(["embed", "--images", str(tmp_path), "--encoder", f"st:{REAL}", "-o", str(out), "--quiet"]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert [line for line in told.err.splitlines() if "error" in line][-1].count(NO_IMAGES) == 1
+    reported = capsys.readouterr()
+    assert reported.out == ""
+    assert [line for line in reported.err.splitlines() if "error" in line][-1].count(NO_IMAGES) == 1
     assert not list(tmp_path.glob("e.safetensors*"))
 
 

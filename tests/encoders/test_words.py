@@ -110,10 +110,10 @@ def test_a_word_is_looked_up_once():
 def test_captions_are_counted_and_warned_of_once_with_an_example(tiny):
     texts = [*DRAWN, *FOREIGN.values()]
     captions = Captions(texts, [f"id-{number}" for number in range(len(texts))])
-    with pytest.warns(UserWarning, match=r"8 of 11 captions are mostly of words .* of tiny .* id 'id-3'") as told:
+    with pytest.warns(UserWarning, match=r"8 of 11 captions are mostly of words .* of tiny .* id 'id-3'") as reported:
         source = caption_source(captions, tiny, batch_size=4)
     list(source)
-    assert len(told) == 1
+    assert len(reported) == 1
     assert source.remarks["unknown_words"] == {"count": 8, "examples": [f"id-{number}" for number in range(3, 8)]}
 
 

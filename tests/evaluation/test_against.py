@@ -45,14 +45,14 @@ def test_the_nearest_of_all_files_are_found_whatever_their_order(folder, capsys)
     names = [f"{name} {n}" for name in ("first", "second") for n in range(len(sets[name]))]
     for order in (("first", "second"), ("second", "first")):
         assert command(root, *order, more=["--per-sample", str(root / "s.csv"), "--overwrite"]) == 0
-        told = json.loads(capsys.readouterr().out)
-        assert told["training_nearest_cosine"] == pytest.approx(cosine.max(1).mean(), abs=1e-6)
+        reported = json.loads(capsys.readouterr().out)
+        assert reported["training_nearest_cosine"] == pytest.approx(cosine.max(1).mean(), abs=1e-6)
         error = cosine.max(1).std(ddof=1) / math.sqrt(150)
-        assert told["training_nearest_se"] == pytest.approx(error, rel=0.1)
-        assert told["training_copied_share"] == 9 / 150
-        low, high = told["training_copied_share_low"], told["training_copied_share_high"]
+        assert reported["training_nearest_se"] == pytest.approx(error, rel=0.1)
+        assert reported["training_copied_share"] == 9 / 150
+        low, high = reported["training_copied_share_low"], reported["training_copied_share_high"]
         assert (low, high) == pytest.approx(tuple(share_interval(9, 150)), abs=0.01)
-        found = told["details"]["against"]
+        found = reported["details"]["against"]
         assert (found["looked_at"], found["count"]) == (5400, 9)
         assert {one["id"] for one in found["copied"]} == {f"e {n}" for n in range(10, 19)}
         rows = {row["id"]: row for row in csv.DictReader((root / "s.csv").read_text().splitlines())}

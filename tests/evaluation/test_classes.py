@@ -123,8 +123,8 @@ def test_errors_p_values_and_shrunken_ratios_are_those_of_each_figure(generator)
         conformity = brute_conformity(rows[int(one.name[-1]) :: 4], others)
         assert one.conformity_se == pytest.approx(conformity.std(ddof=1) / 10, rel=0.15)
         assert abs(math.log(one.variety_ratio_shrunken)) < 1.1 * abs(math.log(one.variety_ratio)) + 0.2
-        told = one.typicality_shift_low > 0 or one.typicality_shift_high < 0
-        assert told == (one.typicality_p < 0.05)
+        reported = one.typicality_shift_low > 0 or one.typicality_shift_high < 0
+        assert reported == (one.typicality_p < 0.05)
     by_p = [one.name for one in sorted(found, key=lambda one: one.typicality_p)]
     apart = {
         one.name: abs(one.typicality_shift) / (one.typicality_shift_high - one.typicality_shift_low) for one in found
@@ -164,8 +164,8 @@ def test_a_class_of_the_reference_that_does_not_vary_or_is_one_group_is_none(gen
     groups = torch.arange(120).clamp_min(10) // 2 * 2
     mine = {f"s {n}": "one" if n < 40 else "other" for n in range(90)}
     for options in ({}, {"groups": groups}):
-        told = cc.ReferenceSet.fit(reference, ids=ids, **options)
-        found = scored(rows, list(mine), told, by | mine, torch.arange(90) + 1000 if options else None).by.classes
+        reported = cc.ReferenceSet.fit(reference, ids=ids, **options)
+        found = scored(rows, list(mine), reported, by | mine, torch.arange(90) + 1000 if options else None).by.classes
         assert {one.name: one.against for one in found} == {"other": "class", "one": "reference"}
 
 
@@ -225,13 +225,13 @@ def test_the_command_writes_classes_in_json_csv_and_report(generator, tmp_path, 
     given = ["score", "--embeddings", str(tmp_path / "e.safetensors"), "--reference", str(tmp_path / "r.safetensors")]
     more = ["--by", str(tmp_path / "by.csv"), "--per-class", str(tmp_path / "c.csv")]
     assert main([*given, *more, "--report", str(tmp_path / "r.html"), "--resamples", "20"]) == 0
-    told = json.loads(capsys.readouterr().out)["by"]
-    assert {one["name"]: one["count"] for one in told["classes"]} == {"=cats": 55, "a <dog>": 55}
-    assert told["without_class"] == 10
-    assert "Benjamini-Hochberg" in told["correction"]
+    reported = json.loads(capsys.readouterr().out)["by"]
+    assert {one["name"]: one["count"] for one in reported["classes"]} == {"=cats": 55, "a <dog>": 55}
+    assert reported["without_class"] == 10
+    assert "Benjamini-Hochberg" in reported["correction"]
     table = list(csv.DictReader((tmp_path / "c.csv").read_text().splitlines()))
     assert {row["name"] for row in table} == {"'=cats", "a <dog>"}
-    assert math.isclose(float(table[0]["variety_ratio"]), told["classes"][0]["variety_ratio"], rel_tol=1e-8)
+    assert math.isclose(float(table[0]["variety_ratio"]), reported["classes"][0]["variety_ratio"], rel_tol=1e-8)
     assert "a &lt;dog&gt;" in (tmp_path / "r.html").read_text()
     assert main([*given, "--per-class", str(tmp_path / "d.csv")]) == 2
     assert "--per-class: goes with --by" in capsys.readouterr().err

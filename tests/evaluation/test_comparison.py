@@ -121,9 +121,9 @@ def test_tables_hold_the_figures(reference, generator):
     ends = [float(rows[0][f"variety_ratio_{end}"]) for end in ("low", "high")]
     assert ends == pytest.approx(found.scores["a"].figures["variety_ratio"].interval, rel=1e-8)
     assert found.table("markdown").splitlines()[1].count("---") == 2 + len(FIGURES)
-    told = json.loads(json.dumps(found.to_dict()))
-    assert told["differences"][0]["first"] == "a"
-    assert told["ranks"]["variety_ratio"] == {"a": 1, "b": 1}
+    reported = json.loads(json.dumps(found.to_dict()))
+    assert reported["differences"][0]["first"] == "a"
+    assert reported["ranks"]["variety_ratio"] == {"a": 1, "b": 1}
     with pytest.raises(ValueError, match="format: expected one of .*'latex', 'html', got 'xml'"):
         found.table("xml")
     with pytest.raises(ValueError, match="figures: 'a' has no cmmd"):
@@ -132,7 +132,7 @@ def test_tables_hold_the_figures(reference, generator):
 
 def test_outcomes_are_corrected_for_the_number_of_pairs(reference):
     """Of 40 comparisons of six equal runs, 15 pairs in each, at most 10 tell any difference; uncorrected most do."""
-    told, uncorrected = 0, 0
+    reported, uncorrected = 0, 0
     for seed in range(40):
         generator = torch.Generator().manual_seed(seed)
         runs = {name: left_out(drawn(60, 0.6, generator), reference) for name in "abcdef"}
@@ -141,13 +141,13 @@ def test_outcomes_are_corrected_for_the_number_of_pairs(reference):
             for one in compare_pair(first, runs[first], second, runs[second])
         ]  # fmt: skip
         shifts = [one for one in correct_outcomes(pairs) if one.figure == "typicality_shift"]
-        told += any(one.outcome != "undecided" for one in shifts)
+        reported += any(one.outcome != "undecided" for one in shifts)
         uncorrected += any(one.p_value <= 0.05 for one in shifts)
         assert [one.p_adjusted for one in shifts] == pytest.approx(
             multipletests_holm([one.p_value for one in shifts]), rel=1e-12
         )
-    assert told <= 7  # 5% of 40 is 2, with a standard deviation of 1.4
-    assert uncorrected > told
+    assert reported <= 7  # 5% of 40 is 2, with a standard deviation of 1.4
+    assert uncorrected > reported
 
 
 def multipletests_holm(p_values):
@@ -167,12 +167,12 @@ def test_a_p_value_agrees_with_its_interval(reference, generator):
 
 def test_more_and_less_are_about_no_difference():
     values = {"typicality_shift": (-0.5, 0.5), "variety_ratio": (0.5, 1.5)}
-    told = [
+    reported = [
         Difference("a", "b", figure, value, None, "undecided", 1e-9, ratio=figure == "variety_ratio")
         for figure in values
         for value in values[figure]
     ]
-    assert [one.outcome for one in correct_outcomes(told)] == ["less", "more"] * 2
+    assert [one.outcome for one in correct_outcomes(reported)] == ["less", "more"] * 2
     sure = [_compute_p_value(Estimate(torch.tensor(value), torch.tensor(0.0), 5.0)) for value in (0.0, 1.0)]
     assert sure == [1, 0]
 
@@ -219,9 +219,9 @@ def test_one_group_leaves_a_difference_without_an_interval(reference, generator)
     rows = drawn(60, 0.6, generator)
     one = source(rows, groups=torch.zeros(60, dtype=torch.int64))
     found = compare({"a": one, "b": source(drawn(60, 0.6, generator))}, reference, resamples=20)
-    told = found.difference("a", "b")
-    assert (told.interval, told.outcome) == (None, "undecided")
-    assert "nothing is known of how typical they are" in told.text()
+    reported = found.difference("a", "b")
+    assert (reported.interval, reported.outcome) == (None, "undecided")
+    assert "nothing is known of how typical they are" in reported.text()
 
 
 def test_a_difference_has_the_error_of_an_explicit_jackknife(generator):
@@ -291,11 +291,11 @@ def test_further_figures_are_compared_and_corrected_for_their_own_pairs(referenc
         for name, one in runs.items()
     }
     found = compare(scores, reference)
-    told = found.difference("a", "b", "norm_mean")
+    reported = found.difference("a", "b", "norm_mean")
     norms = [torch.linalg.vector_norm(one.double(), dim=1) for one in runs.values()]
-    assert told.value == pytest.approx(float(norms[0].mean() - norms[1].mean()), rel=1e-6)
-    assert (told.outcome, told.ratio) == ("more", False)
-    assert told.text().startswith("a has a higher norm mean than b (")
+    assert reported.value == pytest.approx(float(norms[0].mean() - norms[1].mean()), rel=1e-6)
+    assert (reported.outcome, reported.ratio) == ("more", False)
+    assert reported.text().startswith("a has a higher norm mean than b (")
     assert "no difference in norm mean can be told" in found.difference("b", "c", "norm_mean").text()
     assert found.ranks("norm_mean") == {"a": 1, "b": 2, "c": 2}
     assert found.difference("a", "b", "frechet").value == pytest.approx(
@@ -313,9 +313,11 @@ def test_further_figures_are_compared_and_corrected_for_their_own_pairs(referenc
 
 def test_a_run_does_not_differ_from_itself(reference, generator):
     one = score(source(drawn(100, 0.6, generator)), reference, metrics=["cosine_mmd", "vendi", "frechet"], resamples=20)
-    for told in compare({"a": one, "b": one}, reference).differences:
-        assert (told.value, told.p_value, told.outcome) == (told.no_difference, 1.0, "undecided"), told.figure
-        assert told.interval == (told.no_difference, told.no_difference)
+    for reported in compare({"a": one, "b": one}, reference).differences:
+        assert (reported.value, reported.p_value, reported.outcome) == (reported.no_difference, 1.0, "undecided"), (
+            reported.figure
+        )
+        assert reported.interval == (reported.no_difference, reported.no_difference)
 
 
 def test_a_figure_that_no_field_names_is_refused(reference, generator, monkeypatch):

@@ -88,24 +88,24 @@ def test_pairs_keep_their_clip_scores_and_differ_in_them(generator, tmp_path):
     images, others = ellipsoid_rows(60, DIM, generator), [ellipsoid_rows(60, DIM, generator, x) for x in (1.0, 1.3)]
     names, scores = [f"{n}.png" for n in range(60)], {}
     for name, rows in zip("ab", others, strict=True):
-        told = {
+        reported = {
             "ids": [str(n) for n in range(60)],
             "groups": torch.arange(60),
             "provenance": Provenance("e", None, "text"),
         }
-        sides = source(images, ids=names, provenance=Provenance("e", None, "image")), source(rows, **told)
-        pairs = paired_source(*sides, scored="text", references=source(rows + 0.1, **told))
+        sides = source(images, ids=names, provenance=Provenance("e", None, "image")), source(rows, **reported)
+        pairs = paired_source(*sides, scored="text", references=source(rows + 0.1, **reported))
         scores[name] = score(pairs, reference, resamples=20)
     found = {name: again(one, tmp_path) for name, one in scores.items()}
     assert_same(found["a"], scores["a"])
     for figure in ("clip_score", "ref_clip_score"):
-        told = compare(found, reference).difference("a", "b", figure)
-        assert told == compare(scores, reference).difference("a", "b", figure)
+        reported = compare(found, reference).difference("a", "b", figure)
+        assert reported == compare(scores, reference).difference("a", "b", figure)
         columns = [torch.tensor(scores[name].columns[figure], dtype=torch.float64) for name in "ab"]
         each = columns[0] - columns[1]
-        assert told.value == pytest.approx(float(each.mean()), rel=1e-9)
+        assert reported.value == pytest.approx(float(each.mean()), rel=1e-9)
         sums = float(each.std() / 60**0.5)  # paired by image; a jackknife of 60 images dealt to buckets
-        assert (told.interval.high - told.interval.low) / 4 == pytest.approx(sums, rel=0.2)
+        assert (reported.interval.high - reported.interval.low) / 4 == pytest.approx(sums, rel=0.2)
 
 
 def test_normalised_rows_and_one_group_are_kept_too(generator, tmp_path):
@@ -150,9 +150,11 @@ def test_another_encoder_than_the_references_is_refused(generator, tmp_path):
     rows = ellipsoid_rows(N, DIM, generator)
     plain = cc.ReferenceSet.fit(rows + 0.1)
     score(source(rows), plain, resamples=20).save(tmp_path / "s.safetensors")
-    told = cc.ReferenceSet(plain.moments, Provenance("hf:other/model", {"weights": "9", "preprocessing": "2"}, "image"))
+    reported = cc.ReferenceSet(
+        plain.moments, Provenance("hf:other/model", {"weights": "9", "preprocessing": "2"}, "image")
+    )
     with pytest.raises(ValueError, match="weights of the encoder"):
-        Score.load(tmp_path / "s.safetensors", told)
+        Score.load(tmp_path / "s.safetensors", reported)
 
 
 @pytest.mark.parametrize(

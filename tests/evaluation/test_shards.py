@@ -280,8 +280,8 @@ def test_a_normalised_shard_among_raw_ones_is_named(reference, tmp_path):
 
 def command(capsys, *words):
     status = main([str(word) for word in words])
-    told = capsys.readouterr()
-    return status, told
+    reported = capsys.readouterr()
+    return status, reported
 
 
 @pytest.mark.filterwarnings("default")
@@ -290,15 +290,17 @@ def test_the_commands_take_folders_patterns_and_columns(tmp_path, capsys):
     places = ([folder], [folder / "*"], sorted(folder.iterdir()))
     counts = []
     for number, place in enumerate(places):
-        status, told = command(capsys, "reference", "--embeddings", *place, "-o", tmp_path / f"{number}.safetensors")
-        assert status == 0, told.err
-        counts.append(json.loads(told.out) | {"output": ""})
+        status, reported = command(
+            capsys, "reference", "--embeddings", *place, "-o", tmp_path / f"{number}.safetensors"
+        )
+        assert status == 0, reported.err
+        counts.append(json.loads(reported.out) | {"output": ""})
     assert counts[0] == counts[1] == counts[2]
     assert counts[0]["files"] == {"part_0": 1, "part_1": 1, "part_2": 4094, "part_3": 1, "part_4": 5403}
     out = tmp_path / "p.csv"
     given = ["--reference", tmp_path / "0.safetensors", "--per-sample", out, "--resamples", "20"]
-    status, told = command(capsys, "score", "--embeddings", folder / "part_*", *given)
-    assert status == 0, told.err
+    status, reported = command(capsys, "score", "--embeddings", folder / "part_*", *given)
+    assert status == 0, reported.err
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert sorted(row["id"] for row in rows) == sorted(
@@ -316,28 +318,30 @@ def test_against_and_compare_take_folders(tmp_path, capsys):
     np.save(tmp_path / "e.npy", OTHER.numpy())
     cc.ReferenceSet.fit(OTHER).save(tmp_path / "r.safetensors")
     given = ["--reference", tmp_path / "r.safetensors", "--resamples", 20]
-    status, told = command(capsys, "score", "--embeddings", tmp_path / "e.npy", "--against", folder, *given)
-    assert status == 0, told.err
+    status, reported = command(capsys, "score", "--embeddings", tmp_path / "e.npy", "--against", folder, *given)
+    assert status == 0, reported.err
     cosines = (
         torch.nn.functional.normalize(OTHER.double(), dim=1) @ torch.nn.functional.normalize(ROWS.double(), dim=1).T
     )
-    assert json.loads(told.out)["training_nearest_cosine"] == pytest.approx(
+    assert json.loads(reported.out)["training_nearest_cosine"] == pytest.approx(
         float(cosines.max(1).values.mean()), abs=1e-6
     )
-    status, told = command(capsys, "compare", f"a={folder}", f"b={tmp_path}/e*.npy", *given, "--format", "json")
-    assert status == 0, told.err
-    assert [run["count"] for run in json.loads(told.out)["runs"].values()] == [COUNT, 400]
+    status, reported = command(capsys, "compare", f"a={folder}", f"b={tmp_path}/e*.npy", *given, "--format", "json")
+    assert status == 0, reported.err
+    assert [run["count"] for run in json.loads(reported.out)["runs"].values()] == [COUNT, 400]
 
 
 def test_a_shard_is_no_output_and_no_file_is_read_twice(tmp_path, capsys):
     folder = write_shards(tmp_path / "s", (100, COUNT))
     save_file({"embeddings": ROWS[:20].contiguous()}, folder / "z.safetensors")
-    status, told = command(capsys, "reference", "--embeddings", folder, "-o", folder / "z.safetensors", "--overwrite")
-    assert (status, "are the same file" in told.err) == (2, True)
-    status, told = command(
+    status, reported = command(
+        capsys, "reference", "--embeddings", folder, "-o", folder / "z.safetensors", "--overwrite"
+    )
+    assert (status, "are the same file" in reported.err) == (2, True)
+    status, reported = command(
         capsys, "reference", "--embeddings", folder, folder / "*_1.npy", "-o", tmp_path / "r.safetensors"
     )
-    assert (status, "are the same file" in told.err) == (2, True)
+    assert (status, "are the same file" in reported.err) == (2, True)
 
 
 @pytest.mark.filterwarnings("default")
@@ -345,12 +349,12 @@ def test_the_commands_leave_a_broken_shard_out_by_choice(tmp_path, capsys):
     folder = write_shards(tmp_path / "s", ENDS[1])
     (folder / "part_2.npy").write_bytes(b"")
     words = ["reference", "--embeddings", folder, "-o", tmp_path / "r.safetensors"]
-    status, told = command(capsys, *words)
-    assert (status, told.err.count("\n"), "part_2.npy: cannot be read" in told.err) == (2, 1, True)
-    status, told = command(capsys, *words, "--on-error", "skip")
+    status, reported = command(capsys, *words)
+    assert (status, reported.err.count("\n"), "part_2.npy: cannot be read" in reported.err) == (2, 1, True)
+    status, reported = command(capsys, *words, "--on-error", "skip")
     assert status == 0
-    assert json.loads(told.out)["skipped"]["count"] == 1
-    assert "4 files (part_0 1, part_1 1, part_3 1, part_4 5403), 1 files left out." in told.err
+    assert json.loads(reported.out)["skipped"]["count"] == 1
+    assert "4 files (part_0 1, part_1 1, part_3 1, part_4 5403), 1 files left out." in reported.err
 
 
 def test_per_sample_values_of_a_source_are_written_from_names_that_are_made_then(tmp_path, reference):

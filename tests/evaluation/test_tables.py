@@ -24,8 +24,10 @@ def figure(value, half=0.0, better="lower", unit=""):
 def scores(**values) -> Any:
     """Runs with a KL each, of a value and half an interval."""
     return {
-        name: SimpleNamespace(figures={"conformity_kl": figure(*told, unit="nats")}, count=50, kl_is_lower_bound=False)
-        for name, told in values.items()
+        name: SimpleNamespace(
+            figures={"conformity_kl": figure(*reported, unit="nats")}, count=50, kl_is_lower_bound=False
+        )
+        for name, reported in values.items()
     }
 
 

@@ -292,10 +292,10 @@ def test_a_requirement_is_judged_by_the_bound_of_the_interval(folder, capsys):
     assert command(folder, "--require", f"typicality_shift>={low - 0.01}") == 0
     capsys.readouterr()
     assert command(folder, "--quiet", "--require", f"typicality_shift>={between}") == 3
-    told = capsys.readouterr()
-    assert json.loads(told.out)["requirements"][0]["holds"] is False
-    assert told.err.count("\n") == 1
-    assert f"--require typicality_shift>={between:g} does not hold: the value is {value:.4g}" in told.err
+    reported = capsys.readouterr()
+    assert json.loads(reported.out)["requirements"][0]["holds"] is False
+    assert reported.err.count("\n") == 1
+    assert f"--require typicality_shift>={between:g} does not hold: the value is {value:.4g}" in reported.err
 
 
 def test_several_requirements_all_hold_or_the_status_is_3(folder, capsys):

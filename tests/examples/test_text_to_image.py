@@ -239,8 +239,8 @@ def test_glide_is_guided_by_the_prompt_and_scored(run, material, glide):
     torch.manual_seed(entry["seed"])
     with torch.no_grad():  # by hand: the noise that the prompt predicts, three times as far from that without
         x = torch.randn(2, 3, 64, 64)[:1]
-        told, untold = (base(x, None, one, one > 0)[:, :3] for one in (tokens, torch.zeros_like(tokens)))
-        small = (x - (untold + 3 * (told - untold))).clamp(-1, 1)
+        reported, untold = (base(x, None, one, one > 0)[:, :3] for one in (tokens, torch.zeros_like(tokens)))
+        small = (x - (untold + 3 * (reported - untold))).clamp(-1, 1)
         x = torch.randn(1, 3, 256, 256) * 0.997
         low_res = ((small + 1) * 127.5).round() / 127.5 - 1
         large = (x - upper(x, None, tokens, tokens > 0, low_res)[:, :3]).clamp(-1, 1)

@@ -31,13 +31,13 @@ def run(worker: Path, *arguments: str, timeout: float) -> tuple[int, str, str]:
 def test_damaged_inputs_end_in_a_declared_error_soon_and_in_little_memory():
     code, out, err = run(HERE / "worker.py", "--seed", str(SEED), "--count", str(CASES), timeout=120 + 2 * CASES)
     assert out, f"it hung, ran out of memory, or crashed:\n{err[-3000:]}"
-    told = json.loads(out)
-    assert told["failures"] == []
+    reported = json.loads(out)
+    assert reported["failures"] == []
     assert code == 0
-    assert sum(sum(found.values()) for found in told["outcomes"].values()) == CASES
+    assert sum(sum(found.values()) for found in reported["outcomes"].values()) == CASES
     # Damage is neither always fatal nor always harmless: the cases reach behind the first check.
     if CASES >= 500:
-        for name, found in told["outcomes"].items():
+        for name, found in reported["outcomes"].items():
             assert found.get("ValueError", 0) > 0, name
             assert found.get("read", 0) > 0, name
 

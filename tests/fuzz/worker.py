@@ -86,8 +86,8 @@ def main() -> int:
             if watch.bytes > MEMORY:
                 failures.append({"case": number, "error": f"held {watch.bytes / 2**30:.2f} GiB"})
             outcomes[list(READERS)[number % len(READERS)]][outcome] += 1
-    told = {"outcomes": outcomes, "seconds": slowest, "bytes": largest, "failures": failures}
-    print(json.dumps(told))  # noqa: T201
+    reported = {"outcomes": outcomes, "seconds": slowest, "bytes": largest, "failures": failures}
+    print(json.dumps(reported))  # noqa: T201
     return 1 if failures else 0
 
 

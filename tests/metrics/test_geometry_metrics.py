@@ -378,22 +378,24 @@ def test_captions_of_one_image_count_as_one(apart):
             metric = cc.ModalityGap(embed_dim=6)
             metric.update(*pair, groups=ids)
             found[name].append(numbers(metric.compute()))
-    told, untold = ({key: np.array([one[key] for one in runs]) for key in runs[0]} for runs in found.values())
-    squares = told["squared_modality_gap"]
+    reported, untold = ({key: np.array([one[key] for one in runs]) for key in runs[0]} for runs in found.values())
+    squares = reported["squared_modality_gap"]
     assert np.mean(squares) == pytest.approx(truth, abs=4 * squares.std() / math.sqrt(40) + 1e-4)
-    assert np.allclose(told["modality_gap"] ** 2, told["modality_gap_null"] ** 2 + squares, atol=1e-6)
-    low, high = told["modality_gap_low"] ** 2, told["modality_gap_high"] ** 2
+    assert np.allclose(reported["modality_gap"] ** 2, reported["modality_gap_null"] ** 2 + squares, atol=1e-6)
+    low, high = reported["modality_gap_low"] ** 2, reported["modality_gap_high"] ** 2
     assert np.sum((low <= truth + 1e-4) & (truth <= high)) >= 34  # below in one of 200 cases at 95%
-    assert told["matched_cosine_se"].mean() == pytest.approx(told["matched_cosine"].std(), rel=0.35)
+    assert reported["matched_cosine_se"].mean() == pytest.approx(reported["matched_cosine"].std(), rel=0.35)
     smaller = ["matched_cosine_se"]
     if apart:
-        assert told["modality_gap_se"].mean() == pytest.approx(told["modality_gap"].std(), rel=0.35)
+        assert reported["modality_gap_se"].mean() == pytest.approx(reported["modality_gap"].std(), rel=0.35)
         smaller.append("modality_gap_se")
     else:  # the gap is that of chance
         smaller.append("modality_gap_null")
-        assert np.mean(told["modality_gap"] ** 2) == pytest.approx(np.mean(told["modality_gap_null"] ** 2), rel=0.3)
+        assert np.mean(reported["modality_gap"] ** 2) == pytest.approx(
+            np.mean(reported["modality_gap_null"] ** 2), rel=0.3
+        )
     for key in smaller:
-        assert untold[key].mean() < 0.8 * told[key].mean()
+        assert untold[key].mean() < 0.8 * reported[key].mean()
 
 
 @pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")

@@ -361,15 +361,15 @@ def test_a_pickle_holds_the_spec_of_its_encoder_and_not_the_encoder(reference, m
     assert b"fake:weights" in content
     assert b"FakeEncoder" not in content
     thawed = pickle.loads(content)
-    told = []
+    reported = []
 
     def load(spec):
-        told.append(spec)
+        reported.append(spec)
         return FakeEncoder()
 
     monkeypatch.setattr("clipconformity.encoders.load_encoder", load, raising=False)
     thawed.update(TEXTS[10:])
-    assert told == ["fake:weights"]
+    assert reported == ["fake:weights"]
     metric.update(TEXTS[10:])
     assert_equal(thawed.compute(), metric.compute())
 
@@ -890,8 +890,8 @@ def test_the_plot_of_several_kls_shows_them_in_order(rows, reference):
 def test_the_plot_of_given_norm_values_shows_every_value(rows):
     metric = fed(cc.EmbeddingNorm(embed_dim=DIM), rows)
     _, ax = metric.plot(metric.compute())
-    told = [text.get_text().strip() for text in ax.texts]
-    assert dict(zip(told[::2], told[1::2], strict=True)) == {
+    reported = [text.get_text().strip() for text in ax.texts]
+    assert dict(zip(reported[::2], reported[1::2], strict=True)) == {
         name: f"{value:.4g}" for name, value in numbers(metric.compute()).items()
     }
 

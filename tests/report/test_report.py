@@ -174,9 +174,9 @@ def test_every_term_of_a_table_is_explained(tmp_path, rows, reference):
     anchors = {attributes.get("id") for attributes in page.of("div")}
     linked = [a for a in page.of("a") if a.get("class") == "term"]
     assert {a["href"][1:] for a in linked} <= anchors
-    told = " ".join(page.said("a"))
+    reported = " ".join(page.said("a"))
     for word in ("conformity", "self-conformity", "typicality shift", "variety ratio", "KL", "noise floor", "p"):
-        assert word in told
+        assert word in reported
     assert all(len(a["title"]) > 10 for a in linked)
 
 
@@ -304,9 +304,9 @@ def test_many_runs_share_the_gallery_and_the_table(tmp_path, rows, reference):
 def test_what_was_measured_with_what_is_told(tmp_path, rows):
     reference = cc.ReferenceSet.fit(rows, spec="tiny", modality="image", dataset="scenes")
     _, page = written(tmp_path / "r.html", [Run("mine", scored(rows, reference))], command="a b")
-    told = " ".join(page.said("dd") + page.said("code"))
+    reported = " ".join(page.said("dd") + page.said("code"))
     for part in ("tiny", "scenes", "mine, N = 120", "120, 8 dimensions", torch.__version__, cc.__version__, "a b"):
-        assert part in told
+        assert part in reported
 
 
 @pytest.mark.parametrize(

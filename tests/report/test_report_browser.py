@@ -126,10 +126,10 @@ class Browser:
 
     def press(self, key: str) -> None:
         code = {"Tab": 9, "Enter": 13}[key]
-        told = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        reported = {"key": key, "code": key, "windowsVirtualKeyCode": code}
         text = {"text": "\r"} if key == "Enter" else {}
-        self.call("Input.dispatchKeyEvent", type="keyDown", **told, **text)
-        self.call("Input.dispatchKeyEvent", type="keyUp", **told)
+        self.call("Input.dispatchKeyEvent", type="keyDown", **reported, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **reported)
 
     def show(self, size: tuple[int, int], scheme: str) -> None:
         width, height = size
@@ -167,8 +167,8 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def axe() -> str:
-    told = os.environ.get("AXE_CORE")
-    file = Path(told) if told else ROOT / "node_modules" / "axe-core" / "axe.min.js"
+    reported = os.environ.get("AXE_CORE")
+    file = Path(reported) if reported else ROOT / "node_modules" / "axe-core" / "axe.min.js"
     if not file.is_file():
         absent(f"no axe-core at {file}")
     return file.read_text(encoding="utf-8")

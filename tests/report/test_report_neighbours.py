@@ -27,10 +27,10 @@ def run(tmp_path_factory):
     reference = torch.randn(150, 24, generator=generator) + 0.5
     rows = torch.randn(COUNT, 24, generator=generator) + 0.5
     rows[:6], rows[10:15], rows[20] = rows[0], reference[3], 40.0
-    told = cc.ReferenceSet.fit(reference, ids=[f"/home/ann/<row> {n}" for n in range(150)])
+    reported = cc.ReferenceSet.fit(reference, ids=[f"/home/ann/<row> {n}" for n in range(150)])
     source = Source(iter([SourceBatch(rows, names)]), COUNT)
     with pytest.warns(cc.OverlapWarning):
-        result = score(source, told, metrics=["prdc", "nearest"], resamples=20)
+        result = score(source, reported, metrics=["prdc", "nearest"], resamples=20)
     return Run("a run", result, {name: folder / name for name in names})
 
 

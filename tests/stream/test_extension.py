@@ -243,7 +243,7 @@ def own(name: str = "own", fields: str = 'Field("own", "a figure of one\'s own")
     return OWN.format(name=name, fields=fields, given=given)
 
 
-def told(capsys, folder: Path, *more: str) -> str:
+def reported(capsys, folder: Path, *more: str) -> str:
     """The one line of a command that must refuse."""
     capsys.readouterr()
     assert main(options(folder, *more)) == 2
@@ -281,7 +281,7 @@ def test_a_wrong_entry_point_is_refused_in_one_line_that_names_it(case, installe
     code, name, reason = REFUSED[case]
     code = code.replace("fields = (,)", "fields = ()")
     installed(f"wrong_{case}", code, **{name: "Own"})
-    line = told(capsys, folder)
+    line = reported(capsys, folder)
     assert reason in line
     assert f"entry point {name!r} of package 'wrong_{case}'" in line
 
@@ -289,7 +289,7 @@ def test_a_wrong_entry_point_is_refused_in_one_line_that_names_it(case, installe
 def test_two_packages_with_one_read_out_are_refused_and_both_named(installed, folder, capsys):
     installed("first_own", own(), own="Own")
     installed("second_own", own(), own="Own")
-    line = told(capsys, folder)
+    line = reported(capsys, folder)
     assert "'first_own'" in line
     assert "'second_own'" in line
     assert "read-out 'own'" in line
@@ -297,7 +297,7 @@ def test_two_packages_with_one_read_out_are_refused_and_both_named(installed, fo
 
 def test_a_figure_that_the_fields_do_not_name_is_refused(installed, folder, capsys):
     installed("wrong_key", own(given="owm"), own="Own")
-    assert "'own' returned owm, not among its fields" in told(capsys, folder, "--metrics", "own")
+    assert "'own' returned owm, not among its fields" in reported(capsys, folder, "--metrics", "own")
 
 
 MORE = """
@@ -320,8 +320,8 @@ class More(ReadOut):
 def test_details_are_in_the_json_and_columns_in_the_csv(installed, folder, capsys):
     installed("with_more", MORE, more="More")
     assert main(options(folder, "--metrics", "more", "--per-sample", str(folder / "s.csv"))) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["details"] == {"more": {"rows": 150, "first": "evaluated:0"}}
+    reported = json.loads(capsys.readouterr().out)
+    assert reported["details"] == {"more": {"rows": 150, "first": "evaluated:0"}}
     lines = [line.split(",") for line in (folder / "s.csv").read_text().splitlines()]
     assert lines[0] == ["id", "conformity", "norm", "rank", "first_entry", "word"]
     rows = {line[0]: line[4:] for line in lines[1:]}
@@ -331,7 +331,7 @@ def test_details_are_in_the_json_and_columns_in_the_csv(installed, folder, capsy
 
 def test_an_unknown_metric_is_refused_with_the_nearest_name(installed, folder, capsys):
     installed("right_own", own("sharpness"), sharpness="Own")
-    line = told(capsys, folder, "--metrics", "sharpnes")
+    line = reported(capsys, folder, "--metrics", "sharpnes")
     assert "'sharpnes' is unknown" in line
     assert "did you mean 'sharpness'?" in line
 
@@ -362,7 +362,7 @@ def test_however_it_fails_the_others_are_found_and_the_reason_is_one_line(code, 
 
 def test_one_that_cannot_be_imported_is_an_error_where_it_is_asked_for(installed, folder, capsys):
     installed("broken_asked", "raise RuntimeError('the disk is gone')", broken="Own")
-    line = told(capsys, folder, "--metrics", "broken")
+    line = reported(capsys, folder, "--metrics", "broken")
     assert "entry point 'broken' of package 'broken_asked' cannot be imported" in line
     assert "RuntimeError: the disk is gone" in line
 

@@ -197,8 +197,8 @@ def test_too_few_rows_are_refused_and_too_few_for_an_interval_have_none(sides):
 
 def test_unequal_numbers_are_told(sides):
     rows, reference = sides
-    told = PRDCReadOut().notes(read(PRDCReadOut(), rows, fit(reference)))
-    assert "200 samples and 300 of the reference" in told[0]
+    reported = PRDCReadOut().notes(read(PRDCReadOut(), rows, fit(reference)))
+    assert "200 samples and 300 of the reference" in reported[0]
     assert PRDCReadOut().notes(read(PRDCReadOut(), rows, fit(reference[:200]))) == []
 
 
@@ -418,14 +418,14 @@ def test_rows_and_groups_that_intervals_need_are_told(generator):
     """50 rows at k = 5, and eight groups, of the side that has fewer."""
     reference = fit(ellipsoid_rows(90, DIM, generator))
     for one, what in ((PRDCReadOut(), "precision, recall, density and coverage"), (NearestReadOut(), "authenticity")):
-        told = {}
+        reported = {}
         for count, groups in ((49, None), (50, None), (60, torch.arange(60) % 7), (64, torch.arange(64) % 8)):
             stream = read(one, ellipsoid_rows(count, DIM, generator), reference, groups)
-            told[count] = [note for note in one.notes(stream) if "the intervals of" in note]
-            assert bool(told[count]) == any(math.isnan(x) for x in one.resample(stream, resamples=1).values())
-        assert told[49] == [f"the intervals of {what} need at least 50 rows of either side; there are 49."]
-        assert told[60] == [f"the intervals of {what} need at least 8 groups of either side; there are 6.98."]
-        assert told[50] == told[64] == []
+            reported[count] = [note for note in one.notes(stream) if "the intervals of" in note]
+            assert bool(reported[count]) == any(math.isnan(x) for x in one.resample(stream, resamples=1).values())
+        assert reported[49] == [f"the intervals of {what} need at least 50 rows of either side; there are 49."]
+        assert reported[60] == [f"the intervals of {what} need at least 8 groups of either side; there are 6.98."]
+        assert reported[50] == reported[64] == []
 
 
 # --- through score ---------------------------------------------------------------------------------------------------
@@ -442,11 +442,11 @@ def test_score_gives_figures_details_columns_and_says_where_it_looked(copied, tm
     rows, reference = copied
     small = fit(reference, max_samples=240)
     result = scored(rows, small, "prdc", "nearest")
-    told = result.to_dict()
-    assert told["details"].keys() == {"prdc", "nearest"}
-    assert result.figures["coverage"].interval.low <= told["coverage"] <= result.figures["coverage"].interval.high
-    assert any("among the 240 that the reference keeps, of 250" in note for note in told["notes"])
-    json.dumps(told, allow_nan=False)
+    reported = result.to_dict()
+    assert reported["details"].keys() == {"prdc", "nearest"}
+    assert result.figures["coverage"].interval.low <= reported["coverage"] <= result.figures["coverage"].interval.high
+    assert any("among the 240 that the reference keeps, of 250" in note for note in reported["notes"])
+    json.dumps(reported, allow_nan=False)
     write_per_sample(tmp_path / "s.csv", result)
     lines = (tmp_path / "s.csv").read_text().splitlines()
     assert lines[0] == "id,conformity,norm,rank,nearest_id,nearest_cosine"

@@ -135,19 +135,19 @@ def test_a_revision_that_is_not_in_the_cache_is_not_another(online, monkeypatch)
     ],
 )
 def test_what_the_hub_does_not_have_is_one_line(address, reason, online):
-    with pytest.raises(FileNotFoundError) as told:
+    with pytest.raises(FileNotFoundError) as reported:
         cc.ReferenceSet.load(address)
-    assert str(told.value).startswith(f"{address}: cannot be fetched ({reason}")
-    assert "\n" not in str(told.value)
+    assert str(reported.value).startswith(f"{address}: cannot be fetched ({reason}")
+    assert "\n" not in str(reported.value)
 
 
 def test_nothing_in_the_cache_and_no_hub_is_one_line_within_seconds(tmp_path, capsys):
     began = time.monotonic()
     status = main(["score", "--embeddings", "e.npy", "--reference", ADDRESS])
     assert (status, time.monotonic() - began < 5) == (2, True)
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert f"error: {ADDRESS}: cannot be fetched (it is not in the cache, and the model hub does not answer" in told
+    reported = capsys.readouterr().err
+    assert reported.count("\n") == 1
+    assert f"error: {ADDRESS}: cannot be fetched (it is not in the cache, and the model hub does not answer" in reported
 
 
 def test_a_hub_that_does_not_answer_is_one_line_within_seconds(monkeypatch):
@@ -173,10 +173,10 @@ def test_an_interrupted_download_is_told(online, cache, monkeypatch):
 def test_a_download_that_breaks_off_is_one_line_and_no_reference(online, capfd):
     online.breaks_off = True
     began = time.monotonic()
-    with pytest.raises(FileNotFoundError, match=r"image\.safetensors: cannot be fetched \(") as told:
+    with pytest.raises(FileNotFoundError, match=r"image\.safetensors: cannot be fetched \(") as reported:
         cc.ReferenceSet.load(ADDRESS)
     assert capfd.readouterr() == ("", "")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(reported.value)
     assert time.monotonic() - began < 60
 
 
@@ -308,9 +308,9 @@ def test_a_name_that_does_not_fit_is_refused(repo, file, message, reference):
 
 def test_what_the_hub_refuses_is_one_line(reference):
     error = RuntimeError("403 Forbidden\nRequest-ID: 1\nno rights")
-    with pytest.raises(OSError, match=r"cannot be shared \(403 Forbidden\); log in by `hf auth login`") as told:
+    with pytest.raises(OSError, match=r"cannot be shared \(403 Forbidden\); log in by `hf auth login`") as reported:
         reference.push_to_hub("ann/coco", licence="mit", api=Api(error))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(reported.value)
 
 
 def test_without_a_hub_nothing_is_shared(reference):

@@ -190,8 +190,8 @@ def test_the_extrapolation_is_the_line_that_numpy_fits(generator, monkeypatch):
 
 @pytest.mark.parametrize("value", [5.0, 0.1])
 def test_the_interval_of_the_extrapolation_knows_of_the_error_of_its_line(value, generator, monkeypatch):
-    told = torch.tensor(value).double(), torch.tensor(0.7).double()
-    monkeypatch.setattr("clipconformity.stream.readouts.frechet.extrapolate_to_infinite_n", lambda *_: told)
+    reported = torch.tensor(value).double(), torch.tensor(0.7).double()
+    monkeypatch.setattr("clipconformity.stream.readouts.frechet.extrapolate_to_infinite_n", lambda *_: reported)
     found = figures("frechet", *gaussians(90, 300, generator, 1.2))
     half = math.hypot((found["frechet_high"] - found["frechet_low"]) / 2, 1.96 * 0.7)
     assert found["frechet_low"] > 0
@@ -221,13 +221,16 @@ def test_the_extrapolation_is_withheld_where_a_subsample_has_fewer_rows_than_dim
 
 def test_the_rows_that_an_extrapolation_needs_are_told(generator):
     one = read_outs()["frechet"]
-    told = []
+    reported = []
     for size in (20, 64):
         rows, others = gaussians(size, 500, generator, 1.0)
         stream = Stream.open_against(ReferenceSet.fit(others), one.needs)
         stream.update(rows)
-        told.append(one.notes(stream))
-    assert told == [["frechet_infinite_n needs at least 64 rows of either side at 16 dimensions; there are 20."], []]
+        reported.append(one.notes(stream))
+    assert reported == [
+        ["frechet_infinite_n needs at least 64 rows of either side at 16 dimensions; there are 20."],
+        [],
+    ]
 
 
 @pytest.mark.parametrize("dim", [DIM, 60, 100], ids=["few dimensions", "between", "more dimensions than rows"])

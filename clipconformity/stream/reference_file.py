@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,41 @@ def read_reference(path: Path | str) -> ReferenceSet:
     if damage is not None:
         raise ValueError(f"{path}: damaged: {damage}.")
     return _build_reference(about, ids, tensors, whole)
+
+
+def write_part(path: Path, moments: Moments, further: Mapping[str, str]) -> None:
+    """Write the state of some of the samples of a reference; the file appears whole or not at all.
+
+    Unlike a reference it may be of no samples, of one, or of bad ones: this is judged once all parts are merged.
+
+    Args:
+        path: The file.
+        moments: Accumulated moments, as of ``reference_layout``.
+        further: Entries for the metadata.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    sketch = moments.sketch()
+    tensors = {name: moments[name] for name in moments.layout.shapes()} | dict(zip(SAMPLE, sketch, strict=True))
+    ids = [moments.names.get(label, "") for label in sketch.ids.tolist()] if moments.names else None
+    layout = [moments.layout.dim, moments.layout.max_samples]
+    write_state(path, tensors, {"format": KIND.format, "layout": to_json(layout), "ids": to_json(ids), **further})
+
+
+def read_part(path: Path) -> Moments:
+    """Read a file of :func:`write_part`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, or is damaged.
+    """
+    tensors, metadata = read_state(path, KIND)
+    check_whole(path, KIND, tensors, metadata)
+    size, ids = read_entries(path, metadata, "layout", "ids")
+    layout = reference_layout(*size)
+    state: State = {name: tensors[name] for name in layout.shapes()} | {name: [tensors[name]] for name in SAMPLE}
+    return Moments(layout, state, dict(zip(tensors["sample_ids"].tolist(), ids or [], strict=False)))
 
 
 def _check_version(path: Path, version: str | None) -> None:

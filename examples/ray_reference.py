@@ -40,7 +40,7 @@ from clipconformity.stream.reference_file import read_part, write_part
 
 Batch = dict[str, np.ndarray]
 FAN_IN = 8
-"""States that are merged at once; one has 40 MB at 768 dimensions."""
+"""States that are merged at once; one has 42 MB at 768 dimensions."""
 
 
 class Encode:

@@ -4,9 +4,8 @@
     python datasets_map.py --real real.parquet --generated made.parquet --column embeddings --modality image -o scored/
 
 Takes a folder of images, a file (.parquet, .json, .jsonl, .csv), or a name on the hub. The output holds score.json,
-reference.safetensors, and the embeddings in real/ and generated/, which any command takes as --embeddings. What was
-embedded stays in the cache of `datasets`, so that a second run encodes nothing. It needs that package: pip install
-"clipconformity[datasets]". To try it offline, take `--encoder tiny --processes 2`, the model in the package.
+reference.safetensors, and the embeddings in real/ and generated/, which any command takes as --embeddings. It needs
+the package `datasets`: pip install "clipconformity[datasets]". To try it offline, take `--encoder tiny --processes 2`, the model in the package.
 
 Downloads (estimate): CLIP ViT-B/32 of OpenAI, 0.6 GB; none with embeddings.
 Time (estimate): 5,000 images on either side in a minute on one A100 GPU, and in 6 minutes on 8 CPU cores.
@@ -99,7 +98,7 @@ def write_side(side: str, place: str, folder: Path, options: argparse.Namespace)
     else:
         provenance = Provenance.from_encoder(cc.load_encoder(options.encoder, "cpu"), kind)
     plan = {name: getattr(options, name) for name in ("column", "ids", "groups", "encoder", "processes")}
-    plan |= {"kind": kind, "side": side, "identity": provenance.encoder_id}  # other weights: not what is in the cache
+    plan |= {"kind": kind, "side": side}
     embedded = dataset.map(
         Embed(plan),
         batched=True,

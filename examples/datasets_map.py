@@ -5,7 +5,8 @@
 
 Takes a folder of images, a file (.parquet, .json, .jsonl, .csv), or a name on the hub. The output holds score.json,
 reference.safetensors, and the embeddings in real/ and generated/, which any command takes as --embeddings. It needs
-the package `datasets`: pip install "clipconformity[datasets]". To try it offline, take `--encoder tiny --processes 2`, the model in the package.
+the package `datasets`: pip install "clipconformity[datasets]".
+To try it offline, take `--encoder tiny --processes 2`, the model in the package.
 
 Downloads (estimate): CLIP ViT-B/32 of OpenAI, 0.6 GB; none with embeddings.
 Time (estimate): 5,000 images on either side in a minute on one A100 GPU, and in 6 minutes on 8 CPU cores.

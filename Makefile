@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 THREADED := tests/metrics/test_intervals.py tests/stream/test_moments.py tests/evaluation/test_real_data.py tests/demo/test_demo.py
 
-.PHONY: demo test check test-slow test-threads test-fuzz test-properties test-transformers4 coverage dist versions lint types docs bench \
+.PHONY: demo test check test-slow test-threads test-fuzz test-properties test-transformers4 test-recipes coverage dist versions lint types docs bench \
 	bench-all clean
 .DELETE_ON_ERROR:
 
@@ -73,6 +73,12 @@ test-transformers4: $(VENV)/.all
 		"sentence-transformers>=5.1,<6"
 	PYTHONPATH=$(VENV)/transformers4 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 \
 		tests/encoders tests/generators/test_captioning.py tests/examples/test_captioners.py
+
+# The recipes for Ray Data and for Hugging Face datasets, which are large: apart from the environment of the other tests.
+test-recipes: $(VENV)/.all
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(VENV)/recipes \
+		"ray[data]>=2.60" "datasets>=5.2"
+	PYTHONPATH=$(VENV)/recipes $(BIN)/python -m pytest tests/examples/test_recipes.py
 
 lint: $(VENV)/.all
 	$(BIN)/ruff check .

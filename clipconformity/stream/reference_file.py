@@ -99,7 +99,18 @@ def read_reference(path: Path | str) -> ReferenceSet:
 
 
 def write_part(path: Path, moments: Moments, further: Mapping[str, str]) -> None:
-    """Write what some of the samples of a reference came to, with entries for the metadata; whole or not at all."""
+    """Write the state of some of the samples of a reference; the file appears whole or not at all.
+
+    Unlike a reference it may be of no samples, of one, or of bad ones: this is judged once all parts are merged.
+
+    Args:
+        path: The file.
+        moments: Accumulated moments, as of ``reference_layout``.
+        further: Entries for the metadata.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
     sketch = moments.sketch()
     tensors = {name: moments.get_sum(name) for name in moments.layout.shapes()} | dict(zip(SAMPLE, sketch, strict=True))
     ids = [moments.names.get(label, "") for label in sketch.ids.tolist()] if moments.names else None
@@ -108,10 +119,11 @@ def write_part(path: Path, moments: Moments, further: Mapping[str, str]) -> None
 
 
 def read_part(path: Path) -> Moments:
-    """Read what :func:`write_part` wrote; samples may be too few, or bad, which is reported of all of them together.
+    """Read a file of :func:`write_part`.
 
     Raises:
-        ValueError: If it cannot be read, or its checksum does not fit.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, or is damaged.
     """
     tensors, metadata = read_state(path, KIND)
     check_whole(path, KIND, tensors, metadata)

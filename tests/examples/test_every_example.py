@@ -23,6 +23,8 @@ NAMES = {
     "vslerp_unclip": "kakaobrain/karlo-v1-alpha-image-variations",
 }
 """Every example, with what it takes by default."""
+RECIPES = {"datasets_map": "open_clip:ViT-B-32/openai", "ray_reference": "open_clip:ViT-B-32/openai"}
+"""Recipes for other packages, which make references themselves; run in ``test_recipes.py``."""
 OF_THE_EMBEDDED_MODEL = {"tiny_clip_figures", "train_tiny_clip"}
 OF_PUBLISHED_FILES = {"published_captions", "published_generators"}
 """Tested in ``tests/test_published.py``."""
@@ -52,13 +54,15 @@ def required(name, material, **instead):
 
 
 def test_every_example_is_known_here():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(NAMES) | OF_THE_EMBEDDED_MODEL | OF_PUBLISHED_FILES
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(NAMES) | set(
+        RECIPES
+    ) | OF_THE_EMBEDDED_MODEL | OF_PUBLISHED_FILES
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *RECIPES])
 def test_an_example_is_one_short_file_that_stands_alone(name, example):
     text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
-    if name != "clipcap":  # its mapper is written out
+    if name not in ("clipcap", *RECIPES):  # its mapper is written out, and how states or embeddings travel
         assert len(text.splitlines()) <= LONGEST
     imported = set()
     for node in ast.walk(ast.parse(text)):
@@ -75,11 +79,11 @@ def test_an_example_is_one_short_file_that_stands_alone(name, example):
     assert signature.return_annotation == "int"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *RECIPES])
 def test_the_help_says_what_is_downloaded_how_large_it_is_and_how_long_it_takes(name, run):
     said = run(name, "--help").stdout
-    assert NAMES[name] in said
-    assert "--reference" in said
+    assert (NAMES | RECIPES)[name] in said
+    assert "--reference" in said or name in RECIPES
     costs = [line for line in said.splitlines() if line.startswith(("Downloads", "Time"))]
     assert len(costs) == 2
     assert all("(estimate" in line for line in costs)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from clipconformity import __version__
 from clipconformity.cli import outputs
+from clipconformity.cli.encoders import open_encoder
 from clipconformity.cli.messages import print_summary, report_time
 from clipconformity.cli.processes import ShareDone
 from clipconformity.cli.reports import make_run, read_reference_samples, write_page
 from clipconformity.cli.scores import cache_of, check_classes, check_numbers, score_settings
-from clipconformity.cli.sources import KINDS, check_columns, kept_parts, open_encoder, open_source, select_kind
+from clipconformity.cli.sources import KINDS, check_columns, kept_parts, open_source, select_kind
 from clipconformity.cli.states import take_scored
 
 if TYPE_CHECKING:

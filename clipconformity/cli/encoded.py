@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from clipconformity import __version__
+from clipconformity.cli.encoders import choose_image_settings
 from clipconformity.cli.parts import PART, Job, Parts, cut, digest, stated
-from clipconformity.cli.sources import choose_image_settings
 from clipconformity.data.strict_json import to_json
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipconformity.cli import outputs
 from clipconformity.cli.encoded import read_captions_in_parts, read_images_in_parts
+from clipconformity.cli.encoders import open_encoder, require_spec
 from clipconformity.cli.messages import print_summary, report_time
 from clipconformity.cli.sources import (
     check_options,
@@ -17,9 +18,7 @@ from clipconformity.cli.sources import (
     get_embedding_settings,
     kept_parts,
     name_source,
-    open_encoder,
     open_source,
-    require_spec,
 )
 from clipconformity.cli.states import build_moments
 

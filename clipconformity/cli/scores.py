@@ -11,14 +11,7 @@ from clipconformity.cli import outputs
 from clipconformity.cli.encoded import Cache
 from clipconformity.cli.messages import print_summary, report_time
 from clipconformity.cli.reports import make_run, read_reference_samples, write_page
-from clipconformity.cli.sources import (
-    check_given,
-    describe_shard,
-    kept_parts,
-    open_against,
-    open_pairs,
-    open_source,
-)
+from clipconformity.cli.sources import check_given, describe_shard, kept_parts, open_against, open_pairs, open_source
 from clipconformity.cli.states import take_scored
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from torchmetrics import Metric, MetricCollection
 
 from clipconformity.encoders.protocol import Encoder
 from clipconformity.functional.resampling import Interval
-from clipconformity.metrics.base import EncoderOrSpec
 from clipconformity.metrics.distribution import Conformity, ConformityKL, EmbeddingNorm
+from clipconformity.metrics.inputs import EncoderOrSpec
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.readouts.conformity import ConformityReadOut
 from clipconformity.stream.readouts.conformity_kl import ConformityKLReadOut

@@ -13,6 +13,7 @@ from clipconformity.encoders.protocol import Encoder
 from clipconformity.functional.resampling import Interval
 from clipconformity.metrics.distribution import Conformity, ConformityKL, EmbeddingNorm
 from clipconformity.metrics.inputs import EncoderOrSpec
+from clipconformity.metrics.pictures import format_field, list_values
 from clipconformity.stream.readouts.base import Field, ReadOut
 from clipconformity.stream.readouts.conformity import ConformityReadOut
 from clipconformity.stream.readouts.conformity_kl import ConformityKLReadOut
@@ -100,6 +101,17 @@ class FigureMetric(Metric):
         super().reset()
         if self._core.update_called:
             self._core.reset()
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot the figure, or ``val``: one or several values of ``compute``.
+
+        Returns:
+            ``(figure, axes)``.
+        """
+        from clipconformity import plots
+
+        values = list_values(self.compute() if val is None else val)
+        return plots.series(values, quantity=format_field(self.field), ax=ax)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:
         self._core._apply(fn, exclude_state)

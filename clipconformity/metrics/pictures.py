@@ -58,8 +58,12 @@ def format_quantity(readout: ReadOut) -> str:
     """Name the value with its unit, for an axis."""
     if readout.value is None:
         return "value"
-    shown = next(one for one in readout.fields if one.name == readout.value)
-    return shown.about + (f" ({shown.unit})" if shown.unit else "")
+    return format_field(next(one for one in readout.fields if one.name == readout.value))
+
+
+def format_field(field: Field) -> str:
+    """Name a figure with its unit, for an axis."""
+    return field.about + (f" ({field.unit})" if field.unit else "")
 
 
 def list_values(val: Any) -> list[Any]:

@@ -904,6 +904,16 @@ def test_the_plot_of_given_conformity_values_shows_them(rows, reference):
         assert drawn[name] == pytest.approx([float(one[name]) for one in values])
 
 
+def test_one_figure_of_a_collection_plots_its_value(rows, reference):
+    metrics = cc.ConformityMetrics(reference)
+    metrics.update(rows)
+    figure = metrics["norm_mean"]
+    for given, expected in ((None, [float(figure.compute())]), (torch.tensor(2.0), [2.0]), ([1.0, 3.0], [1.0, 3.0])):
+        _, ax = figure.plot(given)
+        assert ax.lines[0].get_ydata().tolist() == pytest.approx(expected)
+        assert ax.get_ylabel() == "mean norm of the raw embeddings (raw units)"
+
+
 @pytest.mark.parametrize("prefix", [None, "val_"])
 def test_a_collection_plots_each_metrics_own_picture(rows, reference, prefix):
     import matplotlib.pyplot as plt

@@ -16,7 +16,7 @@ from clipconformity import __version__
 from clipconformity.cli import commands, comparisons, references, scores
 from clipconformity.cli.examples import EXAMPLES
 from clipconformity.cli.messages import print_message
-from clipconformity.cli.processes import ShareDone, is_one_of_others, joined
+from clipconformity.cli.processes import ShareDone, is_one_of_others, join_ranks
 from clipconformity.cli.signals import catch_stop_signals
 from clipconformity.data.formats import list_suffixes
 from clipconformity.data.hub import is_shared
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _ignore_warning if options.quiet or is_one_of_others() else _show_warning
-                with raise_limits(options.limit or ()), joined(options, words) as options.ranks:
+                with raise_limits(options.limit or ()), join_ranks(options, words) as options.ranks:
                     result = command(options)
                 if isinstance(result, str):
                     return _write_output(result)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from clipconformity import __version__
 from clipconformity.cli import outputs
 from clipconformity.cli.messages import print_summary
-from clipconformity.cli.sources import describe_shard, kept_parts, open_source
+from clipconformity.cli.sources import describe_shard, keep_parts, open_source
 from clipconformity.provenance import shorten_paths
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
 
     from clipconformity.data import write_embeddings
     from clipconformity.data.files import replace_file
-    from clipconformity.stream.merging import pieces_as_lists
+    from clipconformity.stream.merging import format_pieces
     from clipconformity.stream.row_sample import hash_labels
 
     outputs.check(options, [("--output", options.output)])
-    with kept_parts(options, options.output) as parts:
+    with keep_parts(options, options.output) as parts:
         source = open_source(options, parts)
         parts.leave()
         batches = list(source)
@@ -71,7 +71,7 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
                 ids=[name for batch in batches for name in batch.ids],
                 groups=groups,
                 provenance=source.provenance,
-                made_of=pieces_as_lists(source.made_of),
+                made_of=format_pieces(source.made_of),
             )
     result = {"output": str(options.output), "count": len(embeddings), "embed_dim": embeddings.shape[1]}
     origin = {"encoder": source.provenance.spec, "modality": source.provenance.modality}

@@ -13,9 +13,9 @@ from clipconformity.cli.encoders import open_encoder
 from clipconformity.cli.messages import print_summary, report_time
 from clipconformity.cli.processes import ShareDone
 from clipconformity.cli.reports import make_run, read_reference_samples, write_page
-from clipconformity.cli.scores import cache_of, check_classes, check_numbers, score_settings
-from clipconformity.cli.sources import KINDS, check_columns, kept_parts, open_source, select_kind
-from clipconformity.cli.states import take_scored
+from clipconformity.cli.scores import check_classes, check_numbers, list_score_settings, open_cache
+from clipconformity.cli.sources import KINDS, check_columns, keep_parts, open_source, select_kind
+from clipconformity.cli.states import take_in_scored
 
 if TYPE_CHECKING:
     from clipconformity.cli.parts import Parts
@@ -49,15 +49,15 @@ def compare_models(options: argparse.Namespace) -> dict[str, Any] | str:
     check_columns(options)
     outputs.check(options, [("--report", options.report)])
     check_numbers(options)
-    settings = score_settings(options)
+    settings = list_score_settings(options)
     further = _columns(settings["metrics"])
     with report_time(options, "reading the reference"):
         reference = ReferenceSet.load(options.reference)
     samples = read_reference_samples(options, reference)
     encoder = open_encoder(options, reference.spec) if options.images or options.captions else None
-    each = {name: _of_one(options, kind, path) for name, (kind, path) in models.items()}
+    each = {name: _build_one(options, kind, path) for name, (kind, path) in models.items()}
     scores: dict[str, Score] = {}
-    with kept_parts(options, options.report) as parts:
+    with keep_parts(options, options.report) as parts:
         parts.require_same(reference)
         for name, (kind, path) in models.items():
             if isinstance(encoder, BaseEncoder):
@@ -97,10 +97,10 @@ def _scored(
     if kind == SAVED:
         parts.leave()
         return Score.load(path, reference, **{name: settings[name] for name in settings if name != "allow_normalized"})
-    source = open_source(options, parts, reference.spec, cache_of(options, parts), encoder)
+    source = open_source(options, parts, reference.spec, open_cache(options, parts), encoder)
     check_classes(options, source, settings["by"])
     with report_time(options, f"figures of {path.name}", source):
-        scoring, taken = take_scored(options, parts, source, reference, settings)
+        scoring, taken = take_in_scored(options, parts, source, reference, settings)
         figures = {name: settings[name] for name in ("resamples", "margins", "by")}
         found = read_score(taken, scoring.chosen, **figures)
     print_summary(options, source)
@@ -149,7 +149,7 @@ def _models(models: Sequence[str]) -> list[tuple[str, Path]]:
     return found
 
 
-def _of_one(options: argparse.Namespace, kind: str, path: Path) -> argparse.Namespace:
+def _build_one(options: argparse.Namespace, kind: str, path: Path) -> argparse.Namespace:
     """Give the options as they are for one of the models."""
     listed = kind == "images" and path.is_file()
     others = options.captions or any(path.is_file() for path in options.images)
@@ -175,9 +175,9 @@ def _kind(name: str, path: Path, column: str | None) -> str:
         return "embeddings" if any(list_embedding_files(path)) and not walk_images(path).paths else "images"
     if is_image_list(path, column):
         return "images"
-    stated = read_kind(path)
-    if stated == REFERENCE:
+    read_key = read_kind(path)
+    if read_key == REFERENCE:
         raise ValueError(f"{name}: {path} is {'; '.join(FILE_KINDS[REFERENCE])}.")
-    if stated == SCORE:
+    if read_key == SCORE:
         return SAVED
     return "captions" if path.suffix.lower() in FORMATS else "embeddings"

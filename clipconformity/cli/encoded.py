@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from clipconformity import __version__
 from clipconformity.cli.encoders import choose_image_settings
-from clipconformity.cli.parts import PART, Job, Parts, cut, digest, stated
+from clipconformity.cli.parts import PART, Job, Parts, cut, digest, read_key
 from clipconformity.data.strict_json import to_json
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _batches(parts: Parts, encoding: Encoding) -> Iterator[EncodedBatch]:
 
 
 def _give(sources: Sequence[Source], batches: Iterator[EncodedBatch], skip_errors: bool) -> None:
-    from clipconformity.evaluation.sources import encoded_batches
+    from clipconformity.evaluation.sources import encode_batches
 
     counts = sources[0].encoder
 
@@ -121,7 +121,7 @@ def _give(sources: Sequence[Source], batches: Iterator[EncodedBatch], skip_error
             yield batch
 
     for number, (source, stream) in enumerate(zip(sources, tee(counted(), len(sources)), strict=True)):
-        source.batches = encoded_batches(source, stream, number, skip_errors=skip_errors)
+        source.batches = encode_batches(source, stream, number, skip_errors=skip_errors)
         source.progress = _ignore_progress
 
 
@@ -139,11 +139,11 @@ def read_images_in_parts(
     cache: Cache | None = None,
 ) -> list[Source]:
     """Open images as a source for each encoder, each file decoded once; what is encoded is kept in parts."""
-    from clipconformity.evaluation.images import encode_images, named_images, unread_images
+    from clipconformity.evaluation.images import encode_images, name_images, open_unread_images
 
-    files = named_images(images, root)
+    files = name_images(images, root)
     settings = choose_image_settings(options, len(files))
-    sources = unread_images(images, encoders, len(files))
+    sources = open_unread_images(images, encoders, len(files))
 
     def encode(numbers: Iterable[int]) -> Iterator[EncodedBatch]:
         return encode_images(files, encoders, settings["batch_size"], settings["workers"], numbers)
@@ -161,9 +161,9 @@ def read_captions_in_parts(
     options: argparse.Namespace, parts: Parts, captions: Captions, encoder: Encoder, cache: Cache | None = None
 ) -> Source:
     """Open captions as a source; what is encoded is kept in parts."""
-    from clipconformity.evaluation.sources import encode_captions, unread_captions
+    from clipconformity.evaluation.sources import encode_captions, open_unread_captions
 
-    source = unread_captions(captions, encoder)
+    source = open_unread_captions(captions, encoder)
     groups = captions.groups or [""] * len(captions.ids)
     identities = [
         f"{name} {group} {text}" for name, group, text in zip(captions.ids, groups, captions.texts, strict=True)
@@ -193,7 +193,7 @@ class Cache:
         """Give a source its batches: those that lie here, else what is encoded and then kept."""
         key = digest(encoding.about, *encoding.samples)
         path = self.folder / f"{key}.safetensors"
-        found = _kept(path, key)
+        found = _read_kept(path, key)
         self.parts.agree(found is not None)
         batches = iter(found) if found is not None else self._keep(path, key, _batches(self.parts, encoding))
         _give([source], batches, encoding.skip_errors)
@@ -209,8 +209,8 @@ class Cache:
             write_encoded(path, kept, {PART: key})
 
 
-def _kept(path: Path, key: str) -> Encoded | None:
-    if stated(path) != key:
+def _read_kept(path: Path, key: str) -> Encoded | None:
+    if read_key(path) != key:
         return None
     try:
         return read_encoded(path)

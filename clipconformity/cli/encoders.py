@@ -47,13 +47,13 @@ def open_encoder(options: argparse.Namespace, of_reference: str | None = None) -
         hide_progress_bars()
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     with report_time(options, "loading the encoder"):
-        device = own_device(options)
+        device = choose_device(options)
         encoder = call_function(spec) if is_function(spec) else load_encoder(spec, device, dtype=dtype)
     print_encoder(options, encoder)
     return encoder
 
 
-def own_device(options: argparse.Namespace) -> str | None:
+def choose_device(options: argparse.Namespace) -> str | None:
     """The device of the encoder: of several processes on a machine each takes a GPU of its own, in turn."""
     import torch
 

@@ -177,7 +177,7 @@ class Parts:
         """Make the parts that this process takes; the first waits for those of the others."""
         ranks.agree(number, self._card | dict(job.alike) | {"samples": digest(*job.keys)[:12]})
         since = time.monotonic()
-        stored = self._stored_for_all(number, job) if ranks.first else set()
+        stored = self._find_stored_for_all(number, job) if ranks.first else set()
         undone = ranks.share(number, [part for part in range(len(job.keys)) if part not in stored])
         claimed: deque[int] = deque()
 
@@ -203,7 +203,7 @@ class Parts:
                 advance(0)
         self._tell_time(len(undone), since)
 
-    def _stored_for_all(self, number: int, job: Job[Any]) -> set[int]:
+    def _find_stored_for_all(self, number: int, job: Job[Any]) -> set[int]:
         """Take the folder, and find the parts that lie there.
 
         Raises:
@@ -243,7 +243,7 @@ class Parts:
         """Find the parts that lie here and are of this work; warn of the others."""
         found, foreign = set(), 0
         for part, key in enumerate(job.keys):
-            says = stated(self._path(number, part))
+            says = read_key(self._path(number, part))
             found |= {part} if says == key else set()
             foreign += says not in (None, key)
         if foreign:
@@ -279,7 +279,7 @@ class Parts:
         return tqdm(total=sum(job.sizes), initial=done, unit="sample", file=sys.stderr, disable=hidden)
 
 
-def stated(path: Path) -> str | None:
+def read_key(path: Path) -> str | None:
     """What a part says that it is made of; None where there is none that can be read."""
     from safetensors import safe_open
 

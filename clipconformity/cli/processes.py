@@ -41,7 +41,7 @@ def is_one_of_others() -> bool:
 
 
 @contextmanager
-def joined(options: argparse.Namespace, words: Sequence[str]) -> Iterator[Ranks | None]:
+def join_ranks(options: argparse.Namespace, words: Sequence[str]) -> Iterator[Ranks | None]:
     """Join the processes of a command, or start them; None where there is one alone.
 
     Args:
@@ -63,17 +63,17 @@ def joined(options: argparse.Namespace, words: Sequence[str]) -> Iterator[Ranks 
     if of_many():
         if count is not None and STARTED not in os.environ:
             raise ValueError("--processes: goes without torchrun, which has started processes already; leave it out.")
-        with _at_work(_from_environment()) as ranks:
+        with _run_ranks(_read_environment()) as ranks:
             yield ranks
     elif count is not None and count > 1:
-        with _started(count, words) as ranks:
+        with _start_processes(count, words) as ranks:
             yield ranks
     else:
         yield None
 
 
 @contextmanager
-def _at_work(ranks: Ranks) -> Iterator[Ranks]:
+def _run_ranks(ranks: Ranks) -> Iterator[Ranks]:
     """Tell the others how this process ends."""
     try:
         yield ranks
@@ -86,7 +86,7 @@ def _at_work(ranks: Ranks) -> Iterator[Ranks]:
         ranks.leave()
 
 
-def _from_environment() -> Ranks:
+def _read_environment() -> Ranks:
     """Join those that torchrun, or ``--processes``, has started.
 
     Raises:
@@ -126,7 +126,7 @@ def _end_with(parent: int) -> None:
 
 
 @contextmanager
-def _started(count: int, words: Sequence[str]) -> Iterator[Ranks]:
+def _start_processes(count: int, words: Sequence[str]) -> Iterator[Ranks]:
     """Start the others, which this process is the first of; the cores are divided among them."""
     import multiprocessing
 
@@ -155,7 +155,7 @@ def _started(count: int, words: Sequence[str]) -> Iterator[Ranks]:
             others.append(other)
         both = (threads, torch.get_num_threads())
         named = PrefixStore("clipconformity/0", store)
-        with _at_work(Ranks(named, 0, count, 0, count, both, lambda: _failed(others))) as ranks:
+        with _run_ranks(Ranks(named, 0, count, 0, count, both, lambda: _failed(others))) as ranks:
             yield ranks
     finally:
         _end(others)

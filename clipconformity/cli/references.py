@@ -16,7 +16,7 @@ from clipconformity.cli.sources import (
     check_options,
     describe_shard,
     get_embedding_settings,
-    kept_parts,
+    keep_parts,
     name_source,
     open_source,
 )
@@ -40,10 +40,10 @@ def make_reference(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--encoder: several go with --coco alone; name one.")
     options.encoder = options.encoder[0] if options.encoder else None
     outputs.check(options, [("--output", options.output)])
-    with kept_parts(options, options.output) as parts:
+    with keep_parts(options, options.output) as parts:
         source = open_source(options, parts)
         with report_time(options, "statistics", source):
-            reference = _built(options, parts, source)
+            reference = _build(options, parts, source)
         print_summary(options, source)
         summary = describe_reference(reference, options.output)  # may raise before anything is written
         with report_time(options, "writing"), replace_file(options.output, overwrite=options.overwrite) as output:
@@ -51,7 +51,7 @@ def make_reference(options: argparse.Namespace) -> dict[str, Any]:
     return summary | describe_shard(options) | source.remarks
 
 
-def _built(options: argparse.Namespace, parts: Parts, source: Source) -> ReferenceSet:
+def _build(options: argparse.Namespace, parts: Parts, source: Source) -> ReferenceSet:
     """Build a reference of a source, by parts where it is of files of embeddings."""
     from clipconformity.evaluation import build_reference
     from clipconformity.evaluation.shards import FileSource
@@ -87,8 +87,8 @@ def _build_from_coco(options: argparse.Namespace) -> dict[str, Any]:
     outputs.check(options, [*(("--output", path) for path in paths.values()), ("captions beside --output", chosen)])
     coco = open_coco(options)
     summary: dict[str, dict[str, Any]] = {spec: {} for spec in specs}
-    with kept_parts(options, options.output) as parts:
-        built = _of_both(options, parts, coco, specs)
+    with keep_parts(options, options.output) as parts:
+        built = _build_both(options, parts, coco, specs)
         with (
             report_time(options, "writing"),
             Publication(overwrite=options.overwrite) as files,
@@ -146,7 +146,7 @@ def open_coco(options: argparse.Namespace) -> Coco:
         )
 
 
-def _of_both(
+def _build_both(
     options: argparse.Namespace, parts: Parts, coco: Coco, specs: Sequence[str]
 ) -> dict[str, list[tuple[ReferenceSet, dict[str, Any]]]]:
     """Build a reference of the images and one of the captions for each encoder, with the remarks on it."""
@@ -198,10 +198,10 @@ def merge_files(options: argparse.Namespace) -> dict[str, Any]:
 
 def _merge_references(options: argparse.Namespace) -> dict[str, Any]:
     from clipconformity.data.files import replace_file
-    from clipconformity.stream.merging import Merging, pieces_of_reference
+    from clipconformity.stream.merging import Merging, identify_reference
     from clipconformity.stream.reference import ReferenceSet
 
-    merging = Merging(ReferenceSet.merge, pieces_of_reference, "references")
+    merging = Merging(ReferenceSet.merge, identify_reference, "references")
     with report_time(options, "reading and joining the references"):
         for path in options.references:
             merging.add(path, ReferenceSet.load(path))
@@ -233,7 +233,7 @@ def _merge_embeddings(options: argparse.Namespace) -> dict[str, Any]:
     from clipconformity.data.embeddings import Columns
     from clipconformity.data.files import replace_file
     from clipconformity.evaluation.shards import open_embedding_files
-    from clipconformity.stream.merging import pieces_as_lists
+    from clipconformity.stream.merging import format_pieces
 
     with report_time(options, "reading and joining the embeddings"):
         opened = open_embedding_files(options.references, Columns())
@@ -247,7 +247,7 @@ def _merge_embeddings(options: argparse.Namespace) -> dict[str, Any]:
             ids=[name for batch in batches for name in batch.ids],
             groups=torch.cat(groups) if groups else None,
             provenance=opened.provenance,
-            made_of=pieces_as_lists(opened.pieces_of_files),
+            made_of=format_pieces(opened.pieces_of_files),
         )
     return {"output": str(options.output), "count": len(embeddings), "embed_dim": embeddings.shape[1]}
 

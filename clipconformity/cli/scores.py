@@ -11,8 +11,8 @@ from clipconformity.cli import outputs
 from clipconformity.cli.encoded import Cache
 from clipconformity.cli.messages import print_summary, report_time
 from clipconformity.cli.reports import make_run, read_reference_samples, write_page
-from clipconformity.cli.sources import check_given, describe_shard, kept_parts, open_against, open_pairs, open_source
-from clipconformity.cli.states import take_scored
+from clipconformity.cli.sources import check_given, describe_shard, keep_parts, open_against, open_pairs, open_source
+from clipconformity.cli.states import take_in_scored
 
 if TYPE_CHECKING:
     from clipconformity.cli.parts import Parts
@@ -43,7 +43,7 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
     if options.per_class is not None and options.by is None:
         raise ValueError("--per-class: goes with --by; leave it out.")
     check_numbers(options)
-    settings = score_settings(options)
+    settings = list_score_settings(options)
     requirements = _requirements(options, settings["metrics"])
     if options.shard is not None:
         return _score_shard(options, settings)
@@ -51,7 +51,7 @@ def score_samples(options: argparse.Namespace) -> dict[str, Any]:
         reference = ReferenceSet.load(options.reference)
     samples = read_reference_samples(options, reference)
     place = next((path for path in written.values() if path is not None), None)
-    with kept_parts(options, place) as parts:
+    with keep_parts(options, place) as parts:
         result, partner_of = (
             _read_saved(options, reference, settings)
             if options.saved
@@ -98,7 +98,7 @@ def _score_here(
 
     source = _open(options, parts, reference, settings)
     with report_time(options, "figures", source):
-        scoring, taken = take_scored(options, parts, source, reference, settings, hold=options.against is not None)
+        scoring, taken = take_in_scored(options, parts, source, reference, settings, hold=options.against is not None)
         against = open_against(options)
         figures = {name: settings[name] for name in ("resamples", "margins", "by")}
         result = read_score(taken, scoring.chosen, against=against, **figures)
@@ -108,7 +108,7 @@ def _score_here(
 
 def _open(options: argparse.Namespace, parts: Parts, reference: ReferenceSet, settings: Mapping[str, Any]) -> Source:
     parts.require_same(reference)
-    cache = cache_of(options, parts)
+    cache = open_cache(options, parts)
     if options.images and options.captions:
         source = open_pairs(options, parts, reference, cache)
     else:
@@ -172,10 +172,10 @@ def _score_shard(options: argparse.Namespace, settings: dict[str, Any]) -> dict[
         raise ValueError("--shard: goes with one kind of samples; `embed` shards of each, and score these.")
     with report_time(options, "reading the reference"):
         reference = ReferenceSet.load(options.reference)
-    with kept_parts(options, options.save) as parts:
+    with keep_parts(options, options.save) as parts:
         source = _open(options, parts, reference, settings)
         with report_time(options, "taking in", source):
-            scoring, taken = take_scored(options, parts, source, reference, settings)
+            scoring, taken = take_in_scored(options, parts, source, reference, settings)
         print_summary(options, source)
         check_stream(taken.stream.evaluated, scoring.allow_normalized)
         with replace_file(options.save, overwrite=options.overwrite) as path:
@@ -183,12 +183,12 @@ def _score_shard(options: argparse.Namespace, settings: dict[str, Any]) -> dict[
     return {"output": str(options.save), "count": len(taken.rows.ids)} | describe_shard(options) | source.remarks
 
 
-def cache_of(options: argparse.Namespace, parts: Parts) -> Cache | None:
+def open_cache(options: argparse.Namespace, parts: Parts) -> Cache | None:
     """The folder of ``--cache``."""
     return None if options.cache is None else Cache(options.cache, parts)
 
 
-def score_settings(options: argparse.Namespace) -> dict[str, Any]:
+def list_score_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What ``score`` takes beside the samples and the reference."""
     from clipconformity.data import read_classes
 

@@ -160,7 +160,7 @@ def _open_embeddings(options: argparse.Namespace) -> Source:
         settings = get_embedding_settings(options)
         columns = Columns(*(settings.pop(name) for name in ("column", *COLUMNS)))
         opened = open_embedding_files(options.embeddings, columns, spec=options.encoder, **settings)
-    shard = shard_of(options)
+    shard = parse_shard(options)
     if shard is None:
         return opened.source()
     source = opened.source(*shard.span(opened.count, ROWS))
@@ -175,7 +175,7 @@ def _open_images(options: argparse.Namespace) -> tuple[ImageFolder, Told | None]
         folder = read_images(options, options.images)
     if folder.remark:
         warnings.warn(folder.remark, stacklevel=2)
-    shard = shard_of(options)
+    shard = parse_shard(options)
     if shard is None:
         return folder, None
     part = slice(*shard.span(len(folder.paths), options.batch_size))
@@ -191,7 +191,7 @@ def _open_captions(options: argparse.Namespace) -> tuple[Captions, Told | None]:
     captions = read_captions(options.captions, options.column)
     if captions.remark:
         warnings.warn(captions.remark, stacklevel=2)
-    shard = shard_of(options)
+    shard = parse_shard(options)
     if shard is None:
         return captions, None
     part = slice(*shard.span(len(captions.texts), options.batch_size))
@@ -201,7 +201,7 @@ def _open_captions(options: argparse.Namespace) -> tuple[Captions, Told | None]:
     return cut, lambda encoder: shard.piece("captions", texts, dict(encoder.id))
 
 
-def shard_of(options: argparse.Namespace) -> Shard | None:
+def parse_shard(options: argparse.Namespace) -> Shard | None:
     """The shard that ``--shard`` names."""
     text = getattr(options, "shard", None)
     return None if text is None else Shard.parse(text)
@@ -212,7 +212,7 @@ def describe_shard(options: argparse.Namespace) -> dict[str, Any]:
     return {} if getattr(options, "shard", None) is None else {"shard": options.shard}
 
 
-def kept_parts(options: argparse.Namespace, output: Path | None) -> Parts:
+def keep_parts(options: argparse.Namespace, output: Path | None) -> Parts:
     """Give the folder of parts of a command, which all of its processes must be given the same options for."""
     from clipconformity import __version__
     from clipconformity.cli.parts import Parts, digest

@@ -146,7 +146,7 @@ def build_moments(parts: Parts, source: FileSource, max_samples: int, settings: 
     return take_in_parts(parts, source, taking, Moments.merge)
 
 
-def take_scored(
+def take_in_scored(
     options: argparse.Namespace,
     parts: Parts,
     source: Source,

@@ -105,7 +105,7 @@ class _Column:
         """
         _, parquet = import_pyarrow(self.path)
         with parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
-            groups, over = _groups_from(file.metadata, begin)
+            groups, over = _read_groups(file.metadata, begin)
             found = file.iter_batches(batch_size=rows, row_groups=groups, columns=[self.name])
             batches = (batch.column(0) for batch in found)
             rest = next(batches, None)
@@ -197,7 +197,7 @@ class WordColumn(_Column):
             yield found
 
 
-def _groups_from(metadata: Any, begin: int) -> tuple[list[int], int]:
+def _read_groups(metadata: Any, begin: int) -> tuple[list[int], int]:
     """The groups of rows from that of a row on, and how many rows stand before it there."""
     first, over = 0, begin
     while first < metadata.num_row_groups and over >= (size := metadata.row_group(first).num_rows):

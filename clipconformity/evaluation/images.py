@@ -16,7 +16,7 @@ from clipconformity.data.folders import ImageFolder
 from clipconformity.data.images import open_image
 from clipconformity.encoders import BaseEncoder, Encoder
 from clipconformity.encoders.inputs import join_inputs
-from clipconformity.evaluation.sources import EncodedBatch, Source, encoded_batches, list_paths
+from clipconformity.evaluation.sources import EncodedBatch, Source, encode_batches, list_paths
 from clipconformity.provenance import Provenance
 
 T = TypeVar("T")
@@ -71,15 +71,15 @@ def image_sources(
     Returns:
         A source for each encoder.
     """
-    files = named_images(paths, root)
-    sources = unread_images(paths, encoders, len(files))
+    files = name_images(paths, root)
+    sources = open_unread_images(paths, encoders, len(files))
     encoded = encode_images(files, encoders, batch_size, workers, range(-(-len(files) // batch_size)))
     for number, (source, stream) in enumerate(zip(sources, tee(encoded, len(sources)), strict=True)):
-        source.batches = encoded_batches(source, stream, number, skip_errors=skip_errors)
+        source.batches = encode_batches(source, stream, number, skip_errors=skip_errors)
     return sources
 
 
-def unread_images(paths: Sequence[Path] | ImageFolder, encoders: Sequence[Encoder], count: int) -> list[Source]:
+def open_unread_images(paths: Sequence[Path] | ImageFolder, encoders: Sequence[Encoder], count: int) -> list[Source]:
     """Give the sources of so many images, one for each encoder, without their batches."""
     folder = paths if isinstance(paths, ImageFolder) else None
     missing = 0 if folder is None else len(folder.missing)
@@ -101,7 +101,7 @@ def encode_images(
     return _encode_decoded(files, encoders, batch_size, numbers)
 
 
-def named_images(paths: Sequence[Path] | ImageFolder, root: Path | None = None) -> Files:
+def name_images(paths: Sequence[Path] | ImageFolder, root: Path | None = None) -> Files:
     """Give each file its name; arguments as of :func:`image_source`."""
     return list(_name_files(paths, root))
 

@@ -22,7 +22,7 @@ from clipconformity.functional.linalg import units
 from clipconformity.provenance import Provenance
 from clipconformity.stream.alignment import SUMS, MeanScore
 from clipconformity.stream.layout import SAMPLE, SECOND_MOMENTS, Layout, State
-from clipconformity.stream.merging import Merging, Piece, pieces_as_lists, pieces_of
+from clipconformity.stream.merging import Merging, Piece, format_pieces, list_pieces
 from clipconformity.stream.moments import Moments, assign_buckets
 from clipconformity.stream.readouts import Needs, ReadOut
 from clipconformity.stream.reference import ReferenceSet
@@ -112,7 +112,7 @@ def write_taken(
         tensors |= dict(zip(HELD, (torch.cat(part) for part in zip(*taken.held, strict=True)), strict=True))
     texts = {"ids": to_json([*map(str, rows.ids)]), "words": to_json(words)}
     about = _describe_samples(taken, moments, metrics) | {name: f"{x}_pair_bad" in tensors for name, x in FLAGS.items()}
-    texts |= {"score": to_json(about)} | ({MADE_OF: to_json(pieces_as_lists(taken.made_of))} if taken.made_of else {})
+    texts |= {"score": to_json(about)} | ({MADE_OF: to_json(format_pieces(taken.made_of))} if taken.made_of else {})
     write_state(path, tensors, {"format": KIND.format, "format_version": FORMAT_VERSION} | texts | dict(further or {}))
 
 
@@ -195,14 +195,14 @@ def merge_saved(paths: Sequence[Path | str], reference: ReferenceSet) -> Saved:
     """
     files = sorted(map(Path, paths), key=lambda path: [(one.work or "", one.share or 0) for one in _pieces(path)])
     merging: Merging[Saved] = Merging(
-        lambda first, second: _joined(first, second), lambda saved: saved.taken.made_of, "saved scores"
+        lambda first, second: _join(first, second), lambda saved: saved.taken.made_of, "saved scores"
     )
     for path in files:
         merging.add(path, read_saved(path, reference))
     return merging.joined()
 
 
-def _joined(first: Saved, second: Saved) -> Saved:
+def _join(first: Saved, second: Saved) -> Saved:
     names = ("embed_dim", "normalized", "grouped", "metrics", "columns", *SECOND_MOMENTS, *FLAGS)
     for name in names:
         if first.about[name] != second.about[name]:
@@ -256,7 +256,7 @@ def read_saved(path: Path | str, reference: ReferenceSet, *, part: bool = False)
         [] if part else reference.provenance.check(provenance),
         _read_remarks(about),
         [(tensors[HELD[0]], tensors[HELD[1]])] if HELD[0] in tensors else (),
-        () if part else pieces_of(read_pieces(path, metadata), lambda: compute_checksum(tensors, {})),
+        () if part else list_pieces(read_pieces(path, metadata), lambda: compute_checksum(tensors, {})),
     )
     return Saved(taken, about)
 

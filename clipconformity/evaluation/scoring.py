@@ -160,13 +160,13 @@ def join_taken(first: AccumulatedSamples, second: AccumulatedSamples) -> Accumul
     return first._replace(
         stream=first.stream.merge(second.stream),
         rows=SampleValues(ids, norms, conformities, columns),
-        remarks=_joined_remarks(first.remarks, second.remarks),
+        remarks=_join_remarks(first.remarks, second.remarks),
         held=[*first.held, *second.held],
         made_of=(*first.made_of, *second.made_of),
     )
 
 
-def _joined_remarks(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+def _join_remarks(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Add up what was left out or cut."""
     skipped = [one["skipped"]["count"] for one in (first, second) if "skipped" in one]
     truncated = [one["truncated"] for one in (first, second) if "truncated" in one]

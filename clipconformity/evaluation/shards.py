@@ -19,7 +19,7 @@ from clipconformity.data.names import Names
 from clipconformity.evaluation.sources import FileRows, Source, SourceBatch, list_paths
 from clipconformity.provenance import UNKNOWN, Provenance
 from clipconformity.stream.checks import refuse_normalized
-from clipconformity.stream.merging import Piece, lacking_shares, pieces_from_lists, refuse_twice
+from clipconformity.stream.merging import Piece, find_missing_shares, parse_pieces, refuse_twice
 from clipconformity.stream.row_sample import hash_labels
 
 ROWS = 4096
@@ -90,7 +90,7 @@ def open_embedding_files(
         raise ValueError(f"embeddings: {reason}")
     shards = [shard for _, shard in named]
     _check_alike(shards)
-    pieces = _checked_pieces(shards)
+    pieces = _check_pieces(shards)
     origins = [shard.provenance for shard in shards]
     Provenance.combine(origins, "the files")
     provenance = Provenance.combine([Provenance(spec, None, modality), *origins], "the options and the files")
@@ -200,14 +200,14 @@ def _check_alike(shards: Sequence[EmbeddingShard]) -> None:
         warnings.warn(f"{other.path} holds {theirs}, and {first.path} {mine}: both are used as they are.", stacklevel=3)
 
 
-def _checked_pieces(shards: Sequence[EmbeddingShard]) -> list[Piece]:
+def _check_pieces(shards: Sequence[EmbeddingShard]) -> list[Piece]:
     """Refuse files that hold the same share of some samples, and warn where shares are not there."""
     known: list[tuple[Path, tuple[Piece, ...]]] = []
     for shard in shards:
         if shard.made_of is None:
             continue
         try:
-            pieces = pieces_from_lists(shard.made_of)
+            pieces = parse_pieces(shard.made_of)
         except ValueError as error:
             raise ValueError(f"{shard.path}: damaged: {error}.") from None
         for path, others in known:
@@ -217,7 +217,7 @@ def _checked_pieces(shards: Sequence[EmbeddingShard]) -> list[Piece]:
                 raise ValueError(f"embeddings: {path} and {shard.path}: {error}") from None
         known.append((shard.path, pieces))
     found = [piece for _, pieces in known for piece in pieces]
-    for lacking in lacking_shares(found):
+    for lacking in find_missing_shares(found):
         warnings.warn(f"{lacking}: the figures are of those alone.", stacklevel=4)
     return found
 

@@ -221,7 +221,7 @@ def check_source(source: object) -> None:
         )
 
 
-def encoded_batches(
+def encode_batches(
     source: Source, encoded: Iterable[EncodedBatch], number: int = 0, *, skip_errors: bool = False
 ) -> Iterator[SourceBatch]:
     """Give what one of the encoders made as the batches of a source, which counts what was left out.
@@ -248,13 +248,13 @@ def caption_source(captions: Captions, encoder: Encoder, *, batch_size: int = 25
         encoder: An encoder of ``load_encoder``, or any other.
         batch_size: Captions encoded at once.
     """
-    source = unread_captions(captions, encoder)
+    source = open_unread_captions(captions, encoder)
     numbers = range(-(-len(captions.texts) // batch_size))
-    source.batches = encoded_batches(source, encode_captions(captions, encoder, batch_size, numbers))
+    source.batches = encode_batches(source, encode_captions(captions, encoder, batch_size, numbers))
     return source
 
 
-def unread_captions(captions: Captions, encoder: Encoder) -> Source:
+def open_unread_captions(captions: Captions, encoder: Encoder) -> Source:
     """Give the source of captions without its batches; what the tokenizer does not know is looked for and warned of."""
     counts = encoder if isinstance(encoder, BaseEncoder) else None
     return Source(

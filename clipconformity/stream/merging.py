@@ -85,7 +85,7 @@ class Merging(Generic[T]):
 
     def joined(self) -> T:
         """Give all that came as one, which is at least one."""
-        if lacking := [*lacking_shares(piece for _, pieces in self._known for piece in pieces)]:
+        if lacking := [*find_missing_shares(piece for _, pieces in self._known for piece in pieces)]:
             warnings.warn(f"{lacking[0]}: the figures are of those alone.", stacklevel=3)
         found = self._tree.joined()
         assert found is not None
@@ -112,7 +112,7 @@ class Piece:
         return f"shard {self.share}/{self.shares}" if self.work else f"the file with the checksum {self.identity!s:.12}"
 
 
-def pieces_of(made_of: Sequence[Piece], identity: Callable[[], str]) -> tuple[Piece, ...]:
+def list_pieces(made_of: Sequence[Piece], identity: Callable[[], str]) -> tuple[Piece, ...]:
     """Say what a file holds, each piece with its checksum; a file that says nothing is one piece."""
     if made_of and all(piece.identity is not None for piece in made_of):
         return tuple(made_of)
@@ -139,7 +139,7 @@ def refuse_twice(first: Sequence[Piece], second: Sequence[Piece]) -> None:
             )
 
 
-def lacking_shares(pieces: Iterable[Piece]) -> Iterator[str]:
+def find_missing_shares(pieces: Iterable[Piece]) -> Iterator[str]:
     """Say which shards of a cut are not there."""
     there: dict[tuple[str | None, int], set[int]] = {}
     for piece in pieces:
@@ -150,13 +150,13 @@ def lacking_shares(pieces: Iterable[Piece]) -> Iterator[str]:
             yield f"{len(found)} of {shares} shards are there; {list_first(lacking)} of {shares} are not"
 
 
-def pieces_as_lists(pieces: Sequence[Piece]) -> list[list[Any]]:
+def format_pieces(pieces: Sequence[Piece]) -> list[list[Any]]:
     """Give pieces as plain values, for a file."""
     return [list(astuple(piece)) for piece in pieces]
 
 
-def pieces_from_lists(found: Any) -> tuple[Piece, ...]:
-    """Read what :func:`pieces_as_lists` gave.
+def parse_pieces(found: Any) -> tuple[Piece, ...]:
+    """Read what :func:`format_pieces` gave.
 
     Raises:
         ValueError: If it is something else.
@@ -172,11 +172,11 @@ def pieces_from_lists(found: Any) -> tuple[Piece, ...]:
     return tuple(Piece(*one) for one in found)
 
 
-def pieces_of_reference(reference: ReferenceSet) -> tuple[Piece, ...]:
+def identify_reference(reference: ReferenceSet) -> tuple[Piece, ...]:
     """Say what a reference holds."""
     from clipconformity.stream.reference_file import reference_identity
 
-    return pieces_of(reference.made_of, lambda: reference_identity(reference))
+    return list_pieces(reference.made_of, lambda: reference_identity(reference))
 
 
 def merge_references(first: ReferenceSet, second: ReferenceSet) -> ReferenceSet:
@@ -196,7 +196,7 @@ def merge_references(first: ReferenceSet, second: ReferenceSet) -> ReferenceSet:
         first.provenance.check(second.provenance)
     if first.count == second.count and torch.equal(first.sketch.keys, second.sketch.keys):
         raise ValueError("cannot merge a reference with itself: every sample would count twice.")
-    pieces = [pieces_of_reference(part) for part in (first, second)]
+    pieces = [identify_reference(part) for part in (first, second)]
     try:
         refuse_twice(*pieces)
     except ValueError as error:

@@ -15,7 +15,7 @@ from clipconformity.data.strict_json import to_json
 from clipconformity.data.untrusted import format_value
 from clipconformity.provenance import Provenance
 from clipconformity.stream.layout import SAMPLE, State
-from clipconformity.stream.merging import Piece, pieces_as_lists, pieces_from_lists
+from clipconformity.stream.merging import Piece, format_pieces, parse_pieces
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.state_file import (
@@ -58,7 +58,7 @@ def write_reference(path: Path | str, reference: ReferenceSet) -> None:
     ids = [names.get(label, "") for label in reference.sketch.ids.tolist()] if names else None
     about = {"format": KIND.format, "format_version": version}
     about |= {"reference": to_json(reference.describe()), "ids": to_json(ids)}
-    about |= {MADE_OF: to_json(pieces_as_lists(reference.made_of))} if reference.made_of else {}
+    about |= {MADE_OF: to_json(format_pieces(reference.made_of))} if reference.made_of else {}
     write_state(path, _list_tensors(reference), about)
 
 
@@ -142,7 +142,7 @@ def read_pieces(path: Path, metadata: Mapping[str, str]) -> tuple[Piece, ...]:
     if MADE_OF not in metadata:
         return ()
     try:
-        return pieces_from_lists(*read_entries(path, metadata, MADE_OF))
+        return parse_pieces(*read_entries(path, metadata, MADE_OF))
     except ValueError as error:
         raise ValueError(f"{path}: damaged: {error}.") from None
 

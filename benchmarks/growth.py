@@ -14,10 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import RUNS, run_alone
+from peers import OWN, RUNS, run_alone
 
-PAIRS = ("cmmd", "vendi")
-COLORS = {"one_run": "#0072b2", "cmmd": "#d55e00", "vendi": "#cc79a7", "fid": "#009e73", "kid": "#e69f00"}
+PAIRS = ("cmmd", "vendi", "prdc", "own_prdc")
+COLORS = {
+    "one_run": "#0072b2",
+    "own_prdc": "#0072b2",
+    "cmmd": "#d55e00",
+    "vendi": "#cc79a7",
+    "prdc": "#56b4e9",
+    "fid": "#009e73",
+    "kid": "#e69f00",
+}
 
 
 def is_within(name: str, count: int, max_pairs: int) -> bool:
@@ -53,8 +61,8 @@ def draw(found: list[dict[str, Any]], dims: list[int], path: Path) -> None:
             points = [
                 (one["count"], max(one["seconds"], 0.01)) for one in found if (one["dim"], one["name"]) == (dim, name)
             ]
-            axes.plot(*zip(*points, strict=True), "o-", color=COLORS[name], label=about,
-                      linewidth=2.5 if name == "one_run" else 1.2, markersize=4)  # fmt: skip
+            style, width = ("o--" if name == "own_prdc" else "o-"), (2.5 if name in OWN else 1.2)
+            axes.plot(*zip(*points, strict=True), style, color=COLORS[name], label=about, linewidth=width, markersize=4)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_title(f"D = {dim}", loc="left", fontsize=10)

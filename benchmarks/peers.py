@@ -6,6 +6,7 @@ matrices which the published code holds.
 
 - CMMD: the Gaussian kernel over all pairs, as published, here in blocks.
 - Vendi score: the eigenvalues of the N x N matrix of cosines, as published.
+- PRDC: precision, recall, density and coverage by whole matrices of distances, as published, beside `functional.prdc`.
 - FID: torchmetrics' on the same features.
 - KID: torchmetrics' on the same features, with the cubic kernel over 100 subsets of 1,000 rows that is its default.
 
@@ -26,9 +27,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+OWN = ("one_run", "own_prdc")
 METRICS = ("cosine_mmd", "cmmd", "vendi", "frechet")
 BATCH = 1000
 
@@ -116,10 +119,44 @@ def fid(rows: Tensor, reference: Tensor, part: int) -> Found:
     return Found(time.process_time() - start, {"frechet": float(metric.compute())})
 
 
+def own_prdc(rows: Tensor, reference: Tensor, part: int) -> Found:
+    from clipconformity.functional import prdc as compute_prdc
+
+    some, others = rows[:part], reference[:part]
+    start = time.process_time()
+    found = compute_prdc(some, others)
+    taken = (time.process_time() - start) * (len(rows) / len(some)) ** 2
+    return Found(taken, {name: float(value) for name, value in found._asdict().items()}, how=_scaled(rows, part))
+
+
+def prdc(rows: Tensor, reference: Tensor, part: int) -> Found:
+    """Take the published formulas on whole matrices of distances, by scikit-learn as in the package."""
+    from sklearn.metrics import pairwise_distances
+
+    some, others = rows[:part].numpy(), reference[:part].numpy()
+    start = time.process_time()
+    mine, theirs = (np.partition(pairwise_distances(side), 5, axis=1)[:, 5] for side in (some, others))
+    between = pairwise_distances(others, some)
+    values = {
+        "precision": float((between < theirs[:, None]).any(0).mean()),
+        "recall": float((between < mine[None, :]).any(1).mean()),
+        "density": float((between < theirs[:, None]).sum(0).mean() / 5),
+        "coverage": float((between.min(1) < theirs).mean()),
+    }
+    taken = (time.process_time() - start) * (len(rows) / len(some)) ** 2
+    return Found(taken, values, 4 * len(rows) ** 2 / 1e9, _scaled(rows, part))
+
+
+def _scaled(rows: Tensor, part: int) -> str:
+    return "in full" if part >= len(rows) else f"{part} rows timed, scaled by the square"
+
+
 RUNS: dict[str, tuple[str, Callable[[Tensor, Tensor, int], Found]]] = {
     "one_run": ("clipconformity, one run with intervals", one_run),
     "cmmd": ("CMMD over all pairs", cmmd),
     "vendi": ("Vendi score from N x N", vendi),
+    "own_prdc": ("clipconformity, PRDC", own_prdc),
+    "prdc": ("PRDC over all pairs", prdc),
     "fid": ("FID of torchmetrics", fid),
     "kid": ("KID of torchmetrics, of subsets", kid),
 }
@@ -152,7 +189,7 @@ def draw(taken: dict[str, dict[str, Any]], title: str, path: Path) -> None:
     figure = Figure(figsize=(7, 2.6), layout="constrained")
     axes = figure.subplots()
     for place, (name, one) in enumerate(reversed(taken.items())):
-        own, whole = name == "one_run", one["how"] == "in full"
+        own, whole = name in OWN, one["how"] == "in full"
         axes.barh(place, one["seconds"], color="#0072b2" if own else "#bbbbbb", hatch=None if whole else "//",
                   edgecolor="white", linewidth=0)  # fmt: skip
         reported = f"{one['seconds']:,.{0 if one['seconds'] >= 100 else 1}f} s" + ("" if whole else " (scaled)")

@@ -105,8 +105,9 @@ class Provenance:
                 )
             return []
         remarks = []
-        # Decisive parts come first: no warning before an error.
-        for part in sorted(set(self.encoder_id) | set(other.encoder_id), key=lambda one: (one not in DECISIVE, one)):
+        # Decisive parts come first: no warning before an error, and weights say more than preprocessing.
+        minor = sorted((set(self.encoder_id) | set(other.encoder_id)) - set(DECISIVE))
+        for part in (*DECISIVE, *minor):
             mine, theirs = self.encoder_id.get(part), other.encoder_id.get(part)
             if mine == theirs:
                 continue

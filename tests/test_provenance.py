@@ -27,6 +27,11 @@ def test_another_encoder_is_refused_by_name(part):
         KNOWN.check(other(**{part: "x"}))
 
 
+def test_other_weights_are_named_before_other_preprocessing():
+    with pytest.raises(ValueError, match="^weights of the encoder"):
+        KNOWN.check(other(weights="x", preprocessing="x"))
+
+
 def test_another_precision_is_a_warning_and_a_remark():
     with pytest.warns(UserWarning, match="conformities may differ slightly"):
         remarks = KNOWN.check(other(precision="bfloat16"))

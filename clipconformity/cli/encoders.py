@@ -40,7 +40,8 @@ def open_encoder(options: argparse.Namespace, of_reference: str | None = None) -
 
     if options.encoder is None and of_reference not in (None, "tiny"):  # data must not decide what is loaded
         raise ValueError(
-            f"--encoder: the reference names encoder {of_reference!r}; pass --encoder {of_reference!r} to load it."
+            f"--encoder: the reference names encoder {of_reference!r}; pass --encoder {of_reference!r} to load it, or "
+            "where that is one of your own, --encoder MODULE:FUNCTION, which makes it."
         )
     spec = require_spec(options.encoder or of_reference)
     if options.quiet or not sys.stderr.isatty():

@@ -44,8 +44,8 @@ class Shard(NamedTuple):
         units = max(1, count // size)
         if self.shards > units:
             raise ValueError(
-                f"--shard: {count} samples in batches of {size} can be cut into at most {units} shards, got "
-                f"{self.shards}; ask for fewer."
+                f"--shard: {count} samples in batches of {size} can be cut into at most {units} "
+                f"{'shard' if units == 1 else 'shards'}, got {self.shards}; ask for fewer."
             )
         first = units * (self.number - 1) // self.shards * size
         last = count if self.number == self.shards else units * self.number // self.shards * size

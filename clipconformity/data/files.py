@@ -46,7 +46,7 @@ def check_output(path: Path) -> Path:
             f"{path} is not a regular file, but a device, a pipe, a socket or a loop of links; name a file to write."
         )
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {target.parent} does not exist.")
+        raise FileNotFoundError(f"cannot write {path}: the folder {target.parent} does not exist; make it first.")
     if not os.access(target.parent, os.W_OK):
         raise PermissionError(f"cannot write {path}: the folder {target.parent} is not writable.")
     return target

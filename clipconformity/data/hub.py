@@ -132,7 +132,8 @@ def _explain_absence(address: Address, error: Exception, usable: bool) -> Except
         reason = (lines[0][:200] if lines else type(error).__name__).rstrip(".")
     if left := _count_partial_bytes(address):
         reason += f"; an interrupted download of {left:,} bytes lies in the cache, so load it again with a connection"
-    return FileNotFoundError(f"{address}: cannot be fetched ({reason}).")
+    advice = "" if usable else "; check the address and the connection, or give a file that is on this machine"
+    return FileNotFoundError(f"{address}: cannot be fetched ({reason}){advice}.")
 
 
 def _count_partial_bytes(address: Address) -> int:

@@ -66,7 +66,7 @@ def check_limit(where: object, name: str, found: int) -> None:
     if found > most:
         raise LimitError(
             f"{where}: {found:,} {LIMITS[name].what} are over the limit of {most:,}; where the file can be trusted, "
-            f"raise it with --limit {name}={found}, or in Python with {ENVIRONMENT} in the environment."
+            f"raise it with --limit {name}={found}, or in Python with {ENVIRONMENT}={name}={found} in the environment."
         )
 
 

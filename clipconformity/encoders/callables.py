@@ -24,8 +24,8 @@ class CallableEncoder:
     """An encoder made of two functions that return *raw* embeddings.
 
     Args:
-        encode_image: From a list of RGB images to ``(N, D)``.
-        encode_text: From a list of strings to ``(N, D)``.
+        encode_image: From a list of RGB images to ``(N, D)``; None where the model takes no images.
+        encode_text: From a list of strings to ``(N, D)``; None where it takes no texts.
         embed_dim: Dimension D.
         spec: A name for it, recorded in reference sets; after unpickling a metric, the encoder has to be given again.
         id: The identity that must agree between two uses, such as ``{"weights": "..."}``; by default the spec.
@@ -41,8 +41,8 @@ class CallableEncoder:
 
     def __init__(
         self,
-        encode_image: Callable[[list[Image.Image]], Tensor],
-        encode_text: Callable[[list[str]], Tensor],
+        encode_image: Callable[[list[Image.Image]], Tensor] | None,
+        encode_text: Callable[[list[str]], Tensor] | None,
         embed_dim: int,
         *,
         spec: str,
@@ -58,11 +58,23 @@ class CallableEncoder:
         return f"{type(self).__name__}({self.spec!r})"
 
     def encode_image(self, images: Any) -> Tensor:
-        """Encode images; arguments as of :meth:`BaseEncoder.encode_image`."""
+        """Encode images; arguments as of :meth:`BaseEncoder.encode_image`.
+
+        Raises:
+            TypeError: If the encoder takes no images.
+        """
+        if self._encode_image is None:
+            raise TypeError(f"{self.spec}: takes no images; give texts, or make it with encode_image=.")
         return self._check_embeddings(self._encode_image, list_images(images))
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
-        """Encode a text or a list of texts."""
+        """Encode a text or a list of texts.
+
+        Raises:
+            TypeError: If the encoder takes no texts.
+        """
+        if self._encode_text is None:
+            raise TypeError(f"{self.spec}: takes no texts; give images, or make it with encode_text=.")
         return self._check_embeddings(self._encode_text, list_texts(texts))
 
     def __call__(self, batch: Any) -> Tensor:

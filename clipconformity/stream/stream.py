@@ -150,7 +150,8 @@ class Stream:
         side = REAL if real else EVALUATED
         if side not in self.sides:
             return None
-        check_same_dim(embeddings, self.sides[side].layout.dim, "batch", "the stream")
+        other = "the stream" if self.reference is None else "the reference"
+        check_same_dim(embeddings, self.sides[side].layout.dim, "batch", other)
         self._real = self._contrast = None
         self._once.clear()
         if partners is not None and len(embeddings):

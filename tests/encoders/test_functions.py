@@ -12,7 +12,7 @@ import torch
 import clipconformity as cc
 from clipconformity.cli import main
 from clipconformity.demo import draw_scene, sample_scenes
-from clipconformity.encoders.callables import is_function
+from clipconformity.encoders.callables import CallableEncoder, is_function
 from clipconformity.stream.reference import ReferenceSet
 
 MODULE = """
@@ -99,3 +99,14 @@ def test_specs_of_the_library_are_none(folder):
     assert is_function("collections.abc:Sequence")
     for spec in ("tiny", "hf:json", "open_clip:ViT-B-32/openai", "images", "a/b:c", "no_such_module:make"):
         assert not is_function(spec)
+
+
+def test_an_encoder_of_one_modality_refuses_the_other():
+    images = CallableEncoder(lambda batch: torch.ones(len(batch), 2), None, 2, spec="seer")
+    texts = CallableEncoder(None, lambda batch: torch.ones(len(batch), 2), 2, spec="reader")
+    pixels = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    assert images(pixels).shape == texts("a dog").shape == (1, 2)
+    with pytest.raises(TypeError, match="seer: takes no texts; give images"):
+        images("a dog")
+    with pytest.raises(TypeError, match="reader: takes no images; give texts"):
+        texts(pixels)

@@ -194,9 +194,7 @@ def merge_saved(paths: Sequence[Path | str], reference: ReferenceSet) -> Saved:
         ValueError: As :func:`read_scores`.
     """
     files = sorted(map(Path, paths), key=lambda path: [(one.work or "", one.share or 0) for one in _pieces(path)])
-    merging: Merging[Saved] = Merging(
-        lambda first, second: _join(first, second), lambda saved: saved.taken.made_of, "saved scores"
-    )
+    merging: Merging[Saved] = Merging(_join, lambda saved: saved.taken.made_of, "saved scores")
     for path in files:
         merging.add(path, read_saved(path, reference))
     return merging.joined()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ from clipconformity.stream.spread import Spread, spread_without
 
 if TYPE_CHECKING:
     from clipconformity.stream.merging import Piece
+
+Value = TypeVar("Value")
 
 
 class ReferenceSet:
@@ -73,7 +75,7 @@ class ReferenceSet:
         self.sketch: Sample = moments.sketch()
         self.normalized = moments.normalized
         self.grouped = moments.grouped
-        self._once: dict[str, Tensor] = {}
+        self._once: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         about = [f"count={self.count}", f"embed_dim={self.embed_dim}"]
@@ -298,11 +300,12 @@ class ReferenceSet:
         """
         return make_grid(self.null_conformities)
 
-    def cache(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        """Compute what a read-out needs of this set alone, and keep it for the next one."""
+    def cache(self, name: str, compute: Callable[[], Value]) -> Value:
+        """Compute a value that depends on this set alone, and keep it."""
         if name not in self._once:
             self._once[name] = compute()
-        return self._once[name]
+        found: Value = self._once[name]
+        return found
 
     def view(
         self,

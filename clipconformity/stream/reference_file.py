@@ -64,7 +64,7 @@ def write_reference(path: Path | str, reference: ReferenceSet) -> None:
 
 def reference_identity(reference: ReferenceSet) -> str:
     """Identify a reference by a hash of its statistics and rows: equal for a saved copy, whatever its name."""
-    return compute_checksum(_list_tensors(reference), {})
+    return reference.cache("identity", lambda: compute_checksum(_list_tensors(reference), {}))
 
 
 def same_reference(one: ReferenceSet, other: ReferenceSet) -> bool:

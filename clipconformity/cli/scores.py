@@ -196,7 +196,7 @@ def list_score_settings(options: argparse.Namespace) -> dict[str, Any]:
     own = options.metrics is None and "models" not in options and options.saved
     return {
         "resamples": options.resamples,
-        "metrics": None if own else (options.metrics or CORE).split(","),
+        "metrics": None if own else [name.strip() for name in (options.metrics or CORE).split(",")],
         "margins": _parse_margins(options.margin),
         "by": None if options.by is None else read_classes(options.by),
         "allow_normalized": options.allow_normalized,
@@ -233,7 +233,8 @@ def check_numbers(options: argparse.Namespace) -> None:
 
 def _parse_requirements(text: str, known: set[str]) -> Requirement:
     from clipconformity.evaluation.requirements import Requirement
-    from clipconformity.evaluation.scoring import suggest_name
+    from clipconformity.evaluation.suggestions import suggest_figure
+    from clipconformity.stream.readouts import read_outs
 
     try:
         found = Requirement.parse(text)
@@ -241,7 +242,8 @@ def _parse_requirements(text: str, known: set[str]) -> Requirement:
         raise ValueError(f"--require: {error}") from None
     if found.name not in known:
         expected = f"expected one of {', '.join(sorted(known))}"
-        raise ValueError(f"--require: there is no figure {found.name!r}: {expected}{suggest_name(found.name, known)}")
+        meant = suggest_figure(found.name, known, read_outs())
+        raise ValueError(f"--require: there is no figure {found.name!r}: {expected}{meant}")
     return found
 
 

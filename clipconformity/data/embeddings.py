@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from clipconformity.data.brief import format_brief
 from clipconformity.data.files import write_tensors
 from clipconformity.data.formats import FORMAT, KEY, READERS, check_expansion, list_suffixes
 from clipconformity.data.layout import find_metadata, parse_modality
@@ -60,6 +61,12 @@ class EmbeddingFile:
     named: bool = False
     groups: Tensor | None = None
     provenance: Provenance = UNKNOWN
+
+    def __repr__(self) -> str:
+        count, dim = self.embeddings.shape
+        origin = {"spec": self.provenance.spec, "modality": self.provenance.modality}
+        groups = None if self.groups is None else len(self.groups.unique())
+        return format_brief(self, path=self.path, count=count, embed_dim=dim, **origin, groups=groups)
 
 
 class EmbeddingBlock(NamedTuple):

@@ -9,6 +9,7 @@ from html import escape
 from itertools import combinations
 from typing import Any, Literal
 
+from clipconformity.data.brief import format_brief
 from clipconformity.evaluation.classes import ByClass
 from clipconformity.evaluation.difference import MAX_RATIO, Difference
 from clipconformity.evaluation.people import HumanSpread
@@ -45,6 +46,9 @@ class Comparison:
 
     scores: Mapping[str, Score]
     differences: Sequence[Difference]
+
+    def __repr__(self) -> str:
+        return format_brief(self, runs=[*self.scores], differences=len(self.differences))
 
     def difference(self, first: str, second: str, figure: str = "typicality_shift") -> Difference:
         """Return the difference of two runs, in the given order.

@@ -159,7 +159,7 @@ class OpenedFiles:
         return source
 
 
-@dataclass
+@dataclass(repr=False)
 class FileSource(Source):
     """Rows of files as a source, which can be read in parts too.
 

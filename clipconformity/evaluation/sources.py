@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from clipconformity.data.brief import format_brief
 from clipconformity.data.captions import Captions
 from clipconformity.data.folders import ImageFolder
 from clipconformity.data.untrusted import format_value
@@ -43,6 +44,10 @@ class SourceBatch(NamedTuple):
     """Whether the names are only row numbers."""
     partners: Partners | None = None
     """Partners of each row in the other modality, where the samples are pairs."""
+
+    def __repr__(self) -> str:
+        count, dim = self.embeddings.shape
+        return format_brief(self, count=count, embed_dim=dim, first=self.ids[0] if count else None)
 
 
 class EncodedBatch(NamedTuple):
@@ -128,6 +133,10 @@ class Source:
     made_of: Sequence[Piece] = ()
     used: int = 0
     seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        origin = {"spec": self.provenance.spec, "modality": self.provenance.modality}
+        return format_brief(self, name=self.name, kind=self.kind, count=self.count, used=self.used, **origin)
 
     @property
     def remarks(self) -> dict[str, Any]:

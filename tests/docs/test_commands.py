@@ -74,6 +74,29 @@ def test_what_is_encoded_has_an_encoder(page, line):
         assert "--encoder" in words, line
 
 
+WRITTEN = ("-o", "--report", "--per-sample", "--per-class", "--curve", "--save")
+
+
+def written_twice(text: str) -> set[str]:
+    """The outputs that two commands of a page write, the second of which is refused."""
+    outputs = []
+    for words in map(words_of, commands(text)):
+        if "--overwrite" not in words:
+            outputs += [path for option, path in pairwise(words) if option in WRITTEN and "$" not in path]
+    return {path for path in outputs if outputs.count(path) > 1}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_two_commands_of_a_page_write_one_file(name):
+    assert not written_twice(PAGES[name])
+
+
+def test_a_file_written_twice_is_found():
+    line = "$ clipconformity score --embeddings e.npy --reference r.safetensors --report report.html"
+    assert written_twice(f"```console\n{line}\n{line}\n```") == {"report.html"}
+    assert not written_twice(f"```console\n{line}\n{line} --overwrite\n```")
+
+
 @pytest.mark.slow
 def test_the_workflow_runs_from_start_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

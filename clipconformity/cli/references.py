@@ -129,7 +129,10 @@ def open_coco(options: argparse.Namespace) -> Coco:
 
     check_options(options)
     if options.shard is not None:
-        raise ValueError("--shard: goes with one kind of samples, without --coco; build references of each by itself.")
+        raise ValueError(
+            "--shard: goes with one kind of samples. --coco is shared by --processes N or torchrun; or give its folder "
+            "of images to --images, and its annotations to --captions, each with --shard."
+        )
     if options.modality is not None:
         raise ValueError("--modality: --coco builds the references of both; leave it out.")
     per_image = options.per_image or "1"

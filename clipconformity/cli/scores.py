@@ -169,7 +169,10 @@ def _score_shard(options: argparse.Namespace, settings: dict[str, Any]) -> dict[
         if getattr(options, name):
             raise ValueError(f"--{name.replace('_', '-')}: is of all samples; give it to the command that joins them.")
     if options.images and options.captions:
-        raise ValueError("--shard: goes with one kind of samples; `embed` shards of each, and score these.")
+        raise ValueError(
+            "--shard: goes with one kind of samples. Images with captions are shared by --processes N or torchrun; or "
+            "leave out one of the two, and with it CLIPScore."
+        )
     with report_time(options, "reading the reference"):
         reference = ReferenceSet.load(options.reference)
     with keep_parts(options, options.save) as parts:

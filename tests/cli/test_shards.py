@@ -231,6 +231,22 @@ def test_embedded_shards_are_the_embeddings_of_all_bit_for_bit(kind, scenes, tmp
     assert "shard 2/3 is in both" in capsys.readouterr().err
 
 
+def test_two_kinds_at_once_are_refused_with_what_to_do_instead(scenes, tmp_path, monkeypatch, capsys):
+    (tmp_path / "coco").symlink_to(scenes / "coco")
+    monkeypatch.chdir(tmp_path)
+    annotations = "coco/annotations/captions_val2017.json"
+    half = ["--encoder", "tiny", "--batch-size", "4", "--quiet", "--shard", "1/2"]
+    assert main(["reference", "--coco", "coco", *half, "-o", "both.safetensors"]) == 2
+    assert "give its folder of images to --images, and its annotations to --captions, each" in capsys.readouterr().err
+    assert main(["reference", "--images", "coco/val2017", *half, "-o", "image.safetensors"]) == 0
+    assert main(["reference", "--captions", annotations, *half, "-o", "text.safetensors"]) == 0
+    capsys.readouterr()
+    pairs = ["score", "--images", "coco/val2017", "--captions", annotations, "--reference", "image.safetensors"]
+    assert main([*pairs, *half, "--save", "s.safetensors"]) == 2
+    reported = capsys.readouterr().err
+    assert "shared by --processes N or torchrun; or leave out one of the two, and with it CLIPScore" in reported
+
+
 @pytest.mark.parametrize(
     "made_of", ["1", "[1]", '[["a"]]', "[[null, null, 1, 2]]", '[["a", "b", 3, 2]]', '[["a", "b", true, 2]]']
 )

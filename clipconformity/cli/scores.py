@@ -11,7 +11,15 @@ from clipconformity.cli import outputs
 from clipconformity.cli.encoded import Cache
 from clipconformity.cli.messages import print_summary, report_time
 from clipconformity.cli.reports import make_run, read_reference_samples, write_page
-from clipconformity.cli.sources import check_given, describe_shard, keep_parts, open_against, open_pairs, open_source
+from clipconformity.cli.sources import (
+    check_given,
+    describe_shard,
+    keep_parts,
+    open_against,
+    open_pairs,
+    open_source,
+    refuse_unnamed,
+)
 from clipconformity.cli.states import take_in_scored
 
 if TYPE_CHECKING:
@@ -124,6 +132,7 @@ def _read_saved(
     from clipconformity.data.files import refuse_same
     from clipconformity.evaluation.saved import read_scores
 
+    refuse_unnamed("--saved", options.saved)
     refuse_same([("--saved", path) for path in options.saved])
     figures = {name: settings[name] for name in ("resamples", "metrics", "margins", "by")}
     with report_time(options, "reading and joining the saved scores"):

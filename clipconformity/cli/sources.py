@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -266,6 +267,19 @@ def check_given(options: argparse.Namespace) -> None:
         raise ValueError("--against: needs the samples themselves, which --saved does not keep; leave it out.")
     if options.caption_references is not None and len(given) < 2:
         raise ValueError("--caption-references: goes with --images and --captions together; leave it out.")
+
+
+def refuse_unnamed(option: str, paths: Iterable[Path]) -> None:
+    """Refuse folders and patterns where each file is to be named.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise ValueError(f"{option}: {path} is a folder; name its files, such as {path / '*.safetensors'}.")
+        if re.search(r"[*?[]", str(path)) and not path.exists():
+            raise ValueError(f"{option}: no file is called {path}; a pattern goes without quotes.")
 
 
 def open_against(options: argparse.Namespace) -> Iterator[Source] | None:

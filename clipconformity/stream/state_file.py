@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clipconformity.data.files import write_tensors
-from clipconformity.data.formats import KINDS
+from clipconformity.data.formats import KINDS, READERS
 from clipconformity.data.untrusted import check_input, format_value
 from clipconformity.functional.validation import MAX_NORM, MIN_NORM
 from clipconformity.provenance import MODALITIES
@@ -98,6 +98,8 @@ def read_state(path: Path, kind: StateKind, *, rows: bool = True) -> tuple[dict[
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in (file.keys() if rows else ())}
     except Exception as error:  # a damaged file makes its reader fail in any way
+        if path.suffix in READERS and path.suffix != ".safetensors":
+            raise ValueError(f"{path}: not a {kind.noun}; {kind.first}.") from None
         raise ValueError(
             f"{path}: not a readable safetensors file ({' '.join(str(error).split())[:200]}); "
             "where it was one, it is damaged: copy it again, or make it again."

@@ -54,7 +54,7 @@ ATTRIBUTES: Final[dict[str, tuple[str, ...]]] = {
     "background": ("snow", "grass", "sand", "water", "asphalt", "brick"),
 }
 
-# The probability that a caption states an attribute; the shape is always read_key.
+# The probability that a caption states an attribute; the shape is always stated.
 _KEEP: Final = {"colour": 0.75, "size": 0.4, "position": 0.4, "background": 0.5}
 _SYNONYMS: Final = {"large": ("large", "big"), "small": ("small", "little"), "middle": ("middle", "centre")}
 _OPENINGS: Final = ("", "", "there is ", "a picture of ")

@@ -2,8 +2,9 @@
 
 Each command is run in a process of its own, and killed, starved of disk, robbed of its inputs or run twice at once;
 then it is run again. An output must be whole or absent, nothing but finished parts may lie beside it, the inputs must
-be as they were, and the second run must take up every finished part, and give what an undisturbed one gives. Parts are
-small here, so that many kills fall between two of them. Systems with ``fork`` only.
+be as they were, no process may outlive the command, and the second run must take up every finished part, and give what
+an undisturbed one gives. Parts are small here, so that many kills fall between two of them. Of the commands on two
+processes each of the two is killed in turn, and the second run is by one process. Linux only.
 
     python benchmarks/faults.py [--kills 50] [--seed 0]
 """
@@ -59,8 +60,9 @@ def captioned(images: list[Image.Image]) -> list[str]:
     return [f"sum {int(np.asarray(image).astype(int).sum())}" for image in images]
 
 
-def command(*words: str) -> Callable[[], int]:
-    return lambda: cli.main([*words, *(["--overwrite"] if again else [])])
+def command(*words: str, two: bool = False) -> Callable[[], int]:
+    share = ["--processes", "2"] if two else []
+    return lambda: cli.main([*words, *(["--overwrite"] if again else share)])
 
 
 def generate() -> int:
@@ -85,14 +87,15 @@ RUNS: dict[str, tuple[Callable[[], int], tuple[str, ...]]] = {
     "score": (command("score", *SCORE, "--per-sample", "s.csv", "--report", "s.html"), ("s.csv", "s.html")),
     "reference of rows": (command("reference", *OF_ROWS, "-o", "q.safetensors"), ("q.safetensors",)),
     "score of rows": (command("score", *OF_ROWS, *AGAINST, "--save", "v.safetensors"), ("v.safetensors",)),
-    "two processes": (
-        command("reference", *OF_ROWS, "--processes", "2", "-o", "p.safetensors"),
-        ("p.safetensors",),
-    ),
+    "reference by two": (command("reference", *OF_ROWS, "-o", "p.safetensors", two=True), ("p.safetensors",)),
+    "score by two": (command("score", *OF_ROWS, *AGAINST, "--save", "w.safetensors", two=True), ("w.safetensors",)),
     "generate": (generate, ("images",)),
     "caption": (caption, ("captions.json",)),
 }
 RESUMED = ("generate", "caption")
+BY_TWO = ("reference by two", "score by two")
+GRACE = 20.0
+"""Seconds after a command within which the processes that it started must have ended."""
 FAULTS = ("killed", "full disk", "two at once", "an input changes")
 
 
@@ -102,6 +105,7 @@ def start(run: Callable[[], int], *before: Callable[[], object]) -> int:
     child = os.fork()
     if child:
         return child
+    os.setpgid(0, 0)  # so that what it starts is known by its group
     for number in (1, 2):
         os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     tqdm.set_lock(threading.RLock())  # its own is shared with the processes that were killed while they held it
@@ -124,6 +128,45 @@ def wait(child: int) -> int:
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
+def all_processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def is_left(group: int) -> bool:
+    """Whether a process of a group outlives it, after some time to end; it is ended then."""
+    until = time.monotonic() + GRACE
+    while members := [pid for pid in all_processes() if is_running(pid, group)]:
+        if time.monotonic() > until:
+            for pid in members:
+                os.kill(pid, signal.SIGKILL)
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def worker_of(child: int) -> int | None:
+    """The process that a command has started to share its work; None before that."""
+    for one in map(int, Path(f"/proc/{child}/task/{child}/children").read_text().split()):
+        if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes():
+            return one
+    return None
+
+
+def wait_for_parts(child: int, count: int) -> None:
+    """Wait until a command has finished some parts, or has ended."""
+    while is_running(child) and len(list(Path().glob("*.parts/*.safetensors"))) < count:
+        time.sleep(0.01)
+
+
+def is_running(pid: int, group: int | None = None) -> bool:
+    """Whether a process runs, and is of a group, where that is given."""
+    try:
+        state, _, its_group = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:3]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z" and group in (None, int(its_group))
+
+
 def contents(*names: str) -> dict[str, bytes]:
     found = (path for name in names for path in (Path(name), *Path(name).rglob("*")))
     return {str(path): content(path) for path in found if path.is_file()}
@@ -143,7 +186,7 @@ def content(path: Path) -> bytes:
 
 def sizes(part: Path) -> int:
     """Samples of a finished part."""
-    number, of_rows = int(part.stem.partition("-")[2]), part.parent.name[0] in "qvp"
+    number, of_rows = int(part.stem.partition("-")[2]), part.parent.name[0] in "qvpw"
     size, count = (states.ROWS, ROWS) if of_rows else (encoded.SAMPLES, SCENES)
     return min(size, count - number * size)
 
@@ -160,6 +203,8 @@ class Check:
             self.seconds = time.monotonic() - began
         self.whole, self.inputs = contents(*self.outputs), contents(*INPUTS)
         self.wrong: Counter[str] = Counter()
+        self.kept = 0
+        """Second runs that found finished parts."""
 
     def clear(self) -> None:
         """Begin anew."""
@@ -184,13 +229,15 @@ class Check:
             self.note("parts of the outputs", shown and set(shown) != set(self.whole))
         self.note("broken output", shown != whole)
         if caught:
-            self.note("left behind", any(path.suffix in (".tmp", ".lock") for path in Path().rglob(".*")))
+            left = sorted(str(path) for path in Path().rglob(".*") if path.suffix in (".tmp", ".lock"))
+            self.note(f"left behind ({', '.join(left)})", bool(left))
 
     def afterwards(self) -> None:
         """The second run is right, and nothing else lies there."""
         global again
         again = self.name not in RESUMED
         finished = sum(sizes(path) for path in Path().glob("*.parts/*.safetensors"))
+        self.kept += finished > 0
         Path("log").write_bytes(b"")
         self.note("second run failed", wait(start(self.run)) != 0)
         taken = re.search(r"(\d+) of \d+ samples are taken up", Path("log").read_text())
@@ -208,13 +255,23 @@ def kills(check: Check, count: int, draw: random.Random) -> None:
         check.clear()
         kind = SIGNALS[struck % len(SIGNALS)]
         child = start(check.run)
-        time.sleep(draw.uniform(0.02, 0.98) * check.seconds)
-        os.kill(child, kind)
+        if check.name in BY_TWO and struck // 2 % 2:  # most of their time is that of starting
+            wait_for_parts(child, draw.randrange(ROWS // states.ROWS))
+        else:
+            time.sleep(draw.uniform(0.02, 0.98) * check.seconds)
+        other = worker_of(child) if check.name in BY_TWO and struck % 2 else None
+        os.kill(child if other is None else other, kind)
         status = wait(child)
+        check.note("process left", is_left(child))
         if status == 0:  # it had ended: the first ones were slower
             check.seconds *= 0.95
             continue
         struck += 1
+        if other is not None:
+            check.note(f"status {status} after the other was killed", status != 1)
+            check.after_fault(caught=False)  # of the other a hidden file may be left, for the second run
+            check.afterwards()
+            continue
         # In Python only Ctrl-C is an exception; the commands make one of SIGTERM.
         caught = kind == signal.SIGINT or (kind == signal.SIGTERM and check.name not in RESUMED)
         # Before the command began, or where nothing catches it, the signal ends the process itself.
@@ -297,7 +354,7 @@ def main() -> None:
         of_rows = torch.from_numpy(rows[::7] + np.float32(0.1))
         ReferenceSet.fit(of_rows, max_samples=1000).save("of-rows.safetensors")
         assert wait(start(command("reference", *IMAGES, "--encoder", "tiny", "-o", "reference.safetensors"))) == 0
-        print("| fault | command | runs | what went wrong |\n|---|---|---|---|")
+        print("| fault | command | runs | with finished parts | what went wrong |\n|---|---|---|---|---|")
         for name in options.commands:
             faults: dict[str, tuple[int, Callable[[Check], None]]] = {
                 "killed": (options.kills, lambda check: kills(check, options.kills, draw)),
@@ -313,7 +370,7 @@ def main() -> None:
                 check = Check(name)
                 cause(check)
                 wrong = ", ".join(f"{what}: {times}" for what, times in check.wrong.items() if times) or "nothing"
-                print(f"| {fault} | {name}, {check.seconds:.1f} s | {runs} | {wrong} |", flush=True)
+                print(f"| {fault} | {name}, {check.seconds:.1f} s | {runs} | {check.kept} | {wrong} |", flush=True)
         os.chdir("/")
 
 

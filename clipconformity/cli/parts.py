@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from clipconformity.cli.processes import ShareDone
+from clipconformity.data.interrupts import defer_signals
 from clipconformity.data.locks import FOLDER_SUFFIX, LOCK_NAME, Lock, Workplace, try_lock
 from clipconformity.data.strict_json import to_json
 
@@ -235,7 +236,7 @@ class Parts:
         for path in self.folder.iterdir():
             if not (_NAME.fullmatch(path.name) or path.name == LOCK_NAME or path.name.endswith(FOLDER_SUFFIX)):
                 return False
-        with suppress(OSError):
+        with suppress(OSError), defer_signals():  # one in between would leave the file of the lock
             self._lock = try_lock(self.folder / LOCK_NAME)
         return self._lock is not None
 

@@ -108,8 +108,6 @@ def _read_environment() -> Ranks:
         wait_for_workers=False,
     )
     store.set_timeout(timedelta(seconds=SILENCE))  # from here on nothing is waited for in it
-    if STARTED in given:
-        _end_with(int(given[STARTED]))
     attempt = PrefixStore(f"clipconformity/{given.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     return Ranks(attempt, rank, world, int(given.get("LOCAL_RANK", "0")), int(given.get("LOCAL_WORLD_SIZE", "1")))
 
@@ -168,6 +166,7 @@ def cores() -> int:
 
 def _work(words: list[str]) -> None:
     """Do the share of one of the processes; what it has to say the first one says."""
+    _end_with(int(os.environ[STARTED]))  # before anything is waited for, which would last minutes
     from clipconformity.cli import main
 
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lasts

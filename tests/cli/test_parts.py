@@ -12,8 +12,9 @@ import pytest
 from safetensors import safe_open
 
 from clipconformity.cli import encoded as encoded_parts
-from clipconformity.cli import main
+from clipconformity.cli import main, parts
 from clipconformity.data import read_embeddings
+from clipconformity.data.locks import try_lock
 from clipconformity.demo import sample_scenes, write_coco_scenes
 from clipconformity.encoders.base import BaseEncoder
 from clipconformity.encoders.registry import TINY
@@ -151,6 +152,17 @@ def test_a_folder_of_that_name_with_other_things_in_it_is_left_alone(folder):
     assert main(COMMANDS["embed images"]) == 0
     assert names() == ["out.safetensors", "out.safetensors.parts"]
     assert [path.name for path in Path("out.safetensors.parts").iterdir()] == ["thesis.tex"]
+
+
+def test_a_signal_while_the_folder_is_locked_leaves_nothing(folder, encoded, monkeypatch):
+    def interrupted(path):
+        lock = try_lock(path)
+        signal.raise_signal(signal.SIGINT)
+        return lock
+
+    monkeypatch.setattr(parts, "try_lock", interrupted)
+    assert main(COMMANDS["embed images"]) == 130
+    assert not Path("out.safetensors.parts").exists()
 
 
 def test_a_short_run_that_fails_leaves_nothing(folder, encoded, monkeypatch):

@@ -268,6 +268,21 @@ def test_a_kill_among_the_processes_of_a_machine_leaves_none_behind(which, folde
     assert left() == []
 
 
+def test_a_worker_that_is_still_starting_does_not_outlive_the_first(folder):
+    """It would look for the first process for minutes."""
+    words = [*COMMANDS["reference of rows"], "--processes", "2"]
+    first = subprocess.Popen([sys.executable, "small.py", *words], stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not (workers := workers_of(first.pid)) and time.monotonic() < until:
+        time.sleep(0.02)
+    first.kill()
+    first.wait()
+    until = time.monotonic() + 20
+    while is_running(workers[0]) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not is_running(workers[0])
+
+
 def workers_of(pid: int) -> list[int]:
     """The processes that one has started to share its work, without those of Python itself."""
     children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipconformity.data.addresses import Place
 from clipconformity.data.limits import RefusedError
+from clipconformity.data.places import open_place
 from clipconformity.data.stored import Array, split_rows
 from clipconformity.data.untrusted import check_all_words
 
@@ -27,7 +30,7 @@ class MissingPyarrowError(ImportError):
     """pyarrow, which reads Parquet files, is not installed."""
 
 
-def import_pyarrow(path: Path) -> tuple[Any, Any]:
+def import_pyarrow(path: Place) -> tuple[Any, Any]:
     """Import pyarrow and its reader of Parquet files.
 
     Raises:
@@ -50,15 +53,27 @@ def import_pyarrow(path: Path) -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def open_columns(path: Path) -> dict[str, Array]:
+@contextmanager
+def _open_parquet(path: Place, **settings: Any) -> Iterator[Any]:
+    """Open a file; of a remote one pyarrow reads by the same blocks as others are read by."""
+    _, parquet = import_pyarrow(path)
+    if isinstance(path, Path):
+        with parquet.ParquetFile(path, **settings) as file:
+            yield file
+        return
+    with open_place(path, ahead=bool(settings)) as source, parquet.ParquetFile(source, **settings) as file:
+        yield file
+
+
+def open_columns(path: Place) -> dict[str, Array]:
     """Return the columns of vectors, numbers and texts of a file; only the header is read.
 
     Raises:
         ImportError: If pyarrow is not installed.
         Exception: Any error of pyarrow, if the file is damaged.
     """
-    pyarrow, parquet = import_pyarrow(path)
-    with parquet.ParquetFile(path) as file:
+    pyarrow, _ = import_pyarrow(path)
+    with _open_parquet(path) as file:
         count, schema = file.metadata.num_rows, file.schema_arrow
     found: dict[str, Array] = {}
     for field in schema:
@@ -87,7 +102,7 @@ class _Column:
         kind: pyarrow's type of a value.
     """
 
-    path: Path
+    path: Place
     name: str
     count: int
     kind: Any
@@ -103,8 +118,7 @@ class _Column:
         Raises:
             ValueError: If a row is null, or there are fewer than the header says.
         """
-        _, parquet = import_pyarrow(self.path)
-        with parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
+        with _open_parquet(self.path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
             groups, over = _read_groups(file.metadata, begin)
             found = file.iter_batches(batch_size=rows, row_groups=groups, columns=[self.name])
             batches = (batch.column(0) for batch in found)

@@ -175,7 +175,7 @@ def parse_place(place: Place | str) -> Place:
     shown = hide_secrets(place)
     if not place.isprintable():
         raise ValueError(f"{shown!r}: an address with characters that cannot be printed; quote them as %..")
-    if "::" in _IN_BRACKETS.sub("", place, count=1):
+    if "::" in _IN_BRACKETS.sub("//host", place, count=1):
         raise ValueError(f"{shown}: a chain of protocols may read other files than it names; give one address.")
     return _parse_address(place, shown)
 

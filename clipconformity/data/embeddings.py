@@ -18,7 +18,7 @@ from clipconformity.data.layout import find_metadata, parse_modality
 from clipconformity.data.limits import RefusedError, check_limit
 from clipconformity.data.names import Places
 from clipconformity.data.places import Stamp, look_up
-from clipconformity.data.remote import RemoteError
+from clipconformity.data.remote import find_remote_error
 from clipconformity.data.stored import Array, Stored, StoredWords, count_rows, read_blocks, read_whole
 from clipconformity.data.strict_json import to_json
 from clipconformity.data.untrusted import format_value
@@ -239,9 +239,11 @@ def _call_reader(path: Place, read: Callable[[], T]) -> T:
     """Call a reader, and turn any failure of it into an error that names the file."""
     try:
         return read()
-    except (RefusedError, RemoteError, ImportError):
+    except (RefusedError, ImportError):
         raise
     except Exception as error:
+        if (failure := find_remote_error(error)) is not None:
+            raise failure from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path}: cannot be read as {path.suffix} without unpickling ({reason[:120]}); "

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from clipconformity.data.addresses import Place, RemotePath
 from clipconformity.data.limits import RefusedError, check_limit
 from clipconformity.data.places import copy_here, is_file, look_up, open_place
+from clipconformity.data.remote import HEADER_BYTES, ROW_BYTES
 from clipconformity.data.untrusted import check_unpickling
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _locate_tensors(path: Place, types: dict[str, torch.dtype]) -> dict[str, Arr
 
 
 def _open_at(path: Place, place: int) -> IO[bytes]:
-    file = open_place(path, ahead=True)
+    file = open_place(path, ROW_BYTES)
     file.seek(place)
     return file
 
@@ -134,14 +135,14 @@ def _read_npy(path: Place) -> Arrays:
     return {KEY: kind(partial(_open_at, path, header.size), header.shape, *header.types)}, {}
 
 
-def _open_zip(path: Place, *, ahead: bool = False) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path if isinstance(path, Path) else open_place(path, ahead=ahead))
+def _open_zip(path: Place, ahead: int = HEADER_BYTES) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path if isinstance(path, Path) else open_place(path, ahead))
 
 
 def _read_npz(path: Place) -> Arrays:
-    _check_members(path)
     found: dict[str, Array] = {}
     with _open_zip(path) as members:
+        _check_members(path, members)
         for member in members.infolist():
             with members.open(member) as file:
                 header = _read_header(file, member.file_size)
@@ -159,16 +160,15 @@ def _read_member(path: Place, name: str, header: _Header) -> Array:
 
 
 def _open_member(path: Place, name: str, place: int) -> IO[bytes]:
-    with _open_zip(path, ahead=True) as members:  # its members stay open
+    with _open_zip(path, ROW_BYTES) as members:  # its members stay open
         file = members.open(name)
     file.read(place)
     return file
 
 
-def _check_members(path: Place) -> None:
+def _check_members(path: Place, members: zipfile.ZipFile) -> None:
     """Refuse a zip file whose members expand beyond the limit."""
-    with _open_zip(path) as members:
-        found = members.infolist()
+    found = members.infolist()
     for member in found:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"{member.filename!r:.60} is compressed by another method than deflate")
@@ -226,7 +226,8 @@ def _read_pt(path: Place) -> Arrays:
         )
     check_unpickling(path)
     if zipfile.is_zipfile(path):
-        _check_members(path)
+        with _open_zip(path) as members:
+            _check_members(path, members)
     with warnings.catch_warnings():  # torch warns of unknown pickle protocols, and then may fail
         warnings.simplefilter("ignore")
         content = torch.load(path, map_location="cpu", weights_only=True)

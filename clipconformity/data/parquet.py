@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from clipconformity.data.addresses import Place
 from clipconformity.data.limits import RefusedError
 from clipconformity.data.places import open_place
+from clipconformity.data.remote import COLUMN_BYTES, HEADER_BYTES, ROW_BYTES
 from clipconformity.data.stored import Array, split_rows
 from clipconformity.data.untrusted import check_all_words
 
@@ -54,14 +55,14 @@ def import_pyarrow(path: Place) -> tuple[Any, Any]:
 
 
 @contextmanager
-def _open_parquet(path: Place, **settings: Any) -> Iterator[Any]:
+def _open_parquet(path: Place, ahead: int = HEADER_BYTES, **settings: Any) -> Iterator[Any]:
     """Open a file; of a remote one pyarrow reads by the same blocks as others are read by."""
     _, parquet = import_pyarrow(path)
     if isinstance(path, Path):
         with parquet.ParquetFile(path, **settings) as file:
             yield file
         return
-    with open_place(path, ahead=bool(settings)) as source, parquet.ParquetFile(source, **settings) as file:
+    with open_place(path, ahead) as source, parquet.ParquetFile(source, **settings) as file:
         yield file
 
 
@@ -100,8 +101,10 @@ class _Column:
         name: The column's name.
         count: Number of rows in the header.
         kind: pyarrow's type of a value.
+        ahead: Bytes that are fetched beyond those asked for, of a remote file.
     """
 
+    ahead: ClassVar[int] = COLUMN_BYTES
     path: Place
     name: str
     count: int
@@ -118,7 +121,7 @@ class _Column:
         Raises:
             ValueError: If a row is null, or there are fewer than the header says.
         """
-        with _open_parquet(self.path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
+        with _open_parquet(self.path, self.ahead, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
             groups, over = _read_groups(file.metadata, begin)
             found = file.iter_batches(batch_size=rows, row_groups=groups, columns=[self.name])
             batches = (batch.column(0) for batch in found)
@@ -170,6 +173,7 @@ class VectorColumn(_Column):
         fixed: The length of the lists by their type, else that of the first row.
     """
 
+    ahead: ClassVar[int] = ROW_BYTES
     fixed: int | None
 
     @cached_property

@@ -15,9 +15,9 @@ from typing import IO, NamedTuple
 from clipconformity.data.addresses import Place, RemotePath
 from clipconformity.data.limits import check_limit
 from clipconformity.data.remote import (
-    AHEAD_BYTES,
     HEADER_BYTES,
     MAX_DEPTH,
+    ROW_BYTES,
     RemoteFile,
     find_info,
     list_children,
@@ -59,20 +59,19 @@ def look_up(place: Place, what: str = "file", *, fresh: bool = True) -> Stamp:
     return Stamp(int(info["size"]), read_version(info))
 
 
-def open_place(place: Place, *, ahead: bool = False) -> IO[bytes]:
+def open_place(place: Place, ahead: int = HEADER_BYTES) -> IO[bytes]:
     """Open a file for reading.
 
     Args:
         place: The file.
-        ahead: Whether much of it is read in its order, rather than a header.
+        ahead: Bytes of a remote file that are fetched beyond those asked for.
 
     Raises:
         OSError: As :func:`look_up`.
     """
     if isinstance(place, Path):
-        return place.open("rb", buffering=0) if ahead else place.open("rb")
-    size = look_up(place, fresh=False).size
-    return RemoteFile(place, size, AHEAD_BYTES if ahead else HEADER_BYTES)  # type: ignore[return-value]
+        return place.open("rb", buffering=0) if ahead == ROW_BYTES else place.open("rb")
+    return RemoteFile(place, look_up(place, fresh=False).size, ahead)  # type: ignore[return-value]
 
 
 @contextmanager
@@ -90,11 +89,11 @@ def copy_here(place: Place, first: int | None = None) -> Iterator[Path]:
         yield place
         return
     size = look_up(place, fresh=False).size
-    left = size if first is None else min(first, size)
+    left, ahead = (size, ROW_BYTES) if first is None else (min(first, size), HEADER_BYTES)
     with tempfile.TemporaryDirectory(prefix="clipconformity-") as folder:
         copy = Path(folder, f"copy{place.suffix}")
-        with copy.open("wb") as written, open_place(place, ahead=first is None) as file:
-            while left and (part := file.read(min(left, AHEAD_BYTES))):
+        with copy.open("wb") as written, open_place(place, ahead) as file:
+            while left and (part := file.read(min(left, ROW_BYTES))):
                 written.write(part)
                 left -= len(part)
             written.truncate(size)
@@ -106,8 +105,8 @@ def is_folder(place: Place) -> bool:
     if isinstance(place, Path):
         return place.is_dir()
     if place.on_web:
-        found: bool = place.known.get("folder", place.path.endswith("/") or not (place.magic or place.suffix))
-        return found
+        by_name = not place.magic and (not place.path or place.path.endswith("/") or not place.suffix)
+        return bool(place.known.get("folder", by_name))
     info = find_info(place)
     return info is not None and info["type"] == "directory"
 
@@ -162,8 +161,10 @@ def _expand(folder: RemotePath, parts: Sequence[str]) -> Iterator[RemotePath]:
         return
     for child in children:
         if part == "**":
-            if is_folder(child) and not child.name.startswith("."):
+            if is_folder(child) and _fits(child.name, "*"):
                 yield from _expand(_check_depth(child), parts)
+            elif not rest and _fits(child.name, "*"):
+                yield child
         elif _fits(child.name, part) and (not rest or is_folder(child)):
             yield from _expand(child, rest)
 

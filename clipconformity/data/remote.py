@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import logging
 import os
 import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -18,7 +21,7 @@ from clipconformity.data.limits import RefusedError, check_limit
 from clipconformity.provenance import hide_secrets
 
 T = TypeVar("T")
-AHEAD_BYTES = 2**23
+ROW_BYTES = 2**23
 """Bytes that are fetched beyond those asked for where rows are read in their order.
 
 A request takes 10 to 100 ms before its first byte comes, so that small ones leave a connection idle: fsspec's
@@ -26,8 +29,10 @@ A request takes 10 to 100 ms before its first byte comes, so that small ones lea
 keeps nothing but the last of them, so that memory does not grow with the file. Caches of several blocks (``bytes``,
 ``blockcache``, ``background``) hold what is read once; ``all`` holds the file.
 """
+COLUMN_BYTES = 2**20
+"""The same of a column of Parquet with ids or groups: between its pieces lie those of the vectors."""
 HEADER_BYTES = 2**16
-"""The same where a header is read: of many files little else is wanted at first."""
+"""The same of a header, and what is held of the end of a file, where formats have headers that are read backwards."""
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
 """Longest time in which a web server sends nothing."""
@@ -51,6 +56,8 @@ VERSIONS = (
     "created",
 )
 """What tells of a change of a file, by the names that the packages give it; the first that is there."""
+_STATUS = ("status", "status_code", "code")
+"""Names of the status of an error; the last warns in aiohttp, and is looked at last."""
 
 
 class RemoteError(OSError):
@@ -111,16 +118,32 @@ def call(place: RemotePath, act: Callable[[Any], T]) -> T:
         RemoteError: If it fails: one line that names the address, and nothing of its secrets.
         ImportError: As :func:`connect`.
     """
-    system = connect(place)
     for pause in (*PAUSES, None):
         try:
-            return act(system)
+            with _hush(place):
+                return act(connect(place))
+        except ImportError:
+            raise
         except Exception as error:
             failure = explain(place, error)
         if pause is None or not isinstance(failure, RemoteConnectionError):
             break
         time.sleep(pause)
     raise failure  # out of the handler, so that no trace shows what the package said of the whole address
+
+
+@contextmanager
+def _hush(place: RemotePath) -> Iterator[None]:
+    """Keep packages from logging each failure with its traces and the whole address: what is wrong is said once."""
+    loggers = [logging.getLogger(name) for name in ("fsspec", "asyncio", PROTOCOLS[place.protocol]) if name]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def explain(place: RemotePath, error: Exception) -> RemoteError:
@@ -130,10 +153,9 @@ def explain(place: RemotePath, error: Exception) -> RemoteError:
     if status in (404, 410) or (status is None and isinstance(causes[-1], FileNotFoundError)):
         return RemoteMissingError(f"{place}: no such file or folder there; check the address.")
     if status in (401, 403) or _any(causes, "Permission", "Credential", "Forbidden", "Unauthorized"):
-        return RemoteRefusedError(
-            f"{place}: access is refused{f' ({status})' if status else ''}; check the address, and give credentials as "
-            f"{PROTOCOLS[place.protocol]} takes them."
-        )
+        how = "as user:password@host" if place.on_web else f"where {PROTOCOLS[place.protocol]} looks for them"
+        code = f" (HTTP status {status})" if status else ""
+        return RemoteRefusedError(f"{place}: access is refused{code}; check the address, and give credentials {how}.")
     if status in (408, 429) or (status is not None and status >= 500):
         return RemoteConnectionError(f"{place}: the server fails (HTTP status {status}); try again later.")
     if status is not None:
@@ -147,22 +169,24 @@ def explain(place: RemotePath, error: Exception) -> RemoteError:
     if reason is None:
         said = "" if place.query or "@" in place.host else ": " + hide_secrets(" ".join(str(error).split()))[:120]
         reason = f"{type(error).__name__}{said.rstrip('.')}"
+        if isinstance(error, (ValueError, TypeError, NotImplementedError)):  # the package takes no such address
+            return RemoteError(f"{place}: cannot be read ({reason}); check the address.")
     return RemoteConnectionError(f"{place}: cannot be read ({reason}); check the address and the connection.")
 
 
 def _find_reason(place: RemotePath, causes: list[BaseException]) -> str | None:
     """Say what is wrong with a connection, where that is known."""
-    host = place.identity[1] or place.protocol
+    host = place.identity[1] or f"of {place.protocol}://"
     if any(isinstance(one, ssl.SSLError) for one in causes) or _any(causes, "Certificate"):
-        return f"the certificate or the encryption of {host} is not accepted"
+        return f"the certificate or the encryption of the host {host} is not accepted"
     if any(isinstance(one, socket.gaierror) for one in causes) or _any(causes, "DNS"):
         return f"the host {host} is not known"
     if any(isinstance(one, ConnectionRefusedError) for one in causes):
-        return f"{host} refuses the connection"
+        return f"the host {host} refuses the connection"
     if any(isinstance(one, TimeoutError) for one in causes) or _any(causes, "Timeout"):
-        return f"{host} does not answer in time"
+        return f"the host {host} does not answer in time"
     if _any(causes, "Disconnected", "Payload", "ConnectionError", "ConnectError"):
-        return f"the connection to {host} fails or broke off"
+        return f"the connection to the host {host} fails or broke off"
     return None
 
 
@@ -178,6 +202,11 @@ def _list_causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def find_remote_error(error: BaseException) -> RemoteError | None:
+    """Find what a server did not give, below an error of a reader: zipfile takes it for a damaged file."""
+    return next((one for one in _list_causes(error) if isinstance(one, RemoteError)), None)
+
+
 def _any(causes: list[BaseException], *words: str) -> bool:
     """Whether the name of an error, or of a class of it, has one of some words."""
     names = {kind.__name__ for one in causes for kind in type(one).__mro__}
@@ -188,11 +217,14 @@ def _get_status(error: BaseException) -> int | None:
     """Get the HTTP status that an error of aiohttp, gcsfs, azure, httpx or botocore has."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
-        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    else:
-        found = getattr(response, "status_code", None)
-    known = (found, *(getattr(error, name, None) for name in ("status", "status_code", "code")))
-    return next((int(one) for one in known if str(one).isdecimal() and 400 <= int(str(one)) < 600), None)
+        response = response.get("ResponseMetadata", {})
+        return _parse_status(response.get("HTTPStatusCode"))
+    found = (_parse_status(getattr(one, name, None)) for one in (response, error) for name in _STATUS)
+    return next((status for status in found if status is not None), None)
+
+
+def _parse_status(value: object) -> int | None:
+    return int(str(value)) if str(value).isdecimal() and 400 <= int(str(value)) < 600 else None
 
 
 def find_info(place: RemotePath, *, fresh: bool = False) -> dict[str, Any] | None:
@@ -212,7 +244,7 @@ def find_info(place: RemotePath, *, fresh: bool = False) -> dict[str, Any] | Non
 
 
 def _ask_info(system: Any, place: RemotePath) -> dict[str, Any]:
-    system.invalidate_cache()  # what other packages keep of listings in spite of use_listings_cache
+    system.invalidate_cache(place.text)  # huggingface_hub keeps listings in spite of use_listings_cache
     return dict(system.info(place.text))
 
 
@@ -237,6 +269,7 @@ class RemoteFile(io.RawIOBase):
         self._place, self._size, self._ahead = place, size, ahead
         self._position = 0
         self._file: Any = None
+        self._end: bytes | None = None
 
     def readable(self) -> bool:
         """It is."""
@@ -254,7 +287,7 @@ class RemoteFile(io.RawIOBase):
         """Go to another place, without a request."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         if start + offset < 0:
-            raise ValueError(f"seek: expected a place in the file, got {start + offset}.")
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # as a file does, which zipfile relies on
         self._position = start + offset
         return self._position
 
@@ -268,18 +301,32 @@ class RemoteFile(io.RawIOBase):
         wanted = min(len(view), self._size - self._position)
         if wanted <= 0:
             return 0
-        found = call(self._place, lambda system: self._fetch(system, wanted))
+        found = self._read_end(wanted) if self._position >= self._last else self._read(self._position, wanted)
         view[: len(found)] = found
         self._position += len(found)
         return len(found)
 
-    def _fetch(self, system: Any, wanted: int) -> bytes:
+    @property
+    def _last(self) -> int:
+        """Where the end of the file begins that is held once it was read."""
+        return max(0, self._size - HEADER_BYTES)
+
+    def _read_end(self, wanted: int) -> bytes:
+        if self._end is None:
+            self._end = self._read(self._last, self._size - self._last)
+        start = self._position - self._last
+        return self._end[start : start + wanted]
+
+    def _read(self, start: int, wanted: int) -> bytes:
+        return call(self._place, lambda system: self._fetch(system, start, wanted))
+
+    def _fetch(self, system: Any, start: int, wanted: int) -> bytes:
         if self._file is None:
             size = {"size": self._size} if self._place.on_web else {}  # else it would ask for it again
             self._file = system.open(
                 self._place.text, "rb", block_size=self._ahead, cache_type="readahead", cache_options={}, **size
             )
-        self._file.seek(self._position)
+        self._file.seek(start)
         found: bytes = self._file.read(wanted)
         return found[:wanted]
 
@@ -315,7 +362,7 @@ def list_children(folder: RemotePath) -> list[RemotePath]:
 
 
 def _ask_entries(system: Any, folder: RemotePath) -> list[dict[str, Any]]:
-    system.invalidate_cache()
+    system.invalidate_cache(folder.text)
     return list(system.ls(folder.text, detail=True))
 
 
@@ -335,10 +382,12 @@ def _list_links(folder: RemotePath) -> list[RemotePath]:
     """List the links of a page that lead right into its folder; fsspec's listing follows others, and has no bound."""
     place = RemotePath(folder.protocol, folder.host, folder.path.rstrip("/") + "/", folder.query)
     kind, page = call(place, lambda system: _ask_page(system, place))
+    if len(page) > MAX_PAGE_BYTES:
+        raise RefusedError(f"{place}: a page of over {MAX_PAGE_BYTES:,} bytes lists no folder; name the files.")
     if "html" not in kind.lower():
         raise ValueError(f"{place}: expected a page that lists a folder, got {kind or 'another file'}; name the files.")
     links = _Links()
-    links.feed(page)
+    links.feed(page.decode("utf-8", "replace"))
     base = f"{place.protocol}://{place.identity[1]}{place.path}"
     names = {}
     for link in links.found:
@@ -357,13 +406,10 @@ def _list_links(folder: RemotePath) -> list[RemotePath]:
     return found
 
 
-def _ask_page(system: Any, place: RemotePath) -> tuple[str, str]:
-    """Read a page, and its type."""
+def _ask_page(system: Any, place: RemotePath) -> tuple[str, bytearray]:
+    """Read the type of a page, and the page, as far as it is not too large."""
+    page = bytearray()
     with system.open(place.text, "rb", block_size=0, size=1) as file:
-        parts, size = [], 0
-        while part := file.read(2**16):
-            parts.append(part)
-            size += len(part)
-            if size > MAX_PAGE_BYTES:
-                raise RefusedError(f"{place}: a page of over {MAX_PAGE_BYTES:,} bytes lists no folder; name the files.")
-        return file.r.headers.get("Content-Type", ""), b"".join(parts).decode("utf-8", "replace")
+        while len(page) <= MAX_PAGE_BYTES and (part := file.read(2**16)):
+            page += part
+        return file.r.headers.get("Content-Type", ""), page

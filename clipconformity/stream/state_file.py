@@ -19,7 +19,7 @@ from clipconformity.data.addresses import Place
 from clipconformity.data.files import write_tensors
 from clipconformity.data.formats import KINDS, copy_header
 from clipconformity.data.places import copy_here, look_up
-from clipconformity.data.remote import RemoteError
+from clipconformity.data.remote import find_remote_error
 from clipconformity.data.untrusted import format_value
 from clipconformity.functional.validation import MAX_NORM, MIN_NORM
 from clipconformity.provenance import MODALITIES
@@ -102,9 +102,11 @@ def read_state(path: Place, kind: StateKind, *, rows: bool = True) -> tuple[dict
         with (copy_here if rows else copy_header)(path) as local, safe_open(local, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in (file.keys() if rows else ())}
-    except (RemoteError, ImportError):
+    except ImportError:
         raise
     except Exception as error:  # a damaged file makes its reader fail in any way
+        if (failure := find_remote_error(error)) is not None:
+            raise failure from None
         raise ValueError(
             f"{path}: not a readable safetensors file ({' '.join(str(error).split())[:200]}); "
             "where it was one, it is damaged: copy it again, or make it again."

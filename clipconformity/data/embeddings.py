@@ -109,8 +109,7 @@ class EmbeddingShard:
             ValueError: If it is.
             OSError: If it is gone.
         """
-        if any(look_up(place) != stamp for place, stamp in self.stamps):
-            raise ValueError(f"{self.path}: was replaced by another file while it was read.")
+        _check_stamps(self.path, self.stamps)
 
     def blocks(
         self, rows: int, first: int | None = None, name: str | None = None, begin: int = 0
@@ -157,7 +156,7 @@ def open_embeddings(path: Place | str, columns: Columns | None = None) -> Embedd
         OSError: As :func:`read_embeddings`, as are the others.
         TypeError: If it does not hold floating-point numbers, or groups are neither whole numbers nor texts.
         ValueError: If its header is damaged, or it is over a limit.
-        ImportError: If it is a Parquet file and pyarrow is not installed.
+        ImportError: If pyarrow is not installed for a Parquet file, or what reads an address is not.
     """
     path, columns = parse_place(path), columns or Columns()
     found = _open(path, columns)
@@ -195,9 +194,17 @@ def read_embeddings(path: Place | str, *, column: str | None = None) -> Embeddin
     groups = found.groups
     labels = None if groups is None else _call_reader(path, lambda: read_whole(groups)).reshape(len(values)).long()
     if found.ids is None:
-        return EmbeddingFile(path, values, list(Places(path.stem, 0, rows)), False, labels, found.provenance)
-    ids = [name for part in _read_blocks(path, found.ids, rows) for name in _to_words(part)]
-    return EmbeddingFile(path, values, ids, True, labels, found.provenance)
+        ids = list(Places(path.stem, 0, rows))
+    else:
+        ids = [name for part in _read_blocks(path, found.ids, rows) for name in _to_words(part)]
+    _check_stamps(path, found.stamps)
+    return EmbeddingFile(path, values, ids, found.ids is not None, labels, found.provenance)
+
+
+def _check_stamps(path: Place, stamps: Sequence[tuple[Place, Stamp]]) -> None:
+    """Refuse a file that is another than it was."""
+    if any(look_up(place) != stamp for place, stamp in stamps):
+        raise ValueError(f"{path}: was replaced by another file while it was read.")
 
 
 class _OpenFile(NamedTuple):

@@ -34,6 +34,8 @@ def web(tmp_path, monkeypatch):
     rows = (random.normal(size=(20_000, 5)) + 1).astype("f4")
     np.save(folder / "shards" / "e 1.npy", rows[:9000])
     np.savez_compressed(folder / "shards" / "e 2.npz", embeddings=rows[9000:], id=np.arange(11_000))
+    (folder / "few").mkdir()
+    np.save(folder / "few" / "e.npy", rows[:300])
     np.save(folder / "r.npy", (random.normal(size=(800, 5)) + 1).astype("f4"))
     np.save(folder / "t.npy", (random.normal(size=(800, 5)) - 1).astype("f4"))
     (tmp_path / "work").mkdir()
@@ -77,19 +79,11 @@ def test_every_command_gives_what_it_gives_of_files(web, capsys):
     for root, name in ((here, "here"), (there, "there")):
         reference = ["reference", "--embeddings", f"{root}/shards", f"{root}/r.npy", "-o", f"{name}.safetensors"]
         found = {"reference": run(capsys, *reference)}
-        scored = [
-            "score",
-            "--embeddings",
-            f"{root}/shards/*",
-            "--reference",
-            f"{root}/r.safetensors",
-            "--resamples",
-            20,
-        ]
-        kept = ["--metrics", "all", "--save", f"{name}-score.safetensors", "--per-sample", f"{name}.csv"]
-        found["score"] = run(capsys, *scored, *kept, "--against", f"{root}/t.npy")
-        models = [f"a={root}/shards/", f"b={root}/t.npy", f"c={root}/shards/*.npy"]
-        compared = ["compare", *models, "--reference", f"{root}/r.safetensors", "--format", "json", "--resamples", 20]
+        scored = ["score", "--embeddings", f"{root}/few/*", f"{root}/t.npy", "--reference", f"{root}/r.safetensors"]
+        kept = ["--metrics", "conformity,vendi", "--save", f"{name}-score.safetensors", "--per-sample", f"{name}.csv"]
+        found["score"] = run(capsys, *scored, *kept, "--resamples", 5, "--against", f"{root}/r.npy")
+        models = [f"a={root}/few/", f"b={root}/t.npy", f"c={root}/few/*.npy"]
+        compared = ["compare", *models, "--reference", f"{root}/r.safetensors", "--format", "json", "--resamples", 5]
         found["compare"] = run(capsys, *compared)
         both = ["--image-embeddings", f"{root}/r.npy", "--text-embeddings", f"{root}/t.npy"]
         found["geometry"] = run(capsys, "geometry", *both)
@@ -130,7 +124,7 @@ def test_references_and_saved_scores_are_read_at_addresses(web, capsys):
 def test_nothing_secret_is_written_or_said(web, capsys):
     start = web.url.replace("//", "//zoe:s3cret@")
     reference = f"{start}/r.safetensors?signature=t0ken"
-    scored = ["score", "--embeddings", f"{start}/r.npy?signature=t0ken", f"{start}/shards/", "--verbose"]
+    scored = ["score", "--embeddings", f"{start}/r.npy?signature=t0ken", f"{start}/few/", "--verbose"]
     written = ["--report", "r.html", "--save", "s.safetensors", "--per-sample", "s.csv"]
     assert main([*scored, "--reference", reference, "--resamples", "5", *written]) == 0
     built = ["reference", "--embeddings", f"{start}/t.npy?signature=t0ken", "-o", "b.safetensors"]

@@ -85,7 +85,7 @@ def test_every_command_gives_what_it_gives_of_files(web, capsys):
         models = [f"a={root}/few/", f"b={root}/t.npy", f"c={root}/few/*.npy"]
         compared = ["compare", *models, "--reference", f"{root}/r.safetensors", "--format", "json", "--resamples", 5]
         found["compare"] = run(capsys, *compared)
-        both = ["--image-embeddings", f"{root}/r.npy", "--text-embeddings", f"{root}/t.npy"]
+        both = ["--image-embeddings", f"{root}/r.npy", "--text-embeddings", f"{root}/few/e.npy"]
         found["geometry"] = run(capsys, "geometry", *both)
         assert wanted in (None, found)
         wanted = found
@@ -129,7 +129,7 @@ def test_nothing_secret_is_written_or_said(web, capsys):
     assert main([*scored, "--reference", reference, "--resamples", "5", *written]) == 0
     built = ["reference", "--embeddings", f"{start}/t.npy?signature=t0ken", "-o", "b.safetensors"]
     assert main([*built, "--dataset", "d"]) == 0
-    both = ["--image-embeddings", f"{start}/r.npy?signature=t0ken", "--text-embeddings", f"{start}/t.npy"]
+    both = ["--image-embeddings", f"{start}/r.npy?signature=t0ken", "--text-embeddings", f"{start}/few/e.npy"]
     assert main(["geometry", *both, "--report", "g.html"]) == 0
     compared = ["compare", f"a={start}/r.npy?signature=t0ken", f"b={start}/t.npy", "--reference", reference]
     assert main([*compared, "--report", "c.html", "--resamples", "5", "--format", "json"]) == 0

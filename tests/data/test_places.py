@@ -471,6 +471,12 @@ def test_errors_of_the_packages_are_told_by_what_they_mean(error, kind, message)
     assert "s3cret" not in str(found)
 
 
+def test_what_a_package_says_of_an_address_with_secrets_is_not_repeated():
+    place = parse_place("https://zoe:s3cret@host/e.npy?signature=token")
+    found = remote.explain(place, RuntimeError("odd answer to zoe with s3cret for signature=token"))
+    assert str(found) == "https://host/e.npy: cannot be read (RuntimeError); check the address and the connection."
+
+
 def test_nothing_is_logged_or_warned_of_and_loggers_are_as_before(web, caplog):
     level = logging.getLogger("fsspec").level
     with caplog.at_level(logging.WARNING), warnings.catch_warnings():

@@ -1,8 +1,9 @@
-"""A web server of a folder, for tests: with ranges or without, and with whatever may go wrong."""
+"""Files at addresses, for tests: a web server, with or without what may go wrong, and fsspec's memory."""
 
 from __future__ import annotations
 
 import html
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+COUNT, DIM = 9_000, 6
+ROWS = torch.randn(COUNT, DIM, generator=torch.Generator().manual_seed(0)) + 1
+KINDS = ("http", "memory")
 
 
 @dataclass
@@ -43,6 +54,13 @@ class FileServer:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+
+def replace_array(path: Path, rows: np.ndarray) -> None:
+    """Write an array over another, of the same size; its time differs also where a clock is coarse."""
+    before = path.stat().st_mtime_ns
+    np.save(path, rows)
+    os.utime(path, ns=(before + 10**9, before + 10**9))
 
 
 @contextmanager
@@ -85,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif isinstance(found, bytes):
             self._send(200, found)
         elif path.is_dir():
-            self._send(200, _make_page(path), kind="text/html; charset=utf-8")
+            self._send(200, _make_page(path, urlsplit(self.path).path), kind="text/html; charset=utf-8")
         elif path.is_file():
             self._send_file(path, asked)
         else:
@@ -132,8 +150,57 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
 
 
-def _make_page(folder: Path) -> bytes:
-    """The page of a folder, as servers make it: with a link to the folder above, and to other orders of the list."""
+def _make_page(folder: Path, path: str) -> bytes:
+    """The page of a folder, as servers make it: with links to the folder above, elsewhere, and to other orders."""
     names = [f"{one.name}/" if one.is_dir() else one.name for one in sorted(folder.iterdir())]
-    links = ["../", "/", "?C=M;O=A", "https://elsewhere.example/e.npy", "/other/e.npy", *map(quote, names)]
+    others = ["../", "/", "?C=M;O=A", f"http://elsewhere.example{path}x.npy", "/other/e.npy", "http://["]
+    links = [*others, *map(quote, names)]
     return "".join(f'<a href="{html.escape(link)}">{html.escape(link)}</a>\n' for link in links).encode()
+
+
+@contextmanager
+def served(folder: Path, kind: str) -> Iterator[str]:
+    """Give the address of a folder, as it is now, of one of ``KINDS``."""
+    if kind == "http":
+        pytest.importorskip("aiohttp", reason="https:// is read with aiohttp")
+        with serve(folder) as server:
+            yield server.url
+        return
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            system.pipe_file(f"/box/{path.relative_to(folder).as_posix()}", path.read_bytes())
+    yield "memory://box"
+    system.store.clear()
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def write_all(folder: Path) -> Path:
+    """Write the rows in every format, with groups and ids where it has them."""
+    rows = ROWS.numpy()
+    groups, ids = np.arange(COUNT) // 7, [f"row {n}, ü" for n in range(COUNT)]
+    np.save(folder / "plain.npy", rows)
+    np.save(folder / "other-bytes.npy", rows.astype(">f8"))
+    np.savez(folder / "stored.npz", embeddings=rows, groups=groups)
+    np.savez_compressed(folder / "packed.npz", embeddings=rows, groups=groups)
+    np.savez_compressed(folder / "columns.npz", embeddings=np.asfortranarray(rows))
+    save_file({"a": torch.ones(3), "embeddings": ROWS, "groups": torch.from_numpy(groups)}, folder / "e.safetensors")
+    save_file({"embeddings": ROWS.half()}, folder / "half.safetensors")
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        return folder
+    fixed = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), DIM)
+    pq.write_table(
+        pa.table({"embedding": fixed, "id": ids, "groups": groups}), folder / "e.parquet", row_group_size=700
+    )
+    pq.write_table(pa.table({"embedding": rows.tolist(), "id": ids}), folder / "lists.parquet", row_group_size=5000)
+    return folder

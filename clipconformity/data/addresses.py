@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
+from glob import has_magic
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 from urllib.parse import quote, unquote
@@ -108,7 +109,7 @@ class RemotePath:
     @property
     def magic(self) -> bool:
         """Whether it has ``*``, ``[...]`` or ``?``; on the web the last begins the query."""
-        return re.search("[*[]" if self.on_web else "[*[?]", self.path) is not None
+        return has_magic(self.path)
 
     def absolute(self) -> RemotePath:
         """It is."""

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from clipconformity.data.addresses import Place, parse_place
+from clipconformity.data.failures import find_remote_error
 from clipconformity.data.files import write_tensors
 from clipconformity.data.formats import FORMAT, KEY, READERS, check_expansion, list_suffixes
 from clipconformity.data.layout import find_metadata, parse_modality
 from clipconformity.data.limits import RefusedError, check_limit
 from clipconformity.data.names import Places
-from clipconformity.data.places import Stamp, look_up
-from clipconformity.data.remote import find_remote_error
+from clipconformity.data.places import Stamps, check_unchanged, look_up
 from clipconformity.data.stored import Array, Stored, StoredWords, count_rows, read_blocks, read_whole
 from clipconformity.data.strict_json import to_json
 from clipconformity.data.untrusted import format_value
@@ -100,16 +100,7 @@ class EmbeddingShard:
     provenance: Provenance
     columns: Columns
     made_of: object = None
-    stamps: tuple[tuple[Place, Stamp], ...] = ()
-
-    def check_unchanged(self) -> None:
-        """Refuse a file that is another than was opened.
-
-        Raises:
-            ValueError: If it is.
-            OSError: If it is gone.
-        """
-        _check_stamps(self.path, self.stamps)
+    stamps: Stamps = ()
 
     def blocks(
         self, rows: int, first: int | None = None, name: str | None = None, begin: int = 0
@@ -197,14 +188,8 @@ def read_embeddings(path: Place | str, *, column: str | None = None) -> Embeddin
         ids = list(Places(path.stem, 0, rows))
     else:
         ids = [name for part in _read_blocks(path, found.ids, rows) for name in _to_words(part)]
-    _check_stamps(path, found.stamps)
+    check_unchanged(path, found.stamps)
     return EmbeddingFile(path, values, ids, found.ids is not None, labels, found.provenance)
-
-
-def _check_stamps(path: Place, stamps: Sequence[tuple[Place, Stamp]]) -> None:
-    """Refuse a file that is another than it was."""
-    if any(look_up(place) != stamp for place, stamp in stamps):
-        raise ValueError(f"{path}: was replaced by another file while it was read.")
 
 
 class _OpenFile(NamedTuple):
@@ -216,7 +201,7 @@ class _OpenFile(NamedTuple):
     groups: Array | None
     provenance: Provenance
     made_of: object
-    stamps: tuple[tuple[Place, Stamp], ...]
+    stamps: Stamps
 
 
 def _open(path: Place, columns: Columns, fresh: bool = False) -> _OpenFile:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TypeAlias
 
 from clipconformity.data.addresses import Place, RemotePath
 from clipconformity.data.limits import check_limit
@@ -57,6 +57,21 @@ def look_up(place: Place, what: str = "file", *, fresh: bool = True) -> Stamp:
     if info.get("size") is None:
         raise OSError(f"{place}: the server does not tell the size of the file; download it first.")
     return Stamp(int(info["size"]), read_version(info))
+
+
+Stamps: TypeAlias = "tuple[tuple[Place, Stamp], ...]"
+"""Files that are read together, as they were when they were opened."""
+
+
+def check_unchanged(place: Place, stamps: Stamps) -> None:
+    """Refuse a file that is another than was opened, or whose metadata are.
+
+    Raises:
+        ValueError: If it is.
+        OSError: If it is gone.
+    """
+    if any(look_up(one) != stamp for one, stamp in stamps):
+        raise ValueError(f"{place}: was replaced by another file while it was read.")
 
 
 def open_place(place: Place, ahead: int = HEADER_BYTES) -> IO[bytes]:

@@ -16,6 +16,7 @@ from clipconformity.data.embeddings import Columns, EmbeddingBlock, EmbeddingSha
 from clipconformity.data.layout import find_embeddings
 from clipconformity.data.limits import RefusedError
 from clipconformity.data.names import Names
+from clipconformity.data.places import check_unchanged
 from clipconformity.evaluation.sources import FileRows, Source, SourceBatch, refuse_single
 from clipconformity.provenance import UNKNOWN, Provenance
 from clipconformity.stream.checks import refuse_normalized
@@ -269,7 +270,7 @@ def _blocks(shard: EmbeddingShard, name: str, first: int, begin: int, end: int) 
         place += wanted
         if place == end and end < shard.count:
             break
-    shard.check_unchanged()
+    check_unchanged(shard.path, shard.stamps)
 
 
 class _NormalizedError(ValueError):

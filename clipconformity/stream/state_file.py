@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from clipconformity.data.addresses import Place
+from clipconformity.data.failures import find_remote_error
 from clipconformity.data.files import write_tensors
 from clipconformity.data.formats import KINDS, copy_header
 from clipconformity.data.places import copy_here, look_up
-from clipconformity.data.remote import find_remote_error
 from clipconformity.data.untrusted import format_value
 from clipconformity.functional.validation import MAX_NORM, MIN_NORM
 from clipconformity.provenance import MODALITIES

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from servers import serve
+from servers import replace_array, serve
 
 import clipconformity as cc
 from clipconformity.cli import main, parts, states
@@ -177,7 +177,7 @@ def test_a_stopped_run_is_gone_on_with(change, web, capsys, monkeypatch):
     assert len(list(Path("out.safetensors.parts").iterdir())) == 2
     if change:
         rows = np.load(web.folder / "shards" / "e 1.npy")
-        np.save(web.folder / "shards" / "e 1.npy", rows + 1)  # of the same size
+        replace_array(web.folder / "shards" / "e 1.npy", rows + 1)
     capsys.readouterr()
     assert main(command) == 0
     said = capsys.readouterr().err
@@ -192,7 +192,7 @@ def test_a_file_that_changes_under_way_ends_the_run(web, capsys, monkeypatch):
 
     def changing(self, *arguments):
         write(self, *arguments)
-        np.save(web.folder / "shards" / "e 1.npy", np.load(web.folder / "shards" / "e 1.npy") + 1)
+        replace_array(web.folder / "shards" / "e 1.npy", np.load(web.folder / "shards" / "e 1.npy") + 1)
 
     monkeypatch.setattr(parts.Parts, "_write", changing)
     line = fail(capsys, "reference", "--embeddings", f"{web.url}/shards", "-o", "out.safetensors")

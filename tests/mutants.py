@@ -173,6 +173,7 @@ MOMENTS = of(
     "places_for_ids_deal_no_rows",
     "self_conformity_error_is_an_explicit_jackknife",
 )
+PENDING = "metrics/test_pending.py"
 ROWS = (
     of(
         "stream/test_moments.py",
@@ -881,21 +882,33 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         ("first.square() / total) / (total - 1)", "first.square() / total) / total"),
         ("UNIT_TOLERANCE = 5e-3", "UNIT_TOLERANCE = 5e-2", NORMALIZED),
         ("UNIT_TOLERANCE = 5e-3", "UNIT_TOLERANCE = 5e-4", NORMALIZED),
-        ("else checked.norms * weight", "else checked.norms"),
-        ("chunk.conformity * weight", "chunk.conformity", "", "a bad row is taken as zeros, whose conformity is 0"),
-        ("(None if x is None else x[part].to(device)", "(None if x is None else x[: len(values)].to(device)"),
-        ("Labelled(own, ids[part], key", "Labelled(own, ids[: len(values)], key"),
-        ("and words is not None and not placed else group", "and words is not None else group"),
+        ("norms if sums.whole else torch.where(sums.good, sums.norms, 0.0)", "norms"),
+        ("words is not None and not placed:", "words is not None:"),
+        ("done=self._pending.clear)", "done=None)", PENDING),
+        ("            if not self._pending.fits(rows):\n                self.flush()\n", "", PENDING),
         ("first.square() / total) / (total - 1)).clamp_min(0)", "first.square() / total) / (total - 1))"),
     ]),
     ("clipconformity/stream/chunks.py", MOMENTS, [
-        ("(0.5 * count) * exact", "count * exact"),
-        ("torch.mul(mean, count**0.5, out=with_mean[-1])", "with_mean[-1] = 0"),
-        ("torch.stack([rest, exact])", "torch.stack([exact, rest])"),
+        ("else one[part] for one in", "else one[: len(self.values[part])] for one in"),
+        ("else self.words[part]", "else self.words[:size]"),
+        ("torch.where(good[:, None], values, 0.0)", "values"),
         ("if rows_bucket is None or layout.between is None", "if True", CONTRAST),
         ("_copy_to(layout.between, device)[rows_bucket]", "_copy_to(layout.between, device)[rows_bucket - 1]", OVERLAP),
-        ("checked.norms.reciprocal()", "checked.norms"),
-        ("exact.T @ exact.new_ones(len(exact))", "exact[0]"),
+        ("norms.reciprocal()", "norms"),
+        ("exact.T @ ones", "exact[0]"),
+    ]),
+    ("clipconformity/stream/second_moment.py", MOMENTS, [
+        ("(0.5 * self.count) * center", "self.count * center"),
+        ("torch.stack([rest, center])", "torch.stack([center, rest])"),
+        ("        self.row_sum += row_sum\n", "        self.row_sum = row_sum\n"),
+        ("panel.addmm_(left, right)", "torch.mm(left, right, out=panel)"),
+    ]),
+    ("clipconformity/stream/pending.py", PENDING, [
+        (", *(part is None for part in rows)", ""),
+        ("rows.grouped, ", ""),
+        (".copy_labels()", ""),
+        ("        self._parts = []\n", "", PENDING),
+        ("self.count + len(rows.values) <= len(self._buffer)", "True"),
     ]),
     ("clipconformity/stream/neighbourhood.py", BALLS, [
         ("((0, 0), (1, 1), (3, 1))", "((0, 1), (1, 0), (3, 0))"),

@@ -21,8 +21,9 @@ from clipconformity.functional.conformity import (
 from clipconformity.functional.density import Grid
 from clipconformity.functional.divergence import make_grid
 from clipconformity.functional.resampling import Estimate
+from clipconformity.functional.validation import check_same_dim
 from clipconformity.provenance import UNKNOWN, Identified, Provenance
-from clipconformity.stream.batches import check_batches, join_batches
+from clipconformity.stream.batches import check_batches
 from clipconformity.stream.checks import check_stream
 from clipconformity.stream.layout import Layout
 from clipconformity.stream.moments import Moments, assign_buckets
@@ -125,9 +126,10 @@ class ReferenceSet:
         check_labels(groups)
         moments: Moments | None = None
         seen = 0
-        for batch in join_batches(check_batches(embeddings_or_batches)):
+        for batch in check_batches(embeddings_or_batches):
             if moments is None:
                 moments = Moments(reference_layout(batch.shape[1], max_samples))
+            check_same_dim(batch, moments.layout.dim, "a later batch", "the first")
             part = slice(seen, seen + len(batch))
             moments.update(batch, None if groups is None else groups[part], None if ids is None else ids[part])
             seen += len(batch)

@@ -885,7 +885,6 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         ("norms if sums.whole else torch.where(sums.good, sums.norms, 0.0)", "norms"),
         ("words is not None and not placed:", "words is not None:"),
         ("done=self._pending.clear)", "done=None)", PENDING),
-        ("            if not self._pending.fits(rows):\n                self.flush()\n", "", PENDING),
         ("first.square() / total) / (total - 1)).clamp_min(0)", "first.square() / total) / (total - 1))"),
     ]),
     ("clipconformity/stream/chunks.py", MOMENTS, [
@@ -904,11 +903,12 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         ("panel.addmm_(left, right)", "torch.mm(left, right, out=panel)"),
     ]),
     ("clipconformity/stream/pending.py", PENDING, [
-        (", *(part is None for part in rows)", ""),
-        ("rows.grouped, ", ""),
+        ("grouped, *(label is None for label in rows[1:-1])", "grouped"),
+        ("grouped, *(label is None for label in rows[1:-1])", "*(label is None for label in rows[1:-1])"),
         (".copy_labels()", ""),
-        ("        self._parts = []\n", "", PENDING),
-        ("self.count + len(rows.values) <= len(self._buffer)", "True"),
+        ("        self._parts = []\n\n\n", "\n\n"),
+        ("or end > self._buffer.shape[0]", ""),
+        ("kind != self._kind or", ""),
     ]),
     ("clipconformity/stream/neighbourhood.py", BALLS, [
         ("((0, 0), (1, 1), (3, 1))", "((0, 1), (1, 0), (3, 0))"),
@@ -987,8 +987,10 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
         ("mix(content ^ mix(groups, 4), 5)) & NO_KEY", "content) & NO_KEY"),
         ("mix(content ^ mix(groups, 4), 5)) & NO_KEY", "mix(groups, 4)) & NO_KEY"),
         ("if total <= size:", "if True:"),
-        ("index_add_(0, which, self.copies[order])", "index_add_(0, which, torch.ones_like(order))"),
-        ("order = self.ids.sort(stable=True).indices", "order = torch.arange(len(self.ids))"),
+        ("index_add_(0, which, copies[order])", "index_add_(0, which, torch.ones_like(order))"),
+        ("order = ids.sort(stable=True).indices", "order = torch.arange(len(ids))"),
+        ("ascending[low:high] - start", "ascending[low:high] - low"),
+        ("zip(parts, ends.tolist(), itertools", "zip(parts, bounds, itertools"),
     ]),
     ("clipconformity/stream/shape.py", SHAPE_INTERVALS, [
         ("whole - share * (own - single)", "whole - (own - single)"),

@@ -56,6 +56,8 @@ class LabelledRows(NamedTuple):
 
     def copy_labels(self) -> LabelledRows:
         """Copy the labels, which may be tensors of the caller."""
+        if self.groups is self.keys is self.ids is None:
+            return self
         groups, keys, ids = (None if one is None else one.clone() for one in (self.groups, self.keys, self.ids))
         return self._replace(groups=groups, keys=keys, ids=ids)
 

@@ -33,10 +33,6 @@ from clipconformity.stream.row_sample import assign_buckets as assign_buckets
 
 UNIT_TOLERANCE = 5e-3
 """A row counts as L2-normalised when its norm is this close to 1: float16 and bfloat16 round about so far."""
-NO_UNIT_SECOND_MOMENT = (
-    "reference: its file is of format 2, without the second moment of the unit vectors that this metric needs; build "
-    "it again with `clipconformity reference`, or leave the metric out."
-)
 
 
 def _to_words(ids: Sequence[object], count: int) -> list[str]:
@@ -120,10 +116,10 @@ class Moments:
         rows = self._label(embeddings, groups, ids, keys, placed)
         if len(embeddings) <= MAX_BATCH:
             rows = rows._replace(values=self._prepare(rows.values))
-            if not self._pending.fits(rows):
-                self.flush()
-            if self._pending.fits(rows):
-                self._pending.append(rows)
+            if self._pending.append(rows):
+                return
+            self.flush()
+            if self._pending.append(rows):
                 return
         self._take_in(rows)
 
@@ -279,8 +275,8 @@ class Moments:
         """Read the row sample: ``max_samples`` different rows of smallest key among those held."""
         self.flush()
         empty = self.layout.empty_sample(self._sum("count").device)
-        parts = (torch.cat([none, *self._list(name)]) for name, none in zip(SAMPLE, empty, strict=True))
-        return Sample(*parts).keep_smallest(self.layout.max_samples)
+        parts = [Sample(*columns) for columns in zip(*(self._list(name) for name in SAMPLE), strict=True)]
+        return Sample.keep_smallest(parts or [empty], self.layout.max_samples)
 
     def sketch(self) -> Sample:
         """Read the different rows of smallest key, without rows that were bad; this waits for the device."""
@@ -342,13 +338,7 @@ class Moments:
 
     @property
     def unit_second_moment(self) -> Tensor:
-        """Mean of the outer products of the unit vectors, ``(D, D)``, of trace 1.
-
-        Raises:
-            ValueError: If it was not accumulated, as in a reference file of an older format.
-        """
-        if not self.layout.unit_second_moment:
-            raise ValueError(NO_UNIT_SECOND_MOMENT)
+        """Mean of the outer products of the unit vectors, ``(D, D)``, of trace 1."""
         return self.get_sum("unit_second_moment") / self.total
 
     def get_sum(self, name: str) -> Tensor:

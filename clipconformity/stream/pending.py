@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipconformity.data.interrupts import defer_signals
 from clipconformity.stream.chunks import MAX_ROWS, LabelledRows
 
 MAX_BYTES = 8 * 2**20
@@ -21,34 +20,45 @@ class Pending:
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0, 0)
-        self._parts: list[LabelledRows] = []
-        self.count = 0
+        self._kind: tuple[object, ...] = ()
+        self._parts: list[tuple[int, LabelledRows]] = []  # each with the number of rows up to its end
 
-    def fits(self, rows: LabelledRows) -> bool:
-        """Whether a batch can wait beside those that do."""
-        if not self._parts:
-            return len(rows.values) <= _max_rows(rows.values) // 2
-        return self.count + len(rows.values) <= len(self._buffer) and _kind(rows) == _kind(self._parts[0])
+    @property
+    def count(self) -> int:
+        """Number of rows that wait."""
+        return self._parts[-1][0] if self._parts else 0
 
-    def append(self, rows: LabelledRows) -> None:
-        """Copy a batch that fits."""
-        values, end = rows.values, self.count + len(rows.values)
-        if not self._parts and _layout(values) != _layout(self._buffer):
+    def append(self, rows: LabelledRows) -> bool:
+        """Copy a batch, if it fits; an interrupt leaves it out or takes it in.
+
+        Returns:
+            Whether it fits: beside those that wait, or, where none does, into half of the memory.
+        """
+        values, start, kind = rows.values, self.count, _describe(rows)
+        end = start + values.shape[0]
+        if not start:
+            if 2 * end > _max_rows(values):
+                return False
+            self._open(values, kind)
+        elif kind != self._kind or end > self._buffer.shape[0]:
+            return False
+        held = self._buffer[start:end].copy_(values)
+        self._parts.append((end, rows._replace(values=held).copy_labels()))
+        return True
+
+    def _open(self, values: Tensor, kind: tuple[object, ...]) -> None:
+        """Prepare for rows of this kind."""
+        if kind[:3] != self._kind[:3]:
             with torch.inference_mode(False):  # a tensor made inside could not be written to outside
                 self._buffer = values.new_empty(_max_rows(values), values.shape[1])
-        self._buffer[self.count : end] = values
-        part = rows._replace(values=self._buffer[self.count : end]).copy_labels()
-        with defer_signals():
-            self._parts.append(part)
-            self.count = end
+        self._kind = kind
 
     def read(self) -> LabelledRows:
         """Read what waits; it is written over after the next :meth:`clear`."""
-        return LabelledRows.join_labels(self._parts, self._buffer[: self.count])
+        return LabelledRows.join_labels([part for _, part in self._parts], self._buffer[: self.count])
 
     def clear(self) -> None:
         """Forget what waits."""
-        self.count = 0
         self._parts = []
 
 
@@ -57,9 +67,7 @@ def _max_rows(values: Tensor) -> int:
     return max(1, min(MAX_ROWS, MAX_BYTES // max(1, values.shape[1] * values.element_size())))
 
 
-def _layout(values: Tensor) -> tuple[object, ...]:
-    return values.shape[1], values.dtype, values.device
-
-
-def _kind(rows: LabelledRows) -> tuple[object, ...]:
-    return _layout(rows.values), rows.grouped, *(part is None for part in rows)
+def _describe(rows: LabelledRows) -> tuple[object, ...]:
+    """Describe what batches that wait together have in common."""
+    values, grouped = rows.values, rows.grouped
+    return values.shape[1], values.dtype, values.device, grouped, *(label is None for label in rows[1:-1])

@@ -422,12 +422,12 @@ class ReferenceSet:
         return push(self, repo, licence=licence, file=file, private=private, about=about, api=api)
 
 
-def reference_layout(dim: int, max_samples: int, *, unit_second_moment: bool = True) -> Layout:
-    """Make the layout of a reference; one from a file of format 2 has no second moment of its unit vectors.
+def reference_layout(dim: int, max_samples: int) -> Layout:
+    """Make the layout of a reference.
 
     Raises:
         ValueError: If fewer than two rows are to be kept.
     """
     if max_samples < 2:
         raise ValueError(f"max_samples: expected at least 2, got {max_samples}.")
-    return Layout(dim, max_samples=max_samples, second_moment=True, unit_second_moment=unit_second_moment)
+    return Layout(dim, max_samples=max_samples, second_moment=True, unit_second_moment=True)

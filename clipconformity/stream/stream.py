@@ -14,7 +14,7 @@ from clipconformity.stream.checks import check_stream
 from clipconformity.stream.chunks import RowValues
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.layout import SECOND_MOMENTS, Layout, State
-from clipconformity.stream.moments import NO_UNIT_SECOND_MOMENT, Moments
+from clipconformity.stream.moments import Moments
 from clipconformity.stream.pending import Pending
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.row_sample import Labels
@@ -52,14 +52,12 @@ def choose_layouts(dim: int, needs: Needs, reference: ReferenceSet | None, max_s
     """Choose the layouts of both sides; there is a real side where a reference is needed and none is given.
 
     Raises:
-        ValueError: If fewer than two rows are to be kept, or the reference lacks what is needed.
+        ValueError: If fewer than two rows are to be kept.
     """
     if max_samples < 2:
         raise ValueError(f"max_samples: expected at least 2, got {max_samples}.")
     kept = max_samples if needs.rows or needs.conformity else 0
     moments = {name: getattr(needs, name) for name in SECOND_MOMENTS}
-    if needs.unit_second_moment and reference is not None and not reference.moments.layout.unit_second_moment:
-        raise ValueError(NO_UNIT_SECOND_MOMENT)
     if needs.conformity and reference is not None:
         evaluated = reference.view(max_samples=kept, rows=needs.rows, **moments)
     else:

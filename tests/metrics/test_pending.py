@@ -129,7 +129,10 @@ def test_batches_of_other_labels_types_and_sizes_lose_no_row(rows):
         (rows[90:120].double(), {}),
         (rows[120:200], {"ids": ids[120:200]}),
         (rows[200:260], {"groups": groups[200:260], "ids": ids[200:260]}),
-        (rows[260:].half(), {}),
+        (rows[260:270], {}),
+        (rows[270:280], {"ids": ids[270:280]}),
+        (rows[280:290], {"groups": groups[280:290]}),
+        (rows[290:].half(), {}),
     ]
     metric, apart = VendiScore(embed_dim=DIM), VendiScore(embed_dim=DIM)
     for part, labels in parts:

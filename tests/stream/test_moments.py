@@ -10,7 +10,7 @@ from helpers import double, ellipsoid_rows, unit
 from clipconformity.functional.density import Grid
 from clipconformity.functional.linalg import mirror_upper
 from clipconformity.functional.resampling import jackknife_error
-from clipconformity.stream.chunks import CHUNK
+from clipconformity.stream.chunks import CHUNK, MAX_ROWS
 from clipconformity.stream.layout import Layout
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.pairs import own_pairs
@@ -72,7 +72,7 @@ def test_a_stream_longer_than_a_chunk_equals_its_parts(layout, generator):
 
 
 def test_rows_beyond_a_chunk_keep_their_groups_and_ids(generator):
-    rows = ellipsoid_rows(CHUNK + 500, DIM, generator)
+    rows = ellipsoid_rows(MAX_ROWS + 500, DIM, generator)
     groups, ids = torch.arange(len(rows)) // 7, [f"row {n}" for n in range(len(rows))]
     whole, parts = (Moments(Layout(DIM, max_samples=len(rows))) for _ in range(2))
     whole.update(rows, groups, ids)
@@ -80,7 +80,7 @@ def test_rows_beyond_a_chunk_keep_their_groups_and_ids(generator):
         parts.update(rows[part], groups[part], [ids[n] for n in part])
     assert_same(whole, parts)
     sample = whole.sample()
-    for row in (0, CHUNK - 1, CHUNK, len(rows) - 1):
+    for row in (0, CHUNK - 1, CHUNK, MAX_ROWS - 1, MAX_ROWS, len(rows) - 1):
         kept = int((sample.rows == rows[row]).all(1).nonzero())
         assert whole.names[int(sample.ids[kept])] == ids[row]
         assert int(sample.groups[kept]) == int(groups[row])

@@ -18,7 +18,7 @@ from clipconformity.stream.second_moment import SecondMoment, choose_precision
 if TYPE_CHECKING:
     from clipconformity.stream.layout import Layout
 
-CHUNK = 512
+CHUNK = 1024
 """Rows worked through at once on a CPU: their float64 copies stay in its cache."""
 MAX_ROWS = 4096
 """Rows added to the state at once on a CPU: float32 sums of more lose digits, those of fewer cost more."""

@@ -7,14 +7,17 @@ from torch import Tensor
 
 from clipconformity.functional.linalg import gram_panels, scratch
 
-MIN_ROWS, MIN_DIM = 64, 256
-"""The smallest matrix of rows whose product is taken in float32: of less it saves nothing, and loses digits."""
+MIN_DIM = 256
+"""The fewest dimensions for which products in float32 save time."""
 
 
 def choose_precision(rows: Tensor) -> torch.dtype:
-    """Choose the precision of the products of rows: their own, but for few and for narrow ones."""
-    small = len(rows) < MIN_ROWS or rows.shape[1] < MIN_DIM
-    return torch.float64 if small else rows.dtype
+    """Choose the precision of the products of rows ``(N, D)``: their own, where that saves time and costs no digits.
+
+    Of fewer rows than dimensions the covariance is singular, and roots of its rounding show in a Frechet distance.
+    """
+    count, dim = rows.shape
+    return rows.dtype if count >= dim >= MIN_DIM else torch.float64
 
 
 class SecondMoment:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import double, ellipsoid_rows, unit
 
-from clipconformity import ReferenceSet
+from clipconformity import FrechetDistance, ReferenceSet
 from clipconformity.functional import whiten
 from clipconformity.functional.likelihood import check_gaussian, log_density, log_likelihood
 from clipconformity.functional.linalg import add_gram, gram, mirror_upper, quadratic_form, square_norms
@@ -51,6 +51,20 @@ def test_moments_at_an_offset_equal_numpy_whatever_the_batches(size, spreads, ca
     of_units = double(found.unit_second_moment - torch.outer(found.unit_mean, found.unit_mean))
     expected = np.cov(u.T, ddof=0)
     assert np.linalg.norm(of_units - expected) < error * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("count", [100, 299])
+def test_of_fewer_rows_than_dimensions_the_frechet_distance_is_that_of_float64(count, generator):
+    """Roots of a singular covariance's rounding would show in it."""
+    spread = torch.logspace(0, -3, WIDE)
+    rows, real = (torch.randn(n, WIDE, generator=generator) * spread + 0.5 for n in (count, 900))
+    found = []
+    for cast in (torch.float32, torch.float64):
+        metric = FrechetDistance(ReferenceSet.fit(real.double()))
+        for batch in rows.to(cast).split(40):
+            metric.update(batch)
+        found.append(float(metric.compute()))
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 700])

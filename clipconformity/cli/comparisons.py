@@ -175,9 +175,9 @@ def _kind(name: str, path: Path, column: str | None) -> str:
         return "embeddings" if any(list_embedding_files(path)) and not walk_images(path).paths else "images"
     if is_image_list(path, column):
         return "images"
-    read_key = read_kind(path)
-    if read_key == REFERENCE:
+    kind = read_kind(path)
+    if kind == REFERENCE:
         raise ValueError(f"{name}: {path} is {'; '.join(FILE_KINDS[REFERENCE])}.")
-    if read_key == SCORE:
+    if kind == SCORE:
         return SAVED
     return "captions" if path.suffix.lower() in FORMATS else "embeddings"

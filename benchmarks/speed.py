@@ -77,7 +77,7 @@ def embeddings(count: int, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def state_cases(data: Data) -> dict[str, Callable[[], Timing]]:
-    from clipconformity.stream.moments import Layout, Moments
+    from clipconformity.stream.moments import Moments
 
     reference = data.reference()
     layouts = {
@@ -89,9 +89,9 @@ def state_cases(data: Data) -> dict[str, Callable[[], Timing]]:
         ),
     }
 
-    def stream(layout: Layout) -> Timing:
+    def stream(layout: object) -> Timing:
         moments, batches = Moments(layout), data.batches()
-        return timed(lambda: [moments.update(batch) for batch in batches])
+        return timed(lambda: [*map(moments.update, batches), moments.flush()])
 
     return {name: lambda layout=layout: stream(layout) for name, layout in layouts.items()}
 

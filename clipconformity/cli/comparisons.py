@@ -180,9 +180,9 @@ def _kind(name: str, path: Place, column: str | None) -> str:
         return "embeddings" if any(list_embedding_files(path)) and not walk_images(path).paths else "images"
     if isinstance(path, Path) and is_image_list(path, column):
         return "images"
-    read_key = read_kind(path)
-    if read_key == REFERENCE:
+    kind = read_kind(path)
+    if kind == REFERENCE:
         raise ValueError(f"{name}: {path} is {'; '.join(FILE_KINDS[REFERENCE])}.")
-    if read_key == SCORE:
+    if kind == SCORE:
         return SAVED
     return "captions" if isinstance(path, Path) and path.suffix.lower() in FORMATS else "embeddings"

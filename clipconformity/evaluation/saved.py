@@ -52,7 +52,7 @@ KIND = StateKind(
     "make one with `clipconformity score --save`",
     "save it again with `clipconformity score --save`",
 )
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 PAIRS = {"clip": "clip_scores", "ref_clip": "ref_clip_scores"}
 """Sums over pairs: prefix of their tensors, and attribute of the stream."""
 FLAGS = {"paired": "clip", "with_references": "ref_clip"}
@@ -232,10 +232,12 @@ def read_saved(path: Place | str, reference: ReferenceSet, *, part: bool = False
     """
     path = parse_place(path)
     tensors, metadata = read_state(path, KIND)
-    if metadata.get("format_version") != FORMAT_VERSION:
+    version = metadata.get("format_version")
+    if version != FORMAT_VERSION:
+        older = version == "1"  # keys and buckets are by another hash of the rows
         raise ValueError(
-            f"{path}: saved score of format {format_value(metadata.get('format_version'))}, this version reads "
-            f"{FORMAT_VERSION}; use a newer clipconformity."
+            f"{path}: saved score of format {format_value(version)}, this version reads "
+            f"{FORMAT_VERSION}; {'score the samples again' if older else 'use a newer clipconformity'}."
         )
     check_whole(path, KIND, tensors, metadata)
     about, ids, words = read_entries(path, metadata, "score", "ids", "words")

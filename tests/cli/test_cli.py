@@ -316,7 +316,7 @@ BAD_EMBEDDINGS = {
     "pattern": (lambda f: f / "none*.npy", "none*.npy: no file fits this pattern"),
     "address": (
         lambda f: "ftp://host/e.npy",
-        "ftp://host/e.npy: ftp:// is not read; of addresses there are http, https",
+        "ftp://host/e.npy: ftp:// is not read; of addresses there are",
     ),
 }
 

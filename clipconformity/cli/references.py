@@ -185,10 +185,10 @@ def merge_files(options: argparse.Namespace) -> dict[str, Any]:
 
     if len(options.references) < 2:
         raise ValueError("merge: expected at least two files.")
-    local = [path for path in options.references if isinstance(path, Path)]
-    refuse_same([("FILE", path) for path in local])
+    named = [path for path in options.references if not isinstance(path, str)]  # text is of the hub
+    refuse_same([("FILE", path) for path in named])
     outputs.check(options, [("--output", options.output)])
-    kind = read_kind(local[0]) if local else None
+    kind = read_kind(named[0]) if named else None
     if kind != SCORE and options.reference is not None:
         raise ValueError("--reference: goes with saved scores; leave it out.")
     if kind == SCORE:

@@ -59,7 +59,7 @@ class Comparison:
 
     @property
     def judged(self) -> list[Difference]:
-        """The differences in typicality and in variety, which are read_key in sentences."""
+        """The differences in typicality and in variety, which are stated in sentences."""
         return [one for one in self.differences if one.figure in JUDGED]
 
     def ranks(self, figure: str = "typicality_shift") -> dict[str, int]:

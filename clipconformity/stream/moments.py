@@ -114,6 +114,8 @@ class Moments:
             placed: Whether the ids are the rows' places: these name the sampled rows, and deal none.
         """
         rows = self._label(embeddings, groups, ids, keys, placed)
+        if not len(embeddings):
+            return
         if len(embeddings) <= MAX_BATCH:
             rows = rows._replace(values=self._prepare(rows.values))
             if self._pending.append(rows):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipconformity.data.addresses import Place, parse_place
 from clipconformity.data.embeddings import MADE_OF
 from clipconformity.data.formats import REFERENCE
 from clipconformity.data.strict_json import to_json
@@ -78,14 +79,16 @@ def _list_tensors(reference: ReferenceSet) -> dict[str, Tensor]:
     return tensors
 
 
-def read_reference(path: Path | str) -> ReferenceSet:
+def read_reference(path: Place | str) -> ReferenceSet:
     """Read a file of :func:`write_reference`.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        OSError: If a server does not give it.
         ValueError: If it is not a reference, is damaged, or comes from another format.
+        ImportError: If what reads an address is not installed.
     """
-    path = Path(path)
+    path = parse_place(path)
     tensors, metadata = read_state(path, KIND)
     _check_version(path, metadata.get("format_version"))
     check_whole(path, KIND, tensors, metadata)
@@ -131,7 +134,7 @@ def read_part(path: Path) -> Moments:
     return Moments(layout, state, dict(zip(tensors["sample_ids"].tolist(), ids or [], strict=False)))
 
 
-def read_pieces(path: Path, metadata: Mapping[str, str]) -> tuple[Piece, ...]:
+def read_pieces(path: Place, metadata: Mapping[str, str]) -> tuple[Piece, ...]:
     """Read what a file says that it is made of.
 
     Raises:
@@ -145,7 +148,7 @@ def read_pieces(path: Path, metadata: Mapping[str, str]) -> tuple[Piece, ...]:
         raise ValueError(f"{path}: damaged: {error}.") from None
 
 
-def _check_version(path: Path, version: str | None) -> None:
+def _check_version(path: Place, version: str | None) -> None:
     """Refuse older and newer formats."""
     if version in OLDER_VERSIONS:
         raise ValueError(

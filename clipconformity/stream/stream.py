@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -84,8 +85,6 @@ class Stream:
 
     Attributes:
         of_one_kind: Whether encoder and modality of both sides are known to agree.
-        clip_scores: Scores of the samples with partners.
-        ref_clip_scores: Scores of the samples with reference captions.
     """
 
     def __init__(
@@ -105,7 +104,6 @@ class Stream:
         self.reference = reference
         self.allow_normalized = allow_normalized
         self.of_one_kind = False
-        self.clip_scores, self.ref_clip_scores = MeanScore(), MeanScore()
         self._real: ReferenceSet | None = None  # reference of the real rows, and comparison: until the next update
         self._contrast: Contrast | None = None
         self._once: dict[Hashable, Any] = {}  # values of read-outs, likewise
@@ -125,6 +123,16 @@ class Stream:
             reference=reference,
             allow_normalized=allow_normalized or reference.normalized,
         )
+
+    @functools.cached_property
+    def clip_scores(self) -> MeanScore:
+        """Scores of the samples with partners."""
+        return MeanScore()
+
+    @functools.cached_property
+    def ref_clip_scores(self) -> MeanScore:
+        """Scores of the samples with reference captions."""
+        return MeanScore()
 
     @property
     def evaluated(self) -> Moments:

@@ -13,7 +13,7 @@ from torchmetrics import MetricCollection
 
 from clipconformity import Conformity, FrechetDistance, ModalityGap, ReferenceSet, VendiScore
 from clipconformity.stream.chunks import MAX_ROWS
-from clipconformity.stream.pending import MAX_BYTES, Pending
+from clipconformity.stream.pending import MAX_BYTES
 
 DIM = 16
 
@@ -181,6 +181,12 @@ def test_what_waits_is_copied(rows):
     assert len(metric._stream().evaluated.sample().groups.unique()) == 50
 
 
-def test_an_empty_buffer_is_no_batch():
-    assert Pending().count == 0
-    assert VendiScore(embed_dim=DIM).num_samples == 0
+def test_a_batch_without_rows_is_no_batch(rows):
+    """Whatever its labels: it waits beside none."""
+    metric = VendiScore(embed_dim=DIM)
+    metric.update(rows[:0], groups=torch.arange(0), ids=[])
+    assert waiting(metric) == 0
+    metric.update(rows[:10])
+    metric.update(rows[:0], groups=torch.arange(0))
+    metric.update(rows[10:20], groups=torch.arange(10))
+    assert metric.num_samples == 20

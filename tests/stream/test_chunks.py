@@ -261,5 +261,6 @@ def test_a_covariance_that_may_be_singular_is_left_to_its_eigenvalues(generator)
     rows = torch.randn(30, 40, dtype=torch.float64, generator=generator)
     with pytest.warns(UserWarning, match="rank 29"):
         assert not check_gaussian(rows.mean(0), rows.T.cov(), symmetric=False).triangular
-    with pytest.raises(ValueError, match="eigenvalues above 0"):
-        check_gaussian(torch.zeros(2), torch.tensor([[1.0, 0.0], [0.0, -1.0]]), 0.9, symmetric=False)
+    for least in (-1.0, -0.1):  # also where the shrunk one is definite
+        with pytest.raises(ValueError, match="eigenvalues above 0"):
+            check_gaussian(torch.zeros(2), torch.tensor([[1.0, 0.0], [0.0, least]]), 0.9, symmetric=False)

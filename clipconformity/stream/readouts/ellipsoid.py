@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipconformity.functional.geometry import participation_ratio, tilt_figures
-from clipconformity.functional.linalg import covariance_of, permuted_columns
+from clipconformity.functional.distances import quick_type
+from clipconformity.functional.geometry import distances_from, participation_ratio, tilt_figures
+from clipconformity.functional.population import Rows, permuted_covariance
 from clipconformity.functional.resampling import make_generator
 from clipconformity.stream.moments import Moments
-from clipconformity.stream.readouts.base import Field, ReadOut
+from clipconformity.stream.readouts.base import Field, ReadOut, read_sample
 from clipconformity.stream.shape import shape_intervals
 from clipconformity.stream.stream import Needs, Stream
 
@@ -59,21 +60,22 @@ class EllipsoidReadOut(ReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Return the figures; undefined ones, such as a tilt in one dimension, are left out."""
-        moments = stream.read_side(min_samples=self.min_samples)
-        rows, covariance = moments.good_sample().rows.double(), moments.covariance
+        moments = stream.read_side(min_samples=self.min_samples).cpu()
+        sample, covariance = read_sample(stream), moments.covariance
         if not float(covariance.trace()) > 1e-12 * float(moments.mean.square().sum()):
             raise ValueError("embeddings: expected samples that differ, got equal ones; check what was encoded.")
-        distances = torch.linalg.vector_norm(rows - moments.mean, dim=1)
+        distances = distances_from(sample.rows, moments.mean)
         mu, variance = distances.mean(), distances.var()
         result = {"shell_mu": mu, "shell_variance": variance, "shell_ratio": mu.square() / variance}
         result["spectrum_condition"] = _compute_condition(moments, covariance)
-        _, permuted = covariance_of(permuted_columns(rows, make_generator(None)))
+        rows = Rows.center(sample.rows.to(quick_type()), sample.groups if moments.grouped else None)
+        permuted = permuted_covariance(rows, make_generator(None))
         for prefix, matrix in (("", covariance), ("permuted_", permuted)):
             result[f"{prefix}participation_ratio"] = participation_ratio(matrix)
             if len(matrix) > 1:
                 result |= {f"{prefix}{name}": x for name, x in zip(TILT, tilt_figures(matrix), strict=True)}
         result["offset"] = torch.linalg.vector_norm(moments.mean) / covariance.trace().sqrt()
-        return result | shape_intervals(moments.cpu(), result)
+        return result | shape_intervals((sample, moments), rows, covariance, result)
 
     def notes(self, stream: Stream) -> list[str]:
         """Note where there are too few rows for the condition of the spectrum."""

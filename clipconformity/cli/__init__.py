@@ -200,7 +200,12 @@ def _build_parser() -> Parser:
     score = _add_command(known, "score", "score samples against a reference", scores.score_samples)
     _add_source(score, pairs=True)
     score.add_argument(
-        "--saved", type=parse_input, nargs="+", metavar="FILE", help="what --save kept, as of all shards: scored as one"
+        "--saved",
+        type=parse_input,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="what --save kept, as of all shards: scored as one",
     )
     _add_processes(score, "score by --save, for --saved")
     score.add_argument("--reference", type=parse_reference, required=True, help=REFERENCE)
@@ -210,6 +215,7 @@ def _build_parser() -> Parser:
         "--against",
         type=parse_input,
         nargs="+",
+        action="extend",
         metavar="FILE|DIR",
         help="embeddings, as of a training set, to find copies in",
     )
@@ -356,6 +362,7 @@ def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False, 
             "--embeddings",
             type=parse_input,
             nargs="+",
+            action="extend",
             metavar="FILE|DIR",
             help=f"raw embeddings: {list_suffixes()}; files, folders, or quoted patterns such as 'shards/*.npy', here "
             f"or at addresses: {', '.join(PROTOCOLS)}",

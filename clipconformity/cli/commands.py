@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def list_encoders(options: argparse.Namespace) -> dict[str, Any]:
     """List the encoders that can be loaded here."""
     from clipconformity.encoders import available_encoders, encoder_specs
-    from clipconformity.evaluation.scoring import suggest_name
+    from clipconformity.evaluation.suggestions import suggest_name
 
     if options.name is None:
         return available_encoders()

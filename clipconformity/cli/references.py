@@ -19,6 +19,7 @@ from clipconformity.cli.sources import (
     keep_parts,
     name_source,
     open_source,
+    refuse_unnamed,
 )
 from clipconformity.cli.states import build_moments
 
@@ -129,7 +130,10 @@ def open_coco(options: argparse.Namespace) -> Coco:
 
     check_options(options)
     if options.shard is not None:
-        raise ValueError("--shard: goes with one kind of samples, without --coco; build references of each by itself.")
+        raise ValueError(
+            "--shard: goes with one kind of samples. --coco is shared by --processes N or torchrun; or give its folder "
+            "of images to --images, and its annotations to --captions, each with --shard."
+        )
     if options.modality is not None:
         raise ValueError("--modality: --coco builds the references of both; leave it out.")
     per_image = options.per_image or "1"
@@ -181,19 +185,39 @@ def _images(options: argparse.Namespace, parts: Parts, coco: Coco, encoders: Seq
 def merge_files(options: argparse.Namespace) -> dict[str, Any]:
     """Join files of different samples: references, saved scores or embeddings, as the first of them is."""
     from clipconformity.data.files import refuse_same
-    from clipconformity.data.formats import FORMAT, SCORE, read_kind
+    from clipconformity.data.formats import FORMAT, SCORE
 
-    if len(options.references) < 2:
-        raise ValueError("merge: expected at least two files.")
     named = [path for path in options.references if not isinstance(path, str)]  # text is of the hub
+    refuse_unnamed("merge", named)
+    if len(options.references) < 2:
+        raise ValueError(f"merge: expected at least two files, got {options.references[0]} alone.")
     refuse_same([("FILE", path) for path in named])
     outputs.check(options, [("--output", options.output)])
-    kind = read_kind(named[0]) if named else None
+    kind = _find_kind(named)
     if kind != SCORE and options.reference is not None:
         raise ValueError("--reference: goes with saved scores; leave it out.")
     if kind == SCORE:
         return _merge_scores(options)
     return _merge_embeddings(options) if kind == FORMAT else _merge_references(options)
+
+
+def _find_kind(paths: Sequence[Path]) -> str | None:
+    """Return of which kind all files are; None where only their reader can say.
+
+    Raises:
+        ValueError: If there are files of two kinds.
+    """
+    from clipconformity.data.formats import FORMAT, KINDS, READERS, read_kind
+
+    others = set(READERS) - {".safetensors"}
+    kinds = {path: FORMAT if path.suffix in others else read_kind(path) for path in paths}
+    known = {kind: path for path, kind in reversed(kinds.items()) if kind is not None}
+    if len(known) > 1:
+        (mine, first), (theirs, second) = list(known.items())[::-1][:2]
+        raise ValueError(
+            f"merge: {first} is {KINDS[mine][0]} and {second} is {KINDS[theirs][0]}; join files of one kind."
+        )
+    return next(iter(known), None)
 
 
 def _merge_references(options: argparse.Namespace) -> dict[str, Any]:
@@ -218,7 +242,7 @@ def _merge_scores(options: argparse.Namespace) -> dict[str, Any]:
     from clipconformity.stream.reference import ReferenceSet
 
     if options.reference is None:
-        raise ValueError("--reference: saved scores are joined with the reference that they were scored against.")
+        raise ValueError("--reference: give the reference that the saved scores were scored against, to join them.")
     with report_time(options, "reading and joining the saved scores"):
         merged = merge_saved(options.references, ReferenceSet.load(options.reference))
     with replace_file(options.output, overwrite=options.overwrite) as output:

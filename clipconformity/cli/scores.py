@@ -11,7 +11,15 @@ from clipconformity.cli import outputs
 from clipconformity.cli.encoded import Cache
 from clipconformity.cli.messages import print_summary, report_time
 from clipconformity.cli.reports import make_run, read_reference_samples, write_page
-from clipconformity.cli.sources import check_given, describe_shard, keep_parts, open_against, open_pairs, open_source
+from clipconformity.cli.sources import (
+    check_given,
+    describe_shard,
+    keep_parts,
+    open_against,
+    open_pairs,
+    open_source,
+    refuse_unnamed,
+)
 from clipconformity.cli.states import take_in_scored
 
 if TYPE_CHECKING:
@@ -124,6 +132,7 @@ def _read_saved(
     from clipconformity.data.files import refuse_same
     from clipconformity.evaluation.saved import read_scores
 
+    refuse_unnamed("--saved", options.saved)
     refuse_same([("--saved", path) for path in options.saved])
     figures = {name: settings[name] for name in ("resamples", "metrics", "margins", "by")}
     with report_time(options, "reading and joining the saved scores"):
@@ -169,7 +178,10 @@ def _score_shard(options: argparse.Namespace, settings: dict[str, Any]) -> dict[
         if getattr(options, name):
             raise ValueError(f"--{name.replace('_', '-')}: is of all samples; give it to the command that joins them.")
     if options.images and options.captions:
-        raise ValueError("--shard: goes with one kind of samples; `embed` shards of each, and score these.")
+        raise ValueError(
+            "--shard: goes with one kind of samples. Images with captions are shared by --processes N or torchrun; or "
+            "leave out one of the two, and with it CLIPScore."
+        )
     with report_time(options, "reading the reference"):
         reference = ReferenceSet.load(options.reference)
     with keep_parts(options, options.save) as parts:
@@ -196,7 +208,7 @@ def list_score_settings(options: argparse.Namespace) -> dict[str, Any]:
     own = options.metrics is None and "models" not in options and options.saved
     return {
         "resamples": options.resamples,
-        "metrics": None if own else (options.metrics or CORE).split(","),
+        "metrics": None if own else [name.strip() for name in (options.metrics or CORE).split(",")],
         "margins": _parse_margins(options.margin),
         "by": None if options.by is None else read_classes(options.by),
         "allow_normalized": options.allow_normalized,
@@ -233,7 +245,8 @@ def check_numbers(options: argparse.Namespace) -> None:
 
 def _parse_requirements(text: str, known: set[str]) -> Requirement:
     from clipconformity.evaluation.requirements import Requirement
-    from clipconformity.evaluation.scoring import suggest_name
+    from clipconformity.evaluation.suggestions import suggest_figure
+    from clipconformity.stream.readouts import read_outs
 
     try:
         found = Requirement.parse(text)
@@ -241,7 +254,8 @@ def _parse_requirements(text: str, known: set[str]) -> Requirement:
         raise ValueError(f"--require: {error}") from None
     if found.name not in known:
         expected = f"expected one of {', '.join(sorted(known))}"
-        raise ValueError(f"--require: there is no figure {found.name!r}: {expected}{suggest_name(found.name, known)}")
+        meant = suggest_figure(found.name, known, read_outs())
+        raise ValueError(f"--require: there is no figure {found.name!r}: {expected}{meant}")
     return found
 
 

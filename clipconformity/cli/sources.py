@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -269,6 +269,21 @@ def check_given(options: argparse.Namespace) -> None:
         raise ValueError("--against: needs the samples themselves, which --saved does not keep; leave it out.")
     if options.caption_references is not None and len(given) < 2:
         raise ValueError("--caption-references: goes with --images and --captions together; leave it out.")
+
+
+def refuse_unnamed(option: str, paths: Iterable[Place]) -> None:
+    """Refuse folders and patterns where each file is to be named.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    from clipconformity.data.places import is_folder, is_pattern
+
+    for path in paths:
+        if is_folder(path):
+            raise ValueError(f"{option}: {path} is a folder; name its files, such as {path / '*.safetensors'}.")
+        if is_pattern(path):
+            raise ValueError(f"{option}: no file is called {path}; a pattern goes without quotes.")
 
 
 def open_against(options: argparse.Namespace) -> Iterator[Source] | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from clipconformity.data.brief import format_brief
 from clipconformity.data.entries import LINES, Entry, read_entries
 from clipconformity.data.limits import check_limit
 from clipconformity.data.untrusted import check_all_words, check_id, check_input, format_value, read_json
@@ -36,6 +37,10 @@ class Captions:
     ids: list[str]
     groups: list[int] | list[str] | None = None
     remark: str = ""
+
+    def __repr__(self) -> str:
+        images = None if self.groups is None else len(set(self.groups))
+        return format_brief(self, count=len(self.texts), images=images)
 
     @classmethod
     def of_images(cls, images: Sequence[ImageId], texts: Sequence[str]) -> Captions:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from clipconformity.data.brief import format_brief
 from clipconformity.data.captions import Captions
 from clipconformity.data.files import replace_file
 from clipconformity.data.folders import make_missing_error
@@ -42,6 +43,13 @@ class Coco:
     per_image: int | None
     seed: int
 
+    def __repr__(self) -> str:
+        return format_brief(self, split=self.split, **self._sizes, per_image=self.per_image, seed=self.seed)
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {"images": len(self.image_paths), "captions": len(self.captions.texts), "missing": len(self.missing)}
+
     @property
     def name(self) -> str:
         """Name of the samples, for ``ReferenceSet.dataset``."""
@@ -51,12 +59,7 @@ class Coco:
 
     def describe(self) -> dict[str, Any]:
         """Return the selection as plain values, without the ids."""
-        return {
-            "dataset": self.name,
-            "images": len(self.image_paths),
-            "captions": len(self.captions.texts),
-            "missing": len(self.missing),
-        }
+        return {"dataset": self.name} | self._sizes
 
     def save_captions(self, path: Path | str) -> None:
         """Write the selected captions with their ids as COCO annotations, which ``read_captions`` reads.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clipconformity.data.addresses import Place, parse_place
+from clipconformity.data.brief import format_brief
 from clipconformity.data.failures import find_remote_error
 from clipconformity.data.files import write_tensors
 from clipconformity.data.formats import FORMAT, KEY, READERS, check_expansion, list_suffixes
@@ -63,6 +64,12 @@ class EmbeddingFile:
     named: bool = False
     groups: Tensor | None = None
     provenance: Provenance = UNKNOWN
+
+    def __repr__(self) -> str:
+        count, dim = self.embeddings.shape
+        origin = {"spec": self.provenance.spec, "modality": self.provenance.modality}
+        groups = None if self.groups is None else len(self.groups.unique())
+        return format_brief(self, path=self.path, count=count, embed_dim=dim, **origin, groups=groups)
 
 
 class EmbeddingBlock(NamedTuple):

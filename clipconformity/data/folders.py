@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clipconformity.data.brief import format_brief
 from clipconformity.data.untrusted import format_path, format_value
 
 IMAGE_FORMATS = {
@@ -79,6 +80,10 @@ class ImageFolder:
     missing: list[str] = field(default_factory=list)
     file: Path | None = None
     names: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        left_out = {name: len(names) for name in (*IGNORED, *OTHER_KINDS) if (names := getattr(self, name))}
+        return format_brief(self, root=self.root, file=self.file, found=len(self.paths), **left_out)
 
     @property
     def ids(self) -> list[str]:

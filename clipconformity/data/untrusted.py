@@ -52,7 +52,7 @@ def check_input(path: Path, what: str) -> Path:
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
         raise FileNotFoundError(f"{format_path(path)}: no such {what}.") from None
     if stat.S_ISDIR(mode):
-        raise FileNotFoundError(f"{path}: no such {what}; it is a folder.")
+        raise FileNotFoundError(f"{path}: it is a folder, and no {what}.")
     if not stat.S_ISREG(mode):
         raise OSError(f"{path}: expected a regular file, got a pipe, a socket or a device.")
     return path

@@ -29,6 +29,8 @@ SELF_CONTAINED = ("hf-hub:", LOCAL)
 """Prefixes of models that bring their own weights."""
 SETTINGS = "open_clip_config.json"
 """File of settings of such a model."""
+MAX_SIMILAR = 3
+"""Largest number of known names in an error about an unknown one."""
 
 
 def load(model: str, *, spec: str, device: torch.device, dtype: torch.dtype) -> OpenCLIPEncoder:
@@ -206,7 +208,8 @@ def _find_weights(open_clip: Any, name: str, pretrained: str | None, spec: str) 
         ValueError: If the architecture or the tag is unknown, or none is given.
     """
     if open_clip.get_model_config(name) is None:
-        raise ValueError(f"{spec}: open_clip knows no model {name!r}; {_find_similar(name, open_clip.list_models())}")
+        similar = _find_similar(name, open_clip.list_models(), "open_clip:")
+        raise ValueError(f"{spec}: open_clip knows no model {name!r}; {similar}")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:
         raise ValueError(
@@ -223,17 +226,29 @@ def _find_weights(open_clip: Any, name: str, pretrained: str | None, spec: str) 
     if pretrained not in tags:
         if path.suffix or path.is_absolute():
             raise FileNotFoundError(f"{spec}: {path}: no such checkpoint file.")
-        raise ValueError(
-            f"{spec}: open_clip has no weights {pretrained!r} for {name}; {_find_similar(pretrained, tags)}"
-        )
+        similar = _find_similar(pretrained, tags, f"open_clip:{name}/")
+        raise ValueError(f"{spec}: open_clip has no weights {pretrained!r} for {name}; {similar}")
     # From version 3 on open_clip warns of weights trained with QuickGELU, and runs them with GELU.
     quick = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
     return {"pretrained": pretrained, "force_quick_gelu": quick}
 
 
-def _find_similar(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(repr(one) for one in near)}?" if near else f"there are {', '.join(known)}."
+def _find_similar(name: str, known: list[str], start: str) -> str:
+    """Return the end of an error: the known names near to an unknown one, or how to list those of this start."""
+    plain = {one: _strip(one) for one in known}
+    near = difflib.get_close_matches(_strip(name), plain.values(), n=MAX_SIMILAR, cutoff=0.75)
+    inside = [one for one in known if len(name) > 2 and _strip(name) in plain[one]]
+    similar = list(dict.fromkeys([*(one for form in near for one in known if plain[one] == form), *inside]))
+    if similar:
+        return f"did you mean {' or '.join(repr(one) for one in similar[:MAX_SIMILAR])}?"
+    if len(known) <= MAX_SIMILAR:
+        return f"it has {', '.join(map(repr, known)) or 'none'}."
+    return f"`clipconformity encoders {start}` lists what there is."
+
+
+def _strip(name: str) -> str:
+    """Return the letters and digits of a name alone, in lower case: 'vitb32' is meant for 'ViT-B-32'."""
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 def _explain_error(spec: str, error: BaseException) -> Exception:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from clipconformity.data.brief import format_brief
 from clipconformity.data.cells import write_table
 from clipconformity.functional.multiplicity import adjust_p_values, shrink_estimates
 from clipconformity.functional.resampling import Estimate, Interval, jackknife, student_tail
@@ -64,6 +65,9 @@ class ByClass(NamedTuple):
     """Number of samples without a class."""
     correction: str = CORRECTION
     """Method of adjusting p-values."""
+
+    def __repr__(self) -> str:
+        return format_brief(self, classes=len(self.classes), without_class=self.without_class)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""

@@ -9,6 +9,7 @@ from html import escape
 from itertools import combinations
 from typing import Any, Literal
 
+from clipconformity.data.brief import format_brief
 from clipconformity.evaluation.classes import ByClass
 from clipconformity.evaluation.difference import MAX_RATIO, Difference
 from clipconformity.evaluation.people import HumanSpread
@@ -45,6 +46,9 @@ class Comparison:
 
     scores: Mapping[str, Score]
     differences: Sequence[Difference]
+
+    def __repr__(self) -> str:
+        return format_brief(self, runs=[*self.scores], differences=len(self.differences))
 
     def difference(self, first: str, second: str, figure: str = "typicality_shift") -> Difference:
         """Return the difference of two runs, in the given order.
@@ -103,8 +107,18 @@ class Comparison:
         if of != "runs":
             raise ValueError(f"of: expected 'runs', 'differences' or 'classes', got {of!r}.")
         found = format_table(self.scores, format, figures)
-        selected = [one.text() for one in self.judged]
-        return found if format != "text" else "\n".join([found, *selected]) + "\n"
+        return found if format != "text" else "\n".join([found, *self._sentences]) + "\n"
+
+    @property
+    def _sentences(self) -> list[str]:
+        """The judged differences in words, and why nothing is known of a run."""
+        unknown = {
+            name: verdict.reason
+            for name, one in self.scores.items()
+            for verdict in one.verdicts.values()
+            if verdict.interval is None
+        }
+        return [one.text() for one in self.judged] + [f"{name}: {reason}" for name, reason in unknown.items()]
 
     @property
     def classes(self) -> dict[str, ByClass]:
@@ -120,8 +134,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """Show the table in a notebook, with the differences below it."""
-        selected = "".join(f"<li>{escape(one.text())}</li>" for one in self.judged)
-        return f"{self.table('html')}<ul>{selected}</ul>"
+        return f"{self.table('html')}<ul>{''.join(f'<li>{escape(one)}</li>' for one in self._sentences)}</ul>"
 
     def plot(self, ax: Any = None, *, people: HumanSpread | None = None) -> Any:
         """Draw every run on the map of typicality and variety, with intervals; return ``(figure, axes)``.

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from clipconformity.data.addresses import Place
+from clipconformity.data.brief import format_brief
 from clipconformity.evaluation.classes import ByClass
 from clipconformity.functional.resampling import Estimate, Interval, student_quantile
 from clipconformity.provenance import UNKNOWN, Provenance
@@ -128,6 +129,9 @@ class Score:
     metrics: Sequence[str] = ()
     stream: Stream | None = field(default=None, repr=False, compare=False)
     made_of: Sequence[Piece] = ()
+
+    def __repr__(self) -> str:
+        return format_brief(self, count=self.count, figures=len(self.figures), **list_outcomes(self.verdicts))
 
     @property
     def contrast(self) -> Contrast | None:
@@ -265,6 +269,11 @@ class Score:
         if self.by is not None:
             result["by"] = self.by.to_dict()
         return result | dict(self.remarks)
+
+
+def list_outcomes(verdicts: Mapping[str, Verdict]) -> dict[str, Outcome]:
+    """List the outcome of each verdict, by its name."""
+    return {name: one.outcome for name, one in verdicts.items()}
 
 
 def to_figures(

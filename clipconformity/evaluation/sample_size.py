@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from clipconformity.data.brief import format_brief
 from clipconformity.data.cells import write_table
-from clipconformity.evaluation.results import JUDGED, Figure, Score, Verdict
+from clipconformity.evaluation.results import JUDGED, Figure, Score, Verdict, list_outcomes
 from clipconformity.evaluation.scoring import read_figures
 from clipconformity.stream.readouts import ReadOut, read_outs
 from clipconformity.stream.row_sample import Sample
@@ -29,6 +30,9 @@ class SizePoint(NamedTuple):
     """Number of samples."""
     figures: Mapping[str, Figure]
     verdicts: Mapping[str, Verdict]
+
+    def __repr__(self) -> str:
+        return format_brief(self, size=self.size, figures=len(self.figures), **list_outcomes(self.verdicts))
 
 
 def sample_size_curve(result: Score, sizes: Sequence[int] | None = None, *, resamples: int = 200) -> list[SizePoint]:

@@ -293,7 +293,7 @@ def _check_needs(path: Place, about: Mapping[str, Any], chosen: Sequence[ReadOut
     there = {"conformity", "rows", "reference", *(name for name in SECOND_MOMENTS if about[name])}
     there |= {"partners"} if about["paired"] else set()
     there |= {"references"} if about["with_references"] else set()
-    words = {"second_moment": "the second moment of the rows", "unit_second_moment": "that of the unit vectors"}
+    words = {"second_moment": "second moments of the rows", "unit_second_moment": "second moments of the unit vectors"}
     for one in chosen:
         lacking = [name for name in Needs._fields if getattr(one.needs, name) and name not in there]
         if lacking:

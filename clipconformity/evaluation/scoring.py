@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from clipconformity.data.names import Names
 from clipconformity.evaluation.classes import score_by_class
 from clipconformity.evaluation.results import Figure, Score, Verdict, check_margins, judge, to_figures
 from clipconformity.evaluation.sources import Source, check_source
+from clipconformity.evaluation.suggestions import suggest_metric
 from clipconformity.functional.linalg import full_precision
 from clipconformity.functional.resampling import effective_number
 from clipconformity.functional.validation import check_same_dim
@@ -295,7 +295,7 @@ def choose_read_outs(names: Sequence[str], *, paired: bool = False, with_referen
             raise ValueError(f"metrics: {failed[name]}.")
         if name != "all" and name not in known:
             expected = f"expected 'all' or {', '.join(metric_names())}"
-            raise ValueError(f"metrics: {name!r} is unknown: {expected}{suggest_name(name, known)}")
+            raise ValueError(f"metrics: {name!r} is unknown: {expected}{suggest_metric(name, known, CORE)}")
         if name != "all" and not possible(known[name]):
             raise ValueError(
                 f"metrics: {name!r} needs {'reference captions' if paired else 'images and captions together'}; give "
@@ -309,12 +309,6 @@ def choose_read_outs(names: Sequence[str], *, paired: bool = False, with_referen
 def list_pair_metrics() -> list[str]:
     """List the read-outs of images with captions."""
     return [name for name, one in read_outs().items() if one.needs.partners]
-
-
-def suggest_name(name: str, known: Iterable[str]) -> str:
-    """Return the end of an error about an unknown name: the closest known one."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def _stream_in(

@@ -162,7 +162,7 @@ class OpenedFiles:
         return source
 
 
-@dataclass
+@dataclass(repr=False)
 class FileSource(Source):
     """Rows of files as a source, which can be read in parts too.
 
@@ -219,7 +219,7 @@ def _check_pieces(shards: Sequence[EmbeddingShard]) -> list[Piece]:
         known.append((shard.path, pieces))
     found = [piece for _, pieces in known for piece in pieces]
     for lacking in find_missing_shares(found):
-        warnings.warn(f"{lacking}: the figures are of those alone.", stacklevel=4)
+        warnings.warn(lacking, stacklevel=4)
     return found
 
 

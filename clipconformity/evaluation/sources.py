@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from clipconformity.data.addresses import RemotePath
+from clipconformity.data.brief import format_brief
 from clipconformity.data.captions import Captions
 from clipconformity.data.folders import ImageFolder
 from clipconformity.data.untrusted import format_value
@@ -44,6 +45,10 @@ class SourceBatch(NamedTuple):
     """Whether the names are only row numbers."""
     partners: Partners | None = None
     """Partners of each row in the other modality, where the samples are pairs."""
+
+    def __repr__(self) -> str:
+        count, dim = self.embeddings.shape
+        return format_brief(self, count=count, embed_dim=dim, first=self.ids[0] if count else None)
 
 
 class EncodedBatch(NamedTuple):
@@ -129,6 +134,10 @@ class Source:
     made_of: Sequence[Piece] = ()
     used: int = 0
     seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        origin = {"spec": self.provenance.spec, "modality": self.provenance.modality}
+        return format_brief(self, name=self.name, kind=self.kind, count=self.count, used=self.used, **origin)
 
     @property
     def remarks(self) -> dict[str, Any]:

@@ -240,7 +240,9 @@ def fit_lines(exact: Tensor, estimate: Tensor) -> ConformityFit:
         raise ValueError(f"embeddings: expected at least 3 samples for a line, got {len(exact)}; add samples.")
     dx, dy = estimate - estimate.mean(), exact - exact.mean()
     if not bool((dx.abs().max() > 1e-7) & (dy.abs().max() > 1e-7)):
-        raise ValueError("embeddings: all samples have the same conformity, so no line can be fitted.")
+        raise ValueError(
+            "embeddings: all samples have the same conformity, so no line can be fitted; check that they differ."
+        )
     slope = (dx @ dy) / (dx @ dx)
     inverse = (dx @ dy) / (dy @ dy)
     fields = (

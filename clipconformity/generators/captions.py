@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipconformity.data import Captions, write_results
+from clipconformity.data.brief import format_brief
 from clipconformity.data.captions import ImageId
 from clipconformity.data.files import check_output, replace_file
 from clipconformity.data.images import open_image
@@ -122,6 +123,10 @@ class CaptionRun:
     generated: int = 0
     reused: int = 0
     empty: list[ImageId] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        counts = {"generated": self.generated, "reused": self.reused, "empty": len(self.empty)}
+        return format_brief(self, path=self.path, captions=len(self.captions.texts), **counts)
 
 
 def caption_images(

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image, PngImagePlugin
 
+from clipconformity.data.brief import format_brief
 from clipconformity.data.files import replace_file
 from clipconformity.data.images import to_images
 from clipconformity.data.locks import hold_lock
@@ -64,6 +65,10 @@ class ImageRun:
     generated: int = 0
     reused: int = 0
     black: list[Path] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        counts = {"generated": self.generated, "reused": self.reused, "black": len(self.black)}
+        return format_brief(self, manifest=self.manifest, paths=len(self.paths), **counts)
 
 
 def generate_images(

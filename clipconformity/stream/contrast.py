@@ -17,7 +17,7 @@ from clipconformity.functional.resampling import (
     joint_jackknife,
 )
 from clipconformity.stream.moments import Moments, assign_buckets
-from clipconformity.stream.overlap import Overlap, find_overlap
+from clipconformity.stream.overlap import MAX_DISTANCE, Overlap, find_overlap
 from clipconformity.stream.pairs import Without, cross_pairs, own_pairs_without
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.row_sample import Sample
@@ -37,6 +37,7 @@ MIN_BUCKETS = 20
 MIN_FOR_UNCERTAINTY = 5
 """Number of samples from which an unknown uncertainty has another reason than their number."""
 FEW_SAMPLES, FEW_GROUPS = "few samples", "few groups"
+COUNT_AS_ONE = "equal rows without ids count as one"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Contrast:
             of_one_kind: Whether encoder and modality of both sides are known to agree.
         """
         notes, below = self.overlap.notes(), -float(self.typicality_shift.value)
+        if self.are_equal:
+            notes.append(f"all {self.count} samples are equal, so there is no variety.")
         if below > MAX_SHIFT and not of_one_kind:
             notes.append(
                 f"the mean conformity lies {below:.1f} standard deviations below the reference's: are these embeddings "
@@ -83,12 +86,21 @@ class Contrast:
         """Number of evaluated samples."""
         return int(self.evaluated.total)
 
+    @cached_property
+    def are_equal(self) -> bool:
+        """Whether all evaluated samples are one sample, but for the rounding of an encoder."""
+        norms, mean = self.sketch.values[:, 0], self.unit_mean
+        one_length = norms.max() - norms.min() < math.sqrt(MAX_DISTANCE) * norms.max()  # a cosine errs by the square
+        one_direction = min((self.sketch.units @ mean).min(), mean @ mean) > 1 - MAX_DISTANCE
+        return self.count > 1 and bool(one_length & one_direction)
+
     @property
     def unknown(self) -> str:
         """Reason why uncertainties are unknown; None where they are known."""
-        for side, whose in ((self._mine, "samples"), (self.reference.moments, "reference's samples")):
+        for side, whose in ((self._mine, "samples"), (self.reference.moments, "samples of the reference")):
             if side.total >= MIN_FOR_UNCERTAINTY and effective_number(side["count"]) < 2 + 1e-9:
-                return f"nearly all {whose} {'belong to one or two groups' if side.grouped else 'are equal'}"
+                alike = "belong to one or two groups" if side.grouped else f"are equal, and {COUNT_AS_ONE}"
+                return f"nearly all {whose} {alike}"
         return "there are too few samples"
 
     @cached_property

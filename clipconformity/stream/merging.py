@@ -15,6 +15,8 @@ from clipconformity.stream.moments import Moments
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 
 T = TypeVar("T")
+MAX_COMMON_SHARE = 0.1
+"""Share of rows that two references have in common above which they are thought to be of the same samples."""
 
 
 class Tree(Generic[T]):
@@ -76,6 +78,12 @@ class Merging(Generic[T]):
         """
         pieces = self._made_of(content)
         for other, theirs in self._known:
+            for part, whole, held in ((other, path, (theirs, pieces)), (path, other, (pieces, theirs))):
+                if set(held[0]) < set(held[1]):
+                    raise ValueError(
+                        f"cannot merge {self._what}: {part} is in {whole} already, and its samples would count twice; "
+                        "leave it out."
+                    )
             try:
                 refuse_twice(theirs, pieces)
             except ValueError as error:
@@ -86,7 +94,7 @@ class Merging(Generic[T]):
     def joined(self) -> T:
         """Give all that came as one, which is at least one."""
         if lacking := [*find_missing_shares(piece for _, pieces in self._known for piece in pieces)]:
-            warnings.warn(f"{lacking[0]}: the figures are of those alone.", stacklevel=3)
+            warnings.warn(lacking[0], stacklevel=3)
         found = self._tree.joined()
         assert found is not None
         return found
@@ -140,14 +148,15 @@ def refuse_twice(first: Sequence[Piece], second: Sequence[Piece]) -> None:
 
 
 def find_missing_shares(pieces: Iterable[Piece]) -> Iterator[str]:
-    """Say which shards of a cut are not there."""
+    """Say which shards of a cut are missing, for a warning."""
     there: dict[tuple[str | None, int], set[int]] = {}
     for piece in pieces:
         if piece.work and piece.shares and piece.share:
             there.setdefault((piece.work, piece.shares), set()).add(piece.share)
     for (_, shares), found in there.items():
         if lacking := [str(number) for number in range(1, shares + 1) if number not in found]:
-            yield f"{len(found)} of {shares} shards are there; {list_first(lacking)} of {shares} are not"
+            which = f"shard {lacking[0]} is" if len(lacking) == 1 else f"shards {list_first(lacking)} are"
+            yield f"{len(found)} of {shares} shards are there, {which} missing: what comes out is of those alone."
 
 
 def format_pieces(pieces: Sequence[Piece]) -> list[list[Any]]:
@@ -179,6 +188,21 @@ def identify_reference(reference: ReferenceSet) -> tuple[Piece, ...]:
     return list_pieces(reference.made_of, lambda: reference_identity(reference))
 
 
+def _warn_of_common_rows(first: ReferenceSet, second: ReferenceSet) -> None:
+    """Warn where the row samples have many rows in common, but for sets that repeat themselves, such as captions."""
+    mine, theirs = (one.sketch.keys for one in (first, second))
+    largest = min(mine.max(), theirs.max())  # up to it both samples hold all rows that there are
+    fewer, more = sorted((one[one <= largest] for one in (mine, theirs)), key=len)
+    common = int(torch.isin(fewer, more).sum())
+    repeated = max(float(one.sketch.copies.double().mean()) - 1 for one in (first, second))
+    if common > MAX_COMMON_SHARE * len(fewer) and repeated < MAX_COMMON_SHARE:
+        warnings.warn(
+            f"{common} of {len(fewer)} rows of one reference are also in the other, and count twice; merge references "
+            "of different samples.",
+            stacklevel=4,
+        )
+
+
 def merge_references(first: ReferenceSet, second: ReferenceSet) -> ReferenceSet:
     """Merge two references; errors as of ``ReferenceSet.merge``."""
     if not isinstance(second, ReferenceSet):
@@ -194,13 +218,16 @@ def merge_references(first: ReferenceSet, second: ReferenceSet) -> ReferenceSet:
             )
     if identified:
         first.provenance.check(second.provenance)
-    if first.count == second.count and torch.equal(first.sketch.keys, second.sketch.keys):
+    if first.count == second.count and all(
+        torch.equal(getattr(first.sketch, part), getattr(second.sketch, part)) for part in ("keys", "copies")
+    ):
         raise ValueError("cannot merge a reference with itself: every sample would count twice.")
     pieces = [identify_reference(part) for part in (first, second)]
     try:
         refuse_twice(*pieces)
     except ValueError as error:
         raise ValueError(f"cannot merge these references: {error}") from None
+    _warn_of_common_rows(first, second)
     datasets = sorted({d for part in (first, second) for d in (part.dataset or "").split(" + ") if d})
     layout = reference_layout(first.embed_dim, min(first.max_samples, second.max_samples))
     state = {name: first.moments.state[name] for name in layout.names()}

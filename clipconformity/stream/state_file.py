@@ -18,7 +18,7 @@ from torch import Tensor
 from clipconformity.data.addresses import Place
 from clipconformity.data.failures import find_remote_error
 from clipconformity.data.files import write_tensors
-from clipconformity.data.formats import KINDS, copy_header
+from clipconformity.data.formats import KINDS, READERS, copy_header
 from clipconformity.data.places import copy_here, look_up
 from clipconformity.data.untrusted import format_value
 from clipconformity.functional.validation import MAX_NORM, MIN_NORM
@@ -107,6 +107,8 @@ def read_state(path: Place, kind: StateKind, *, rows: bool = True) -> tuple[dict
     except Exception as error:  # a damaged file makes its reader fail in any way
         if (failure := find_remote_error(error)) is not None:
             raise failure from None
+        if path.suffix in READERS and path.suffix != ".safetensors":
+            raise ValueError(f"{path}: not a {kind.noun}; {kind.first}.") from None
         raise ValueError(
             f"{path}: not a readable safetensors file ({' '.join(str(error).split())[:200]}); "
             "where it was one, it is damaged: copy it again, or make it again."

@@ -375,9 +375,9 @@ def of_equal_rows(folder: Path) -> Path:
 
 BAD_REFERENCES = {
     "missing": (lambda f: f / "none.safetensors", "no such reference file"),
-    "folder": (lambda f: f, "no such reference file"),
+    "folder": (lambda f: f, "is a folder"),
     "embeddings": (wrong_kind, "not a reference set"),
-    "npy": (lambda f: f / "evaluated.npy", "not a readable safetensors file"),
+    "npy": (lambda f: f / "evaluated.npy", "evaluated.npy"),
     "truncated": (lambda f: truncated(f, "r.safetensors"), "not a readable safetensors file"),
     "random": (lambda f: random_bytes(f, ".safetensors"), "not a readable safetensors file"),
     "pickle": (lambda f: pickled(f, ".safetensors"), "not a readable safetensors file"),

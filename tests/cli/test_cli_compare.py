@@ -202,7 +202,7 @@ def test_a_saved_score_is_refused_where_it_does_not_belong(reported, saved, fold
     assert main(["compare", "a=varied.json", f"b={saved}", "--reference", other, "--resamples", "20"]) == 2
     assert f"b: {saved}: scored against the reference '" in capsys.readouterr().err
     found = reported("a=varied.json", f"b={saved}", "--metrics", "frechet", status=2).err
-    assert "metric 'frechet' needs the second moment of the rows, which this saved score lacks" in found
+    assert "metric 'frechet' needs second moments of the rows, which this saved score lacks" in found
     assert "a: reference.safetensors is a reference set; give it as `--reference FILE`" in reported(
         "a=reference.safetensors", f"b={saved}", status=2
     ).err  # fmt: skip

@@ -99,18 +99,27 @@ def test_shards_of_a_reference_merge_to_that_of_all(order, rows):
 def test_no_shard_is_counted_twice_by_whatever_way(rows, capsys):
     first, second, third = shards(3)
     assert main(["merge", first, second, "-o", "two.safetensors"]) == 0
-    assert "2 of 3 shards are there; 3 of 3 are not: the figures are of those alone" in capsys.readouterr().err
+    assert "2 of 3 shards are there, shard 3 is missing: what comes out is of those alone" in capsys.readouterr().err
     shutil.copy(second, "copy.safetensors")
     for files in ((first, third, first), (second, "copy.safetensors"), ("two.safetensors", third, second)):
         twice = [*files]
         assert main(["merge", *twice, "-o", "bad.safetensors"]) == 2
         reported = capsys.readouterr().err
         assert "twice" in reported or "are the same file" in reported, reported
+        if files[0] == "two.safetensors":
+            assert f"{second} is in two.safetensors already, and its samples would count twice" in reported
         assert not Path("bad.safetensors").exists()
     assert reference("2/3", "again.safetensors") == 0  # made once more
     assert main(["merge", "two.safetensors", "again.safetensors", "-o", "bad.safetensors"]) == 2
     reported = capsys.readouterr().err
-    assert "cannot merge references two.safetensors and again.safetensors: shard 2/3 is in both" in reported
+    assert "cannot merge references: again.safetensors is in two.safetensors already" in reported
+    assert main(["merge", second, third, "-o", "end.safetensors"]) == 0
+    assert reference("2/3", "fewer.safetensors", "--max-samples", "200") == 0  # of the same samples, and another file
+    for other in ("end.safetensors", "fewer.safetensors"):
+        capsys.readouterr()
+        assert main(["merge", "two.safetensors", other, "-o", "bad.safetensors"]) == 2
+        reported = capsys.readouterr().err
+        assert f"cannot merge references two.safetensors and {other}: shard 2/3 is in both" in reported
     assert main(["merge", "two.safetensors", third, "-o", "all.safetensors"]) == 0
     assert "shards are there" not in capsys.readouterr().err
     assert reference("", "one.safetensors") == 0
@@ -175,7 +184,7 @@ def test_saved_shards_are_scored_as_one(metrics, rows, capsys):
     for twice in ([names[0], names[0]], ["m.safetensors", names[2], names[0]]):
         assert main([*saved, *twice]) == 2
         reported = capsys.readouterr().err
-        assert "shard 3/3 is in both" in reported or "are the same file" in reported
+        assert "s3.safetensors is in m.safetensors already" in reported or "are the same file" in reported
 
 
 def test_saved_scores_of_other_options_or_another_reference_are_refused(rows, capsys):
@@ -191,7 +200,7 @@ def test_saved_scores_of_other_options_or_another_reference_are_refused(rows, ca
     assert main([*saved, "o.safetensors"]) == 2
     assert "o.safetensors: scored against the reference" in capsys.readouterr().err
     assert main(["merge", "s1.safetensors", "s2.safetensors", "-o", "m.safetensors"]) == 2
-    assert "--reference: saved scores are joined with the reference" in capsys.readouterr().err
+    assert "--reference: give the reference that the saved scores were scored against" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -229,6 +238,22 @@ def test_embedded_shards_are_the_embeddings_of_all_bit_for_bit(kind, scenes, tmp
     shutil.copy(names[1], "copy.safetensors")
     assert main(["reference", "--embeddings", *names, "copy.safetensors", "-o", "bad.safetensors"]) == 2
     assert "shard 2/3 is in both" in capsys.readouterr().err
+
+
+def test_two_kinds_at_once_are_refused_with_what_to_do_instead(scenes, tmp_path, monkeypatch, capsys):
+    (tmp_path / "coco").symlink_to(scenes / "coco")
+    monkeypatch.chdir(tmp_path)
+    annotations = "coco/annotations/captions_val2017.json"
+    half = ["--encoder", "tiny", "--batch-size", "4", "--quiet", "--shard", "1/2"]
+    assert main(["reference", "--coco", "coco", *half, "-o", "both.safetensors"]) == 2
+    assert "give its folder of images to --images, and its annotations to --captions, each" in capsys.readouterr().err
+    assert main(["reference", "--images", "coco/val2017", *half, "-o", "image.safetensors"]) == 0
+    assert main(["reference", "--captions", annotations, *half, "-o", "text.safetensors"]) == 0
+    capsys.readouterr()
+    pairs = ["score", "--images", "coco/val2017", "--captions", annotations, "--reference", "image.safetensors"]
+    assert main([*pairs, *half, "--save", "s.safetensors"]) == 2
+    reported = capsys.readouterr().err
+    assert "shared by --processes N or torchrun; or leave out one of the two, and with it CLIPScore" in reported
 
 
 @pytest.mark.parametrize(

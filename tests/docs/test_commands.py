@@ -54,8 +54,10 @@ def test_names_of_files_say_what_they_hold(page, line):
     words = words_of(line)
     given = {one: two for one, two in pairwise(words) if one.startswith("-")}
     written = given.get("-o", "")
-    if words[0] in ("reference", "merge"):
+    if words[0] == "reference":
         assert "reference" in written, line
+    if words[0] == "merge":
+        assert re.search(r"reference|-score\.|-embeddings\.", written), line
     if words[0] == "embed":
         assert written.endswith("-embeddings.safetensors"), line
     if given.get("--reference", "").endswith(".safetensors"):
@@ -72,6 +74,29 @@ def test_what_is_encoded_has_an_encoder(page, line):
     encoded = {"--images", "--captions", "--coco"} & set(words) or re.search(r"=\S+/( |$)", line)
     if words[0] in ("embed", "reference", "score", "compare") and encoded:
         assert "--encoder" in words, line
+
+
+WRITTEN = ("-o", "--report", "--per-sample", "--per-class", "--curve", "--save")
+
+
+def written_twice(text: str) -> set[str]:
+    """The outputs that two commands of a page write, the second of which is refused."""
+    outputs = []
+    for words in map(words_of, commands(text)):
+        if "--overwrite" not in words:
+            outputs += [path for option, path in pairwise(words) if option in WRITTEN and "$" not in path]
+    return {path for path in outputs if outputs.count(path) > 1}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_two_commands_of_a_page_write_one_file(name):
+    assert not written_twice(PAGES[name])
+
+
+def test_a_file_written_twice_is_found():
+    line = "$ clipconformity score --embeddings e.npy --reference r.safetensors --report report.html"
+    assert written_twice(f"```console\n{line}\n{line}\n```") == {"report.html"}
+    assert not written_twice(f"```console\n{line}\n{line} --overwrite\n```")
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 import clipconformity as cc
+from clipconformity.cli import main
 from clipconformity.encoders import available_encoders
 from clipconformity.encoders import open_clip as adapter
 from clipconformity.encoders.registry import TINY
@@ -305,6 +306,11 @@ def test_weights_trained_with_quick_gelu_run_with_it():
         ("open_clip:/openai", ValueError, "expected 'open_clip:MODEL/PRETRAINED'"),
         ("open_clip:ViT-B-23/openai", ValueError, "knows no model 'ViT-B-23'; did you mean 'ViT-B-32'"),
         ("open_clip:ViT-B-32/opnai", ValueError, "no weights 'opnai' for ViT-B-32; did you mean 'openai'"),
+        ("open_clip:vitb32/openai", ValueError, "knows no model 'vitb32'; did you mean 'ViT-B-32'"),
+        ("open_clip:ViT-B-32/laion2b", ValueError, r"; did you mean 'laion2b_e16' or 'laion2b_s34b_b79k'\?$"),
+        ("open_clip:ViT-B-32/banana", ValueError, r"; `clipconformity encoders open_clip:ViT-B-32/` lists what there"),
+        ("open_clip:banana/openai", ValueError, r"; `clipconformity encoders open_clip:` lists what there is\.$"),
+        ("open_clip:RN50x4/laion2b", ValueError, r"no weights 'laion2b' for RN50x4; it has 'openai'\.$"),
         ("open_clip:ViT-B-32", ValueError, r"without weights the model is random; .* tags are: openai, "),
         ("open_clip:ViT-B-32//no/such.pt", FileNotFoundError, r"/no/such\.pt: no such checkpoint"),
         ("open_clip:local-dir:/no/such", FileNotFoundError, "could not be loaded"),
@@ -313,6 +319,13 @@ def test_weights_trained_with_quick_gelu_run_with_it():
 def test_what_cannot_be_loaded_is_told_with_the_way_out(spec, error, message):
     with pytest.raises(error, match=message):
         cc.load_encoder(spec, "cpu")
+
+
+def test_the_command_that_an_unknown_tag_is_answered_with_lists_its_tags(capsys):
+    assert main(["encoders", "open_clip:ViT-B-32/"]) == 0
+    listed = {one["spec"] for one in json.loads(capsys.readouterr().out)["encoders"]}
+    tags = open_clip.list_pretrained_tags_by_model("ViT-B-32")
+    assert listed == {f"open_clip:ViT-B-32/{tag}" for tag in tags}
 
 
 def test_a_checkpoint_of_another_model_is_refused(specs):

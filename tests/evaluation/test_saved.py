@@ -158,7 +158,7 @@ def test_another_encoder_than_the_references_is_refused(generator, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("metric", "lacks"), [("frechet", "the second moment of the rows"), ("vendi", "that of the unit vectors")]
+    ("metric", "lacks"), [("frechet", "second moments of the rows"), ("vendi", "second moments of the unit vectors")]
 )
 def test_a_metric_says_what_the_saved_state_lacks(metric, lacks, reference, generator, tmp_path):
     one = score(source(ellipsoid_rows(N, DIM, generator)), reference, resamples=20)

@@ -59,10 +59,14 @@ class EllipsoidReadOut(ReadOut):
     )
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
-        """Return the figures; undefined ones, such as a tilt in one dimension, are left out."""
+        """Return the figures; undefined ones, such as a tilt in one dimension, are left out.
+
+        Raises:
+            ValueError: If all samples are equal.
+        """
         moments = stream.read_side(min_samples=self.min_samples).cpu()
         sample, covariance = read_sample(stream), moments.covariance
-        if not float(covariance.trace()) > 1e-12 * float(moments.mean.square().sum()):
+        if _are_equal(moments):
             raise ValueError("embeddings: expected samples that differ, got equal ones; check what was encoded.")
         distances = distances_from(sample.rows, moments.mean)
         mu, variance = distances.mean(), distances.var()
@@ -77,9 +81,17 @@ class EllipsoidReadOut(ReadOut):
         result["offset"] = torch.linalg.vector_norm(moments.mean) / covariance.trace().sqrt()
         return result | shape_intervals((sample, moments), rows, covariance, result)
 
+    def figures(self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Return all fields; of equal samples none, so that a score of them has its other figures."""
+        if _are_equal(stream.read_side(min_samples=self.min_samples)):
+            return {}
+        return super().figures(stream, resamples=resamples, generator=generator)
+
     def notes(self, stream: Stream) -> list[str]:
-        """Note where there are too few rows for the condition of the spectrum."""
+        """Note where there is no shape, or there are too few rows for the condition of the spectrum."""
         moments = stream.read_side(min_samples=self.min_samples)
+        if _are_equal(moments):
+            return ["equal samples have no ellipsoid, so its figures are left out."]
         dim, count = len(moments.mean), int(moments.total)
         if count > dim:
             beyond = bool(_compute_condition(moments, moments.covariance).isnan())
@@ -87,6 +99,11 @@ class EllipsoidReadOut(ReadOut):
                 f"spectrum_condition is beyond {MAX_CONDITION:g}, more than sums of float32 products tell."
             ] * beyond
         return [f"spectrum_condition needs more samples than dimensions, {dim}; there are {count}."]
+
+
+def _are_equal(moments: Moments) -> bool:
+    """Whether the rows differ by the rounding of sums alone."""
+    return not float(moments.covariance.trace()) > 1e-12 * float(moments.mean.square().sum())
 
 
 def _compute_condition(moments: Moments, covariance: Tensor) -> Tensor:

@@ -1,0 +1,11 @@
+"""Short representations of what holds long lists or tensors, for notebooks and the interpreter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def format_brief(value: object, /, **about: object) -> str:
+    """Return ``Name(key=value, ...)``, without what is None; a path as the words of it."""
+    words = {name: str(one) if isinstance(one, Path) else one for name, one in about.items() if one is not None}
+    return f"{type(value).__name__}({', '.join(f'{name}={one!r}' for name, one in words.items())})"

@@ -1028,6 +1028,8 @@ TABLE: list[tuple[str, str, list[tuple[str, ...]]]] = [
     ]),
     ("clipconformity/stream/shape.py", SHAPE_INTERVALS, [
         ("whole - share * (own - single)", "whole - (own - single)"),
+        ("count == int(side[1].total)", "True"),
+        ("(count - 1) * covariance if", "count * covariance if"),
         (" - (single - between)", ""),
         ("second / (count - 1)", "second / count"),
         ("Interval(max(low, 0.0), high)", "Interval(low, high)"),

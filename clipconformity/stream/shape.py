@@ -35,7 +35,9 @@ def shape_intervals(side: Side, rows: Rows, covariance: Tensor, values: dict[str
     """
     if len(rows.sizes) < MIN_GROUPS:
         return {}
-    second = sum_outer_products(rows.centered)
+    count = len(rows.centered)
+    whole = count == int(side[1].total)  # every row is sampled
+    second = (count - 1) * covariance if whole else sum_outer_products(rows.centered)
     known = _scale_to_population(side[1], covariance, rows, second)
 
     def known_by(value: Tensor, influence: Tensor) -> Estimate:

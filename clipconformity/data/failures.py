@@ -37,8 +37,8 @@ def explain(place: RemotePath, error: Exception) -> RemoteError:
         return RemoteMissingError(f"{place}: no such file or folder there; check the address.")
     if status in (401, 403) or _any(causes, "Permission", "Credential", "Forbidden", "Unauthorized"):
         how = "as user:password@host" if place.on_web else f"where {PROTOCOLS[place.protocol]} looks for them"
-        code = f" (HTTP status {status})" if status else ""
-        return RemoteRefusedError(f"{place}: access is refused{code}; check the address, and give credentials {how}.")
+        what = f"refused (HTTP status {status})" if status else "refused"
+        return RemoteRefusedError(f"{place}: access is {what}; check the address, and give credentials {how}.")
     if status in (408, 429) or (status is not None and status >= 500):
         return RemoteConnectionError(f"{place}: the server fails (HTTP status {status}); try again later.")
     if status is not None:

@@ -63,7 +63,7 @@ class Comparison:
 
     @property
     def judged(self) -> list[Difference]:
-        """The differences in typicality and in variety, which are stated in sentences."""
+        """The differences in typicality and in variety, which are put in words."""
         return [one for one in self.differences if one.figure in JUDGED]
 
     def ranks(self, figure: str = "typicality_shift") -> dict[str, int]:

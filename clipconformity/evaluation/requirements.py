@@ -13,7 +13,7 @@ COMPARED: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt,
 }  # fmt: skip
 BOUNDED = ("conformity_kl", "reverse_kl", "kl_low", "kl_high")
-"""Figures that may be larger than stated where the divergence is a lower bound."""
+"""Figures that may be larger than what is given where the divergence is a lower bound."""
 FORM = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*(\S+)\s*")
 
 

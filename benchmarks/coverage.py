@@ -123,7 +123,7 @@ def found(stream: Stream, shift: float, ratio: float, resamples: int, seed: int)
     p_value, above = math.nan, False
     if resamples:
         standing = Standing.from_stream(stream)
-        floor, p_value = standing.under_one_distribution(0.95, resamples, torch.Generator().manual_seed(seed))
+        floor, p_value = standing.redraw_null(0.95, resamples, torch.Generator().manual_seed(seed))
         above = float(standing.divergences().forward) > floor
     verdicts = judge(contrast)
     return Run(

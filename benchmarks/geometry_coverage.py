@@ -118,7 +118,7 @@ def simulate_loss(case: Case, seed: int) -> dict[str, Found]:
     torch.set_num_threads(1)
     pairs = Pairs(*Model(case.dim, case.tails).rows(case.count, np.random.default_rng(seed)))
     alphas = (0.0, -0.25, 0.25)
-    loss = torch.stack([nt_xent(*pairs.shifted(alpha, alpha), LOGIT_SCALE) for alpha in alphas])
+    loss = torch.stack([nt_xent(*pairs.shift(alpha, alpha), LOGIT_SCALE) for alpha in alphas])
     left = torch.stack([left_out_losses_at(pairs, alpha, LOGIT_SCALE) for alpha in alphas])
     value = loss - loss[0]
     low, high = jackknife_interval(left - left[0], value, 0.95, -math.inf)

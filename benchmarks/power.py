@@ -58,7 +58,8 @@ def simulate(one: Alternative, sizes: tuple[int, int], seed: int, resamples: int
     draw = np.random.default_rng(seed)
     reference = cc.ReferenceSet.fit(rows(sizes[1], Alternative("none"), draw))
     contrast = compared(rows(sizes[0], one, draw), reference, None).contrast("benchmark")
-    pair, *drawn = redraw(contrast, resamples, torch.Generator().manual_seed(seed))
+    redraws = redraw(contrast, resamples, torch.Generator().manual_seed(seed))
+    pair, drawn = redraws.observed, (redraws.evaluated, redraws.reference)
     sides = [torch.cat([own[None], more]) for own, more in zip(pair, drawn, strict=True)]
     shares = [side / side.sum(1, keepdim=True) for side in sides]
     apart = (shares[0] - shares[1]).cumsum(1)

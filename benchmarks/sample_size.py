@@ -40,7 +40,7 @@ Figures = dict[str, float]
 
 def measure(rows: Tensor, reference: Tensor, fitted: cc.ReferenceSet) -> Figures:
     """Every figure of one draw."""
-    stream = Stream.against(fitted, Needs(rows=True, conformity=True, reference=True))
+    stream = Stream.open_against(fitted, Needs(rows=True, conformity=True, reference=True))
     stream.update(rows)
     contrast = stream.contrast("benchmark")
     verdicts = judge(contrast)

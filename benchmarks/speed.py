@@ -6,7 +6,7 @@ single ratios are shown: of processor time, which other processes disturb least,
 
 - States: what a stream accumulates, without a metric class around it. "Light" is counts, bucketed sums of unit vectors,
   norms, and conformity to a reference with its histogram.
-- Metrics: ``update`` of a class over all batches.
+- Metrics: ``update`` of a class over all batches, and a read, which adds what waits.
 - Compute: the first ``compute`` of a class whose reference has not been read out before; and what it is without the
   eigenvalue decompositions, which ``torch.linalg`` is asked for, where there are any.
 
@@ -77,7 +77,7 @@ def embeddings(count: int, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def state_cases(data: Data) -> dict[str, Callable[[], Timing]]:
-    from clipconformity.stream.moments import Layout, Moments
+    from clipconformity.stream.moments import Moments
 
     reference = data.reference()
     layouts = {
@@ -89,9 +89,9 @@ def state_cases(data: Data) -> dict[str, Callable[[], Timing]]:
         ),
     }
 
-    def stream(layout: Layout) -> Timing:
+    def stream(layout: object) -> Timing:
         moments, batches = Moments(layout), data.batches()
-        return timed(lambda: [moments.update(batch) for batch in batches])
+        return timed(lambda: [*map(moments.update, batches), moments.flush()])
 
     return {name: lambda layout=layout: stream(layout) for name, layout in layouts.items()}
 
@@ -117,7 +117,7 @@ def metric_cases(data: Data) -> dict[str, Callable[[], Timing]]:
 
     def update(make: Callable[[object, int], object]) -> Timing:
         metric, batches = make(reference, data.rows.shape[1]), data.batches()
-        return timed(lambda: [metric.update(batch) for batch in batches])
+        return timed(lambda: [*map(metric.update, batches), metric.num_samples])
 
     return {f"{name}.update": lambda make=make: update(make) for name, make in makers().items()}
 
@@ -149,6 +149,7 @@ def compute_cases(data: Data) -> dict[str, Callable[[], Timing]]:
         metric = make(data.reference(), data.rows.shape[1])
         for batch in data.batches():
             metric.update(batch)
+        assert metric.num_samples == len(data.rows)  # batches that wait are added, as part of the updates
         spent: list[Timing] = []
         with decompositions_counted(spent):
             whole = timed(metric.compute)

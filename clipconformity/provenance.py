@@ -16,6 +16,11 @@ DECISIVE = ("weights", "preprocessing")
 
 OUTSIDE_PATH = re.compile(r"(?:^|(?<=[=:/]))(?:/|~[^/]*/|(?:[^/]+/)*?\.\.(?:/|$))")
 """Start of a path that leads out of the working directory: at the beginning, or behind ``--option=`` or ``hf:``."""
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//?)(\S*)")
+"""An address in a text, also one that lost a slash as a path."""
+_SHOWN_ADDRESS = re.compile(r"(?:^|=)(?!file:)[A-Za-z][A-Za-z0-9+.-]+://")
+"""Start of an address that says nothing of this machine."""
+_HOST = re.compile(r"(?:.*@)?(?:\[[^\]]*\]|[^:@]*)(?::\d*)?")
 
 
 class Identified(Protocol):
@@ -133,8 +138,35 @@ class Provenance:
         return {"spec": self.spec, "encoder_id": encoder_id, "modality": self.modality}
 
 
+def hide_secrets(text: str) -> str:
+    """Leave out of the addresses in a text what may be secret: user, password, and the query, which may be a signature.
+
+    Example:
+        >>> hide_secrets("--embeddings https://ann:pass@host/e.npy?X-Amz-Signature=1f")
+        '--embeddings https://host/e.npy'
+        >>> hide_secrets("s3://bucket/e?.npy"), hide_secrets("hf://ann/coco@v1/e.npy")
+        ('s3://bucket/e?.npy', 'hf://ann/coco@v1/e.npy')
+    """
+    return _ADDRESS.sub(_hide_secrets, text)
+
+
+def _hide_secrets(found: re.Match[str]) -> str:
+    protocol, slashes, rest = found.groups()
+    web = protocol.lower() in ("http", "https")
+    shown, _, query = rest.partition("?")
+    if not web and "=" not in query:  # of a pattern
+        shown = rest
+    host, slash, path = (shown.partition("#")[0] if web else shown).partition("/")
+    if web and not _HOST.fullmatch(host):  # a slash in a password: the host comes later, or is unknown
+        before, _, after = shown.rpartition("@")
+        host, slash, path = after.partition("/") if before else ("...", "", "")
+    return f"{protocol}:{slashes}{host.rpartition('@')[2]}{slash}{path}"
+
+
 def shorten_paths(word: str, inside: Path | None = None) -> str:
     """Shorten a path in a word that reveals the machine: absolute, of a home folder, or with ``..``.
+
+    An address is kept, without what may be secret in it.
 
     Args:
         word: An argument of a command, or a spec.
@@ -146,6 +178,8 @@ def shorten_paths(word: str, inside: Path | None = None) -> str:
         >>> shorten_paths("hf:openai/clip-vit-base-patch32")
         'hf:openai/clip-vit-base-patch32'
     """
+    if _SHOWN_ADDRESS.search(word):
+        return hide_secrets(word)
     start = OUTSIDE_PATH.search(word)
     if start is None:
         return word

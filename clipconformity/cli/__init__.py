@@ -16,28 +16,33 @@ from clipconformity import __version__
 from clipconformity.cli import commands, comparisons, references, scores
 from clipconformity.cli.examples import EXAMPLES
 from clipconformity.cli.messages import print_message
+from clipconformity.cli.places import parse_input, parse_path, parse_reference
 from clipconformity.cli.processes import ShareDone, is_one_of_others, join_ranks
 from clipconformity.cli.signals import catch_stop_signals
+from clipconformity.data.addresses import PROTOCOLS
 from clipconformity.data.formats import list_suffixes
-from clipconformity.data.hub import is_shared
 from clipconformity.data.limits import LIMITS, raise_limits
 from clipconformity.data.strict_json import to_json
 from clipconformity.encoders.registry import list_encoder_forms
-from clipconformity.provenance import shorten_paths
+from clipconformity.provenance import hide_secrets, shorten_paths
 
 __all__ = ["main"]
 
-REFERENCE = "file of `clipconformity reference`, or hf://user/repo/file of one that is shared"
+REFERENCE = "file of `clipconformity reference`, or the address of one, such as hf://user/repo/file"
 EXIT_UNMET = 3
 """Exit status where a requirement does not hold."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser whose errors are one line."""
+    """Argument parser whose errors are one line, and for which a ``Path`` is one of this machine, no address."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.register("type", Path, parse_path)
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {hide_secrets(message)} (see {self.prog} --help)\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None, **others: Any) -> Any:
         """Name a mistyped option before a required one that is missing because of it."""
@@ -138,10 +143,10 @@ def _write_output(text: str) -> int:
 
 
 def _choose_status(error: OSError) -> int:
-    """Return 1 for a failure while running, such as a full disk, and 2 for invalid input."""
+    """Return 1 for a failure while running, such as a full disk or no connection, and 2 for invalid input."""
     from clipconformity.data.files import DEVICE_ERRORS
 
-    return 1 if error.errno in DEVICE_ERRORS else 2
+    return 1 if error.errno in DEVICE_ERRORS or isinstance(error, ConnectionError) else 2
 
 
 def _fail(message: object, status: int) -> int:
@@ -155,11 +160,6 @@ def _ignore_warning(*_: Any, **__: Any) -> None:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print_message("warning", message)
-
-
-def parse_reference(text: str) -> Path | str:
-    """Return the path of a reference, or its address on the hub as it is."""
-    return text if is_shared(text) else Path(text)
 
 
 def _build_parser() -> Parser:
@@ -201,7 +201,7 @@ def _build_parser() -> Parser:
     _add_source(score, pairs=True)
     score.add_argument(
         "--saved",
-        type=Path,
+        type=parse_input,
         nargs="+",
         action="extend",
         metavar="FILE",
@@ -213,7 +213,7 @@ def _build_parser() -> Parser:
     score.add_argument("--curve", type=Path, metavar="FILE.csv", help="write every figure over the number of samples")
     score.add_argument(
         "--against",
-        type=Path,
+        type=parse_input,
         nargs="+",
         action="extend",
         metavar="FILE|DIR",
@@ -260,8 +260,10 @@ def _build_parser() -> Parser:
     geometry = _add_command(
         known, "geometry", "measure the six geometric properties of embeddings", commands.measure_geometry
     )
-    geometry.add_argument("--image-embeddings", type=Path, metavar="FILE", help="raw image embeddings")
-    geometry.add_argument("--text-embeddings", type=Path, metavar="FILE", help="raw text embeddings, in pairs or not")
+    geometry.add_argument("--image-embeddings", type=parse_input, metavar="FILE", help="raw image embeddings")
+    geometry.add_argument(
+        "--text-embeddings", type=parse_input, metavar="FILE", help="raw text embeddings, in pairs or not"
+    )
     geometry.add_argument("--logit-scale", type=float, default=100.0, help="the model's scale (default: 100)")
     geometry.add_argument("--unpaired", action="store_true", help="equal lengths are no pairs: leave out the loss")
     geometry.add_argument("--allow-normalized", action="store_true", help="take L2-normalised embeddings")
@@ -272,7 +274,7 @@ def _build_parser() -> Parser:
         known, "merge", "join references, saved scores or embeddings of different samples", references.merge_files
     )
     merge.add_argument(
-        "references", type=parse_reference, nargs="+", metavar="FILE", help="files to join, or hf://user/repo/file"
+        "references", type=parse_reference, nargs="+", metavar="FILE", help="files to join, or addresses of some"
     )
     merge.add_argument(
         "--reference", type=parse_reference, metavar="FILE", help="what saved scores were scored against"
@@ -332,7 +334,10 @@ def _add_scoring(parser: Parser) -> None:
         "--reference-images", type=Path, metavar="DIR", help="the reference's images, to show them in the report"
     )
     parser.add_argument(
-        "--reference-captions", type=Path, metavar="FILE", help="the reference's captions, to show them in the report"
+        "--reference-captions",
+        type=Path,
+        metavar="FILE",
+        help="the reference's captions, to show them in the report",
     )
     _add_overwrite(parser)
     parser.add_argument(
@@ -355,11 +360,12 @@ def _add_source(parser: Parser, *, embeddings: bool = True, coco: bool = False, 
     if embeddings:
         source.add_argument(
             "--embeddings",
-            type=Path,
+            type=parse_input,
             nargs="+",
             action="extend",
             metavar="FILE|DIR",
-            help=f"raw embeddings: {list_suffixes()}; files, folders, or quoted patterns such as 'shards/*.npy'",
+            help=f"raw embeddings: {list_suffixes()}; files, folders, or quoted patterns such as 'shards/*.npy', here "
+            f"or at addresses: {', '.join(PROTOCOLS)}",
         )
         _add_embeddings(parser)
     if pairs:

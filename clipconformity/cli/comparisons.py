@@ -19,6 +19,7 @@ from clipconformity.cli.states import take_in_scored
 
 if TYPE_CHECKING:
     from clipconformity.cli.parts import Parts
+    from clipconformity.data.addresses import Place
     from clipconformity.encoders import Encoder
     from clipconformity.evaluation import Comparison, Score
     from clipconformity.stream.reference import ReferenceSet
@@ -85,7 +86,7 @@ def _scored(
     options: argparse.Namespace,
     parts: Parts,
     kind: str,
-    path: Path,
+    path: Place,
     reference: ReferenceSet,
     encoder: Encoder | None,
     settings: dict[str, Any],
@@ -129,18 +130,21 @@ def _tables(options: argparse.Namespace, found: Comparison, figures: Sequence[st
     return f"{table}\n{found.table(options.format, of='classes')}"
 
 
-def _models(models: Sequence[str]) -> list[tuple[str, Path]]:
+def _models(models: Sequence[str]) -> list[tuple[str, Place]]:
     """Split ``NAME=SOURCE``, and refuse names that come twice."""
-    from clipconformity.data.layout import is_pattern
+    from clipconformity.data.addresses import parse_place
+    from clipconformity.data.places import is_file, is_folder, is_pattern
 
     found = []
     for text in models:
-        name, equals, path = text.partition("=")
-        if not (name and equals and path):
+        name, equals, words = text.partition("=")
+        if not (name and equals and words) or "://" in name:
             raise ValueError(f"compare: expected NAME=SOURCE, such as mine=samples/, got {text!r}.")
-        if not Path(path).exists() and not is_pattern(Path(path)):
+        path = parse_place(words)
+        there = path.exists() if isinstance(path, Path) else is_folder(path) or is_file(path)
+        if not there and not is_pattern(path):
             raise FileNotFoundError(f"{name}: {path}: no such file or folder.")
-        found.append((name, Path(path)))
+        found.append((name, path))
     names = [name for name, _ in found]
     if len(names) < 2:
         raise ValueError("compare: expected at least two models; for one there is clipconformity score.")
@@ -149,9 +153,9 @@ def _models(models: Sequence[str]) -> list[tuple[str, Path]]:
     return found
 
 
-def _build_one(options: argparse.Namespace, kind: str, path: Path) -> argparse.Namespace:
+def _build_one(options: argparse.Namespace, kind: str, path: Place) -> argparse.Namespace:
     """Give the options as they are for one of the models."""
-    listed = kind == "images" and path.is_file()
+    listed = kind == "images" and isinstance(path, Path) and path.is_file()
     others = options.captions or any(path.is_file() for path in options.images)
     named = listed or kind == "captions" or (kind == "embeddings" and not others)
     column = options.column if named else None
@@ -160,24 +164,25 @@ def _build_one(options: argparse.Namespace, kind: str, path: Path) -> argparse.N
     return found
 
 
-def _kind(name: str, path: Path, column: str | None) -> str:
+def _kind(name: str, path: Place, column: str | None) -> str:
     """Say what a source is: images, captions, embeddings, or a saved score, as its metadata say."""
     from clipconformity.data.captions import FORMATS
     from clipconformity.data.folders import walk_images
     from clipconformity.data.formats import KINDS as FILE_KINDS
     from clipconformity.data.formats import REFERENCE, SCORE, read_kind
     from clipconformity.data.image_lists import is_image_list
-    from clipconformity.data.layout import is_pattern, list_embedding_files
+    from clipconformity.data.layout import list_embedding_files
+    from clipconformity.data.places import is_pattern
 
     if is_pattern(path):
         return "embeddings"
-    if path.is_dir():
+    if isinstance(path, Path) and path.is_dir():
         return "embeddings" if any(list_embedding_files(path)) and not walk_images(path).paths else "images"
-    if is_image_list(path, column):
+    if isinstance(path, Path) and is_image_list(path, column):
         return "images"
-    read_key = read_kind(path)
-    if read_key == REFERENCE:
+    kind = read_kind(path)
+    if kind == REFERENCE:
         raise ValueError(f"{name}: {path} is {'; '.join(FILE_KINDS[REFERENCE])}.")
-    if read_key == SCORE:
+    if kind == SCORE:
         return SAVED
-    return "captions" if path.suffix.lower() in FORMATS else "embeddings"
+    return "captions" if isinstance(path, Path) and path.suffix.lower() in FORMATS else "embeddings"

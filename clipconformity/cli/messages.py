@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from clipconformity.provenance import hide_secrets
+
 if TYPE_CHECKING:
     from clipconformity.encoders import Encoder
     from clipconformity.evaluation import Source
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 def print_message(kind: str, message: object) -> None:
     """Print a message in one line."""
     with suppress(OSError):  # a failed write to standard error cannot be reported
-        print(f"clipconformity: {kind}: {' '.join(str(message).split())}", file=sys.stderr)  # noqa: T201
+        print(f"clipconformity: {kind}: {hide_secrets(' '.join(str(message).split()))}", file=sys.stderr)  # noqa: T201
 
 
 def print_summary(options: argparse.Namespace, source: Source) -> None:

@@ -187,13 +187,13 @@ def merge_files(options: argparse.Namespace) -> dict[str, Any]:
     from clipconformity.data.files import refuse_same
     from clipconformity.data.formats import FORMAT, SCORE
 
-    local = [path for path in options.references if isinstance(path, Path)]
-    refuse_unnamed("merge", local)
+    named = [path for path in options.references if not isinstance(path, str)]  # text is of the hub
+    refuse_unnamed("merge", named)
     if len(options.references) < 2:
         raise ValueError(f"merge: expected at least two files, got {options.references[0]} alone.")
-    refuse_same([("FILE", path) for path in local])
+    refuse_same([("FILE", path) for path in named])
     outputs.check(options, [("--output", options.output)])
-    kind = _find_kind(local)
+    kind = _find_kind(named)
     if kind != SCORE and options.reference is not None:
         raise ValueError("--reference: goes with saved scores; leave it out.")
     if kind == SCORE:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from clipconformity.cli.encoded import Cache
     from clipconformity.cli.parts import Parts
     from clipconformity.data import Captions, ImageFolder
+    from clipconformity.data.addresses import Place
     from clipconformity.data.files import NamedPath
     from clipconformity.encoders import Encoder
     from clipconformity.evaluation import Source
@@ -51,7 +51,7 @@ COLUMNS = ("ids", "groups")
 
 
 def list_inputs(options: argparse.Namespace) -> Iterator[NamedPath]:
-    """List every file that a command reads, each with the option that names it."""
+    """List every file of this machine that a command reads, each with the option that names it."""
     from clipconformity.data.folders import find_image_files
     from clipconformity.data.layout import list_embedding_files
     from clipconformity.encoders.registry import find_encoder_files
@@ -59,14 +59,16 @@ def list_inputs(options: argparse.Namespace) -> Iterator[NamedPath]:
     given = vars(options)
     for name in EMBEDDINGS:
         for place in _as_list(given.get(name)):
-            yield from ((_format_option(name), path) for path in list_embedding_files(place))
+            if isinstance(place, Path):
+                listed = (path for path in list_embedding_files(place) if isinstance(path, Path))
+                yield from ((_format_option(name), path) for path in listed)
     for name in INPUT_FILES:
-        files = [path for path in _as_list(given.get(name)) if isinstance(path, Path)]  # what the hub has is no file
+        files = [path for path in _as_list(given.get(name)) if isinstance(path, Path)]  # not those at addresses
         flag = "NAME=SOURCE" if name == "saved" and "models" in given else _format_option(name)
         yield from ((flag, path) for path in files)
     for place in _as_list(given.get("images")):
-        listed = iter([place, *read_images(options, place).paths]) if place.is_file() else find_image_files(place)
-        yield from (("--images", path) for path in listed)
+        images = iter([place, *read_images(options, place).paths]) if place.is_file() else find_image_files(place)
+        yield from (("--images", path) for path in images)
     if given.get("coco"):
         yield from (("--coco", path) for path in find_image_files(options.coco))
         yield from (("--coco", path) for path in (options.coco / "annotations").glob("*"))
@@ -110,7 +112,7 @@ def open_source(
     return name_source(options, source, *_as_list(options.images or options.captions or options.embeddings))
 
 
-def name_source(options: argparse.Namespace, source: Source, *places: Path) -> Source:
+def name_source(options: argparse.Namespace, source: Source, *places: Place) -> Source:
     """Name a source for messages about it."""
     source.quiet = options.quiet
     source.name = str(places[0]) + (f" and {len(places) - 1} more" if len(places) > 1 else "")
@@ -165,7 +167,7 @@ def _open_embeddings(options: argparse.Namespace) -> Source:
     if shard is None:
         return opened.source()
     source = opened.source(*shard.span(opened.count, ROWS))
-    sizes = [[name, one.count, one.path.stat().st_size] for name, one in zip(opened.names, opened.shards, strict=True)]
+    sizes = [[name, one.count, one.stamps[0][1].size] for name, one in zip(opened.names, opened.shards, strict=True)]
     source.made_of = [shard.piece("embeddings", sizes)]
     return source
 
@@ -269,16 +271,18 @@ def check_given(options: argparse.Namespace) -> None:
         raise ValueError("--caption-references: goes with --images and --captions together; leave it out.")
 
 
-def refuse_unnamed(option: str, paths: Iterable[Path]) -> None:
+def refuse_unnamed(option: str, paths: Iterable[Place]) -> None:
     """Refuse folders and patterns where each file is to be named.
 
     Raises:
         ValueError: If there is one.
     """
+    from clipconformity.data.places import is_folder, is_pattern
+
     for path in paths:
-        if path.is_dir():
+        if is_folder(path):
             raise ValueError(f"{option}: {path} is a folder; name its files, such as {path / '*.safetensors'}.")
-        if re.search(r"[*?[]", str(path)) and not path.exists():
+        if is_pattern(path):
             raise ValueError(f"{option}: no file is called {path}; a pattern goes without quotes.")
 
 
@@ -286,7 +290,7 @@ def open_against(options: argparse.Namespace) -> Iterator[Source] | None:
     """Open the sources of ``--against`` one after the other; None where it is not given."""
     from clipconformity.data.files import refuse_same
     from clipconformity.data.layout import find_embeddings
-    from clipconformity.data.untrusted import check_input
+    from clipconformity.data.places import look_up
     from clipconformity.evaluation import embedding_source
 
     if options.against is None:
@@ -294,7 +298,7 @@ def open_against(options: argparse.Namespace) -> Iterator[Source] | None:
     found = find_embeddings(options.against, options.modality)
     refuse_same([("--against", path) for path in found.paths])
     for path in found.paths:  # they are read last
-        check_input(path, "file")
+        look_up(path)
     settings = get_embedding_settings(options) | {"groups": None} | ({} if options.embeddings else {"column": None})
     return (embedding_source([place], **settings) for place in options.against)
 

@@ -11,15 +11,18 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from clipconformity.data.addresses import Place, parse_place
 from clipconformity.data.brief import format_brief
+from clipconformity.data.failures import find_remote_error
 from clipconformity.data.files import write_tensors
 from clipconformity.data.formats import FORMAT, KEY, READERS, check_expansion, list_suffixes
 from clipconformity.data.layout import find_metadata, parse_modality
 from clipconformity.data.limits import RefusedError, check_limit
 from clipconformity.data.names import Places
+from clipconformity.data.places import Stamps, check_unchanged, look_up
 from clipconformity.data.stored import Array, Stored, StoredWords, count_rows, read_blocks, read_whole
 from clipconformity.data.strict_json import to_json
-from clipconformity.data.untrusted import check_input, format_value
+from clipconformity.data.untrusted import format_value
 from clipconformity.functional.validation import check_matrix
 from clipconformity.provenance import UNKNOWN, Provenance
 
@@ -55,7 +58,7 @@ class EmbeddingFile:
         provenance: Encoder and modality, as far as the file gives them.
     """
 
-    path: Path
+    path: Place
     embeddings: Tensor
     ids: list[str]
     named: bool = False
@@ -92,9 +95,10 @@ class EmbeddingShard:
         provenance: Encoder and modality, as far as it says them.
         columns: What is read of it.
         made_of: The share of some samples that it holds, as it says; not checked.
+        stamps: What would change with the file, and with that of its metadata.
     """
 
-    path: Path
+    path: Place
     count: int
     dim: int
     dtype: torch.dtype
@@ -103,6 +107,7 @@ class EmbeddingShard:
     provenance: Provenance
     columns: Columns
     made_of: object = None
+    stamps: Stamps = ()
 
     def blocks(
         self, rows: int, first: int | None = None, name: str | None = None, begin: int = 0
@@ -118,8 +123,8 @@ class EmbeddingShard:
         Raises:
             ValueError: If it is damaged, or was replaced after it was opened.
         """
-        opened = _open(self.path, self.columns)
-        if opened.shape != (self.count, self.dim):
+        opened = _open(self.path, self.columns, fresh=True)
+        if opened.shape != (self.count, self.dim) or opened.stamps != self.stamps:
             raise ValueError(f"{self.path}: was replaced by another file while it was read.")
         ids, groups = (
             None if part is None else _read_blocks(self.path, part, rows, first, begin)
@@ -136,7 +141,7 @@ class EmbeddingShard:
             start = stop
 
 
-def open_embeddings(path: Path | str, columns: Columns | None = None) -> EmbeddingShard:
+def open_embeddings(path: Place | str, columns: Columns | None = None) -> EmbeddingShard:
     """Read and check the header of a file of raw embeddings, so that blocks of rows can be read.
 
     Files as of :func:`read_embeddings`; ``.pt`` files are read whole, twice.
@@ -149,33 +154,36 @@ def open_embeddings(path: Path | str, columns: Columns | None = None) -> Embeddi
         OSError: As :func:`read_embeddings`, as are the others.
         TypeError: If it does not hold floating-point numbers, or groups are neither whole numbers nor texts.
         ValueError: If its header is damaged, or it is over a limit.
-        ImportError: If it is a Parquet file and pyarrow is not installed.
+        ImportError: If pyarrow is not installed for a Parquet file, or what reads an address is not.
     """
-    path, columns = Path(path), columns or Columns()
+    path, columns = parse_place(path), columns or Columns()
     found = _open(path, columns)
     dtype = found.values.dtype
     named, grouped = found.ids is not None, found.groups is not None
-    return EmbeddingShard(path, *found.shape, dtype, named, grouped, found.provenance, columns, found.made_of)
+    return EmbeddingShard(
+        path, *found.shape, dtype, named, grouped, found.provenance, columns, found.made_of, found.stamps
+    )
 
 
-def read_embeddings(path: Path | str, *, column: str | None = None) -> EmbeddingFile:
+def read_embeddings(path: Place | str, *, column: str | None = None) -> EmbeddingFile:
     """Read raw embeddings ``(N, D)``; axes of length 1 beyond the first are dropped.
 
     Files with several arrays or columns need one named ``embeddings`` or ``embedding``; one named ``groups`` beside it
     gives group ids, and one named ``id``, ``image_path`` or ``url`` names the rows.
 
     Args:
-        path: A ``.safetensors``, ``.npy``, ``.npz``, ``.parquet`` or ``.pt`` file (tensors only; nothing is unpickled).
+        path: A ``.safetensors``, ``.npy``, ``.npz``, ``.parquet`` or ``.pt`` file (tensors only; nothing is unpickled);
+            of another machine its address, as text, and no ``.pt`` file.
         column: Another name of the array or column.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        OSError: If it is not a regular file.
+        OSError: If it is not a regular file, or a server does not give it.
         TypeError: If it does not hold floating-point numbers.
         ValueError: If the kind is unknown, the file is damaged or over a limit, or the shape is not ``(N, D)``.
-        ImportError: If it is a Parquet file and pyarrow is not installed.
+        ImportError: If pyarrow is not installed for a Parquet file, or what reads an address is not.
     """
-    path = Path(path)
+    path = parse_place(path)
     found = _open(path, Columns(column))
     if isinstance(found.groups, StoredWords):
         raise TypeError(f"{path}: groups: expected whole numbers, got texts.")
@@ -184,9 +192,11 @@ def read_embeddings(path: Path | str, *, column: str | None = None) -> Embedding
     groups = found.groups
     labels = None if groups is None else _call_reader(path, lambda: read_whole(groups)).reshape(len(values)).long()
     if found.ids is None:
-        return EmbeddingFile(path, values, list(Places(path.stem, 0, rows)), False, labels, found.provenance)
-    ids = [name for part in _read_blocks(path, found.ids, rows) for name in _to_words(part)]
-    return EmbeddingFile(path, values, ids, True, labels, found.provenance)
+        ids = list(Places(path.stem, 0, rows))
+    else:
+        ids = [name for part in _read_blocks(path, found.ids, rows) for name in _to_words(part)]
+    check_unchanged(path, found.stamps)
+    return EmbeddingFile(path, values, ids, found.ids is not None, labels, found.provenance)
 
 
 class _OpenFile(NamedTuple):
@@ -198,16 +208,18 @@ class _OpenFile(NamedTuple):
     groups: Array | None
     provenance: Provenance
     made_of: object
+    stamps: Stamps
 
 
-def _open(path: Path, columns: Columns) -> _OpenFile:
+def _open(path: Place, columns: Columns, fresh: bool = False) -> _OpenFile:
     """Read the header of a file, and find and check the arrays that are to be read."""
-    check_input(path, "file")
+    stamps = [(path, look_up(path, fresh=fresh))]
     if path.suffix not in READERS:
         raise ValueError(f"{path}: expected a file ending in {list_suffixes()}.")
     arrays, about = _call_reader(path, lambda: READERS[path.suffix](path))
     beside = find_metadata(path, needed=columns.ids is not None or columns.groups is not None)
     if beside is not None:
+        stamps.append((beside, look_up(beside, fresh=False)))
         arrays = _call_reader(beside, lambda: READERS[beside.suffix](beside))[0] | arrays
     value = _choose_array(path, arrays, columns.embeddings)
     shape = _check_shape(path, value)
@@ -219,16 +231,18 @@ def _open(path: Path, columns: Columns) -> _OpenFile:
     ids = _find_ids(path, arrays, about, columns.ids, value)
     if ids is not None and count_rows(ids) != shape[0]:
         raise ValueError(f"{path}: damaged: {count_rows(ids)} ids do not match its {shape[0]} embeddings.")
-    return _OpenFile(value, shape, ids, groups, _read_provenance(path, about), about.get(MADE_OF))
+    return _OpenFile(value, shape, ids, groups, _read_provenance(path, about), about.get(MADE_OF), tuple(stamps))
 
 
-def _call_reader(path: Path, read: Callable[[], T]) -> T:
+def _call_reader(path: Place, read: Callable[[], T]) -> T:
     """Call a reader, and turn any failure of it into an error that names the file."""
     try:
         return read()
     except (RefusedError, ImportError):
         raise
     except Exception as error:
+        if (failure := find_remote_error(error)) is not None:
+            raise failure from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path}: cannot be read as {path.suffix} without unpickling ({reason[:120]}); "
@@ -237,7 +251,7 @@ def _call_reader(path: Path, read: Callable[[], T]) -> T:
 
 
 def _read_blocks(
-    path: Path, array: Array | list[str], rows: int, first: int | None = None, begin: int = 0
+    path: Place, array: Array | list[str], rows: int, first: int | None = None, begin: int = 0
 ) -> Iterator[Tensor | list[str]]:
     """Read an array in blocks, as :func:`_call_reader` does."""
     own = getattr(array, "path", path)  # of a column that lies in another file
@@ -246,7 +260,7 @@ def _read_blocks(
         yield block
 
 
-def _choose_array(path: Path, arrays: Mapping[str, Array], column: str | None) -> Tensor | Stored:
+def _choose_array(path: Place, arrays: Mapping[str, Array], column: str | None) -> Tensor | Stored:
     """Choose the array of embeddings."""
     if column is not None:
         found = _get_array(path, arrays, column)
@@ -264,7 +278,7 @@ def _choose_array(path: Path, arrays: Mapping[str, Array], column: str | None) -
     return found
 
 
-def _get_array(path: Path, arrays: Mapping[str, Array], name: str) -> Array:
+def _get_array(path: Place, arrays: Mapping[str, Array], name: str) -> Array:
     if name not in arrays:
         raise ValueError(
             f"{path}: there is no array or column {name!r} of numbers or texts, but {_list_arrays(arrays)}."
@@ -276,7 +290,7 @@ def _list_arrays(arrays: Mapping[str, Array]) -> str:
     return f"{[format_value(name)[1:-1] for name in sorted(arrays)][:8]}"
 
 
-def _check_shape(path: Path, value: Tensor | Stored) -> tuple[int, int]:
+def _check_shape(path: Place, value: Tensor | Stored) -> tuple[int, int]:
     """Refuse arrays that are no embeddings; return the shape without axes of length 1 beyond the first."""
     shape, dtype = _check_dense(path, value)
     if len(shape) > 2:
@@ -286,7 +300,7 @@ def _check_shape(path: Path, value: Tensor | Stored) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _check_dense(path: Path, value: Tensor | Stored, what: str = "array") -> tuple[tuple[int, ...], torch.dtype]:
+def _check_dense(path: Place, value: Tensor | Stored, what: str = "array") -> tuple[tuple[int, ...], torch.dtype]:
     """Refuse tensors without plain values, or that expand beyond the limit; return shape and type."""
     if isinstance(value, Tensor):
         if value.is_nested or value.layout != torch.strided:
@@ -301,7 +315,7 @@ def _check_dense(path: Path, value: Tensor | Stored, what: str = "array") -> tup
     return shape, dtype
 
 
-def _check_groups(path: Path, groups: Array, rows: int) -> Array:
+def _check_groups(path: Place, groups: Array, rows: int) -> Array:
     if isinstance(groups, StoredWords):
         shape: tuple[int, ...] = (groups.count,)
     else:
@@ -314,7 +328,7 @@ def _check_groups(path: Path, groups: Array, rows: int) -> Array:
 
 
 def _find_ids(
-    path: Path, arrays: Mapping[str, Array], about: Mapping[str, Any], column: str | None, embeddings: Tensor | Stored
+    path: Place, arrays: Mapping[str, Array], about: Mapping[str, Any], column: str | None, embeddings: Tensor | Stored
 ) -> Array | list[str] | None:
     """Find the names of the rows: in the given column, in the file's own list, or in a usual column."""
     if column is not None:
@@ -341,7 +355,7 @@ def _to_words(part: Tensor | list[str]) -> list[str]:
     return [str(one) for one in part.tolist()] if isinstance(part, Tensor) else part
 
 
-def _read_provenance(path: Path, about: Mapping[str, Any]) -> Provenance:
+def _read_provenance(path: Place, about: Mapping[str, Any]) -> Provenance:
     encoder_id = about.get("encoder_id")
     if encoder_id is not None and not all(isinstance(part, str) for part in encoder_id.values()):
         raise ValueError(f"{path}: damaged: encoder_id is {format_value(encoder_id)}; expected strings.")

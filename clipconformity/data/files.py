@@ -9,15 +9,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+from clipconformity.data.addresses import Place, RemotePath, refuse_address
 from clipconformity.data.locks import Workplace, claim_workplace
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NamedPath = tuple[str, Path]
+NamedPath: TypeAlias = "tuple[str, Path]"
 """A file, and the option or argument that names it."""
+NamedPlace: TypeAlias = "tuple[str, Place]"
+"""The same of a file that may be at an address."""
 
 SAFETENSORS = ".safetensors"
 """Suffix of files in that format."""
@@ -36,7 +39,9 @@ def check_output(path: Path) -> Path:
     Raises:
         OSError: If it is a folder, a device, a pipe, a socket or a loop of links, or if its folder does not exist or
             takes no files.
+        ValueError: If it is an address.
     """
+    refuse_address(path, "a file to write")
     target = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file to write.")
@@ -52,7 +57,7 @@ def check_output(path: Path) -> Path:
     return target
 
 
-def check_outputs(outputs: Sequence[NamedPath], inputs: Iterable[NamedPath] = ()) -> None:
+def check_outputs(outputs: Sequence[NamedPath], inputs: Iterable[NamedPlace] = ()) -> None:
     """Refuse outputs that cannot be written, or that would replace an input or one another.
 
     Args:
@@ -61,20 +66,20 @@ def check_outputs(outputs: Sequence[NamedPath], inputs: Iterable[NamedPath] = ()
 
     Raises:
         OSError: If an output cannot be written.
-        ValueError: If two are the same file, also under different names.
+        ValueError: If two are the same file, also under different names, or an output is an address.
     """
     for _, path in outputs:
         check_output(path)
     refuse_same(outputs, inputs if any(path.exists() for _, path in outputs) else ())
 
 
-def refuse_same(paths: Sequence[NamedPath], others: Iterable[NamedPath] = ()) -> None:
+def refuse_same(paths: Sequence[NamedPlace], others: Iterable[NamedPlace] = ()) -> None:
     """Refuse paths that lead to the same file, also by links: among themselves, or with one of the others.
 
     Raises:
         ValueError: If two do; names both.
     """
-    seen: dict[object, NamedPath] = {}
+    seen: dict[object, NamedPlace] = {}
     for number, (name, path) in enumerate([*paths, *others]):
         key = _identify(path)
         if key in seen:
@@ -84,8 +89,10 @@ def refuse_same(paths: Sequence[NamedPath], others: Iterable[NamedPath] = ()) ->
             seen[key] = (name, path)
 
 
-def _identify(path: Path) -> object:
+def _identify(path: Place) -> object:
     """Identify a file: by device and inode, which hard links share, or by its path where it does not exist yet."""
+    if isinstance(path, RemotePath):
+        return path.identity
     try:
         found = path.stat()
     except OSError:

@@ -6,12 +6,16 @@ import json
 import math
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from clipconformity.data.addresses import Place, RemotePath
 from clipconformity.data.limits import RefusedError, check_limit
+from clipconformity.data.places import copy_here, is_file, look_up, open_place
+from clipconformity.data.remote import HEADER_BYTES, ROW_BYTES
 from clipconformity.data.untrusted import check_unpickling
 
 if TYPE_CHECKING:
@@ -31,16 +35,18 @@ KINDS = {
 """Kinds of safetensors files of this library, by their metadata: what each is, and which option takes it."""
 MIN_EXPANSION = 2**26
 """Bytes to which a file of any size may expand."""
+MAX_HEADER = 100_000_000
+"""Longest header of a safetensors file, by its library."""
 KEY = "embeddings"
 Arrays: TypeAlias = "tuple[dict[str, Array], dict[str, Any]]"
 """The arrays of a file by name, and its metadata ``ids``, ``spec``, ``encoder_id``, ``modality``, if known."""
 
 
-def _read_safetensors(path: Path) -> Arrays:
+def _read_safetensors(path: Place) -> Arrays:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:  # checks that offsets and shapes fit the file
+        with copy_header(path) as local, safe_open(local, framework="pt") as file:  # checks offsets and shapes
             metadata = file.metadata() or {}
             types = {name: _parse_type(file, name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except SafetensorError as error:
@@ -55,16 +61,31 @@ def _read_safetensors(path: Path) -> Arrays:
     return _locate_tensors(path, types), about
 
 
+@contextmanager
+def copy_header(path: Place) -> Iterator[Path]:
+    """Give a safetensors file on this machine with the header of another, and none of the values of a remote one.
+
+    Its library checks a header by the size of the file alone, which the copy has.
+
+    Raises:
+        OSError: If it is missing, or its server does not give it.
+    """
+    with open_place(path) as file:
+        size = int.from_bytes(file.read(8), "little")
+    with copy_here(path, first=8 + min(size, MAX_HEADER)) as local:
+        yield local
+
+
 def _parse_type(file: Any, name: str) -> torch.dtype:
     part = file.get_slice(name)
     return part[:0].dtype if part.get_shape() else file.get_tensor(name).dtype
 
 
-def _locate_tensors(path: Path, types: dict[str, torch.dtype]) -> dict[str, Array]:
+def _locate_tensors(path: Place, types: dict[str, torch.dtype]) -> dict[str, Array]:
     """Locate the tensors of a safetensors file; its library would map all of the file into memory."""
     from clipconformity.data.stored import StoredRows
 
-    with path.open("rb") as file:
+    with open_place(path) as file:
         size = int.from_bytes(file.read(8), "little")
         places = json.loads(file.read(size))
     return {
@@ -75,8 +96,8 @@ def _locate_tensors(path: Path, types: dict[str, torch.dtype]) -> dict[str, Arra
     }
 
 
-def _open_at(path: Path, place: int) -> IO[bytes]:
-    file = path.open("rb", buffering=0)
+def _open_at(path: Place, place: int) -> IO[bytes]:
+    file = open_place(path, ROW_BYTES)
     file.seek(place)
     return file
 
@@ -100,19 +121,28 @@ class _Header(NamedTuple):
         return torch.from_numpy(np.empty(0, native)).dtype, None if self.dtype == native else self.dtype
 
 
-def _read_npy(path: Path) -> Arrays:
+def _read_npy(path: Place) -> Arrays:
     from clipconformity.data.stored import StoredColumns, StoredRows
 
-    with path.open("rb") as file:
-        header = _read_header(file, path.stat().st_size)
+    with open_place(path) as file:
+        header = _read_header(file, look_up(path, fresh=False).size)
+    if header.by_columns and isinstance(path, RemotePath):
+        raise RefusedError(
+            f"{path}: NumPy wrote it by columns, so that a block of rows is spread over the file, and each piece of it "
+            "would be a request; download it first, or save numpy.ascontiguousarray(rows)."
+        )
     kind = StoredColumns if header.by_columns else StoredRows
     return {KEY: kind(partial(_open_at, path, header.size), header.shape, *header.types)}, {}
 
 
-def _read_npz(path: Path) -> Arrays:
-    _check_members(path)
+def _open_zip(path: Place, ahead: int = HEADER_BYTES) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path if isinstance(path, Path) else open_place(path, ahead))
+
+
+def _read_npz(path: Place) -> Arrays:
     found: dict[str, Array] = {}
-    with zipfile.ZipFile(path) as members:
+    with _open_zip(path) as members:
+        _check_members(path, members)
         for member in members.infolist():
             with members.open(member) as file:
                 header = _read_header(file, member.file_size)
@@ -120,7 +150,7 @@ def _read_npz(path: Path) -> Arrays:
     return found, {}
 
 
-def _read_member(path: Path, name: str, header: _Header) -> Array:
+def _read_member(path: Place, name: str, header: _Header) -> Array:
     """Return an array of a zip file; one stored by rows is read as a stream, one by columns at once."""
     from clipconformity.data.stored import StoredRows, read_whole
 
@@ -129,17 +159,16 @@ def _read_member(path: Path, name: str, header: _Header) -> Array:
     return read_whole(stored).permute(*range(len(shape))[::-1]).contiguous() if header.by_columns else stored
 
 
-def _open_member(path: Path, name: str, place: int) -> IO[bytes]:
-    with zipfile.ZipFile(path) as members:  # its members stay open
+def _open_member(path: Place, name: str, place: int) -> IO[bytes]:
+    with _open_zip(path, ROW_BYTES) as members:  # its members stay open
         file = members.open(name)
     file.read(place)
     return file
 
 
-def _check_members(path: Path) -> None:
+def _check_members(path: Place, members: zipfile.ZipFile) -> None:
     """Refuse a zip file whose members expand beyond the limit."""
-    with zipfile.ZipFile(path) as members:
-        found = members.infolist()
+    found = members.infolist()
     for member in found:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"{member.filename!r:.60} is compressed by another method than deflate")
@@ -170,29 +199,35 @@ def _read_header(file: IO[bytes], size: int) -> _Header:
     return _Header(shape, by_columns and len(shape) > 1, dtype, file.tell())
 
 
-def check_expansion(path: Path, size: int) -> None:
+def check_expansion(path: Place, size: int) -> None:
     """Refuse arrays that are far larger than their file.
 
     Raises:
         ValueError: If they are.
     """
     if size > MIN_EXPANSION:
-        check_limit(path, "expansion", size // max(path.stat().st_size, 1))
+        check_limit(path, "expansion", size // max(look_up(path, fresh=False).size, 1))
 
 
-def _read_parquet(path: Path) -> Arrays:
+def _read_parquet(path: Place) -> Arrays:
     from clipconformity.data.parquet import open_columns
 
     return open_columns(path), {}
 
 
-def _read_pt(path: Path) -> Arrays:
+def _read_pt(path: Place) -> Arrays:
     import torch
     from torch import Tensor
 
+    if isinstance(path, RemotePath):
+        raise RefusedError(
+            f"{path}: a .pt file holds a pickle, and is read whole; none is taken from an address: download it first, "
+            "or save it as .safetensors."
+        )
     check_unpickling(path)
     if zipfile.is_zipfile(path):
-        _check_members(path)
+        with _open_zip(path) as members:
+            _check_members(path, members)
     with warnings.catch_warnings():  # torch warns of unknown pickle protocols, and then may fail
         warnings.simplefilter("ignore")
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -203,7 +238,7 @@ def _read_pt(path: Path) -> Arrays:
     raise ValueError(f"it holds {type(content).__name__}, not a tensor or a dict of tensors")
 
 
-READERS: dict[str, Callable[[Path], Arrays]] = {
+READERS: dict[str, Callable[[Place], Arrays]] = {
     ".safetensors": _read_safetensors,
     ".npy": _read_npy,
     ".npz": _read_npz,
@@ -213,14 +248,14 @@ READERS: dict[str, Callable[[Path], Arrays]] = {
 """Readers by suffix. A new format needs only a row here: errors and help follow."""
 
 
-def read_kind(path: Path) -> str | None:
+def read_kind(path: Place) -> str | None:
     """Return which of ``KINDS`` the metadata of a safetensors file name; None where they name none."""
     from safetensors import SafetensorError, safe_open
 
-    if path.suffix != ".safetensors" or not path.is_file():
+    if path.suffix != ".safetensors" or not is_file(path):
         return None
     try:
-        with safe_open(path, framework="pt") as file:
+        with copy_header(path) as local, safe_open(local, framework="pt") as file:
             found: str | None = (file.metadata() or {}).get("format")
     except (SafetensorError, OSError):  # its reader reports the damage
         return None

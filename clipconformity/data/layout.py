@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from clipconformity.data.addresses import Place, RemotePath, parse_place
 from clipconformity.data.formats import READERS
+from clipconformity.data.places import find_matches, is_file, is_folder, is_pattern, list_files, sort_key
 from clipconformity.data.untrusted import format_path
 
 CLIP_RETRIEVAL_NAME = re.compile(r"(img|text)_emb_(\d+)\.npy")
@@ -30,34 +31,33 @@ class EmbeddingFiles:
         ignored: Number of files in folders with other suffixes.
     """
 
-    paths: list[Path] = field(default_factory=list)
+    paths: list[Place] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     ignored: int = 0
 
 
-def find_embeddings(places: Sequence[Path | str], modality: str | None = None) -> EmbeddingFiles:
+def find_embeddings(places: Sequence[Place | str], modality: str | None = None) -> EmbeddingFiles:
     """Find the files of embeddings that paths name.
 
     Args:
         places: Each a file; a folder, searched with its subfolders except hidden ones and links to folders; or a
-            pattern with ``*``, ``?``, ``[...]`` or ``**``, where no file has that name.
+            pattern with ``*``, ``?``, ``[...]`` or ``**``, where no file has that name. Each on this machine or at an
+            address such as ``s3://bucket/folder/*.npy``, as ``data.addresses.parse_place`` takes it.
         modality: ``"image"`` or ``"text"``, to choose from a folder of clip-retrieval with both.
 
     Raises:
         FileNotFoundError: If nothing matches a pattern, or there is no such folder.
-        ValueError: If a folder holds no embeddings, or those of images and of texts, or a place is an address.
+        OSError: If a server does not give a listing.
+        ValueError: If a folder holds no embeddings, or those of images and of texts, or an address cannot be read.
+        ImportError: If the package that reads an address is not installed.
     """
     found = EmbeddingFiles()
-    for place in map(Path, places):
-        if place.is_dir():
+    for place in map(parse_place, places):
+        if is_folder(place):
             found.paths += _choose_kind(place, _list_folder(place, found), modality)
-        elif re.match(r"[a-z][a-z0-9+.-]+:/", str(place)) and not place.exists():
-            raise ValueError(
-                f"{format_path(place)}: expected a local file or folder, got an address; download it first."
-            )
         elif is_pattern(place):
-            matches = sorted(_find_matches(place), key=_split_numbers)
-            inside = (_list_folder(one, found) if one.is_dir() else [one] for one in matches)
+            matches = sorted(find_matches(place), key=sort_key)
+            inside = (_list_folder(one, found) if is_folder(one) else [one] for one in matches)
             files = list(dict.fromkeys(file for files in inside for file in files))
             if not files:
                 raise FileNotFoundError(f"{format_path(place)}: no file fits this pattern.")
@@ -68,48 +68,30 @@ def find_embeddings(places: Sequence[Path | str], modality: str | None = None) -
     return found
 
 
-def is_pattern(place: Path) -> bool:
-    """Whether a path is a pattern such as ``*.npy`` rather than a file."""
-    return not os.path.lexists(place) and glob.has_magic(str(place))
-
-
-def _find_matches(place: Path) -> Iterator[Path]:
-    return map(Path, glob.iglob(str(place), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-
-
-def list_embedding_files(place: Path) -> Iterator[Path]:
+def list_embedding_files(place: Place) -> Iterator[Place]:
     """List the files of embeddings of one path of :func:`find_embeddings`, of any kind; none where there are none."""
-    if place.is_dir():
+    if is_folder(place):
         yield from _list_folder(place, EmbeddingFiles())
     elif is_pattern(place):
-        for match in _find_matches(place):
-            yield from _list_folder(match, EmbeddingFiles()) if match.is_dir() else [match]
+        for match in find_matches(place):
+            yield from _list_folder(match, EmbeddingFiles()) if is_folder(match) else [match]
     else:
         yield place
 
 
-def _list_folder(root: Path, found: EmbeddingFiles) -> list[Path]:
+def _list_folder(root: Place, found: EmbeddingFiles) -> list[Place]:
     files = []
-    for place, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(place, name)
-            if name.startswith(".") or METADATA.fullmatch(name):
-                continue
-            if path.suffix in READERS and path.is_file():
-                files.append(path)
-            else:
-                found.ignored += 1
-    return sorted(files, key=_split_numbers)
+    for path in list_files(root):
+        if path.name.startswith(".") or METADATA.fullmatch(path.name):
+            continue
+        if path.suffix in READERS and (isinstance(path, RemotePath) or path.is_file()):
+            files.append(path)
+        else:
+            found.ignored += 1
+    return sorted(files, key=sort_key)
 
 
-def _split_numbers(path: Path) -> tuple[tuple[int, str], ...]:
-    """Return a sort key that orders numbers in names by value: 2 comes before 10."""
-    words = re.findall(r"\d+|\D+", str(path))
-    return tuple((int(word[:4000]), word) if word.isascii() and word.isdigit() else (-1, word) for word in words)
-
-
-def _choose_kind(place: Path, files: list[Path], modality: str | None) -> list[Path]:
+def _choose_kind(place: Place, files: list[Place], modality: str | None) -> list[Place]:
     """Choose the embeddings of one modality; refuse both together."""
     if not files:
         raise ValueError(f"{place}: no embeddings in this folder (looked for {', '.join(READERS)}).")
@@ -125,13 +107,13 @@ def _choose_kind(place: Path, files: list[Path], modality: str | None) -> list[P
     return [path for path in files if kinds[path] in (None, modality)]
 
 
-def parse_modality(path: Path) -> str | None:
+def parse_modality(path: Place) -> str | None:
     """Return the modality in the name of a file of clip-retrieval; None for any other file."""
     found = CLIP_RETRIEVAL_NAME.fullmatch(path.name)
     return None if found is None else MODALITIES[found[1]]
 
 
-def find_metadata(path: Path, needed: bool = False) -> Path | None:
+def find_metadata(path: Place, needed: bool = False) -> Place | None:
     """Find the metadata of a file of clip-retrieval: in its folder, or in ``metadata`` beside it.
 
     Args:
@@ -142,8 +124,8 @@ def find_metadata(path: Path, needed: bool = False) -> Path | None:
     if found is None:
         return None
     name = f"metadata_{found[2]}.parquet"
-    places = (path.parent / name, path.absolute().parent.parent / "metadata" / name)
-    beside = next((place for place in places if place.is_file()), None)
+    places: tuple[Place, ...] = (path.parent / name, path.absolute().parent.parent / "metadata" / name)
+    beside = next((place for place in places if is_file(place)), None)
     if beside is not None and not needed and find_spec("pyarrow") is None:
         warnings.warn(
             f"{beside.parent}: pyarrow, which reads the ids there, is not installed (pip install "
@@ -154,12 +136,13 @@ def find_metadata(path: Path, needed: bool = False) -> Path | None:
     return beside
 
 
-def _name_files(paths: Sequence[Path]) -> list[str]:
+def _name_files(paths: Sequence[Place]) -> list[str]:
     """Name each file by its stem where these differ, else by its path from the common folder."""
     if not paths:
         return []
-    root = os.path.commonpath([path.absolute().parent for path in paths])
-    longer = [Path(os.path.relpath(path.absolute(), root)) for path in paths]
+    whole = [path.absolute() if isinstance(path, Path) else path.spelled for path in paths]
+    root = os.path.commonpath([path.parent for path in whole])
+    longer = [PurePath(os.path.relpath(path, root)) for path in whole]
     for names in ([path.stem for path in paths], [path.with_suffix("").as_posix() for path in longer]):
         if len(set(names)) == len(names):
             return names

@@ -33,6 +33,7 @@ LIMITS = {
     "aspect": Limit(200, "times its short side, which an image is long,"),
     "batch_pixels": Limit(500_000_000, "pixels of the images that are decoded at once"),
     "expansion": Limit(20, "times the size of its file, of arrays beyond 64 MiB"),
+    "listed": Limit(1_000_000, "files and folders at an address"),
     "rows": Limit(5_000_000, "rows of a file"),
     "dimension": Limit(4096, "columns of embeddings, whose square is held,"),
     "text_bytes": Limit(2**28, "bytes of a file of captions, annotations or results"),

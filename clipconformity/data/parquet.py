@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from clipconformity.data.addresses import Place
 from clipconformity.data.limits import RefusedError
+from clipconformity.data.places import open_place
+from clipconformity.data.remote import COLUMN_BYTES, HEADER_BYTES, ROW_BYTES
 from clipconformity.data.stored import Array, split_rows
 from clipconformity.data.untrusted import check_all_words
 
@@ -27,7 +31,7 @@ class MissingPyarrowError(ImportError):
     """pyarrow, which reads Parquet files, is not installed."""
 
 
-def import_pyarrow(path: Path) -> tuple[Any, Any]:
+def import_pyarrow(path: Place) -> tuple[Any, Any]:
     """Import pyarrow and its reader of Parquet files.
 
     Raises:
@@ -50,15 +54,27 @@ def import_pyarrow(path: Path) -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def open_columns(path: Path) -> dict[str, Array]:
+@contextmanager
+def _open_parquet(path: Place, ahead: int = HEADER_BYTES, **settings: Any) -> Iterator[Any]:
+    """Open a file; of a remote one pyarrow reads by the same blocks as others are read by."""
+    _, parquet = import_pyarrow(path)
+    if isinstance(path, Path):
+        with parquet.ParquetFile(path, **settings) as file:
+            yield file
+        return
+    with open_place(path, ahead) as source, parquet.ParquetFile(source, **settings) as file:
+        yield file
+
+
+def open_columns(path: Place) -> dict[str, Array]:
     """Return the columns of vectors, numbers and texts of a file; only the header is read.
 
     Raises:
         ImportError: If pyarrow is not installed.
         Exception: Any error of pyarrow, if the file is damaged.
     """
-    pyarrow, parquet = import_pyarrow(path)
-    with parquet.ParquetFile(path) as file:
+    pyarrow, _ = import_pyarrow(path)
+    with _open_parquet(path) as file:
         count, schema = file.metadata.num_rows, file.schema_arrow
     found: dict[str, Array] = {}
     for field in schema:
@@ -85,9 +101,11 @@ class _Column:
         name: The column's name.
         count: Number of rows in the header.
         kind: pyarrow's type of a value.
+        ahead: Bytes that are fetched beyond those asked for, of a remote file.
     """
 
-    path: Path
+    ahead: ClassVar[int] = COLUMN_BYTES
+    path: Place
     name: str
     count: int
     kind: Any
@@ -103,8 +121,7 @@ class _Column:
         Raises:
             ValueError: If a row is null, or there are fewer than the header says.
         """
-        _, parquet = import_pyarrow(self.path)
-        with parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
+        with _open_parquet(self.path, self.ahead, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
             groups, over = _read_groups(file.metadata, begin)
             found = file.iter_batches(batch_size=rows, row_groups=groups, columns=[self.name])
             batches = (batch.column(0) for batch in found)
@@ -156,6 +173,7 @@ class VectorColumn(_Column):
         fixed: The length of the lists by their type, else that of the first row.
     """
 
+    ahead: ClassVar[int] = ROW_BYTES
     fixed: int | None
 
     @cached_property

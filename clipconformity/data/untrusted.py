@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NoReturn
 
+from clipconformity.data.addresses import Place, refuse_address
 from clipconformity.data.limits import RefusedError, check_limit, get_limit
 
 MIN_TORCH = (2, 10)
@@ -43,7 +44,9 @@ def check_input(path: Path, what: str) -> Path:
 
     Raises:
         OSError: If it is missing or not a regular file.
+        ValueError: If it is an address.
     """
+    refuse_address(path, f"a {what.partition(';')[0]}")
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
@@ -55,7 +58,7 @@ def check_input(path: Path, what: str) -> Path:
     return path
 
 
-def format_path(path: Path) -> str:
+def format_path(path: Place) -> str:
     """Format a path in one line, also one with unprintable characters."""
     return str(path) if str(path).isprintable() else repr(str(path))
 

@@ -219,15 +219,15 @@ def draw_scene(scene: Scene, *, size: int = 32, seed: int) -> Image.Image:
     return Image.fromarray(np.clip(pixels.round(), 0, 255).astype(np.uint8))
 
 
-def _write_caption(scene: Scene, read_key: set[str], opening: str = "", words: dict[str, str] | None = None) -> str:
+def _write_caption(scene: Scene, stated: set[str], opening: str = "", words: dict[str, str] | None = None) -> str:
     """One English caption that states the shape and the named attributes."""
     said = {name: (words or {}).get(value, value) for name, value in vars(scene).items()}
-    noun = [said[name] for name in ("size", "colour") if name in read_key] + [said["shape"]]
+    noun = [said[name] for name in ("size", "colour") if name in stated] + [said["shape"]]
     article = "an" if noun[0][0] in "aeiou" else "a"
     parts = [f"{opening}{article} {' '.join(noun)}"]
-    if "position" in read_key:
+    if "position" in stated:
         parts.append(f"at the {said['position']}")
-    if "background" in read_key:
+    if "background" in stated:
         parts.append(f"on {said['background']}")
     return " ".join(parts)
 
@@ -268,9 +268,9 @@ def scene_captions(scene: Scene, *, count: int = 5, seed: int) -> list[str]:
     generator = np.random.default_rng(seed)
     captions = []
     for _ in range(count):
-        read_key = {name for name, chance in _KEEP.items() if generator.random() < chance}
+        stated = {name for name, chance in _KEEP.items() if generator.random() < chance}
         words = {value: str(generator.choice(choices)) for value, choices in _SYNONYMS.items()}
-        captions.append(_write_caption(scene, read_key, str(generator.choice(_OPENINGS)), words))
+        captions.append(_write_caption(scene, stated, str(generator.choice(_OPENINGS)), words))
     return captions
 
 
@@ -287,10 +287,10 @@ def caption_is_true(caption: str, scene: Scene) -> bool:
     """
     canonical = {word: value for value, words in _SYNONYMS.items() for word in words}
     known = {value for values in ATTRIBUTES.values() for value in values}
-    read_key = known.intersection(canonical.get(word, word) for word in re.findall("[a-z]+", caption.lower()))
-    if not read_key:
+    stated = known.intersection(canonical.get(word, word) for word in re.findall("[a-z]+", caption.lower()))
+    if not stated:
         raise ValueError(f"caption names no attribute of a scene: {caption!r}")
-    return read_key <= set(astuple(scene))
+    return stated <= set(astuple(scene))
 
 
 def write_coco_scenes(

@@ -16,7 +16,7 @@ from clipconformity.data.folders import ImageFolder
 from clipconformity.data.images import open_image
 from clipconformity.encoders import BaseEncoder, Encoder
 from clipconformity.encoders.inputs import join_inputs
-from clipconformity.evaluation.sources import EncodedBatch, Source, encode_batches, list_paths
+from clipconformity.evaluation.sources import EncodedBatch, Source, encode_batches, refuse_single
 from clipconformity.provenance import Provenance
 
 T = TypeVar("T")
@@ -111,7 +111,8 @@ def _name_files(paths: Sequence[Path] | ImageFolder, root: Path | None) -> Itera
     if isinstance(paths, ImageFolder):
         yield from zip(paths.paths, paths.ids, strict=True)
         return
-    listed = list_paths(paths)
+    refuse_single(paths)
+    listed = [Path(path) for path in paths]
     root = _find_common_folder(listed) if root is None else root
     yield from ((path, str(path.relative_to(root))) for path in listed)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from clipconformity.data.addresses import Place
 from clipconformity.data.brief import format_brief
 from clipconformity.evaluation.classes import ByClass
 from clipconformity.functional.resampling import Estimate, Interval, student_quantile
@@ -151,11 +152,11 @@ class Score:
         write_score(path, self)
 
     @classmethod
-    def load(cls, path: Path | str, reference: ReferenceSet, **options: Any) -> Score:
+    def load(cls, path: Place | str, reference: ReferenceSet, **options: Any) -> Score:
         """Read a score that :meth:`save` wrote; its figures are computed again, equal to the last bit.
 
         Args:
-            path: The file.
+            path: The file, here or at an address.
             reference: The reference that the samples were scored against.
             options: ``resamples``, ``metrics``, ``margins`` and ``by``, as of ``score``; by default the metrics are
                 those that it was scored with.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from clipconformity.data.addresses import Place, parse_place
 from clipconformity.data.embeddings import MADE_OF
 from clipconformity.data.formats import SCORE
 from clipconformity.data.names import Names
@@ -51,7 +52,7 @@ KIND = StateKind(
     "make one with `clipconformity score --save`",
     "save it again with `clipconformity score --save`",
 )
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 PAIRS = {"clip": "clip_scores", "ref_clip": "ref_clip_scores"}
 """Sums over pairs: prefix of their tensors, and attribute of the stream."""
 FLAGS = {"paired": "clip", "with_references": "ref_clip"}
@@ -140,7 +141,7 @@ def _describe_reference(reference: ReferenceSet) -> dict[str, Any]:
 
 
 def read_score(
-    path: Path | str,
+    path: Place | str,
     reference: ReferenceSet,
     *,
     resamples: int = 1000,
@@ -153,7 +154,7 @@ def read_score(
 
 
 def read_scores(
-    paths: Sequence[Path | str],
+    paths: Sequence[Place | str],
     reference: ReferenceSet,
     *,
     resamples: int = 1000,
@@ -170,7 +171,7 @@ def read_scores(
     saved = merge_saved(paths, reference)
     names = saved.metrics if metrics is None else metrics
     chosen = choose_read_outs(names, paired=saved.about["paired"], with_references=saved.about["with_references"])
-    _check_needs(Path(paths[0]), saved.about, chosen)
+    _check_needs(parse_place(paths[0]), saved.about, chosen)
     return read_figures(saved.taken, chosen, resamples=resamples, margins=margins, by=by)
 
 
@@ -187,13 +188,14 @@ class Saved(NamedTuple):
         return list(self.about["metrics"])
 
 
-def merge_saved(paths: Sequence[Path | str], reference: ReferenceSet) -> Saved:
+def merge_saved(paths: Sequence[Place | str], reference: ReferenceSet) -> Saved:
     """Read files of different samples as one, two at a time; the order in which shards are named changes nothing.
 
     Raises:
         ValueError: As :func:`read_scores`.
     """
-    files = sorted(map(Path, paths), key=lambda path: [(one.work or "", one.share or 0) for one in _pieces(path)])
+    places = map(parse_place, paths)
+    files = sorted(places, key=lambda path: [(one.work or "", one.share or 0) for one in _pieces(path)])
     merging: Merging[Saved] = Merging(_join, lambda saved: saved.taken.made_of, "saved scores")
     for path in files:
         merging.add(path, read_saved(path, reference))
@@ -212,12 +214,12 @@ def _join(first: Saved, second: Saved) -> Saved:
     return Saved(join_taken(first.taken, second.taken), first.about)
 
 
-def _pieces(path: Path) -> tuple[Piece, ...]:
+def _pieces(path: Place) -> tuple[Piece, ...]:
     """What a file is made of, by its metadata alone."""
     return read_pieces(path, read_state(path, KIND, rows=False)[1])
 
 
-def read_saved(path: Path | str, reference: ReferenceSet, *, part: bool = False) -> Saved:
+def read_saved(path: Place | str, reference: ReferenceSet, *, part: bool = False) -> Saved:
     """Read what :func:`write_taken` wrote.
 
     Args:
@@ -228,12 +230,14 @@ def read_saved(path: Path | str, reference: ReferenceSet, *, part: bool = False)
     Raises:
         ValueError: If it is damaged, or of another reference.
     """
-    path = Path(path)
+    path = parse_place(path)
     tensors, metadata = read_state(path, KIND)
-    if metadata.get("format_version") != FORMAT_VERSION:
+    version = metadata.get("format_version")
+    if version != FORMAT_VERSION:
+        older = version == "1"  # keys and buckets are by another hash of the rows
         raise ValueError(
-            f"{path}: saved score of format {format_value(metadata.get('format_version'))}, this version reads "
-            f"{FORMAT_VERSION}; use a newer clipconformity."
+            f"{path}: saved score of format {format_value(version)}, this version reads "
+            f"{FORMAT_VERSION}; {'score the samples again' if older else 'use a newer clipconformity'}."
         )
     check_whole(path, KIND, tensors, metadata)
     about, ids, words = read_entries(path, metadata, "score", "ids", "words")
@@ -259,13 +263,13 @@ def read_saved(path: Path | str, reference: ReferenceSet, *, part: bool = False)
     return Saved(taken, about)
 
 
-def _refuse(path: Path, damage: Iterator[str]) -> None:
+def _refuse(path: Place, damage: Iterator[str]) -> None:
     found = next(damage, None)
     if found is not None:
         raise ValueError(f"{path}: damaged: {found}.")
 
 
-def _check_reference(path: Path, recorded: dict[str, Any], reference: ReferenceSet) -> None:
+def _check_reference(path: Place, recorded: dict[str, Any], reference: ReferenceSet) -> None:
     """Refuse a reference other than the one that the samples were scored against."""
     here = _describe_reference(reference)
     if recorded.get("identity") != here["identity"]:
@@ -284,7 +288,7 @@ def _name_reference(reference: Mapping[str, Any]) -> str:
     return f"the reference {str(reference.get('identity'))[:12]!r} ({', '.join(recorded)})"
 
 
-def _check_needs(path: Path, about: Mapping[str, Any], chosen: Sequence[ReadOut]) -> None:
+def _check_needs(path: Place, about: Mapping[str, Any], chosen: Sequence[ReadOut]) -> None:
     """Refuse read-outs whose state was not accumulated."""
     there = {"conformity", "rows", "reference", *(name for name in SECOND_MOMENTS if about[name])}
     there |= {"partners"} if about["paired"] else set()

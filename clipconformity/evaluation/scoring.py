@@ -322,7 +322,12 @@ def _stream_in(
     assert stream.reference is not None
     for batch in source:
         found = stream.update(
-            batch.embeddings, groups=batch.groups, ids=batch.ids, placed=batch.placed, partners=batch.partners
+            batch.embeddings,
+            groups=batch.groups,
+            ids=batch.ids,
+            placed=batch.placed,
+            partners=batch.partners,
+            values=True,
         )
         assert found is not None
         assert found.conformity is not None

@@ -7,16 +7,17 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from clipconformity.data.addresses import Place
 from clipconformity.data.embeddings import Columns, EmbeddingBlock, EmbeddingShard, open_embeddings
-from clipconformity.data.layout import find_embeddings, find_metadata
+from clipconformity.data.layout import find_embeddings
 from clipconformity.data.limits import RefusedError
 from clipconformity.data.names import Names
-from clipconformity.evaluation.sources import FileRows, Source, SourceBatch, list_paths
+from clipconformity.data.places import check_unchanged
+from clipconformity.evaluation.sources import FileRows, Source, SourceBatch, refuse_single
 from clipconformity.provenance import UNKNOWN, Provenance
 from clipconformity.stream.checks import refuse_normalized
 from clipconformity.stream.merging import Piece, find_missing_shares, parse_pieces, refuse_twice
@@ -29,7 +30,7 @@ MIN_ROWS = 16
 
 
 def embedding_source(
-    paths: Sequence[Path | str],
+    paths: Sequence[Place | str],
     *,
     spec: str | None = None,
     modality: str | None = None,
@@ -44,7 +45,8 @@ def embedding_source(
     ``open_embedding_files`` takes the same arguments, and gives parts of the rows too.
 
     Args:
-        paths: Files, folders and patterns, as in ``find_embeddings``: ``["img_emb/"]``, ``["shards/*.npy"]``.
+        paths: Files, folders and patterns, as in ``find_embeddings``: ``["img_emb/"]``, ``["shards/*.npy"]``,
+            ``["s3://bucket/img_emb/"]``.
         spec: The encoder that made them.
         modality: ``"image"`` or ``"text"``; chooses from a folder of clip-retrieval with both.
         column: Name of the array or column of embeddings, where it is neither ``embeddings`` nor ``embedding``.
@@ -54,18 +56,18 @@ def embedding_source(
             while rows are read, the rows before it are used.
 
     Raises:
-        OSError: If a file does not exist.
+        OSError: If a file does not exist, or a server does not give it.
         TypeError: If a file does not hold floating-point numbers.
         ValueError: If a file cannot be read, or files and arguments disagree; while reading, if one is damaged or,
             where ``allow_normalized`` of the source is not set, normalised.
-        ImportError: If there are Parquet files and pyarrow is not installed.
+        ImportError: If there are Parquet files and pyarrow is not installed, or what reads an address is not.
     """
     columns = Columns(column, ids, groups)
     return open_embedding_files(paths, columns, spec=spec, modality=modality, skip_errors=skip_errors).source()
 
 
 def open_embedding_files(
-    paths: Sequence[Path | str],
+    paths: Sequence[Place | str],
     columns: Columns,
     *,
     spec: str | None = None,
@@ -73,15 +75,16 @@ def open_embedding_files(
     skip_errors: bool = False,
 ) -> OpenedFiles:
     """Read and check the headers of files of raw embeddings; arguments and errors as of :func:`embedding_source`."""
-    found = find_embeddings(list_paths(paths), modality)
+    refuse_single(paths)
+    found = find_embeddings(paths, modality)
     skipped: list[dict[str, str]] = []
     named: list[tuple[str, EmbeddingShard]] = []
     for path, name in zip(found.paths, found.names, strict=True):
         try:
             named.append((name, open_embeddings(path, columns)))
         except (OSError, ValueError) as error:
-            if not skip_errors or isinstance(error, RefusedError):
-                raise
+            if not skip_errors or isinstance(error, (RefusedError, ConnectionError)):
+                raise  # a file on a server that does not answer now is not damaged
             skipped.append({"id": str(path), "reason": str(error)})
     if not named:
         reason = (
@@ -173,10 +176,8 @@ class FileSource(Source):
 
     def identify(self, number: int, begin: int, end: int) -> list[object]:
         """Tell rows of a file by its name, its size and time, those of its metadata, and their places."""
-        path = self.opened.shards[number].path
-        beside = find_metadata(path, needed=True)
-        stats = [one.stat() for one in (path, beside) if one is not None]
-        return [self.opened.names[number], [[one.st_size, one.st_mtime_ns] for one in stats], begin, end]
+        stamps = self.opened.shards[number].stamps
+        return [self.opened.names[number], [[stamp.size, stamp.version] for _, stamp in stamps], begin, end]
 
 
 def _check_alike(shards: Sequence[EmbeddingShard]) -> None:
@@ -202,7 +203,7 @@ def _check_alike(shards: Sequence[EmbeddingShard]) -> None:
 
 def _check_pieces(shards: Sequence[EmbeddingShard]) -> list[Piece]:
     """Refuse files that hold the same share of some samples, and warn where shares are not there."""
-    known: list[tuple[Path, tuple[Piece, ...]]] = []
+    known: list[tuple[Place, tuple[Piece, ...]]] = []
     for shard in shards:
         if shard.made_of is None:
             continue
@@ -259,7 +260,7 @@ def damaged(shard: EmbeddingShard, file: FileRows) -> dict[str, str]:
 
 
 def _blocks(shard: EmbeddingShard, name: str, first: int, begin: int, end: int) -> Iterator[EmbeddingBlock]:
-    """Read the rows from one to another."""
+    """Read the rows from one to another, of a file that stays the same."""
     place = begin
     for block in shard.blocks(ROWS, first, name, begin):
         wanted = min(end - place, len(block.ids))
@@ -268,7 +269,8 @@ def _blocks(shard: EmbeddingShard, name: str, first: int, begin: int, end: int) 
         yield block if whole else EmbeddingBlock(block.embeddings[:wanted], block.ids[:wanted], groups)
         place += wanted
         if place == end and end < shard.count:
-            return
+            break
+    check_unchanged(shard.path, shard.stamps)
 
 
 class _NormalizedError(ValueError):

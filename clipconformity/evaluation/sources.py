@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from clipconformity.data.addresses import RemotePath
 from clipconformity.data.brief import format_brief
 from clipconformity.data.captions import Captions
 from clipconformity.data.folders import ImageFolder
 from clipconformity.data.untrusted import format_value
 from clipconformity.encoders import BaseEncoder, Encoder
 from clipconformity.functional.validation import check_same_dim
-from clipconformity.provenance import UNKNOWN, Provenance
+from clipconformity.provenance import UNKNOWN, Provenance, hide_secrets
 from clipconformity.stream.alignment import Partners
 from clipconformity.stream.merging import Piece
 from clipconformity.stream.moments import Moments
@@ -203,18 +204,17 @@ class Source:
             self.seconds += time.monotonic() - since
 
 
-def list_paths(paths: Sequence[Path | str]) -> list[Path]:
+def refuse_single(paths: object) -> None:
     """Refuse a single path, whose letters would be read as files.
 
     Raises:
-        TypeError: If it is a single path.
+        TypeError: If it is one.
     """
-    if isinstance(paths, str | Path):
+    if isinstance(paths, str | Path | RemotePath):
         raise TypeError(
-            f"paths: expected a list of files, got {str(paths)!r}; give it in a list, or list_images(folder), or "
-            "read_image_list(file)."
+            f"paths: expected a list of files, got {hide_secrets(str(paths))!r}; give it in a list, or "
+            "list_images(folder), or read_image_list(file)."
         )
-    return [Path(path) for path in paths]
 
 
 def check_source(source: object) -> None:

@@ -66,17 +66,19 @@ def center_and_scale(first: Tensor, second: Tensor) -> tuple[Points, Points, flo
     sides = [side.double() - center for side in (first, second)]
     largest = max(float(side.abs().max()) for side in sides)
     scale = 2.0 ** -math.frexp(largest)[1] if largest else 1.0
-    quick = torch.float32 if _is_full_float32() else torch.float64
-    points = [Points(rows, rows.to(quick), rows.square().sum(1)) for rows in (side.mul_(scale) for side in sides)]
+    points = [
+        Points(rows, rows.to(quick_type()), rows.square().sum(1)) for rows in (side.mul_(scale) for side in sides)
+    ]
     return points[0], points[1], scale**2
 
 
-def _is_full_float32() -> bool:
-    """Whether float32 matrix products have full float32 precision, not that of TF32 or bfloat16."""
+def quick_type() -> torch.dtype:
+    """Give float32, where its products of matrices have full precision, not that of TF32 or bfloat16; else float64."""
     try:
-        return torch.get_float32_matmul_precision() == "highest"
+        full = torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:  # set for each backend, where this function raises
-        return False
+        full = False
+    return torch.float32 if full else torch.float64
 
 
 @full_precision

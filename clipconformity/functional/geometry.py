@@ -115,11 +115,16 @@ def thin_shell(embeddings: Tensor) -> ThinShell:
     """
     values = check_rows(embeddings, min_rows=3)
     mean = mean_of(values)
-    distances = torch.cat([torch.linalg.vector_norm(block.double() - mean, dim=1) for block in blocks(values)])
+    distances = distances_from(values, mean)
     check_spread(distances.square().sum() / (len(values) - 1), mean, embeddings.dtype)
     mu, variance = distances.mean(), distances.var()
     fields = (mu, variance, mu.square(), mu.square() / variance)
     return ThinShell(*(field.to(embeddings.device, result_dtype(embeddings)) for field in fields))
+
+
+def distances_from(rows: Tensor, point: Tensor) -> Tensor:
+    """Distance of each row ``(N, D)`` from a point, ``(N,)`` float64."""
+    return torch.cat([torch.linalg.vector_norm(block.double() - point, dim=1) for block in blocks(rows)])
 
 
 @full_precision
@@ -323,7 +328,7 @@ def modality_gap(
     gap, raw_gap = (torch.linalg.vector_norm(mean_of(a) - mean_of(b)) for a, b in ((u, w), (values, other)))
     matched = (u * w).sum(1).mean(dtype=torch.float64) if paired else None
     sides = [Rows.center((u.double() - w).cpu(), groups)] if paired else [
-        Rows.center(u.cpu(), groups), Rows.center(-w.cpu(), text_groups)
+        Rows.center(u.double().cpu(), groups), Rows.center(-w.double().cpu(), text_groups)
     ]  # fmt: skip
     known = _squared_gap(sides)
     maybe = [None if x is None else x.to(image.device, dtype) for x in (matched, *_of_squared(known, gap.square()))]

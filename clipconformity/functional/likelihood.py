@@ -9,11 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipconformity.functional.linalg import full_precision, panels, result_dtype, to_working_precision
+from clipconformity.functional.distances import quick_type
+from clipconformity.functional.linalg import full_precision, panels, result_dtype, square_norms, to_working_precision
 from clipconformity.functional.validation import check_rows, check_same_dim
 
-BLOCK = 1024
+BLOCK = 512
 """Rows whose distances are computed at once: larger temporaries cost more than the products."""
+MAX_INFLATION = 1e3
+"""Largest :attr:`Gaussian.inflation` for float32 products: they err by about 1e-7 of the spread of a squared distance,
+times the root of it."""
 
 
 class SingularWarning(UserWarning):
@@ -32,6 +36,13 @@ class Gaussian(NamedTuple):
     """Dimension of the range."""
     triangular: bool = False
     """Whether the root is zero above its diagonal."""
+    inflation: float = math.inf
+    """Mean ratio of the variance of a dimension to what of it the others leave open: how far terms cancel."""
+
+    @property
+    def quick_type(self) -> torch.dtype:
+        """Type in which products of float32 rows with the root are exact enough for statistics of many rows."""
+        return quick_type() if self.inflation <= MAX_INFLATION else torch.float64
 
     def log_density(self, distance: Tensor) -> Tensor:
         """Log-likelihood in nats of rows at a squared Mahalanobis distance."""
@@ -135,23 +146,27 @@ def log_likelihood(
         tensor([-2.3379])
     """
     gaussian = check_gaussian(mean, covariance, shrinkage, whitening, symmetric=False)
-    return log_density(embeddings, gaussian).to(embeddings.device, result_dtype(embeddings))
+    return log_density(_check(embeddings, gaussian), gaussian).to(embeddings.device, result_dtype(embeddings))
 
 
-def log_density(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
-    """Log-likelihood of raw embeddings ``(N, D)`` under a checked Gaussian, in nats, ``(N,)`` float64."""
-    return gaussian.log_density(torch.cat([_distances(block, gaussian) for block in embeddings.split(BLOCK)]))
+def log_density(rows: Tensor, gaussian: Gaussian, products: torch.dtype = torch.float64) -> Tensor:
+    """Log-likelihood of checked rows ``(N, D)`` under a checked Gaussian, in nats, ``(N,)`` float64.
 
+    Rows are centred in float64. For a triangular root five eighths of the products are computed.
 
-def _distances(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
-    """Squared norms of whitened rows, ``(N,)``; for a triangular root, five eighths of the products are computed."""
-    if not gaussian.triangular:
-        return _whiten_rows(embeddings, gaussian).square().sum(1)
-    centered = _center(embeddings, gaussian)
-    root, total = gaussian.root.to(centered), centered.new_zeros(len(centered))
-    for start, end in panels(len(root)):
-        total = total + (centered[:, :end] @ root[start:end, :end].T).square().sum(1)
-    return total
+    Args:
+        rows: The rows.
+        gaussian: The Gaussian.
+        products: Type in which rows are multiplied by the root, such as :attr:`Gaussian.quick_type`.
+    """
+    mean, root, distances = gaussian.mean.to(rows.device), gaussian.root.to(rows.device, products), []
+    bands = [(slice(None), root.T)]
+    if gaussian.triangular:
+        bands = [(slice(end), root[start:end, :end].T) for start, end in panels(len(root))]
+    for block in rows.split(BLOCK):
+        centered = (block.double() - mean).to(products)
+        distances.append(torch.stack([square_norms(centered[:, part] @ band) for part, band in bands]).double().sum(0))
+    return gaussian.log_density(torch.cat(distances))
 
 
 def check_gaussian(
@@ -188,7 +203,9 @@ def check_gaussian(
                 f"mean, covariance: expected shapes (D,) and (D, D), got {shape} and {tuple(covariance.shape)}."
             )
         given_covariance = checked["covariance"], covariance.dtype, shrinkage
-        regular = None if symmetric else _factorise_full_rank(center, *given_covariance)
+        regular = None
+        if not symmetric and _is_symmetric(checked["covariance"]) and _is_definite(checked["covariance"]):
+            regular = _factorise_full_rank(center, *given_covariance)
         return _read_covariance(center, *given_covariance) if regular is None else regular
     assert whitening is not None
     if mean.ndim != 1 or whitening.ndim != 2 or not 1 <= len(whitening) <= len(mean) == whitening.shape[1]:
@@ -217,15 +234,30 @@ def _factorise_full_rank(mean: Tensor, matrix: Tensor, dtype: torch.dtype, shrin
     """
     shrunk = (1 - shrinkage) * matrix
     shrunk.diagonal().add_(shrinkage * matrix.diagonal().mean())
-    (factor, failed), own = torch.linalg.cholesky_ex(shrunk), torch.linalg.cholesky_ex(matrix)
-    if bool(failed) or bool(own.info) or not _is_symmetric(matrix):
+    factor, failed = torch.linalg.cholesky_ex(shrunk)
+    if bool(failed):
         return None
-    root = torch.linalg.solve_triangular(factor, torch.eye(len(mean)).to(factor), upper=False)
-    largest = float(matrix.trace())
+    root, ones = torch.zeros_like(factor), torch.eye(len(mean)).to(factor)
+    for start, end in panels(len(mean)):  # an inverse is triangular too: half of the products
+        below, band = slice(start, None), slice(start, end)
+        root[below, band] = torch.linalg.solve_triangular(factor[below, below], ones[below, band], upper=False)
+    largest, squares = float(matrix.trace()), root.square().sum(0)  # the diagonal of the inverse
     least = max(_estimate_rounding(matrix, largest, dtype), 4 * len(mean) * torch.finfo(torch.float64).eps * largest)
-    if not 1 / float(root.square().sum()) > least:
+    if not 1 / float(squares.sum()) > least:
         return None
-    return Gaussian(mean, root, 2 * factor.diagonal().log().sum(), len(mean), triangular=True)
+    log_determinant, inflation = 2 * factor.diagonal().log().sum(), float((shrunk.diagonal() * squares).mean())
+    return Gaussian(mean, root, log_determinant, len(mean), triangular=True, inflation=inflation)
+
+
+def shrink_gaussian(mean: Tensor, covariance: Tensor, count: int) -> tuple[Gaussian, float]:
+    """Give the Gaussian of a set's own float64 moments with the shrinkage of its covariance, and this."""
+    shrinkage = oas_shrinkage(covariance, count)
+    known = _factorise_full_rank(mean, covariance, covariance.dtype, shrinkage)
+    return known or check_gaussian(mean, covariance, shrinkage, symmetric=False), shrinkage
+
+
+def _is_definite(matrix: Tensor) -> bool:
+    return not bool(torch.linalg.cholesky_ex(matrix).info)
 
 
 def _is_symmetric(matrix: Tensor) -> bool:
@@ -285,14 +317,14 @@ def _warn_singular(name: str, rank: int, dim: int) -> None:
 
 def _whiten_rows(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
     """Whitened rows ``(N, K)`` float64, with the graph of ``embeddings``."""
-    centered = _center(embeddings, gaussian)
-    return centered @ gaussian.root.T.to(centered)
+    values = _check(embeddings, gaussian).double()
+    return (values - gaussian.mean.to(values)) @ gaussian.root.T.to(values)
 
 
-def _center(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
+def _check(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
+    """Refuse rows of another dimension, and invalid ones; return them in working precision, with their graph."""
     check_same_dim(check_rows(embeddings), len(gaussian.mean), "embeddings", "mean")
-    values = to_working_precision(embeddings).double()
-    return values - gaussian.mean.to(values)
+    return to_working_precision(embeddings)
 
 
 def oas_shrinkage(covariance: Tensor, count: int) -> float:

@@ -34,19 +34,19 @@ def covariance_of(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def add_gram(total: Tensor, rows: Tensor) -> None:
-    """Add the Gram matrix of rows ``(N, D)`` to the upper triangle of ``(D, D)`` float64 in place.
+    """Add the Gram matrix of float64 rows ``(N, D)`` to the upper triangle of ``(D, D)`` in place.
 
-    On a CPU it goes by panels from the diagonal on: five eighths of the products. What is below the diagonal is not
-    set: :func:`mirror_upper` gives the whole matrix. The product is taken in the precision of the rows.
+    What is below the diagonal is not set: :func:`mirror_upper` gives the whole matrix.
     """
-    dim = len(total)
-    narrow = total.device.type != "cpu" or dim < PANELS * MIN_PANEL or len(rows) < MIN_PANEL
-    for start, end in [(0, dim)] if narrow else panels(dim):
-        left, right, into = rows[:, start:end].T, rows[:, start:], total[start:end, start:]
-        if rows.dtype == total.dtype:
-            into.addmm_(left, right)
-        else:
-            into.add_(torch.mm(left, right, out=scratch("gram", (end - start, dim - start), rows.dtype, rows.device)))
+    for start, end in gram_panels(rows):
+        total[start:end, start:].addmm_(rows[:, start:end].T, rows[:, start:])
+
+
+def gram_panels(rows: Tensor) -> list[tuple[int, int]]:
+    """Bands of the Gram matrix of rows, each taken from the diagonal on: on a CPU five eighths of the products."""
+    dim = rows.shape[1]
+    narrow = rows.device.type != "cpu" or dim < PANELS * MIN_PANEL or len(rows) < MIN_PANEL
+    return [(0, dim)] if narrow else panels(dim)
 
 
 def mirror_upper(upper: Tensor) -> Tensor:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from clipconformity.functional.linalg import gram, quadratic_form, square_norms
-from clipconformity.functional.resampling import Estimate, Interval, exponentiate_interval, jackknife
+from clipconformity.functional.linalg import gram, panels, square_norms
+from clipconformity.functional.resampling import Estimate, Interval, PartsLeftOut, exponentiate_interval, jackknife
 
 MIN_GROUPS = 4
 """Smallest number of groups for unbiased estimates: their terms have four rows of different groups."""
+BLOCK = 512
+"""Rows that are worked through at once."""
+GRAM_ROWS = 2048
+"""Rows whose outer products are added up in their own type: a sum over more loses digits, and of fewer takes longer."""
 
 
-class Rows(NamedTuple):
-    """Centred rows, and the groups inside which they are dependent."""
+@dataclass(frozen=True)
+class Rows:
+    """Centred rows, and the groups inside which they are dependent.
+
+    Their products are taken in the type that the rows came in, and added up in float64.
+    """
 
     mean: Tensor
-    """Raw mean before centring, ``(D,)``."""
+    """Raw mean before centring, ``(D,)`` float64."""
     centered: Tensor
-    """``(N, D)`` float64, of mean 0."""
+    """``(N, D)``, of mean 0."""
+    squares: Tensor
+    """Squared norm of each, ``(N,)`` float64."""
     group: Tensor
     """Index of each row's group, from 0, ``(N,)``."""
     sums: Tensor
@@ -31,31 +43,92 @@ class Rows(NamedTuple):
     @classmethod
     def center(cls, values: Tensor, group: Tensor | None = None) -> Rows:
         """Centre rows ``(N, D)``; without groups every row is one."""
-        group = torch.arange(len(values)) if group is None else group.unique(return_inverse=True)[1]
-        values = values.double()
-        mean = values.mean(0)
-        centered = values - mean
+        # In blocks that stay in the cache: fresh memory for all rows in float64 costs more than the arithmetic.
+        mean = torch.stack([block.double().sum(0) for block in values.split(BLOCK)]).sum(0) / len(values)
+        centered, squares = torch.empty_like(values), []
+        for block, into in zip(values.split(BLOCK), centered.split(BLOCK), strict=True):
+            exact = block.double() - mean
+            into.copy_(exact)
+            squares.append(square_norms(exact))
+        ones = torch.ones(len(values), dtype=torch.float64)
+        rows = cls(mean, centered, torch.cat(squares), torch.arange(len(values)), centered, ones)
+        if group is None:
+            return rows
+        group = group.unique(return_inverse=True)[1]
         count = int(group.max()) + 1
         sums = centered.new_zeros(count, len(mean)).index_add_(0, group, centered)
-        sizes = centered.new_zeros(count).index_add_(0, group, torch.ones_like(centered[:, 0]))
-        return cls(mean, centered, group, sums, sizes)
+        return replace(rows, group=group, sums=sums, sizes=ones.new_zeros(count).index_add_(0, group, ones))
 
     def ungroup(self) -> Rows:
         """Return the same rows, each in a group of its own."""
-        return self._replace(
-            group=torch.arange(len(self.centered)), sums=self.centered, sizes=torch.ones_like(self.centered[:, 0])
-        )
+        count = len(self.centered)
+        return replace(self, group=torch.arange(count), sums=self.centered, sizes=self.sizes.new_ones(count))
 
-    def multiply_within(self) -> tuple[Tensor, Tensor]:
-        """Sum of the squared products of a row with all rows of its group, and its product with their sum, ``(N,)``."""
-        if len(self.sizes) == len(self.centered):
-            square = square_norms(self.centered)
-            return square.square(), square
+    @property
+    def alone(self) -> bool:
+        """Whether every row is a group of its own."""
+        return len(self.sizes) == len(self.centered)
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Squared norm of the sum of each group, ``(G,)`` float64."""
+        return self.squares if self.alone else square_norms(self.sums).double()
+
+    @cached_property
+    def along(self) -> Tensor:
+        """Product of each row with the sum of its group, ``(N,)`` float64."""
+        return self.squares if self.alone else torch.linalg.vecdot(self.centered, self.sums[self.group]).double()
+
+    @cached_property
+    def within(self) -> Tensor:
+        """Sum of the squared products of each row with all rows of its group, ``(N,)`` float64."""
+        if self.alone:
+            return self.squares.square()
         order = self.group.argsort(stable=True)
-        squares = torch.cat(
-            [(part @ part.T).square().sum(1) for part in self.centered[order].split(self.sizes.long().tolist())]
-        )
-        return torch.empty_like(squares).index_copy_(0, order, squares), (self.centered * self.sums[self.group]).sum(1)
+        groups = self.centered[order].split(self.sizes.long().tolist())
+        squares = torch.cat([_square_products(part) for part in groups])
+        return torch.empty_like(squares).index_copy_(0, order, squares)
+
+
+def _square_products(rows: Tensor) -> Tensor:
+    """Sum of the squared products of each row with all, ``(N,)`` float64, by the smaller of two matrices."""
+    if len(rows) > rows.shape[1]:
+        return symmetric_form(rows, sum_outer_products(rows))
+    return square_norms(rows @ rows.T).double()
+
+
+def sum_outer_products(rows: Tensor) -> Tensor:
+    """Sum of the outer products of rows ``(N, D)``, taken in their type and added up in float64, ``(D, D)``."""
+    total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+    for block in rows.split(GRAM_ROWS):
+        total += gram(block)
+    return total
+
+
+def permuted_covariance(rows: Rows, generator: torch.Generator) -> Tensor:
+    """Sample covariance of the rows, every column permuted on its own, ``(D, D)`` float64."""
+    # A copy with a column's entries side by side: fetched one by one they are a row apart.
+    turned = rows.centered.T.clone(memory_format=torch.contiguous_format)
+    for column in turned:
+        column.copy_(column.index_select(0, torch.randperm(len(column), generator=generator)))
+    return sum_outer_products(turned.T) / (len(rows.centered) - 1)
+
+
+def symmetric_form(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Give x' M x of every row x for a symmetric matrix, in the type of the rows, ``(N,)`` float64.
+
+    By panels from the diagonal on: five eighths of the products.
+    """
+    bands = []
+    for start, end in panels(len(matrix)):
+        band = 2 * matrix[start:, start:end]
+        band[: end - start] /= 2  # on the diagonal a pair of dimensions comes twice by itself
+        bands.append((slice(start, None), slice(start, end), band.to(rows)))
+    found = []
+    for block in rows.split(BLOCK):
+        parts = [torch.linalg.vecdot(block[:, right] @ band, block[:, left]) for right, left, band in bands]
+        found.append(torch.stack(parts).double().sum(0))
+    return torch.cat(found)
 
 
 class Traces(NamedTuple):
@@ -124,12 +197,10 @@ def unbiased_traces(rows: Rows, second: Tensor) -> Traces:
     two, three, four = (float(sizes.pow(power).sum()) for power in (2, 3, 4))
     pairs, triples = n**2 - two, n**3 - 3 * n * two + 2 * three
     quadruples = n**4 - 6 * n**2 * two + 3 * two**2 + 8 * n * three - 6 * four
-    within, along = rows.multiply_within()
-    norms = square_norms(rows.centered)
-    total, squares = norms.sum(), torch.zeros_like(sizes).index_add_(0, rows.group, norms)
-    lengths = square_norms(rows.sums)
-    between = second if len(lengths) == len(rows.centered) else gram(rows.sums)  # without groups they are the rows
-    chain = 2 * along.square().sum() - (second * between).sum()
+    total, squares = rows.squares.sum(), torch.zeros_like(sizes).index_add_(0, rows.group, rows.squares)
+    lengths = rows.lengths
+    between = second if rows.alone else sum_outer_products(rows.sums)  # without groups they are the rows
+    chain = 2 * rows.along.square().sum() - (second * between).sum()
     open_ = lengths.sum().square() + 2 * between.square().sum() - 6 * lengths.square().sum()
     spread = total.square() - squares.square().sum()
     tied = 2 * (squares * lengths).sum() - total * lengths.sum()
@@ -137,7 +208,7 @@ def unbiased_traces(rows: Rows, second: Tensor) -> Traces:
         rows.mean.square().sum() - mean_square_excess(rows, rows.mean),
         (n * total - (sizes * squares).sum() + lengths.sum()) / pairs,  # half the squared distance of two rows
         spread / pairs - 2 * tied / triples + open_ / quadruples,
-        (second.square().sum() - within.sum()) / pairs - 2 * chain / triples + open_ / quadruples,
+        (second.square().sum() - rows.within.sum()) / pairs - 2 * chain / triples + open_ / quadruples,
         len(rows.mean),
     )
 
@@ -148,7 +219,7 @@ def mean_square_excess(rows: Rows, direction: Tensor) -> Tensor:
     The direction is the mean or a sum that it is part of.
     """
     pairs = len(rows.centered) ** 2 - rows.sizes.square().sum()
-    return (rows.sums.square().sum() + 2 * direction @ (rows.sizes @ rows.sums)) / pairs
+    return (rows.lengths.sum() + 2 * direction @ (rows.sizes.to(rows.sums) @ rows.sums).double()) / pairs
 
 
 def mean_square_influence(rows: Rows, direction: Tensor) -> Tensor:
@@ -156,22 +227,22 @@ def mean_square_influence(rows: Rows, direction: Tensor) -> Tensor:
 
     The direction is the mean or a sum that it is part of; the own group is left out of it.
     """
-    along = (rows.centered * rows.sums[rows.group]).sum(1)
-    values = 2 * (rows.centered @ direction - along / (len(rows.centered) - rows.sizes[rows.group]))
+    towards = (rows.centered @ direction.to(rows.centered)).double()
+    values = 2 * (towards - rows.along / (len(rows.centered) - rows.sizes[rows.group]))
     return values - values.mean()
 
 
 def offset_influence(rows: Rows, traces: Traces) -> Tensor:
     """Influence of each row on the squared offset, to first order, beside the rows of other groups, ``(N,)``."""
-    square = square_norms(rows.centered)
-    return (mean_square_influence(rows, rows.mean) - traces.offset_square * (square - square.mean())) / traces.trace
+    longer = rows.squares - rows.squares.mean()
+    return (mean_square_influence(rows, rows.mean) - traces.offset_square * longer) / traces.trace
 
 
 def participation_influence(rows: Rows, second: Tensor, traces: Traces) -> Tensor:
     """Influence of each row on the logarithm of the participation ratio, as :func:`offset_influence`, ``(N,)``."""
     others = len(rows.centered) - rows.sizes[rows.group]
-    across = (quadratic_form(rows.centered, second) - rows.multiply_within()[0]) / others
-    values = 2 * square_norms(rows.centered) / traces.trace - 2 * across / traces.bounded
+    across = (symmetric_form(rows.centered, second) - rows.within) / others
+    values = 2 * rows.squares / traces.trace - 2 * across / traces.bounded
     return values - values.mean()
 
 
@@ -180,7 +251,7 @@ def tilt_influence(rows: Rows, covariance: Tensor) -> Tensor:
     signs = covariance.sign().fill_diagonal_(0)
     trace = covariance.trace()
     ratio = (signs * covariance).sum() / trace
-    values = (quadratic_form(rows.centered, signs) - ratio * square_norms(rows.centered)) / trace
+    values = symmetric_form(rows.centered, signs.fill_diagonal_(-float(ratio))) / trace
     return values - values.mean()
 
 
@@ -188,12 +259,11 @@ def correlation_influence(rows: Rows, covariance: Tensor) -> Tensor:
     """Influence of each row on the mean absolute correlation, to first order, ``(N,)``."""
     variances = covariance.diagonal()
     scale = torch.where(variances > 0, variances, 1.0).rsqrt() * (variances > 0)
-    signed = torch.outer(scale, scale) * covariance
-    signs = signed.sign().fill_diagonal_(0)
-    z = rows.centered * scale
+    scales = torch.outer(scale, scale)
+    signs = covariance.sign().fill_diagonal_(0)
+    moved = signs - (signs * scales * covariance).sum(1).diag()  # a longer row has the same correlations
     kept = (variances > 0).sum()
-    values = quadratic_form(z, signs) - z.square() @ (signs * signed).sum(1)
-    return values / (kept * (kept - 1)).clamp_min(1)
+    return symmetric_form(rows.centered, scales * moved) / (kept * (kept - 1)).clamp_min(1)
 
 
 def estimate(value: Tensor, influence: Tensor, rows: Rows) -> Estimate:
@@ -205,14 +275,18 @@ def estimate(value: Tensor, influence: Tensor, rows: Rows) -> Estimate:
 def shell_estimate(rows: Rows, part: Tensor) -> Estimate:
     """Estimate the logarithm of the shell's ratio by leaving out each part, also from the mean."""
     parts = int(part.max()) + 1
+    sizes = torch.bincount(part).double()
     sums = rows.centered.new_zeros(parts, rows.centered.shape[1]).index_add_(0, part, rows.centered)
-    sizes = rows.centered.new_zeros(parts).index_add_(0, part, torch.ones_like(rows.centered[:, 0]))
-    moves = torch.cat([torch.zeros_like(sums[:1]), -sums / (len(part) - sizes)[:, None]])  # (1 + P, D)
-    square = square_norms(rows.centered)[:, None] - 2 * rows.centered @ moves.T + moves.square().sum(1)
-    distance = square.clamp_min(0).sqrt()  # (N, 1 + P)
-    left = torch.cat([torch.ones_like(part[:, None]).bool(), part[:, None] != torch.arange(parts)], 1).double()
-    count = left.sum(0)
-    mean = (left * distance).sum(0) / count
-    variance = (left * (distance - mean).square()).sum(0) / (count - 1)
-    logs = 2 * mean.log() - variance.log()
-    return jackknife(logs[0], logs[1:], sizes)
+    moves = -sums / (len(part) - sizes)[:, None].to(sums)  # of the mean, (P, D)
+    lengths, tiny = square_norms(moves), torch.finfo(moves.dtype).tiny
+    distance = rows.squares.sqrt()
+    mean, left = distance.mean(), PartsLeftOut(parts)
+    for block, square, own in zip(
+        rows.centered.split(BLOCK), rows.squares.split(BLOCK), part.split(BLOCK), strict=True
+    ):
+        near = square.to(block)[:, None]
+        longer = torch.addmm(lengths, block, moves.T, alpha=-2)  # of the squared distance, (n, P)
+        far = (near + longer).clamp_min_(0).sqrt_().add_(near.sqrt()).clamp_min_(tiny)
+        left.add(square.sqrt() - mean, own, longer.div_(far))  # x - y = (x^2 - y^2) / (x + y)
+    logs = 2 * (mean + left.mean).log() - left.variance.log()
+    return jackknife(2 * mean.log() - distance.var().log(), logs, sizes)

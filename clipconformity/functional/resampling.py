@@ -234,6 +234,43 @@ def _make_estimate(value: Tensor, error: Tensor, degrees: float, parts: tuple[fl
     return Estimate(value, error, degrees, parts)
 
 
+class PartsLeftOut:
+    """Mean and variance of values without each of several parts, where that may also move the values that are left.
+
+    Args:
+        parts: Number of parts P.
+    """
+
+    def __init__(self, parts: int) -> None:
+        self.count, self.first, self.second = torch.zeros(3, parts, dtype=torch.float64)
+
+    def add(self, values: Tensor, part: Tensor, moved: Tensor | None = None) -> None:
+        """Add some values.
+
+        Args:
+            values: Values near 0, ``(n,)`` float64.
+            part: The part of each, ``(n,)``.
+            moved: What is added to each value without each part, ``(n, P)``; it is written over.
+        """
+        powers = (self.count, torch.ones_like(values)), (self.first, values), (self.second, values.square())
+        for total, power in powers:
+            total.add_(power.sum()).index_add_(0, part, -power)
+        if moved is not None:
+            moved.scatter_(1, part[:, None], 0.0)  # a part that is left out has no values
+            self.first += moved.sum(0)
+            self.second += 2 * (values.to(moved) @ moved) + torch.linalg.vecdot(moved, moved, dim=0)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean without each part, ``(P,)``."""
+        return self.first / self.count
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance without each part, with N - 1, ``(P,)``."""
+        return ((self.second - self.first.square() / self.count) / (self.count - 1)).clamp_min(0)
+
+
 def mean_error(sums: Tensor, count: Tensor) -> Tensor:
     """Standard error of a mean from its bucket sums ``(G,)``."""
     return jackknife_error((sums.sum() - sums) / (count.sum() - count), count)

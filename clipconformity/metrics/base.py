@@ -28,6 +28,7 @@ from clipconformity.metrics.pictures import draw_figures, draw_values
 from clipconformity.metrics.ranks import check_ranks
 from clipconformity.provenance import Provenance
 from clipconformity.stream.layout import Layout, State
+from clipconformity.stream.pending import Pending
 from clipconformity.stream.readouts.base import ReadOut
 from clipconformity.stream.reference import ReferenceSet
 from clipconformity.stream.row_sample import Labels
@@ -64,12 +65,17 @@ class EmbeddingMetric(Metric):
         self.allow_normalized = allow_normalized or (reference is not None and reference.normalized)
         # Bypasses nn.Module.__setattr__, which would register an encoder that is a module.
         self.__dict__.update(_encoder=encoder, _encoder_spec=None, _reference=reference)
-        self._names: dict[str, dict[int, str]] = {}
         self._modality: str | None = None
         self.max_samples = max_samples
         self._layouts = self._make_layouts()
+        self._names: dict[str, dict[int, str]] = {side: {} for side in self._layouts}
+        self._pending = {side: Pending() for side in self._layouts}
         # A collection shares states of metrics with equal states: this one distinguishes what is accumulated.
         self.add_state("layout_key", torch.tensor(self._layout_key(), dtype=torch.float64), dist_reduce_fx="max")
+        # As a module's buffers these are kept apart, so that reading one adds the batches that wait.
+        self.__dict__["_sums"] = dict.fromkeys(
+            f"{side}_{name}" for side, layout in self._layouts.items() for name in layout.names()
+        )
         for side, layout in self._layouts.items():
             for name, value in layout.zeros().items():
                 self.add_state(f"{side}_{name}", value, dist_reduce_fx="cat" if isinstance(value, list) else "sum")
@@ -185,19 +191,38 @@ class EmbeddingMetric(Metric):
 
     def _stream(self) -> Stream:
         """View the states as a stream."""
+        sums = self.__dict__["_sums"]
         states: dict[str, State] = {
-            side: {name: getattr(self, f"{side}_{name}") for name in layout.names()}
-            for side, layout in self._layouts.items()
+            side: {name: sums[f"{side}_{name}"] for name in layout.names()} for side, layout in self._layouts.items()
         }
-        for side in self._layouts:
-            self._names.setdefault(side, {})
         return Stream(
             self._layouts,
             reference=self.reference,
             allow_normalized=self.allow_normalized,
             states=states,
             names=self._names,
+            pending=self._pending,
         )
+
+    def _flush(self) -> None:
+        """Add the batches that wait."""
+        if any(pending.count for pending in self._pending.values()):
+            for side in self._stream().sides.values():
+                side.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        sums = self.__dict__.get("_sums", ())
+        if name not in sums:
+            return super().__getattr__(name)
+        self._flush()
+        return sums[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.__dict__.get("_sums", ()):
+            super().__setattr__(name, value)
+            return
+        self._flush()
+        self._sums[name] = value
 
     def _batch_stream(self) -> Stream:
         """Make a stream for one batch, which is compared with all real rows so far."""
@@ -231,8 +256,10 @@ class EmbeddingMetric(Metric):
 
     def reset(self) -> None:
         """Forget all samples."""
-        self._names = {}
+        self._names = {side: {} for side in self._layouts}
         self._modality = None
+        for pending in self._pending.values():
+            pending.clear()
         with torch.inference_mode(False):  # as in add_state
             super().reset()
 
@@ -271,14 +298,19 @@ class EmbeddingMetric(Metric):
 
         return super()._apply(move, exclude_state)
 
+    def _get_settled_state(self) -> dict[str, Any]:
+        """Give the state without batches that wait."""
+        self._flush()
+        return super().__getstate__() | {"_pending": {side: Pending() for side in self._layouts}}
+
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
+        state = self._get_settled_state()
         if state["_encoder"] is not None:
             state["_encoder_spec"] = state["_encoder"].spec
         return state | {"_encoder": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EmbeddingMetric:
-        state = super().__getstate__()
+        state = self._get_settled_state()
         shared = {name: state.pop(name) for name in ("_encoder", "_reference", "_layouts")}
         new = type(self).__new__(type(self))
         memo[id(self)] = new

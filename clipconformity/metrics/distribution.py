@@ -259,7 +259,7 @@ class EmbeddingNorm(SetMetric):
         from clipconformity import plots
 
         with self._read_stream() as stream:
-            norms, centered = compute_sampled_norms(stream.read_side())
+            norms, centered = compute_sampled_norms(stream)
         return plots.norm_histogram(norms, centered, ax=ax)
 
 

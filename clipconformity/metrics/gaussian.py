@@ -9,6 +9,7 @@ from torch import Tensor
 from clipconformity.functional.likelihood import Gaussian, check_gaussian
 from clipconformity.metrics.base import EmbeddingMetric
 from clipconformity.metrics.pictures import draw_values
+from clipconformity.stream.readouts.base import read_sample
 from clipconformity.stream.readouts.frechet import FrechetReadOut
 from clipconformity.stream.readouts.likelihood import (
     LikelihoodReadOut,
@@ -66,7 +67,7 @@ class _GivenReadOut(LikelihoodReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Return the figures that need no row of a reference."""
-        return compute_under(self.gaussian, stream.read_side())[0]
+        return compute_under(self.gaussian, stream.read_side(), read_sample(stream))[0]
 
     def names(self, compared: bool) -> list[str]:
         """Names of what :meth:`read` gives."""
@@ -164,7 +165,7 @@ class GaussianLikelihood(EmbeddingMetric):
         quantity = "log-likelihood under the reference's Gaussian (nats)"
         with self._read_stream() as stream:
             if isinstance(self.readout, _GivenReadOut):
-                values = compute_under(self.readout.gaussian, stream.read_side())[1]
+                values = compute_under(self.readout.gaussian, stream.read_side(), read_sample(stream))[1]
                 return plots.distributions({"evaluated": values}, quantity="log-likelihood (nats)", ax=ax)
             reference = stream.require_reference(type(self).__name__)
             values = sampled_likelihoods(stream, reference)

@@ -149,8 +149,7 @@ class CMMD(EmbeddingMetric):
     ``compute`` returns a scalar; below 0 only if ``unbiased``.
 
     Raises:
-        ValueError: If the dimension is unknown, or given with two different values, or the reference comes from a
-            file of format 2.
+        ValueError: If the dimension is unknown, or given with two different values.
 
     Source: Jayasumana et al., *Rethinking FID: Towards a Better Evaluation Metric for Image Generation*, CVPR 2024.
 

@@ -13,7 +13,7 @@ from clipconformity.stream.row_sample import BUCKETS, Sample
 
 SAMPLE = tuple(f"sample_{name}" for name in Sample._fields)
 SAMPLE_KEYS = "sample_keys"
-SECOND_MOMENTS = ("second_moment", "unit_second_moment")
+RAW, UNIT = SECOND_MOMENTS = "second_moment", "unit_second_moment"
 State: TypeAlias = "dict[str, Tensor | list[Tensor]]"
 
 

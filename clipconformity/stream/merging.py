@@ -229,12 +229,7 @@ def merge_references(first: ReferenceSet, second: ReferenceSet) -> ReferenceSet:
         raise ValueError(f"cannot merge these references: {error}") from None
     _warn_of_common_rows(first, second)
     datasets = sorted({d for part in (first, second) for d in (part.dataset or "").split(" + ") if d})
-    layouts = [part.moments.layout for part in (first, second)]
-    layout = reference_layout(
-        first.embed_dim,
-        min(one.max_samples for one in layouts),
-        unit_second_moment=all(one.unit_second_moment for one in layouts),
-    )
+    layout = reference_layout(first.embed_dim, min(first.max_samples, second.max_samples))
     state = {name: first.moments.state[name] for name in layout.names()}
     both = Moments(layout, state, first.moments.names).merge(second.moments)
     made_of = (*pieces[0], *pieces[1])

@@ -7,8 +7,8 @@ uncertainty of any read-out without keeping the rows. What is not additive comes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,36 +17,22 @@ from clipconformity.data.interrupts import defer_signals
 from clipconformity.functional.density import CELLS
 from clipconformity.functional.linalg import full_precision, mirror_upper, to_working_precision
 from clipconformity.stream.chunks import (
-    CHUNK,
-    DEVICE_CHUNK,
-    Chunk,
-    Labelled,
-    add_second_moment,
-    compute_units,
-    examine_rows,
+    MAX_BATCH,
+    LabelledRows,
+    RowValues,
+    Sums,
+    max_rows,
+    name_sampled,
+    sum_rows,
 )
 from clipconformity.stream.layout import SAMPLE, SAMPLE_KEYS, SECOND_MOMENTS, Layout, State
+from clipconformity.stream.pending import Pending
 from clipconformity.stream.row_sample import BUCKETS as BUCKETS
 from clipconformity.stream.row_sample import Labels, Sample, hash_labels
 from clipconformity.stream.row_sample import assign_buckets as assign_buckets
 
 UNIT_TOLERANCE = 5e-3
 """A row counts as L2-normalised when its norm is this close to 1: float16 and bfloat16 round about so far."""
-DIRECT = 1024
-"""The most rows that are added to the state at once, while signals wait; of more a sum of their own is made first."""
-NO_UNIT_SECOND_MOMENT = (
-    "reference: its file is of format 2, without the second moment of the unit vectors that this metric needs; build "
-    "it again with `clipconformity reference`, or leave the metric out."
-)
-
-
-class RowValues(NamedTuple):
-    """Values of each row of a batch, float64; NaN for a bad row."""
-
-    norm: Tensor
-    """Norm of the raw row, ``(N,)``."""
-    conformity: Tensor | None
-    """Conformity to the layout's direction, ``(N,)``; None where there is none."""
 
 
 def _to_words(ids: Sequence[object], count: int) -> list[str]:
@@ -63,23 +49,49 @@ def _to_words(ids: Sequence[object], count: int) -> list[str]:
 class Moments:
     """A view of one state: how it takes in rows and merges. The tensors belong to whoever holds the state.
 
+    Small batches wait, and are added together; whatever reads the state adds them first.
+
     Args:
         layout: What is accumulated.
         state: The tensors by name; by default new ones.
         names: The ids behind their hashes, of rows of this process; by default none.
+        pending: The batches that wait; by default none.
     """
 
-    def __init__(self, layout: Layout, state: State | None = None, names: dict[int, str] | None = None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        state: State | None = None,
+        names: dict[int, str] | None = None,
+        pending: Pending | None = None,
+    ) -> None:
         self.layout = layout
-        self.state = layout.zeros() if state is None else state
-        self.names = {} if names is None else names
+        self._state = layout.zeros() if state is None else state
+        self._names = {} if names is None else names
+        self._pending = Pending() if pending is None else pending
+
+    @property
+    def state(self) -> State:
+        """The tensors by name."""
+        self.flush()
+        return self._state
+
+    @property
+    def names(self) -> dict[int, str]:
+        """The ids behind their hashes."""
+        self.flush()
+        return self._names
 
     def __getitem__(self, name: str) -> Tensor:
-        value = self.state[name]
+        self.flush()
+        return self._sum(name)
+
+    def _sum(self, name: str) -> Tensor:
+        """Give a sum without the rows that wait."""
+        value = self._state[name]
         assert isinstance(value, Tensor)
         return value
 
-    @full_precision
     def update(
         self,
         embeddings: Tensor,
@@ -88,7 +100,7 @@ class Moments:
         *,
         keys: Tensor | None = None,
         placed: bool = False,
-    ) -> RowValues:
+    ) -> None:
         """Take in rows ``(N, D)``; bad rows are counted and left out, with no wait for the device.
 
         Each row goes to the bucket of its group, else of its id, else of its content: never to one by its place, so
@@ -100,123 +112,132 @@ class Moments:
             ids: An id for each row.
             keys: Keys of the row sample, where they are not those of each row's own content.
             placed: Whether the ids are the rows' places: these name the sampled rows, and deal none.
-
-        Returns:
-            Norm and conformity of each row, on the state's device.
         """
-        device = self["count"].device
-        group = None if groups is None else hash_labels(groups, len(embeddings), device)
-        names: dict[int, str] = {}
-        words = None if ids is None else _to_words(ids, len(embeddings))
-        if words is None or placed:  # places deal no rows: those alone are hashed that come into the sample
-            labels = torch.arange(len(embeddings), device=device)
-        else:
-            labels = self._hash_words(words, names).to(device)
-        own = labels if group is None and words is not None and not placed else group
-        chunks = self._chunks(embeddings, own, labels, keys, group is not None, self._last_key())
-        if words is None or placed:
-            chunks = (self._name_sampled(chunk, words, names) for chunk in chunks)
-        if len(embeddings) <= DIRECT:  # an error or an interrupt adds nothing: it comes before or after
-            looked = list(chunks)
-            found = self._row_values([chunk.found for chunk in looked])
-            with defer_signals():
-                for chunk in looked:
-                    self._add(chunk)
-                self.names.update(names)
-        else:
-            batch = Moments(self.layout, self.layout.zeros(device))
-            found = self._row_values([batch._add(chunk).found for chunk in chunks])
-            self._take_in(batch, names)
-        self._cut_sample(len(embeddings))
-        return found
+        rows = self._label(embeddings, groups, ids, keys, placed)
+        if not len(embeddings):
+            return
+        if len(embeddings) <= MAX_BATCH:
+            rows = rows._replace(values=self._prepare(rows.values))
+            if self._pending.append(rows):
+                return
+            self.flush()
+            if self._pending.append(rows):
+                return
+        self._take_in(rows)
 
-    def _take_in(self, batch: Moments, names: dict[int, str]) -> None:
-        """Add what a batch came to, whole or not at all."""
-        with defer_signals():
-            for name in self.layout.shapes():
-                self[name].add_(batch[name])
-            for name in SAMPLE if self.layout.max_samples else ():
-                self._list(name).extend(batch._list(name))
-            self.names.update(names)
-
-    def _row_values(self, found: list[tuple[Tensor, Tensor | None]]) -> RowValues:
-        """Norm and conformity of the rows of all chunks."""
-        none = [torch.empty(0, dtype=torch.float64, device=self["count"].device)]
-        norms = torch.cat(none + [one for one, _ in found])
-        conformities = none + [one for _, one in found if one is not None]
-        return RowValues(norms, None if self.layout.direction is None else torch.cat(conformities))
-
-    def _chunks(
+    def update_with_values(
         self,
         embeddings: Tensor,
-        groups: Tensor | None,
-        ids: Tensor,
+        groups: Labels | None = None,
+        ids: Sequence[object] | None = None,
+        *,
+        placed: bool = False,
+    ) -> RowValues:
+        """Take in rows as :meth:`update`, and return norm and conformity of each, on the state's device."""
+        found = self._take_in(self._label(embeddings, groups, ids, None, placed))
+        none = torch.empty(0, dtype=torch.float64, device=self._sum("count").device)
+        norms = torch.cat([none, *(one.norm for one in found)])
+        conformities = torch.cat([none, *(one.conformity for one in found if one.conformity is not None)])
+        return RowValues(norms, None if self.layout.direction is None else conformities)
+
+    def flush(self) -> None:
+        """Add the rows that wait; after an error or an interrupt they wait as before."""
+        if self._pending.count:
+            self._take_in(self._pending.read(), done=self._pending.clear)
+
+    def _label(
+        self,
+        embeddings: Tensor,
+        groups: Labels | None,
+        ids: Sequence[object] | None,
         keys: Tensor | None,
-        grouped: bool,
-        last_key: int | None = None,
-    ) -> Iterator[Chunk]:
-        """Look at rows, part by part."""
-        device = self["count"].device
-        size = CHUNK if device.type == "cpu" else DEVICE_CHUNK
-        for start in range(0, len(embeddings), size):
-            part = slice(start, start + size)
-            values = to_working_precision(embeddings[part].detach()).to(device)
-            own, key = (None if x is None else x[part].to(device) for x in (groups, keys))
-            yield examine_rows(self.layout, values, Labelled(own, ids[part], key, grouped), last_key)
+        placed: bool,
+    ) -> LabelledRows:
+        """Check and hash what rows come with, on the state's device."""
+        device = self._sum("count").device
+        own = None if groups is None else hash_labels(groups, len(embeddings), device)
+        words = None if ids is None else _to_words(ids, len(embeddings))
+        hashes = None
+        if words is not None and not placed:  # places deal no rows: those alone are hashed that come into the sample
+            hashes = hash_labels(words, len(words), device, "ids")
+            own = hashes if own is None else own
+        keys = None if keys is None else keys.to(device)
+        return LabelledRows(embeddings.detach(), own, keys, hashes, words, groups is not None)
 
-    def _hash_words(self, words: Sequence[str], into: dict[int, str]) -> Tensor:
-        """Hash ids, and note the word of each hash."""
-        hashes = hash_labels(words, len(words), torch.device("cpu"), "ids")
-        if self.layout.max_samples:
-            into.update(zip(hashes.tolist(), words, strict=True))
-        return hashes
+    def _prepare(self, values: Tensor) -> Tensor:
+        """Bring rows to the state's device, in the precision that is worked in there."""
+        return to_working_precision(values.to(self._sum("count").device))
 
-    def _name_sampled(self, chunk: Chunk, words: Sequence[str] | None, into: dict[int, str]) -> Chunk:
-        """Give the sampled rows of a chunk, numbered so far, their ids; 0 where there are none."""
-        if chunk.sampled is None:
-            return chunk
-        labels = torch.zeros_like(chunk.sampled.ids)
-        if words is not None:
-            labels = self._hash_words([words[row] for row in chunk.sampled.ids.tolist()], into).to(labels)
-        return chunk._replace(sampled=chunk.sampled._replace(ids=labels))
+    @full_precision
+    def _take_in(
+        self, rows: LabelledRows, last_key: int | None = None, done: Callable[[], None] | None = None
+    ) -> list[RowValues]:
+        """Add rows, whole or not at all.
 
-    def _add(self, chunk: Chunk) -> Chunk:
-        """Add some rows."""
-        checked, bucket, weight = chunk.checked, chunk.bucket, chunk.weight
-        length = checked.norms if chunk.whole else checked.norms * weight
-        self["count"].index_add_(0, bucket, weight)
-        if not chunk.whole:
-            out_of_range = checked.out_of_range.sum()
-            self["bad"].add_(len(weight) - weight.sum() - out_of_range)
-            self["out_of_range"].add_(out_of_range)
-        self["normalized"].add_((((checked.norms - 1).abs() < UNIT_TOLERANCE) & checked.good).sum())
-        if chunk.grouped:
-            self["grouped"].add_(weight.sum())
-        self["norm_sum"].index_add_(0, bucket, length)
-        self["norm_square_sum"].index_add_(0, bucket, length.square())
-        if chunk.conformity is not None and self.layout.grid is not None:
-            conformity = chunk.conformity if chunk.whole else chunk.conformity * weight
-            self["conformity_sum"].index_add_(0, bucket, conformity)
-            self["conformity_square_sum"].index_add_(0, bucket, conformity.square())
-            cell = bucket * (CELLS + 2) + self.layout.grid.locate(chunk.conformity)
-            self["conformity_counts"].view(-1).index_add_(0, cell, weight)
-        if chunk.sampled is not None:
-            for name, value in zip(SAMPLE, chunk.sampled, strict=True):
-                self._list(name).append(value)
-        self["raw_sum"].add_(checked.total)
-        units = compute_units(checked)  # zero of a bad row
-        self["unit_sum"].index_add_(0, bucket, units)
-        self._add_second_moments(chunk, units)
-        return chunk
+        Args:
+            rows: The rows.
+            last_key: Key beyond which no row comes into the sample, where that is known from elsewhere.
+            done: Called when they are added, while signals wait.
 
-    def _add_second_moments(self, chunk: Chunk, units: Tensor) -> None:
-        """Add those that the layout has."""
-        values, total, count = chunk.checked.values, chunk.checked.total, len(units)
-        if self.layout.second_moment:
-            add_second_moment(self["second_moment"], values, total, values.dtype)
-        if self.layout.unit_second_moment:
-            unit_total = units.T @ units.new_ones(count)
-            add_second_moment(self["unit_second_moment"], units, unit_total, values.dtype)
+        Returns:
+            Norm and conformity of each row, part by part.
+        """
+        device, count = self._sum("count").device, len(rows.values)
+        known = [key for key in (last_key, self._last_key()) if key is not None]
+        last_key, size = min(known, default=None), max_rows(self.layout.dim, device)
+        if not count:
+            return []
+        names: dict[int, str] = {}
+        add: Callable[[], None]
+        if count > size:
+            batch = Moments(self.layout, self.layout.zeros(device))
+            found = [one for part in rows.split(size) for one in batch._take_in(part, last_key)]
+            add = functools.partial(self._add_stream, batch)
+        else:
+            sums = sum_rows(self.layout, rows._replace(values=self._prepare(rows.values)), last_key)
+            found = [sums.found]
+            add = functools.partial(self._add, sums, name_sampled(sums, names), names)
+        with defer_signals():
+            add()
+            if done is not None:
+                done()
+        self._cut_sample(count)
+        return found
+
+    def _add_stream(self, batch: Moments) -> None:
+        """Add what rows came to."""
+        for name in self.layout.shapes():
+            self._sum(name).add_(batch._sum(name))
+        for name in SAMPLE if self.layout.max_samples else ():
+            self._list(name).extend(batch._list(name))
+        self._names.update(batch._names)
+
+    def _add(self, sums: Sums, sampled: Sample | None, names: dict[int, str]) -> None:
+        """Add the sums of some rows."""
+        state, bucket, weight = self._sum, sums.bucket, sums.good.double()
+        norms = sums.norms if sums.whole else torch.where(sums.good, sums.norms, 0.0)
+        state("count").index_add_(0, bucket, weight)
+        if not sums.whole:
+            out_of_range = sums.out_of_range.sum()
+            state("bad").add_(len(weight) - weight.sum() - out_of_range)
+            state("out_of_range").add_(out_of_range)
+        state("normalized").add_(((norms - 1).abs() < UNIT_TOLERANCE).sum())
+        if sums.rows.grouped:
+            state("grouped").add_(weight.sum())
+        state("norm_sum").index_add_(0, bucket, norms)
+        state("norm_square_sum").index_add_(0, bucket, norms.square())
+        if sums.conformity is not None and self.layout.grid is not None:
+            state("conformity_sum").index_add_(0, bucket, sums.conformity)  # 0 of a bad row
+            state("conformity_square_sum").index_add_(0, bucket, sums.conformity.square())
+            cell = bucket * (CELLS + 2) + self.layout.grid.locate(sums.conformity)
+            state("conformity_counts").view(-1).index_add_(0, cell, weight)
+        state("raw_sum").add_(sums.raw_sum)
+        state("unit_sum").add_(sums.unit_sum)
+        for name, moment in sums.second_moments.items():
+            moment.add_to(state(name))
+        for name, value in zip(SAMPLE, sampled or (), strict=False):
+            self._list(name).append(value)
+        self._names.update(names)
 
     def _last_key(self) -> int | None:
         """Key beyond which no row comes into the sample, where that is known; a device is not waited for."""
@@ -238,25 +259,26 @@ class Moments:
             self.replace_sample(self.sample())
 
     def _list(self, name: str) -> list[Tensor]:
-        value = self.state[name]
+        value = self._state[name]
         if isinstance(value, Tensor):  # a synchronised list state has been concatenated
             return [value]
         return value
 
     def replace_sample(self, sample: Sample) -> None:
         """Hold this sample instead of the chunks that it was read from."""
-        kept = set(sample.ids.tolist()) if self.names else set()
+        kept = set(sample.ids.tolist()) if self._names else set()
         with defer_signals():
             for name, value in zip(SAMPLE, sample, strict=True):
                 self._list(name)[:] = [value]
-            for label in [label for label in self.names if label not in kept]:
-                del self.names[label]
+            for label in [label for label in self._names if label not in kept]:
+                del self._names[label]
 
     def sample(self) -> Sample:
         """Read the row sample: ``max_samples`` different rows of smallest key among those held."""
-        empty = self.layout.empty_sample(self["count"].device)
-        parts = (torch.cat([none, *self._list(name)]) for name, none in zip(SAMPLE, empty, strict=True))
-        return Sample(*parts).keep_smallest(self.layout.max_samples)
+        self.flush()
+        empty = self.layout.empty_sample(self._sum("count").device)
+        parts = [Sample(*columns) for columns in zip(*(self._list(name) for name in SAMPLE), strict=True)]
+        return Sample.keep_smallest(parts or [empty], self.layout.max_samples)
 
     def sketch(self) -> Sample:
         """Read the different rows of smallest key, without rows that were bad; this waits for the device."""
@@ -318,13 +340,7 @@ class Moments:
 
     @property
     def unit_second_moment(self) -> Tensor:
-        """Mean of the outer products of the unit vectors, ``(D, D)``, of trace 1.
-
-        Raises:
-            ValueError: If it was not accumulated, as in a reference file of an older format.
-        """
-        if not self.layout.unit_second_moment:
-            raise ValueError(NO_UNIT_SECOND_MOMENT)
+        """Mean of the outer products of the unit vectors, ``(D, D)``, of trace 1."""
         return self.get_sum("unit_second_moment") / self.total
 
     def get_sum(self, name: str) -> Tensor:
@@ -355,6 +371,5 @@ class Moments:
 
     def _again(self, layout: Layout, sample: Sample) -> Moments:
         view = Moments(layout, layout.zeros(sample.rows.device))
-        for chunk in view._chunks(sample.rows, sample.groups, sample.ids, sample.keys, self.grouped):
-            view._add(chunk)
+        view._take_in(LabelledRows(sample.rows, sample.groups, sample.keys, sample.ids, None, self.grouped))
         return view

@@ -115,7 +115,7 @@ def _count_occurrences(sample: Sample, apart: bool) -> Tensor:
 
 def _find_matches(first: Sample, second: Sample, apart: bool) -> tuple[Tensor, Tensor]:
     """Find the equal rows of two samples, as indices ``(m,)`` each; ``apart``: only those in different buckets."""
-    row, other = find_near_pairs(*(side.rows / side.values[:, :1].float() for side in (first, second)))
+    row, other = find_near_pairs(first.rows, second.rows)
     if apart:
         differ = assign_buckets(first.groups[row]) != assign_buckets(second.groups[other])
         row, other = row[differ], other[differ]
@@ -123,22 +123,25 @@ def _find_matches(first: Sample, second: Sample, apart: bool) -> tuple[Tensor, T
 
 
 def find_near_pairs(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the unit rows of ``(n, D)`` and ``(m, D)`` with a cosine above 1 - ``MAX_DISTANCE``, as indices.
+    """Find the rows of ``(n, D)`` and ``(m, D)`` with a cosine above 1 - ``MAX_DISTANCE``, as indices.
 
-    Such rows lie within sqrt(2 MAX_DISTANCE) of each other along any direction, so in the same cell of that width or in
-    one beside it, along each of a few directions in which rows vary much. Of sets that do not vary, the first
-    ``DENSE_ROWS`` are compared.
+    Their unit vectors lie within sqrt(2 MAX_DISTANCE) of each other along any direction, so in the same cell of that
+    width or in one beside it, along each of a few directions in which rows vary much. Of sets that do not vary, the
+    first ``DENSE_ROWS`` are compared.
     """
-    axes, near = _choose_axes(others), math.sqrt(2 * MAX_DISTANCE) + 1e-6
-    mine, theirs = rows @ axes, others @ axes
+    norms, lengths = (torch.linalg.vector_norm(side, dim=1, keepdim=True) for side in (rows, others))
+    axes, near = _choose_axes(others, lengths), math.sqrt(2 * MAX_DISTANCE) + 1e-6
+    mine, theirs = (rows @ axes) / norms, (others @ axes) / lengths  # unit vectors of all rows would be large copies
     cells, their_cells = ((side[:, :CELL_AXES] / near).floor().long() for side in (mine, theirs))
-    steps = torch.cartesian_prod(*[torch.arange(-1, 2)] * cells.shape[1]).view(-1, cells.shape[1])
+    # Along the first axis cells are numbered one by one: those on both sides of a cell are one range with it.
+    steps = torch.cartesian_prod(torch.zeros(1).long(), *[torch.arange(-1, 2)] * (cells.shape[1] - 1))
     ladder, order = _number_cells(their_cells).sort()
-    wanted = _number_cells(cells[:, None] + steps).flatten()  # (n * steps,)
-    low = torch.searchsorted(ladder, wanted)
-    count = torch.searchsorted(ladder, wanted, right=True) - low
+    wanted = _number_cells(cells[:, None] + steps.view(-1, cells.shape[1])).flatten()  # (n * steps,)
+    low = torch.searchsorted(ladder, wanted - 1)
+    count = torch.searchsorted(ladder, wanted + 1, right=True) - low
     if int(count.sum()) > max(MAX_NEAR_SHARE * len(rows) * len(others), DENSE_ROWS):
-        found = (rows[:DENSE_ROWS] @ others[:DENSE_ROWS].T > 1 - MAX_DISTANCE).nonzero()
+        first, second = (one[:DENSE_ROWS] / norm[:DENSE_ROWS] for one, norm in ((rows, norms), (others, lengths)))
+        found = (first @ second.T > 1 - MAX_DISTANCE).nonzero()
         return found[:, 0], found[:, 1]
     which = torch.arange(len(wanted)).repeat_interleave(count)
     row = which // len(steps)
@@ -147,7 +150,7 @@ def find_near_pairs(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     for one, two in zip(row.split(MAX_PAIRS), other.split(MAX_PAIRS), strict=True):
         close = (mine[one] - theirs[two]).square().sum(1) <= near**2
         one, two = one[close], two[close]
-        same = (rows[one] * others[two]).sum(1) > 1 - MAX_DISTANCE
+        same = torch.linalg.vecdot(rows[one] / norms[one], others[two] / lengths[two]) > 1 - MAX_DISTANCE
         pairs.append((one[same], two[same]))
     first, second = zip(*pairs, strict=True)
     return torch.cat(first), torch.cat(second)
@@ -159,9 +162,10 @@ def _number_cells(cells: Tensor) -> Tensor:
     return (cells * factors).sum(-1)
 
 
-def _choose_axes(rows: Tensor) -> Tensor:
-    """Choose orthonormal directions of large variance, the largest first, ``(D, AXES)``."""
-    some = rows[:: max(1, len(rows) // 512)]
+def _choose_axes(rows: Tensor, norms: Tensor) -> Tensor:
+    """Choose orthonormal directions in which unit vectors vary much, the largest first, ``(D, AXES)``."""
+    step = max(1, len(rows) // 512)
+    some = rows[::step] / norms[::step]
     centered = some - some.mean(0)  # a step of subspace iteration approximates its principal axes
     start = torch.randn(len(some), min(AXES, rows.shape[1]), generator=make_generator(None), dtype=rows.dtype)
     axes = torch.linalg.qr(centered.T @ start).Q

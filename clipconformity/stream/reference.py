@@ -21,8 +21,9 @@ from clipconformity.functional.conformity import (
 from clipconformity.functional.density import Grid
 from clipconformity.functional.divergence import make_grid
 from clipconformity.functional.resampling import Estimate
+from clipconformity.functional.validation import check_same_dim
 from clipconformity.provenance import UNKNOWN, Identified, Provenance
-from clipconformity.stream.batches import check_batches, join_batches
+from clipconformity.stream.batches import check_batches
 from clipconformity.stream.checks import check_stream
 from clipconformity.stream.layout import Layout
 from clipconformity.stream.moments import Moments, assign_buckets
@@ -125,9 +126,10 @@ class ReferenceSet:
         check_labels(groups)
         moments: Moments | None = None
         seen = 0
-        for batch in join_batches(check_batches(embeddings_or_batches)):
+        for batch in check_batches(embeddings_or_batches):
             if moments is None:
                 moments = Moments(reference_layout(batch.shape[1], max_samples))
+            check_same_dim(batch, moments.layout.dim, "a later batch", "the first")
             part = slice(seen, seen + len(batch))
             moments.update(batch, None if groups is None else groups[part], None if ids is None else ids[part])
             seen += len(batch)
@@ -420,12 +422,12 @@ class ReferenceSet:
         return push(self, repo, licence=licence, file=file, private=private, about=about, api=api)
 
 
-def reference_layout(dim: int, max_samples: int, *, unit_second_moment: bool = True) -> Layout:
-    """Make the layout of a reference; one from a file of format 2 has no second moment of its unit vectors.
+def reference_layout(dim: int, max_samples: int) -> Layout:
+    """Make the layout of a reference.
 
     Raises:
         ValueError: If fewer than two rows are to be kept.
     """
     if max_samples < 2:
         raise ValueError(f"max_samples: expected at least 2, got {max_samples}.")
-    return Layout(dim, max_samples=max_samples, second_moment=True, unit_second_moment=unit_second_moment)
+    return Layout(dim, max_samples=max_samples, second_moment=True, unit_second_moment=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipconformity.data.addresses import Place, parse_place
 from clipconformity.data.embeddings import MADE_OF
 from clipconformity.data.formats import REFERENCE
 from clipconformity.data.strict_json import to_json
@@ -40,9 +41,9 @@ KIND = StateKind(
     "build one with `clipconformity reference`",
     "build it again with `clipconformity reference`",
 )
-FORMAT_VERSION = "3"
-OLDER_VERSION = "2"
-"""The format without the second moment of the unit vectors: it serves all metrics that do not need it."""
+FORMAT_VERSION = "4"
+OLDER_VERSIONS = ("1", "2", "3")
+"""Formats without buckets, or whose buckets and keys are by another hash of the rows."""
 DERIVED = "sample_values"
 """Norms of the sampled rows: part of the state, but not of the file."""
 
@@ -53,10 +54,9 @@ def write_reference(path: Path | str, reference: ReferenceSet) -> None:
     Raises:
         OSError: If it cannot be written.
     """
-    version = FORMAT_VERSION if reference.moments.layout.unit_second_moment else OLDER_VERSION
     names = reference.moments.names
     ids = [names.get(label, "") for label in reference.sketch.ids.tolist()] if names else None
-    about = {"format": KIND.format, "format_version": version}
+    about = {"format": KIND.format, "format_version": FORMAT_VERSION}
     about |= {"reference": to_json(reference.describe()), "ids": to_json(ids)}
     about |= {MADE_OF: to_json(format_pieces(reference.made_of))} if reference.made_of else {}
     write_state(path, _list_tensors(reference), about)
@@ -79,23 +79,24 @@ def _list_tensors(reference: ReferenceSet) -> dict[str, Tensor]:
     return tensors
 
 
-def read_reference(path: Path | str) -> ReferenceSet:
+def read_reference(path: Place | str) -> ReferenceSet:
     """Read a file of :func:`write_reference`.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        OSError: If a server does not give it.
         ValueError: If it is not a reference, is damaged, or comes from another format.
+        ImportError: If what reads an address is not installed.
     """
-    path = Path(path)
+    path = parse_place(path)
     tensors, metadata = read_state(path, KIND)
     _check_version(path, metadata.get("format_version"))
     check_whole(path, KIND, tensors, metadata)
     about, ids = read_entries(path, metadata, "reference", "ids")
-    whole = metadata["format_version"] == FORMAT_VERSION
-    damage = next(_find_damage(about, ids, tensors, whole), None)
+    damage = next(_find_damage(about, ids, tensors), None)
     if damage is not None:
         raise ValueError(f"{path}: damaged: {damage}.")
-    return _build_reference(about, ids, tensors, whole, read_pieces(path, metadata))
+    return _build_reference(about, ids, tensors, read_pieces(path, metadata))
 
 
 def write_part(path: Path, moments: Moments, further: Mapping[str, str]) -> None:
@@ -133,7 +134,7 @@ def read_part(path: Path) -> Moments:
     return Moments(layout, state, dict(zip(tensors["sample_ids"].tolist(), ids or [], strict=False)))
 
 
-def read_pieces(path: Path, metadata: Mapping[str, str]) -> tuple[Piece, ...]:
+def read_pieces(path: Place, metadata: Mapping[str, str]) -> tuple[Piece, ...]:
     """Read what a file says that it is made of.
 
     Raises:
@@ -147,24 +148,24 @@ def read_pieces(path: Path, metadata: Mapping[str, str]) -> tuple[Piece, ...]:
         raise ValueError(f"{path}: damaged: {error}.") from None
 
 
-def _check_version(path: Path, version: str | None) -> None:
+def _check_version(path: Place, version: str | None) -> None:
     """Refuse older and newer formats."""
-    if version == "1":
+    if version in OLDER_VERSIONS:
         raise ValueError(
-            f"{path}: reference format 1, of version 0.1, which this version does not read; build it again with "
-            f"`clipconformity reference ... -o {path.name}`."
+            f"{path}: reference format {version}, of an earlier version, which this version does not read; build it "
+            f"again with `clipconformity reference ... -o {path.name}`."
         )
-    if version not in (OLDER_VERSION, FORMAT_VERSION):
+    if version != FORMAT_VERSION:
         raise ValueError(
-            f"{path}: reference format {format_value(version)}, this version reads {OLDER_VERSION} and "
-            f"{FORMAT_VERSION}; use a newer clipconformity."
+            f"{path}: reference format {format_value(version)}, this version reads {FORMAT_VERSION}; use a newer "
+            "clipconformity."
         )
 
 
 def _build_reference(
-    about: dict[str, Any], ids: list[str] | None, tensors: dict[str, Tensor], whole: bool, made_of: Sequence[Piece] = ()
+    about: dict[str, Any], ids: list[str] | None, tensors: dict[str, Tensor], made_of: Sequence[Piece] = ()
 ) -> ReferenceSet:
-    layout = reference_layout(about["embed_dim"], about["max_samples"], unit_second_moment=whole)
+    layout = reference_layout(about["embed_dim"], about["max_samples"])
     state: State = {name: tensors[name] for name in layout.shapes()}
     norms = torch.linalg.vector_norm(tensors["sample_rows"].double(), dim=1)
     state |= {name: [norms[:, None] if name == DERIVED else tensors[name]] for name in SAMPLE}
@@ -173,10 +174,10 @@ def _build_reference(
     return ReferenceSet(Moments(layout, state, names), provenance, dataset=about["dataset"], made_of=made_of)
 
 
-def _find_damage(about: Any, ids: Any, tensors: dict[str, Tensor], whole: bool) -> Iterator[str]:
+def _find_damage(about: Any, ids: Any, tensors: dict[str, Tensor]) -> Iterator[str]:
     """List damage of a reference; later checks may rely on earlier ones."""
     yield from find_field_damage(about, {"dataset": TEXT})
-    layout = reference_layout(about["embed_dim"], about["max_samples"], unit_second_moment=whole)
+    layout = reference_layout(about["embed_dim"], about["max_samples"])
     expected = list_state_shapes(layout, tensors)
     del expected[DERIVED]
     yield from find_shape_damage(about, tensors, expected)

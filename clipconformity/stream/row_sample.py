@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -17,7 +18,7 @@ NO_KEY = torch.iinfo(torch.int64).max
 """Key of a bad row, larger than all others."""
 BUCKETS = 256
 """Number of buckets for uncertainty: the relative error of a standard error is 1/sqrt(2 * 256) = 4%."""
-HASH_BLOCK_ROWS = 512
+HASH_BLOCK_ROWS = 1024
 """Rows whose content is hashed at once."""
 Labels: TypeAlias = "Sequence[int] | Sequence[str] | Tensor | np.ndarray"
 """One group or id for each row: whole numbers or strings."""
@@ -42,27 +43,30 @@ class Sample(NamedTuple):
         """Rows over their norms, ``(k, D)`` float64."""
         return self.rows.double() / self.values[:, :1]
 
-    def keep_smallest(self, size: int) -> Sample:
-        """Keep the ``size`` distinct rows of smallest key, in the order of their keys.
+    @staticmethod
+    def keep_smallest(parts: Sequence[Sample], size: int) -> Sample:
+        """Keep the ``size`` distinct rows of smallest key of one sample or more, in the order of their keys.
 
         Equal rows are represented by the one of smallest id, independent of their order.
         """
-        if self.keys.device.type == "cpu" and len(self.keys) <= size and bool((self.keys[1:] > self.keys[:-1]).all()):
-            return self  # cut earlier
-        order = self.ids.sort(stable=True).indices
-        order = order[self.keys[order].sort(stable=True).indices]
-        keys, which = self.keys[order].unique_consecutive(return_inverse=True)
-        copies = torch.zeros_like(keys).index_add_(0, which, self.copies[order])
-        first = order[torch.searchsorted(self.keys[order], keys)][:size]
-        kept = Sample(*(part[first] for part in self))
-        return kept._replace(copies=copies[:size])
+        rows, *columns = zip(*parts, strict=True)
+        values, keys, groups, ids, copies = map(torch.cat, columns)
+        if len(parts) == 1 and keys.device.type == "cpu" and len(keys) <= size and bool((keys[1:] > keys[:-1]).all()):
+            return parts[0]  # cut earlier
+        order = ids.sort(stable=True).indices
+        order = order[keys[order].sort(stable=True).indices]
+        distinct, which = keys[order].unique_consecutive(return_inverse=True)
+        repeats = torch.zeros_like(distinct).index_add_(0, which, copies[order])
+        first = order[torch.searchsorted(keys[order], distinct)][:size]
+        values, keys, groups, ids = (column.index_select(0, first) for column in (values, keys, groups, ids))
+        return Sample(_gather_rows(rows, first), values, keys, groups, ids, repeats[:size])
 
     def copy_rows(self, last_key: int | None) -> Sample:
         """Copy the rows in float32, without those of a key beyond ``last_key``, if given."""
         if last_key is None:
             return self._replace(rows=self.rows.to(torch.float32, copy=True), groups=self.groups.clone())
         kept = (self.keys <= last_key).nonzero()[:, 0]
-        few = Sample(*(part[kept] for part in self))
+        few = Sample(*(part.index_select(0, kept) for part in self))
         return few._replace(rows=few.rows.float())
 
     def good(self) -> Sample:
@@ -86,6 +90,17 @@ class Sample(NamedTuple):
     def cpu(self) -> Sample:
         """Return the sample on the CPU."""
         return Sample(*(part.cpu() for part in self))
+
+
+def _gather_rows(parts: Sequence[Tensor], places: Tensor) -> Tensor:
+    """Copy rows, by their places in the parts one after the other; to join all rows first would cost more."""
+    found = parts[0].new_empty(len(places), parts[0].shape[1])
+    ascending, order = places.sort()
+    ends = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0)
+    bounds = torch.searchsorted(ascending, ends.to(places.device)).tolist()
+    for part, start, (low, high) in zip(parts, ends.tolist(), itertools.pairwise(bounds), strict=False):
+        found.index_copy_(0, order[low:high], part.index_select(0, ascending[low:high] - start))
+    return found
 
 
 def check_labels(labels: object, name: str = "groups") -> None:
@@ -179,43 +194,48 @@ GOLDEN = -0x61C8864680B583EB
 
 
 @functools.lru_cache(maxsize=8)
-def _factors(dim: int, device: torch.device) -> Tensor:
-    """Return an odd factor for every position, int64 ``(D,)``."""
+def _factors(count: int, device: torch.device) -> Tensor:
+    """Return an odd factor for every place, int64 ``(count,)``."""
     generator = torch.Generator().manual_seed(0)
     span = torch.iinfo(torch.int64)
     with torch.inference_mode(False):
-        return (torch.randint(span.min, span.max, (dim,), generator=generator) | 1).to(device)
+        return (torch.randint(span.min, span.max, (count,), generator=generator) | 1).to(device)
 
 
 def _content_hash(values: Tensor) -> Tensor:
     """Hash of each row's entries as float32 and their positions, int64 ``(N,)``.
 
-    The low bits of a float are often zero, as for whole numbers, and stay so in a product modulo 2^64: each entry is
-    spread over all bits before the product with the odd factor of its position.
+    Two neighbouring entries are one number of 64 bits. The low bits of a float are often zero, as for whole numbers,
+    and stay so in a product modulo 2^64: each number is spread over all bits before the product with the odd factor of
+    its place.
     """
-    factors = _factors(values.shape[1], values.device)
-    bits = values.detach().float().contiguous().view(torch.int32)
+    entries = values.detach().float().contiguous()
+    if entries.shape[1] % 2:
+        entries = torch.nn.functional.pad(entries, (0, 1))
+    elif entries.storage_offset() % 2:  # a pair begins at a whole 64 bits
+        entries = entries.clone()
+    pairs = entries.view(torch.int64)
+    factors = _factors(pairs.shape[1], values.device)
     if values.device.type != "cpu":
-        return mix(_place_sums_on_device(bits, factors), 1)
-    if len(bits) <= HASH_BLOCK_ROWS:
-        return mix(_place_sums(bits, factors), 1)
-    return mix(torch.cat([_place_sums(part, factors) for part in bits.split(HASH_BLOCK_ROWS)]), 1)
+        return mix(_place_sums_on_device(pairs, factors), 1)
+    return mix(torch.cat([_place_sums(part, factors) for part in pairs.split(HASH_BLOCK_ROWS)]), 1)
 
 
-def _place_sums_on_device(bits: Tensor, factors: Tensor) -> Tensor:
-    spread = bits.long().mul_(GOLDEN)
+def _place_sums_on_device(pairs: Tensor, factors: Tensor) -> Tensor:
+    spread = pairs * GOLDEN
     spread.bitwise_xor_((spread >> 32).bitwise_and_((1 << 32) - 1))
     return spread.mul_(factors).sum(1)
 
 
-def _place_sums(bits: Tensor, factors: Tensor) -> Tensor:
-    """Sum over a row of its spread entries times their factors, modulo 2^64, int64 ``(N,)``, on the CPU.
+def _place_sums(pairs: Tensor, factors: Tensor) -> Tensor:
+    """Sum over a row of its spread pairs times their factors, modulo 2^64, int64 ``(N,)``, on the CPU.
 
     NumPy has unsigned shifts, and multiplies and sums in one pass, in reused memory.
     """
-    shape = (len(bits), bits.shape[1])
-    spread, high = (scratch(name, shape, torch.int64, bits.device).numpy() for name in ("spread", "high"))
-    np.multiply(bits.numpy(), np.int64(GOLDEN), out=spread)
+    spread, high = (
+        scratch(name, (len(pairs), pairs.shape[1]), torch.int64, pairs.device).numpy() for name in ("spread", "high")
+    )
+    np.multiply(pairs.numpy(), np.int64(GOLDEN), out=spread)
     np.right_shift(spread.view(np.uint64), np.uint64(32), out=high.view(np.uint64))
     np.bitwise_xor(spread, high, out=spread)
     return torch.from_numpy(np.einsum("nd,d->n", spread, factors.numpy()))

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clipconformity.functional.distances import quick_type
+from clipconformity.functional.resampling import PartsLeftOut
 from clipconformity.stream.moments import BUCKETS, Moments
 
 BLOCK = 512
@@ -32,39 +34,16 @@ def spread_without(values: Tensor, units: Tensor, buckets: Tensor, moments: Mome
         buckets: Their buckets, ``(k,)``.
         moments: The whole set.
     """
-    count, sums = moments["count"], moments["unit_sum"]
-    center, total = values.mean(), sums.sum(0)
-    left, fixed, moving = torch.zeros_like(count), _Powers.none(count), _Powers.none(count)
-    # In blocks that stay in the cache. The part of a bucket is small beside the whole, which is exact.
+    count, mean, center = moments["count"], moments.unit_mean, values.mean()
+    quick = quick_type()
+    apart = (moments["unit_sum"] - count[:, None] * mean).to(quick)  # (G, D)
+    own = count if moments.grouped else torch.ones_like(count)  # what a row's own value leaves out
+    weight = (1 / (count.sum() - own[:, None] - count)).to(quick)  # of the row's bucket, and of the one left out
+    fixed, moving = PartsLeftOut(BUCKETS), PartsLeftOut(BUCKETS)
+    # In blocks that stay in the cache. What leaving a bucket out moves is small beside the values, which are exact.
     for value, unit, bucket in zip(values.split(BLOCK), units.split(BLOCK), buckets.split(BLOCK), strict=True):
-        towards = (unit.float() @ sums.T.float()).double()  # (n, G)
-        own = bucket[:, None]
-        if moments.grouped:
-            rest = (unit @ total)[:, None] - towards.gather(1, own) - towards
-            moved = rest / (count.sum() - count[own] - count)
-        else:
-            moved = ((unit @ total)[:, None] - towards - 1) / (count.sum() - count - 1)
-        outside = own != torch.arange(BUCKETS)
-        left += outside.sum(0)
-        fixed.add((value[:, None] - center) * outside)
-        moving.add((moved - center) * outside)
-    return Spread(values.std(), fixed.std(left), moving.std(left))
-
-
-class _Powers(NamedTuple):
-    """Sums of values and of their squares by bucket."""
-
-    first: Tensor
-    second: Tensor
-
-    @classmethod
-    def none(cls, like: Tensor) -> _Powers:
-        return cls(torch.zeros_like(like), torch.zeros_like(like))
-
-    def add(self, values: Tensor) -> None:
-        """Add values ``(n, G)``, near 0."""
-        self.first.add_(values.sum(0))
-        self.second.add_(torch.linalg.vecdot(values, values, dim=0))
-
-    def std(self, count: Tensor) -> Tensor:
-        return ((self.second - self.first.square() / count) / (count - 1)).clamp_min(0).sqrt()
+        nearer = torch.outer(value - unit @ mean, count).to(quick)
+        moved = torch.addmm(nearer, unit.to(quick), apart.T, alpha=-1).mul_(weight[bucket])
+        fixed.add(value - center, bucket)
+        moving.add(value - center, bucket, moved)
+    return Spread(values.std(), fixed.variance.sqrt(), moving.variance.sqrt())

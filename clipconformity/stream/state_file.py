@@ -15,9 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from clipconformity.data.addresses import Place
+from clipconformity.data.failures import find_remote_error
 from clipconformity.data.files import write_tensors
-from clipconformity.data.formats import KINDS, READERS
-from clipconformity.data.untrusted import check_input, format_value
+from clipconformity.data.formats import KINDS, READERS, copy_header
+from clipconformity.data.places import copy_here, look_up
+from clipconformity.data.untrusted import format_value
 from clipconformity.functional.validation import MAX_NORM, MIN_NORM
 from clipconformity.provenance import MODALITIES
 from clipconformity.stream.layout import SAMPLE, SECOND_MOMENTS, Layout
@@ -78,26 +81,32 @@ def compute_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
     return digest.hexdigest()
 
 
-def read_state(path: Path, kind: StateKind, *, rows: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_state(path: Place, kind: StateKind, *, rows: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read tensors and metadata; the version is looked at by who knows it, the checksum by :func:`check_whole`.
 
     Args:
-        path: The file.
+        path: The file, here or at an address.
         kind: What it should be.
         rows: Whether tensors are read; else the metadata alone.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        OSError: If a server does not give it.
         ValueError: If it cannot be read, or is of another kind.
+        ImportError: If what reads an address is not installed.
     """
     from safetensors import safe_open
 
-    check_input(path, f"{kind.file}; {kind.first}")
+    look_up(path, f"{kind.file}; {kind.first}")
     try:
-        with safe_open(path, framework="pt") as file:
+        with (copy_here if rows else copy_header)(path) as local, safe_open(local, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in (file.keys() if rows else ())}
+    except ImportError:
+        raise
     except Exception as error:  # a damaged file makes its reader fail in any way
+        if (failure := find_remote_error(error)) is not None:
+            raise failure from None
         if path.suffix in READERS and path.suffix != ".safetensors":
             raise ValueError(f"{path}: not a {kind.noun}; {kind.first}.") from None
         raise ValueError(
@@ -111,7 +120,7 @@ def read_state(path: Path, kind: StateKind, *, rows: bool = True) -> tuple[dict[
     return tensors, metadata
 
 
-def check_whole(path: Path, kind: StateKind, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def check_whole(path: Place, kind: StateKind, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Refuse a file with a wrong checksum.
 
     Raises:
@@ -123,7 +132,7 @@ def check_whole(path: Path, kind: StateKind, tensors: Mapping[str, Tensor], meta
         raise ValueError(f"{path}: damaged: its checksum does not fit its content; copy it again, or {kind.again}.")
 
 
-def read_entries(path: Path, metadata: Mapping[str, str], *names: str) -> list[Any]:
+def read_entries(path: Place, metadata: Mapping[str, str], *names: str) -> list[Any]:
     """Parse entries of the metadata that are JSON.
 
     Raises:

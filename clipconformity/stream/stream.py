@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -11,9 +12,11 @@ from torch import Tensor
 from clipconformity.functional.validation import check_same_dim
 from clipconformity.stream.alignment import MeanScore, Partners, pair_buckets
 from clipconformity.stream.checks import check_stream
+from clipconformity.stream.chunks import RowValues
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.layout import SECOND_MOMENTS, Layout, State
-from clipconformity.stream.moments import NO_UNIT_SECOND_MOMENT, Moments, RowValues
+from clipconformity.stream.moments import Moments
+from clipconformity.stream.pending import Pending
 from clipconformity.stream.reference import ReferenceSet, reference_layout
 from clipconformity.stream.row_sample import Labels
 
@@ -50,14 +53,12 @@ def choose_layouts(dim: int, needs: Needs, reference: ReferenceSet | None, max_s
     """Choose the layouts of both sides; there is a real side where a reference is needed and none is given.
 
     Raises:
-        ValueError: If fewer than two rows are to be kept, or the reference lacks what is needed.
+        ValueError: If fewer than two rows are to be kept.
     """
     if max_samples < 2:
         raise ValueError(f"max_samples: expected at least 2, got {max_samples}.")
     kept = max_samples if needs.rows or needs.conformity else 0
     moments = {name: getattr(needs, name) for name in SECOND_MOMENTS}
-    if needs.unit_second_moment and reference is not None and not reference.moments.layout.unit_second_moment:
-        raise ValueError(NO_UNIT_SECOND_MOMENT)
     if needs.conformity and reference is not None:
         evaluated = reference.view(max_samples=kept, rows=needs.rows, **moments)
     else:
@@ -80,11 +81,10 @@ class Stream:
         allow_normalized: Accept L2-normalised embeddings.
         states: The state of each side; by default new ones.
         names: The ids behind the hashes of each side's row sample.
+        pending: The batches of each side that wait to be added.
 
     Attributes:
         of_one_kind: Whether encoder and modality of both sides are known to agree.
-        clip_scores: Scores of the samples with partners.
-        ref_clip_scores: Scores of the samples with reference captions.
     """
 
     def __init__(
@@ -95,13 +95,15 @@ class Stream:
         allow_normalized: bool = False,
         states: dict[str, State] | None = None,
         names: dict[str, dict[int, str]] | None = None,
+        pending: dict[str, Pending] | None = None,
     ) -> None:
-        given, known = states or {}, names or {}
-        self.sides = {side: Moments(layout, given.get(side), known.get(side)) for side, layout in sides.items()}
+        given, known, waiting = states or {}, names or {}, pending or {}
+        self.sides = {
+            side: Moments(layout, given.get(side), known.get(side), waiting.get(side)) for side, layout in sides.items()
+        }
         self.reference = reference
         self.allow_normalized = allow_normalized
         self.of_one_kind = False
-        self.clip_scores, self.ref_clip_scores = MeanScore(), MeanScore()
         self._real: ReferenceSet | None = None  # reference of the real rows, and comparison: until the next update
         self._contrast: Contrast | None = None
         self._once: dict[Hashable, Any] = {}  # values of read-outs, likewise
@@ -122,6 +124,16 @@ class Stream:
             allow_normalized=allow_normalized or reference.normalized,
         )
 
+    @functools.cached_property
+    def clip_scores(self) -> MeanScore:
+        """Scores of the samples with partners."""
+        return MeanScore()
+
+    @functools.cached_property
+    def ref_clip_scores(self) -> MeanScore:
+        """Scores of the samples with reference captions."""
+        return MeanScore()
+
     @property
     def evaluated(self) -> Moments:
         """The evaluated side, without checks."""
@@ -136,13 +148,14 @@ class Stream:
         ids: Sequence[object] | None = None,
         placed: bool = False,
         partners: Partners | None = None,
+        values: bool = False,
     ) -> RowValues | None:
         """Accumulate rows ``(N, D)``; real ones are ignored where there is no such side. Options as ``Moments.update``.
 
         Partners of evaluated rows are given as ``partners``.
 
         Returns:
-            Norm and conformity of each row; None where the rows are left out.
+            With ``values`` norm and conformity of each row; else, and where the rows are left out, None.
 
         Raises:
             ValueError: If the dimension, groups or ids do not fit.
@@ -159,7 +172,10 @@ class Stream:
             self.clip_scores.update(partners.clip_scores(embeddings), bucket)
             if partners.references is not None:
                 self.ref_clip_scores.update(partners.ref_clip_scores(embeddings), bucket)
-        return self.sides[side].update(embeddings, groups, ids, placed=placed)
+        if values:
+            return self.sides[side].update_with_values(embeddings, groups, ids, placed=placed)
+        self.sides[side].update(embeddings, groups, ids, placed=placed)
+        return None
 
     def merge(self, other: Stream) -> Stream:
         """Join two streams of different samples that are compared with one reference into a new one."""

@@ -314,7 +314,10 @@ BAD_EMBEDDINGS = {
     ),
     "empty folder": (empty_folder, "no embeddings in this folder (looked for .safetensors"),
     "pattern": (lambda f: f / "none*.npy", "none*.npy: no file fits this pattern"),
-    "address": (lambda f: "s3://bucket/e.npy", "s3:/bucket/e.npy: expected a local file or folder, got an address"),
+    "address": (
+        lambda f: "ftp://host/e.npy",
+        "ftp://host/e.npy: ftp:// is not read; of addresses there are",
+    ),
 }
 
 

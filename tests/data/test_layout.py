@@ -84,12 +84,6 @@ def test_metadata_are_found_beside_their_file(tmp_path):
     assert find_metadata(tmp_path / "e_7.npy", **needed) is None
 
 
-@pytest.mark.parametrize("place", ["s3://bucket/e.npy", "https://host/e.npy", "hf://datasets/a/b/*.npy"])
-def test_addresses_are_refused(place):
-    with pytest.raises((ValueError, FileNotFoundError), match="expected a local file or folder, got an address"):
-        find_embeddings([place])
-
-
 def test_a_folder_without_embeddings_is_refused(tmp_path):
     touch(tmp_path, "a.txt", ".e.npy")
     with pytest.raises(ValueError, match=r"no embeddings in this folder \(looked for \.safetensors, \.npy"):

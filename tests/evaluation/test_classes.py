@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +17,6 @@ from clipconformity.cli import main
 from clipconformity.data import read_classes, write_embeddings
 from clipconformity.evaluation import Source, SourceBatch, score
 from clipconformity.functional.multiplicity import adjust_p_values, shrink_estimates
-
-FORMAT_2 = Path(__file__).parents[1] / "stream" / "fixtures" / "reference-format-2.safetensors"
 
 
 def scored(rows, ids, reference, by, groups=None):
@@ -260,18 +257,3 @@ def test_a_file_of_classes_may_have_a_head_and_quotes(tmp_path):
     path = tmp_path / "by.csv"
     path.write_text('ID,Class\n"a,b.png", red cat \nc,red cat\n')
     assert read_classes(path) == {"a,b.png": "red cat", "c": "red cat"}
-
-
-@pytest.mark.filterwarnings("ignore::clipconformity.LowerBoundWarning")
-def test_a_reference_of_format_2_serves_classes(generator):
-    old = cc.ReferenceSet.load(FORMAT_2)
-    rows = old.mean.float() + torch.randn(100, old.embed_dim, generator=generator)
-    more = cc.ReferenceSet.fit(
-        rows[40:], groups=torch.arange(60) // 2, spec="tiny", modality="image", dataset=old.dataset
-    )
-    old = old.merge(more)
-    assert not old.moments.layout.unit_second_moment
-    ids = [f"s{n}" for n in range(40)]
-    found = scored(rows[:40], ids, old, {name: "odd" if n % 2 else "even" for n, name in enumerate(ids)}).by
-    assert {one.name: one.count for one in found.classes} == {"odd": 20, "even": 20}
-    assert all(one.variety_ratio is not None for one in found.classes)

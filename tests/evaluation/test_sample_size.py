@@ -18,6 +18,7 @@ from clipconformity.evaluation.pairs import paired_source
 from clipconformity.evaluation.sample_size import SizePoint
 from clipconformity.evaluation.sources import Source, SourceBatch
 from clipconformity.provenance import Provenance
+from clipconformity.stream.row_sample import Sample
 
 DIM = 6
 COUNT = 700
@@ -61,7 +62,9 @@ def test_a_point_is_the_score_of_so_many_of_the_samples(result, reference, tmp_p
 
 def test_points_have_the_margins_of_the_score_and_no_more_rows_than_are_kept(result):
     verdicts = {name: one._replace(margin=0.77) for name, one in result.verdicts.items()}
-    few = SimpleNamespace(evaluated=result.contrast.evaluated, sample=result.contrast.sample.keep_smallest(150))
+    few = SimpleNamespace(
+        evaluated=result.contrast.evaluated, sample=Sample.keep_smallest([result.contrast.sample], 150)
+    )
     held = SimpleNamespace(contrast=lambda name: few)
     curve = sample_size_curve(dataclasses.replace(result, verdicts=verdicts, stream=held), [100, 200], resamples=20)
     assert [point.size for point in curve] == [100, COUNT]

@@ -187,7 +187,7 @@ def test_the_file_says_what_it_is_and_keeps_no_pickle(reference, generator, tmp_
     with safe_open(tmp_path / "s.safetensors", framework="pt") as file:
         about = file.metadata()
     assert about["format"] == "clipconformity-score"
-    assert (about["format_version"], about["library_version"]) == ("1", cc.__version__)
+    assert (about["format_version"], about["library_version"]) == ("2", cc.__version__)
     with pytest.raises(ValueError, match=r"expected a name that ends in \.safetensors"):
         score(source(ellipsoid_rows(N, DIM, generator)), reference, resamples=20).save(tmp_path / "s.pt")
 

@@ -161,8 +161,11 @@ def test_bytes_that_changed_are_told_by_the_checksum(saved, reference):
 
 
 def test_other_formats_and_other_files_are_refused(saved, reference, tmp_path):
-    rewrite(saved, format_version="2")
-    with pytest.raises(ValueError, match="saved score of format '2', this version reads 1; use a newer clipconformity"):
+    rewrite(saved, format_version="1")
+    with pytest.raises(ValueError, match="saved score of format '1', this version reads 2; score the samples again"):
+        load(saved, reference)
+    rewrite(saved, format_version="3")
+    with pytest.raises(ValueError, match="saved score of format '3', this version reads 2; use a newer clipconformity"):
         load(saved, reference)
     reference.save(tmp_path / "r.safetensors")
     with pytest.raises(ValueError, match="not a saved score, but a reference set; give it as `--reference FILE`"):

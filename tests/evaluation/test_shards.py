@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from servers import replace_array
 
 import clipconformity as cc
 from clipconformity.cli import main
@@ -124,6 +125,16 @@ def test_groups_in_words_are_those_of_their_hashes(tmp_path):
     source = embedding_source([tmp_path], column="v", ids="key", groups="of")
     theirs = cc.ReferenceSet.fit(ROWS[:200], ids=[str(n) for n in range(200)], groups=words)
     assert torch.equal(build_reference(source).moments["count"], theirs.moments["count"])
+
+
+def test_a_file_that_is_replaced_while_a_part_of_its_rows_is_read_is_noticed(tmp_path):
+    path = tmp_path / "e.npy"
+    np.save(path, ROWS.numpy())
+    batches = iter(shards.open_embedding_files([path], shards.Columns()).source(0, 8192).batches)
+    next(batches)
+    replace_array(path, ROWS.numpy() + 1)
+    with pytest.raises(ValueError, match=r"e\.npy: was replaced by another file while it was read"):
+        list(batches)
 
 
 # --- clip-retrieval ---------------------------------------------------------------------------------------------------

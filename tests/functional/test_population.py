@@ -20,7 +20,10 @@ from clipconformity.functional.population import (
     mean_square_influence,
     offset_influence,
     participation_influence,
+    permuted_covariance,
     shell_estimate,
+    sum_outer_products,
+    symmetric_form,
     tilt_influence,
     unbiased_traces,
 )
@@ -59,7 +62,7 @@ def test_estimates_are_means_over_rows_of_different_groups(name, generator):
 def test_products_within_groups_are_those_of_each_row(name, generator):
     rows = Rows.center(ellipsoid_rows(9, 4, generator).double(), GROUPS[name])
     gram, same = rows.centered @ rows.centered.T, rows.group[:, None] == rows.group
-    for found, expected in zip(rows.multiply_within(), (gram.square(), gram), strict=True):
+    for found, expected in ((rows.within, gram.square()), (rows.along, gram)):
         torch.testing.assert_close(found, (expected * same).sum(1))
 
 
@@ -75,6 +78,40 @@ def test_the_influences_beside_other_groups_are_sums_over_these(name, generator)
     means = rows.mean + (apart @ rows.centered) / others[:, None]  # of the other groups
     along = 2 * (rows.centered * means).sum(1)
     torch.testing.assert_close(mean_square_influence(rows, rows.mean), along - along.mean())
+
+
+def test_products_within_a_group_larger_than_its_dimensions_are_those_of_each_row(generator):
+    """By the matrix of the dimensions in place of that of the rows."""
+    rows = Rows.center(ellipsoid_rows(1500, 5, generator).double(), torch.arange(1500) % 3 // 2)
+    gram, same = rows.centered @ rows.centered.T, rows.group[:, None] == rows.group
+    torch.testing.assert_close(rows.within, (gram.square() * same).sum(1))
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
+@pytest.mark.parametrize("dim", [1, 3, 301])
+def test_forms_and_outer_products_in_blocks_and_panels_are_those_of_single_rows(dim, dtype, near, generator):
+    rows = ellipsoid_rows(9000, dim, generator).to(dtype)
+    matrix = torch.randn(dim, dim, dtype=torch.float64, generator=generator)
+    matrix = matrix + matrix.T
+    form, second = symmetric_form(rows, matrix), sum_outer_products(rows)
+    assert form.dtype == second.dtype == torch.float64
+    values = double(rows)
+    expected = ((values @ double(matrix)) * values).sum(1)
+    size = np.linalg.norm(double(matrix), 2) * np.square(values).sum(1)
+    assert np.all(np.abs(double(form) - expected) < near * size)
+    expected = values.T @ values
+    assert np.linalg.norm(double(second) - expected) < near * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 70])
+def test_columns_are_permuted_one_by_one_and_the_rows_left_as_they_were(dim, generator):
+    rows = Rows.center(ellipsoid_rows(700, dim, generator))
+    before, values = rows.centered.clone(), double(rows.centered)
+    found = permuted_covariance(rows, torch.Generator().manual_seed(3))
+    draw = torch.Generator().manual_seed(3)
+    mixed = np.stack([column[torch.randperm(700, generator=draw).numpy()] for column in values.T])
+    np.testing.assert_allclose(found, np.atleast_2d(np.cov(mixed)), rtol=0, atol=1e-6 * float(found.max()))
+    assert torch.equal(rows.centered, before)
 
 
 def test_an_estimate_leaves_out_each_group_and_what_it_moves(generator):
@@ -185,6 +222,23 @@ def test_the_shell_is_left_out_with_its_own_mean(generator):
         logs.append(math.log(distance.mean() ** 2 / distance.var(ddof=1)))
     assert float(found.value) == pytest.approx(logs[0], rel=1e-12)
     assert float(found.error) == pytest.approx(math.sqrt(6 / 7 * np.square(logs[1:] - np.mean(logs[1:])).sum()))
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_the_shell_in_blocks_is_that_of_all_rows_at_once(dtype, near, generator):
+    """Also with a row at the mean, which leaving out a part moves by more than its own distance."""
+    values = ellipsoid_rows(1300, 40, generator)
+    values[700] = values.mean(0)
+    part = torch.arange(1300).square() % 23
+    found = shell_estimate(Rows.center(values.to(dtype)), part.unique(return_inverse=True)[1])
+    logs, used = [], part.unique()
+    for kept in (part >= 0, *(part != one for one in used)):
+        x = double(values[kept])
+        distance = np.linalg.norm(x - x.mean(0), axis=1)
+        logs.append(math.log(distance.mean() ** 2 / distance.var(ddof=1)))
+    error = math.sqrt((len(used) - 1) / len(used) * np.square(logs[1:] - np.mean(logs[1:])).sum())
+    assert float(found.value) == pytest.approx(logs[0], rel=1e-9)
+    assert float(found.error) == pytest.approx(error, rel=near)
 
 
 def test_groups_of_one_are_no_groups(generator):

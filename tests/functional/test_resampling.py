@@ -13,6 +13,7 @@ from clipconformity.evaluation.geometry import compute_balanced_interval
 from clipconformity.functional.resampling import (
     Estimate,
     Interval,
+    PartsLeftOut,
     basic_interval,
     effective_number,
     estimate_share,
@@ -171,3 +172,20 @@ def test_a_basic_interval_by_hand(point, bias, draws, ends):
     drawn = torch.linspace(*draws, 1001, dtype=torch.float64)
     low, high = basic_interval(torch.tensor(point, dtype=torch.float64), bias, drawn, 0.95)
     assert (float(low), float(high)) == pytest.approx(ends, abs=1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_parts_are_left_out_with_what_that_moves(dtype, near, generator):
+    """Of 900 values in blocks and seven parts, one of them empty and one of a single value."""
+    values, part = torch.randn(900, generator=generator).double(), torch.randint(5, (900,), generator=generator)
+    part[400] = 5
+    moved = 0.1 * torch.randn(900, 7, generator=generator)
+    left, plain = PartsLeftOut(7), PartsLeftOut(7)
+    for rows in torch.arange(900).split(256):
+        left.add(values[rows], part[rows], moved[rows].to(dtype))
+        plain.add(values[rows], part[rows])
+    for one in range(7):
+        kept = part != one
+        for found, x in ((left, values + moved[:, one]), (plain, values)):
+            assert float(found.mean[one]) == pytest.approx(float(x[kept].mean()), abs=near)
+            assert float(found.variance[one]) == pytest.approx(float(x[kept].var()), rel=near)

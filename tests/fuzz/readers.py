@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import torch
 from damage import as_json, blank_png, damage_bytes, damage_json, damage_tensor
@@ -130,7 +131,7 @@ def _check_places(folder: Path, coco: Coco) -> None:
         assert folder.resolve() in path.resolve().parents
 
 
-def _use(path: Path) -> None:
+def _use(path: Path | str) -> None:
     found = read_embeddings(path)
     if found.embeddings.numel() > 2**20:  # whole, and a matter of computing
         return
@@ -281,6 +282,14 @@ def _stream(place: Path, skip: bool) -> None:
     assert sum(one.used for one in source.files) == source.used
 
 
+def addresses(folder: Path, random: Random) -> Act:
+    """A damaged file at an address."""
+    random.choice((safetensors, numpy_arrays, *[parquet][: int(PYARROW)]))(folder, random)
+    [path] = folder.iterdir()
+    fsspec.filesystem("memory").pipe_file(f"/fuzz/{path.name}", path.read_bytes())
+    return lambda: _use(f"memory://fuzz/{path.name}")
+
+
 def pickled(folder: Path, random: Random) -> Act:
     path = folder / "e.pt"
     tensors: Any = {"embeddings": ROWS, "groups": GROUPS}
@@ -425,6 +434,7 @@ READERS: dict[str, Callable[[Path, Random], Act]] = {
         numpy_arrays,
         *[parquet][: int(PYARROW)],
         shards,
+        addresses,
         pickled,
         reference,
         saved_score,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 import clipconformity as cc
+from clipconformity.stream.readouts.base import read_sample
 from clipconformity.stream.readouts.conformity import own_set_values
 from clipconformity.stream.readouts.norm import compute_sampled_norms
 
@@ -172,12 +173,12 @@ def test_means_stay_exact_beyond_max_samples_and_the_rest_is_marked(reference_ro
 def test_figures_of_the_own_set_are_under_the_mean_of_all_rows():
     """Of 100 rows out of 1,500: each conformity, and each distance from the mean, is that of the row in the whole."""
     rows = ellipsoid_rows(1500, DIM, torch.Generator().manual_seed(3))
-    moments = fed(cc.EmbeddingNorm(embed_dim=DIM, max_samples=100), rows)._stream().read_side()
-    norms, centered = compute_sampled_norms(moments)
+    stream = fed(cc.EmbeddingNorm(embed_dim=DIM, max_samples=100), rows)._stream()
+    moments, (norms, centered) = stream.read_side(), compute_sampled_norms(stream)
     values = double(rows)
     chosen = [int((rows == row).all(1).nonzero()) for row in moments.good_sample().rows]
     assert len(chosen) == 100
-    np.testing.assert_allclose(own_set_values(moments), brute_conformity(rows)[chosen], rtol=1e-9)
+    np.testing.assert_allclose(own_set_values(moments, read_sample(stream)), brute_conformity(rows)[chosen], rtol=1e-9)
     np.testing.assert_allclose(norms, np.linalg.norm(values, axis=1)[chosen], rtol=1e-9)
     np.testing.assert_allclose(centered, np.linalg.norm(values - values.mean(0), axis=1)[chosen], rtol=1e-9)
 

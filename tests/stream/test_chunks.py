@@ -9,20 +9,20 @@ import pytest
 import torch
 from helpers import double, ellipsoid_rows, unit
 
-from clipconformity import ReferenceSet
+from clipconformity import FrechetDistance, ReferenceSet
 from clipconformity.functional import whiten
 from clipconformity.functional.likelihood import check_gaussian, log_density, log_likelihood
 from clipconformity.functional.linalg import add_gram, gram, mirror_upper, quadratic_form, square_norms
 from clipconformity.stream import row_sample
-from clipconformity.stream.chunks import CHUNK
+from clipconformity.stream.chunks import CHUNK, MAX_BATCH, MAX_ROWS
 from clipconformity.stream.layout import Layout
-from clipconformity.stream.moments import DIRECT, Moments
+from clipconformity.stream.moments import Moments
 from clipconformity.stream.row_sample import mix, row_keys
 
 WIDE = 300
 """More columns than the least that panels are taken for."""
-KEYS = [2656475360700645506, 3960818224036396649]
-KEYS_OF_GROUPS = [7158898014046693928, 200212602684418336]
+KEYS = [6493711750947409898, 1847693243945572284]
+KEYS_OF_GROUPS = [3521486954204034981, 8061337268205010796]
 BOTH = {"second_moment": True, "unit_second_moment": True}
 
 
@@ -33,11 +33,11 @@ def streamed(layout: Layout, batches) -> Moments:
     return moments
 
 
-@pytest.mark.parametrize("size", [32, 500, CHUNK + 1, DIRECT, DIRECT + 1, 3000])
+@pytest.mark.parametrize("size", [32, 500, CHUNK + 1, MAX_BATCH, MAX_BATCH + 1, MAX_ROWS + 1, 9000])
 @pytest.mark.parametrize("spreads", [0, 1000])
 @pytest.mark.parametrize("cast", [torch.float32, torch.float64])
 def test_moments_at_an_offset_equal_numpy_whatever_the_batches(size, spreads, cast, generator):
-    rows = (torch.randn(3000, WIDE, generator=generator) * torch.linspace(0.5, 2, WIDE) + spreads).to(cast)
+    rows = (torch.randn(9000, WIDE, generator=generator) * torch.linspace(0.5, 2, WIDE) + spreads).to(cast)
     found = streamed(Layout(WIDE, **BOTH), rows.split(size))
     values = double(rows)
     u = unit(values)
@@ -53,15 +53,28 @@ def test_moments_at_an_offset_equal_numpy_whatever_the_batches(size, spreads, ca
     assert np.linalg.norm(of_units - expected) < error * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("count", [100, 299])
+def test_of_fewer_rows_than_dimensions_the_frechet_distance_is_that_of_float64(count, generator):
+    """Roots of a singular covariance's rounding would show in it."""
+    spread = torch.logspace(0, -3, WIDE)
+    rows, real = (torch.randn(n, WIDE, generator=generator) * spread + 0.5 for n in (count, 900))
+    found = []
+    for cast in (torch.float32, torch.float64):
+        metric = FrechetDistance(ReferenceSet.fit(real.double()))
+        for batch in rows.to(cast).split(40):
+            metric.update(batch)
+        found.append(float(metric.compute()))
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
 @pytest.mark.parametrize("count", [1, 63, 64, 700])
 @pytest.mark.parametrize("dim", [5, 255, 256, 301])
 def test_a_gram_matrix_by_panels_is_the_whole_product(count, dim, generator):
     rows = torch.randn(count, dim, dtype=torch.float64, generator=generator)
     expected = np.eye(dim) + rows.numpy().T @ rows.numpy()
-    for cast, error in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
-        total = torch.eye(dim, dtype=torch.float64)
-        add_gram(total, rows.to(cast))
-        np.testing.assert_allclose(mirror_upper(total), expected, rtol=0, atol=error * expected.max())
+    total = torch.eye(dim, dtype=torch.float64)
+    add_gram(total, rows)
+    np.testing.assert_allclose(mirror_upper(total), expected, rtol=0, atol=1e-14 * expected.max())
     np.testing.assert_allclose(gram(rows), rows.numpy().T @ rows.numpy(), rtol=0, atol=1e-11)
 
 
@@ -139,6 +152,45 @@ def test_one_hot_rows_have_keys_and_buckets_of_their_own():
     assert len(row_sample.assign_buckets(keys).unique()) > 200
 
 
+@pytest.mark.parametrize("dim", [1, 2, 7, 16])
+def test_the_key_of_a_row_is_a_sum_over_pairs_of_its_entries(dim, generator):
+    """The definition, in whole numbers without bounds."""
+    rows = torch.randn(20, dim, generator=generator).half().float()
+    words = np.ascontiguousarray(np.pad(rows.numpy(), ((0, 0), (0, dim % 2)))).view("<u8")
+    factors = [int(one) % 2**64 for one in row_sample._factors(words.shape[1], rows.device)]
+    assert all(one % 2 for one in factors)
+    for key, row in zip(row_keys(rows, None).tolist(), words.tolist(), strict=True):
+        total = 0
+        for word, factor in zip(row, factors, strict=True):
+            spread = word * 0x9E3779B97F4A7C15 % 2**64
+            total += (spread ^ (spread >> 32)) * factor
+        assert key == int(mix(torch.tensor([total % 2**64 - (2**64 if total >> 63 & 1 else 0)]), 1)) & row_sample.NO_KEY
+
+
+def test_rows_anywhere_in_memory_have_the_same_keys(generator):
+    held = torch.randn(1 + 50 * 8, generator=generator)
+    for rows in (held[1:].view(50, 8), torch.randn(50, 12, generator=generator)[:, 3:11], held[:400].view(8, 50).T):
+        assert torch.equal(row_keys(rows, None), row_keys(rows.clone().contiguous(), None))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.indices((20, 20, 20, 20)).reshape(4, -1).T / 2,
+        1 - 2 * (np.arange(2**16)[:, None] >> np.arange(16) & 1),
+        np.stack([np.zeros(100_000), np.arange(100_000)], 1),
+        2.0 ** np.indices((9, 9, 9, 9, 9)).reshape(5, -1).T,
+    ],
+    ids=["grid", "signs", "one entry", "powers of two"],
+)
+def test_rows_of_few_bits_have_keys_of_their_own(rows):
+    keys = row_keys(torch.tensor(rows, dtype=torch.float32), None)
+    assert len(keys.unique()) == len(rows)
+    counts = torch.bincount(row_sample.assign_buckets(keys), minlength=256).double()
+    expected = len(rows) / 256
+    assert float((counts - expected).square().sum() / expected) < 255 + 5 * (2 * 255) ** 0.5  # chi-squared, 5 sigma
+
+
 def test_keys_are_those_that_references_on_disk_have():
     """A file keeps the keys of its rows: these must not change without another format of the file."""
     rows = torch.tensor([[1.0, 2.0, 3.0], [-0.5, 0.0, 1e-3]])
@@ -148,9 +200,10 @@ def test_keys_are_those_that_references_on_disk_have():
 
 def test_numpy_and_a_device_give_the_same_keys(generator):
     rows = torch.cat([torch.randn(700, 31, generator=generator), torch.eye(31), torch.zeros(1, 31)])
-    bits, factors = rows.view(torch.int32), row_sample._factors(31, rows.device)
-    on_device = row_sample._place_sums_on_device(bits, factors)
-    assert torch.equal(row_sample._place_sums(bits[:500], factors), on_device[:500])
+    pairs = torch.nn.functional.pad(rows, (0, 1)).view(torch.int64)
+    factors = row_sample._factors(16, rows.device)
+    on_device = row_sample._place_sums_on_device(pairs, factors)
+    assert torch.equal(row_sample._place_sums(pairs[:500], factors), on_device[:500])
     assert torch.equal(row_sample._mix_on_device(on_device, 1) & row_sample.NO_KEY, row_keys(rows, None))
     for salt in (0, 3, 5, 40):
         assert torch.equal(row_sample._mix_on_device(on_device, salt), mix(on_device, salt))
@@ -208,5 +261,6 @@ def test_a_covariance_that_may_be_singular_is_left_to_its_eigenvalues(generator)
     rows = torch.randn(30, 40, dtype=torch.float64, generator=generator)
     with pytest.warns(UserWarning, match="rank 29"):
         assert not check_gaussian(rows.mean(0), rows.T.cov(), symmetric=False).triangular
-    with pytest.raises(ValueError, match="eigenvalues above 0"):
-        check_gaussian(torch.zeros(2), torch.tensor([[1.0, 0.0], [0.0, -1.0]]), 0.9, symmetric=False)
+    for least in (-1.0, -0.1):  # also where the shrunk one is definite
+        with pytest.raises(ValueError, match="eigenvalues above 0"):
+            check_gaussian(torch.zeros(2), torch.tensor([[1.0, 0.0], [0.0, least]]), 0.9, symmetric=False)

@@ -10,11 +10,12 @@ from helpers import double, ellipsoid_rows, unit
 from clipconformity.functional.density import Grid
 from clipconformity.functional.linalg import mirror_upper
 from clipconformity.functional.resampling import jackknife_error
-from clipconformity.stream.chunks import CHUNK, add_second_moment
+from clipconformity.stream.chunks import CHUNK, MAX_ROWS
 from clipconformity.stream.layout import Layout
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.pairs import own_pairs
 from clipconformity.stream.row_sample import NO_KEY, hash_labels, row_keys
+from clipconformity.stream.second_moment import SecondMoment
 
 DIM = 6
 LAYOUTS = {
@@ -71,7 +72,7 @@ def test_a_stream_longer_than_a_chunk_equals_its_parts(layout, generator):
 
 
 def test_rows_beyond_a_chunk_keep_their_groups_and_ids(generator):
-    rows = ellipsoid_rows(CHUNK + 500, DIM, generator)
+    rows = ellipsoid_rows(MAX_ROWS + 500, DIM, generator)
     groups, ids = torch.arange(len(rows)) // 7, [f"row {n}" for n in range(len(rows))]
     whole, parts = (Moments(Layout(DIM, max_samples=len(rows))) for _ in range(2))
     whole.update(rows, groups, ids)
@@ -79,7 +80,7 @@ def test_rows_beyond_a_chunk_keep_their_groups_and_ids(generator):
         parts.update(rows[part], groups[part], [ids[n] for n in part])
     assert_same(whole, parts)
     sample = whole.sample()
-    for row in (0, CHUNK - 1, CHUNK, len(rows) - 1):
+    for row in (0, CHUNK - 1, CHUNK, MAX_ROWS - 1, MAX_ROWS, len(rows) - 1):
         kept = int((sample.rows == rows[row]).all(1).nonzero())
         assert whole.names[int(sample.ids[kept])] == ids[row]
         assert int(sample.groups[kept]) == int(groups[row])
@@ -195,13 +196,17 @@ def test_eigenvalues_are_known_to_a_share_of_the_largest(size, cast, error, gene
     np.testing.assert_allclose(found, expected, rtol=0, atol=error * expected[-1])
 
 
-@pytest.mark.parametrize("count", [1, 40, 300])
+@pytest.mark.parametrize("sizes", [[1], [40], [300], [300, 5, 700]])
+@pytest.mark.parametrize("dim", [8, 300])
 @pytest.mark.parametrize(("cast", "error"), [(torch.float32, 1e-7), (torch.float64, 1e-14)])
-def test_second_moment_is_the_sum_of_outer_products(cast, error, count, generator):
-    rows = (torch.randn(count, 8, generator=generator) + 5).to(cast)
-    total, values = torch.zeros(8, 8, dtype=torch.float64), double(rows)
-    add_second_moment(total, rows, rows.double().sum(0), cast)
-    expected = values.T @ values
+def test_second_moment_is_the_sum_of_outer_products(cast, error, dim, sizes, generator):
+    moment, total = SecondMoment("tested", cast), torch.eye(dim, dtype=torch.float64)
+    rows = (torch.randn(sum(sizes), dim, generator=generator) + 5).to(cast)
+    for part in rows.split(sizes):
+        moment.add(part, part.double().sum(0))
+    moment.add_to(total)
+    values = double(rows)
+    expected = values.T @ values + np.eye(dim)
     np.testing.assert_allclose(mirror_upper(total), expected, rtol=0, atol=error * np.abs(expected).max())
 
 
@@ -436,26 +441,47 @@ def test_ids_deal_rows_whose_last_bits_differ_to_the_same_bucket(rows):
     np.testing.assert_array_equal(exact["count"], rounded["count"])
 
 
-@pytest.mark.parametrize("direct", [0, 1000])
+AT_ONCE = pytest.mark.parametrize("at_once", [30, 1000])
+"""Rows that are added at once: fewer than come, or more."""
+
+
+@pytest.fixture
+def limit(at_once, monkeypatch):
+    monkeypatch.setattr("clipconformity.stream.moments.max_rows", lambda *_: at_once)
+
+
+@AT_ONCE
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 @every_layout
-def test_an_interrupt_leaves_the_state_as_before_the_batch(error, layout, direct, rows, monkeypatch):
-    monkeypatch.setattr("clipconformity.stream.moments.DIRECT", direct)
-    moments = streamed(layout, [rows[:100]])
-    before = streamed(layout, [rows[:100]])
-    monkeypatch.setattr("clipconformity.stream.moments.RowValues", lambda *_: (_ for _ in ()).throw(error))
-    with pytest.raises(error):
-        moments.update(rows[100:], ids=range(100))
+def test_an_error_leaves_the_state_as_before_the_batch(error, layout, limit, rows, monkeypatch):
+    moments, before = (streamed(layout, [rows[:100]]) for _ in range(2))
+    moments.flush()
+    with monkeypatch.context() as broken:
+        broken.setattr("clipconformity.stream.moments.name_sampled", lambda *_: (_ for _ in ()).throw(error))
+        with pytest.raises(error):
+            moments.update_with_values(rows[100:], ids=range(100))
     assert_same(moments, before)
     assert moments.names == {}
 
 
-@pytest.mark.parametrize("direct", [0, 1000])
-def test_an_interrupt_while_a_batch_is_added_comes_after_it(direct, rows, monkeypatch):
+@AT_ONCE
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@every_layout
+def test_after_an_error_the_batches_that_wait_go_on_waiting(error, layout, limit, rows, monkeypatch):
+    moments = streamed(layout, rows.split(50))
+    with monkeypatch.context() as broken:
+        broken.setattr("clipconformity.stream.moments.name_sampled", lambda *_: (_ for _ in ()).throw(error))
+        with pytest.raises(error):
+            moments["count"]
+    assert_same(moments, streamed(layout, [rows]))
+
+
+@AT_ONCE
+def test_an_interrupt_while_a_batch_is_added_comes_after_it(limit, rows, monkeypatch):
     import signal
 
-    monkeypatch.setattr("clipconformity.stream.moments.DIRECT", direct)
     moments = Moments(LAYOUTS["own"])
+    moments.update(rows)
     extend = Moments._list
 
     def interrupted(self, name):
@@ -465,7 +491,7 @@ def test_an_interrupt_while_a_batch_is_added_comes_after_it(direct, rows, monkey
 
     monkeypatch.setattr(Moments, "_list", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        moments.update(rows)
+        moments.flush()
     monkeypatch.setattr(Moments, "_list", extend)
     assert_same(moments, streamed(LAYOUTS["own"], [rows]))
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from clipconformity import ReferenceSet
+from clipconformity.stream.chunks import CHUNK, MAX_DEVICE_ROWS, MAX_ROWS, _fit_rows, max_rows
 from clipconformity.stream.layout import Layout
 from clipconformity.stream.moments import Moments
 
@@ -48,14 +49,17 @@ def layouts(generator: torch.Generator) -> Iterator[dict[str, Layout]]:
     }
 
 
+@pytest.mark.parametrize("size", [100, BATCH])
 @pytest.mark.parametrize("name", ["alone", "beside a reference", "everything", "beside a reference with groups"])
-def test_an_update_on_a_device_neither_waits_for_it_nor_copies(layouts, name):
+def test_an_update_on_a_device_neither_waits_for_it_nor_copies(layouts, name, size):
     """The first batch brings the reference's direction to the device, and no later one brings anything."""
     moments = Moments(layouts[name], layouts[name].zeros(EMPTY))
     counted = []
     for _ in range(3):
         with Crossings() as crossings:
-            moments.update(torch.empty(BATCH, DIM, device=EMPTY))
+            for batch in torch.empty(BATCH, DIM, device=EMPTY).split(size):
+                moments.update(batch)
+            moments.flush()
         counted.append(len(crossings.found))
     assert counted[0] <= 2
     assert counted[1:] == [0, 0]
@@ -69,6 +73,19 @@ def test_the_sample_is_cut_once_as_many_rows_came_as_it_keeps(layouts):
         moments.update(torch.empty(BATCH, DIM, device=EMPTY))
     with pytest.raises(NotImplementedError, match="unique"):
         moments.update(torch.empty(BATCH, DIM, device=EMPTY))
+
+
+@pytest.mark.parametrize(
+    ("free", "rows"), [(80 * 2**30, MAX_DEVICE_ROWS), (2 * 2**30, 2**31 // (64 * 1024 * 8)), (2**20, CHUNK)]
+)
+def test_rows_are_added_at_once_as_the_memory_of_a_device_allows(free, rows, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: asked.append(device) or (free, 2 * free))
+    _fit_rows.cache_clear()
+    assert {max_rows(1024, torch.device("cuda", 0)) for _ in range(3)} == {rows}
+    assert len(asked) == 1
+    assert max_rows(1024, torch.device("cpu")) == MAX_ROWS
+    _fit_rows.cache_clear()
 
 
 @pytest.mark.parametrize(

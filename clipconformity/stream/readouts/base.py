@@ -13,6 +13,7 @@ from clipconformity.functional.resampling import Interval
 from clipconformity.stream.alignment import Partners
 from clipconformity.stream.pairs import LeftOut
 from clipconformity.stream.reference import ReferenceSet
+from clipconformity.stream.row_sample import Sample
 from clipconformity.stream.stream import Needs, Stream
 
 Direction = Literal["higher", "lower", "neither"]
@@ -63,6 +64,11 @@ class Batch(NamedTuple):
     """Raw, ``(N, D)``."""
     partners: Partners | None = None
     """Partners of each row, where the samples are pairs."""
+
+
+def read_sample(stream: Stream) -> Sample:
+    """Give the rows of the evaluated side's sample on the CPU, read once for all read-outs."""
+    return stream.cache("row_sample", lambda: stream.read_side().good_sample().cpu())
 
 
 class ReadOut(ABC):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from clipconformity.functional.conformity import own_set_conformity, quantiles
 from clipconformity.functional.density import Grid
 from clipconformity.functional.divergence import make_grid
+from clipconformity.functional.linalg import blocks
 from clipconformity.functional.resampling import exponentiate_interval, jackknife_error, name_ends
 from clipconformity.stream.contrast import Contrast
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.pairs import LeftOut, Without, own_pairs, own_pairs_without
-from clipconformity.stream.readouts.base import Field, ReadOut
+from clipconformity.stream.readouts.base import Field, ReadOut, read_sample
+from clipconformity.stream.row_sample import Sample
 from clipconformity.stream.stream import Needs, Stream
 
 LEVELS = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
@@ -47,13 +50,13 @@ class ConformityReadOut(ReadOut):
         moments = stream.read_side()
         own = own_pairs(moments)
         if stream.get_reference() is None:
-            values = own_set_values(moments)
+            values = own_set_values(moments, read_sample(stream))
             result = {"conformity_mean": own.value, "conformity_std": values.std(), "conformity_se": own.error}
             compared = {}
         else:
             contrast = stream.contrast(self.name)
             view, mean = contrast.view, contrast.conformity
-            values = view.good_sample().values[:, 1]
+            values = (contrast.sample if view is moments else view.good_sample()).values[:, 1]
             error = jackknife_error(mean.evaluated, moments["count"].cpu())
             result = {"conformity_mean": mean.whole, "conformity_std": view.conformity_std, "conformity_se": error}
             compared = _compare(contrast)
@@ -109,9 +112,11 @@ def _own_left_out(stream: Stream) -> dict[str, LeftOut]:
     return {"self_conformity_mean": LeftOut(Without.from_one_side(*own_pairs_without(moments)), (moments["count"],))}
 
 
-def own_set_values(moments: Moments) -> Tensor:
-    """Conformities of the sampled rows inside the whole stream, self excluded."""
-    return own_set_conformity(moments.good_sample().units @ moments.unit_mean, moments.total)
+def own_set_values(moments: Moments, sample: Sample) -> Tensor:
+    """Conformities of the sampled rows, on the CPU, inside the whole stream, self excluded."""
+    mean = moments.unit_mean.cpu()
+    towards = torch.cat([block.double() @ mean for block in blocks(sample.rows)])
+    return own_set_conformity(towards / sample.values[:, 0], moments.total.cpu())
 
 
 def histogram(stream: Stream) -> tuple[Tensor, Grid]:
@@ -120,7 +125,7 @@ def histogram(stream: Stream) -> tuple[Tensor, Grid]:
     The cells are those of the reference; without one, those of the set's own conformities, which count the row sample.
     """
     if stream.get_reference() is None:
-        values = own_set_values(stream.read_side())
+        values = own_set_values(stream.read_side(), read_sample(stream))
         grid = make_grid(values)
         return grid.counts(values), grid
     contrast = stream.contrast("Conformity")

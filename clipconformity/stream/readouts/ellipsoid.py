@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipconformity.functional.geometry import participation_ratio, tilt_figures
-from clipconformity.functional.linalg import covariance_of, permuted_columns
+from clipconformity.functional.distances import quick_type
+from clipconformity.functional.geometry import distances_from, participation_ratio, tilt_figures
+from clipconformity.functional.population import Rows, permuted_covariance
 from clipconformity.functional.resampling import make_generator
 from clipconformity.stream.moments import Moments
-from clipconformity.stream.readouts.base import Field, ReadOut
+from clipconformity.stream.readouts.base import Field, ReadOut, read_sample
 from clipconformity.stream.shape import shape_intervals
 from clipconformity.stream.stream import Needs, Stream
 
@@ -63,21 +64,22 @@ class EllipsoidReadOut(ReadOut):
         Raises:
             ValueError: If all samples are equal.
         """
-        moments = stream.read_side(min_samples=self.min_samples)
-        rows, covariance = moments.good_sample().rows.double(), moments.covariance
+        moments = stream.read_side(min_samples=self.min_samples).cpu()
+        sample, covariance = read_sample(stream), moments.covariance
         if _are_equal(moments):
             raise ValueError("embeddings: expected samples that differ, got equal ones; check what was encoded.")
-        distances = torch.linalg.vector_norm(rows - moments.mean, dim=1)
+        distances = distances_from(sample.rows, moments.mean)
         mu, variance = distances.mean(), distances.var()
         result = {"shell_mu": mu, "shell_variance": variance, "shell_ratio": mu.square() / variance}
         result["spectrum_condition"] = _compute_condition(moments, covariance)
-        _, permuted = covariance_of(permuted_columns(rows, make_generator(None)))
+        rows = Rows.center(sample.rows.to(quick_type()), sample.groups if moments.grouped else None)
+        permuted = permuted_covariance(rows, make_generator(None))
         for prefix, matrix in (("", covariance), ("permuted_", permuted)):
             result[f"{prefix}participation_ratio"] = participation_ratio(matrix)
             if len(matrix) > 1:
                 result |= {f"{prefix}{name}": x for name, x in zip(TILT, tilt_figures(matrix), strict=True)}
         result["offset"] = torch.linalg.vector_norm(moments.mean) / covariance.trace().sqrt()
-        return result | shape_intervals(moments.cpu(), result)
+        return result | shape_intervals((sample, moments), rows, covariance, result)
 
     def figures(self, stream: Stream, *, resamples: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Return all fields; of equal samples none, so that a score of them has its other figures."""

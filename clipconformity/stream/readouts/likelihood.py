@@ -5,20 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipconformity.functional.likelihood import (
-    BLOCK,
-    Gaussian,
-    check_gaussian,
-    log_density,
-    log_likelihood,
-    oas_shrinkage,
-)
-from clipconformity.functional.linalg import gram
+from clipconformity.functional.likelihood import Gaussian, log_density, shrink_gaussian
+from clipconformity.functional.population import Rows, sum_outer_products
 from clipconformity.functional.resampling import Estimate, name_ends
 from clipconformity.stream.moments import Moments
 from clipconformity.stream.pairs import estimate_by_influence
-from clipconformity.stream.readouts.base import Field, ReadOut
+from clipconformity.stream.readouts.base import Field, ReadOut, read_sample
 from clipconformity.stream.reference import ReferenceSet
+from clipconformity.stream.row_sample import Sample
 from clipconformity.stream.stream import Needs, Stream
 
 FOLDS = 5
@@ -44,13 +38,12 @@ class LikelihoodReadOut(ReadOut):
 
     def read(self, stream: Stream) -> dict[str, Tensor]:
         """Return the figures; means are exact."""
-        reference = stream.require_reference("GaussianLikelihood")
-        shrinkage = oas_shrinkage(reference.covariance, reference.count)
-        gaussian = check_gaussian(reference.mean, reference.covariance, shrinkage, symmetric=False)
-        own, sampled = compute_under(gaussian, stream.read_side())
-        held_out = reference.cache("held_out_likelihoods", lambda: held_out_likelihoods(reference))
+        reference, moments = stream.require_reference("GaussianLikelihood"), stream.read_side()
+        gaussian, shrinkage = fit_reference_gaussian(reference)
+        own, sampled = compute_under(gaussian, moments, read_sample(stream))
+        held_out = held_out_likelihoods(reference)
         shift = (own["log_likelihood_mean"] - held_out.mean()) / held_out.std()
-        interval = _shift_estimate(stream, reference, shift, sampled, held_out).interval()
+        interval = _estimate_shift(stream, reference, shift, sampled, held_out).interval()
         return (
             own
             | name_ends("log_likelihood_shift", interval)
@@ -62,7 +55,7 @@ class LikelihoodReadOut(ReadOut):
         )
 
 
-def compute_under(gaussian: Gaussian, moments: Moments) -> tuple[dict[str, Tensor], Tensor]:
+def compute_under(gaussian: Gaussian, moments: Moments, sample: Sample) -> tuple[dict[str, Tensor], Tensor]:
     """Compute figures of rows under a Gaussian, and the log-likelihood of each sampled row ``(k,)``."""
     own = moments.mean.cpu()
     apart = own - gaussian.mean
@@ -70,8 +63,7 @@ def compute_under(gaussian: Gaussian, moments: Moments) -> tuple[dict[str, Tenso
     spread = spread + torch.outer(apart, apart)  # second moment about the Gaussian's mean
     whitened = ((gaussian.root @ spread) * gaussian.root).sum()
     mean = gaussian.log_density(whitened)
-    sample = moments.good_sample().cpu()
-    sampled = torch.cat([log_density(part.double(), gaussian) for part in sample.rows.split(BLOCK)])
+    sampled = log_density(sample.rows, gaussian, gaussian.quick_type)
     estimate = estimate_by_influence(mean, (sampled - sampled.mean(), sample, moments))
     figures = {
         "log_likelihood_mean": mean,
@@ -82,44 +74,55 @@ def compute_under(gaussian: Gaussian, moments: Moments) -> tuple[dict[str, Tenso
     return figures, sampled
 
 
-def _shift_estimate(
+def _estimate_shift(
     stream: Stream, reference: ReferenceSet, shift: Tensor, sampled: Tensor, held_out: Tensor
 ) -> Estimate:
     """Estimate the shift under the reference's Gaussian as given: its errors affect both sides alike."""
-    moments, spread = stream.read_side(), held_out.std()
+    spread = held_out.std()
     z = (held_out - held_out.mean()) / spread
     return estimate_by_influence(
         shift,
-        ((sampled - sampled.mean()) / spread, moments.good_sample().cpu(), moments),
+        ((sampled - sampled.mean()) / spread, read_sample(stream), stream.read_side()),
         (-z - shift * (z.square() - z.square().mean()) / 2, reference.sample, reference.moments),
+    )
+
+
+def fit_reference_gaussian(reference: ReferenceSet) -> tuple[Gaussian, float]:
+    """Give the shrunk Gaussian of a reference, and its shrinkage; computed once."""
+    return reference.cache(
+        "shrunk_gaussian", lambda: shrink_gaussian(reference.mean, reference.covariance, reference.count)
     )
 
 
 def sampled_likelihoods(stream: Stream, reference: ReferenceSet) -> Tensor:
     """Log-likelihood of each sampled row under the reference's shrunk Gaussian, ``(k,)``."""
-    shrinkage = oas_shrinkage(reference.covariance, reference.count)
-    return compute_under(
-        check_gaussian(reference.mean, reference.covariance, shrinkage, symmetric=False), stream.read_side()
-    )[1]
+    gaussian, _ = fit_reference_gaussian(reference)
+    return log_density(read_sample(stream).rows, gaussian, gaussian.quick_type)
 
 
 def held_out_likelihoods(reference: ReferenceSet) -> Tensor:
     """Log-likelihood of each sampled row of a reference under the Gaussian of all rows but its fold, ``(k,)``.
+
+    Computed once.
 
     Raises:
         ValueError: If the reference is too small to hold a fold out.
     """
     if reference.count < 2 * FOLDS:
         raise ValueError(f"reference: expected at least {2 * FOLDS} samples, got {reference.count}.")
-    rows = reference.sample.rows
-    total = reference.mean * reference.count
-    second = reference.covariance * (reference.count - 1) + torch.outer(total, total) / reference.count
-    values = torch.empty(len(rows), dtype=torch.float64)
-    for fold in range(FOLDS):
-        out = reference.clusters % FOLDS == fold  # a group is held out together
-        count = reference.count - int(out.sum())
-        held = rows[out].double()
-        mean = (total - held.sum(0)) / count
-        covariance = (second - gram(held) - count * torch.outer(mean, mean)) / (count - 1)
-        values[out] = log_likelihood(held, mean, covariance, oas_shrinkage(covariance, count))
+    return reference.cache("held_out_likelihoods", lambda: _hold_out(reference))
+
+
+def _hold_out(reference: ReferenceSet) -> Tensor:
+    quick = fit_reference_gaussian(reference)[0].quick_type
+    rows = Rows.center(reference.sample.rows.to(quick), reference.clusters % FOLDS)  # a group is held out together
+    apart = reference.count * (reference.mean - rows.mean)  # sum of all rows, about the mean of the sampled ones
+    second = reference.covariance * (reference.count - 1) + torch.outer(apart, apart) / reference.count
+    values = torch.empty(len(rows.group), dtype=torch.float64)
+    for fold, size in enumerate(rows.sizes):
+        out = rows.group == fold
+        held, count, total = rows.centered[out], reference.count - int(size), apart - rows.sums[fold]
+        rest = second - sum_outer_products(held) - torch.outer(total, total) / count
+        gaussian, _ = shrink_gaussian(total / count, rest / (count - 1), count)
+        values[out] = log_density(held, gaussian, gaussian.quick_type)
     return values

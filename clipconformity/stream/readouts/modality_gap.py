@@ -78,7 +78,7 @@ def read(stream: Stream, matched_sum: Tensor) -> dict[str, Tensor]:
         "raw_modality_gap": torch.linalg.vector_norm(image.mean - text.mean),
         "matched_cosine": matched.sum() / total,
         "matched_cosine_se": mean_error(matched, count),
-        "modality_kl": conformity_kl(own_set_values(image), own_set_values(text)),
+        "modality_kl": conformity_kl(*(own_set_values(side, side.good_sample().cpu()) for side in (image, text))),
     }
 
 

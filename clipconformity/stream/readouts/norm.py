@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from clipconformity.functional.conformity import pearson, quantiles
+from clipconformity.functional.geometry import distances_from
 from clipconformity.functional.resampling import mean_error
-from clipconformity.stream.moments import Moments
 from clipconformity.stream.pairs import LeftOut, Without
-from clipconformity.stream.readouts.base import Field, ReadOut
+from clipconformity.stream.readouts.base import Field, ReadOut, read_sample
 from clipconformity.stream.readouts.conformity import LEVELS, own_set_values
 from clipconformity.stream.stream import Needs, Stream
 
@@ -41,14 +40,14 @@ class NormReadOut(ReadOut):
         moments = stream.read_side()
         total = moments.total
         first, second = moments["norm_sum"].sum(), moments["norm_square_sum"].sum()
-        norms, centered = compute_sampled_norms(moments)
+        norms, centered = compute_sampled_norms(stream)
         result = {
             "norm_mean": first / total,
             "norm_std": ((second - first.square() / total) / (total - 1)).clamp_min(0).sqrt(),
             "norm_se": mean_error(moments["norm_sum"], moments["count"]),
             "centered_norm_mean": centered.mean(),
             "centered_norm_std": centered.std(),
-            "norm_conformity_correlation": pearson(norms, own_set_values(moments)),
+            "norm_conformity_correlation": pearson(norms, own_set_values(moments, read_sample(stream))),
         }
         for name, level in LEVELS.items():
             result[f"norm_{name}"] = quantiles(norms, (level,))[0]
@@ -63,7 +62,7 @@ class NormReadOut(ReadOut):
         return {"norm_mean": LeftOut(Without.from_one_side(sums.sum() / count.sum(), left), (count,))}
 
 
-def compute_sampled_norms(moments: Moments) -> tuple[Tensor, Tensor]:
+def compute_sampled_norms(stream: Stream) -> tuple[Tensor, Tensor]:
     """Compute the norms of the sampled rows ``(k,)``, raw and centred on the mean of all."""
-    sample = moments.good_sample()
-    return sample.values[:, 0], torch.linalg.vector_norm(sample.rows.double() - moments.mean, dim=1)
+    sample = read_sample(stream)
+    return sample.values[:, 0], distances_from(sample.rows, stream.read_side().mean.cpu())

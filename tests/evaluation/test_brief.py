@@ -10,6 +10,7 @@ import torch
 
 import clipconformity as cc
 from clipconformity import data, evaluation, generators
+from clipconformity.data.addresses import parse_place
 from clipconformity.data.brief import format_brief
 from clipconformity.demo import sample_scenes, write_coco_scenes
 
@@ -93,5 +94,7 @@ def test_a_score_says_its_verdicts(shown):
     assert "variety='" in shown["SizePoint"]
 
 
-def test_a_path_is_shown_as_its_words():
+def test_a_path_or_address_is_shown_as_a_text_without_secrets():
+    place = parse_place("https://ann:secret@example.org/e.npy?key=abc")
+    assert format_brief(1, path=place) == "int(path='https://example.org/e.npy')"
     assert format_brief(Path("a"), root=Path("b") / "c", file=None) == f"{type(Path()).__name__}(root='b/c')"

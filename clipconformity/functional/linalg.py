@@ -80,7 +80,9 @@ def quadratic_form(rows: Tensor, matrix: Tensor) -> Tensor:
 
 def permuted_columns(values: Tensor, generator: torch.Generator) -> Tensor:
     """A copy with every column permuted on its own: the same marginals, no correlation but by chance."""
-    turned = values.T.contiguous()  # a column's entries side by side: fetched one by one they are a row apart
+    turned = values.T.clone(
+        memory_format=torch.contiguous_format
+    )  # a column's entries side by side: fetched one by one they are a row apart
     for column in turned:
         order = torch.randperm(len(column), generator=generator, device=generator.device)
         column.copy_(column[order.to(column.device)])

@@ -12,7 +12,14 @@ from helpers import double, ellipsoid_rows, unit
 from clipconformity import FrechetDistance, ReferenceSet
 from clipconformity.functional import whiten
 from clipconformity.functional.likelihood import check_gaussian, log_density, log_likelihood
-from clipconformity.functional.linalg import add_gram, gram, mirror_upper, quadratic_form, square_norms
+from clipconformity.functional.linalg import (
+    add_gram,
+    gram,
+    mirror_upper,
+    permuted_columns,
+    quadratic_form,
+    square_norms,
+)
 from clipconformity.stream import row_sample
 from clipconformity.stream.chunks import CHUNK, MAX_BATCH, MAX_ROWS
 from clipconformity.stream.layout import Layout
@@ -76,6 +83,16 @@ def test_a_gram_matrix_by_panels_is_the_whole_product(count, dim, generator):
     add_gram(total, rows)
     np.testing.assert_allclose(mirror_upper(total), expected, rtol=0, atol=1e-14 * expected.max())
     np.testing.assert_allclose(gram(rows), rows.numpy().T @ rows.numpy(), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_permuted_columns_leave_the_rows_as_they_were(dim, generator):
+    rows = torch.randn(50, dim, generator=generator)
+    before = rows.clone()
+    found = permuted_columns(rows, torch.Generator().manual_seed(0))
+    assert torch.equal(rows, before)
+    assert not torch.equal(found, before)
+    assert torch.equal(found.sort(0).values, before.sort(0).values)
 
 
 def test_quadratic_forms_in_blocks_are_those_of_single_rows(generator):

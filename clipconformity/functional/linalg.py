@@ -73,11 +73,6 @@ def square_norms(rows: Tensor) -> Tensor:
     return torch.linalg.vecdot(rows, rows)
 
 
-def quadratic_form(rows: Tensor, matrix: Tensor) -> Tensor:
-    """Give x' M x of every row, ``(N,)``; in blocks, since large temporaries cost more than the products."""
-    return torch.cat([torch.linalg.vecdot(block @ matrix, block) for block in blocks(rows)])
-
-
 def permuted_columns(values: Tensor, generator: torch.Generator) -> Tensor:
     """A copy with every column permuted on its own: the same marginals, no correlation but by chance."""
     turned = values.T.clone(

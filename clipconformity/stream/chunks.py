@@ -34,13 +34,13 @@ class LabelledRows(NamedTuple):
     """Rows with what they came with."""
 
     values: Tensor
-    """The rows ``(N, D)``, in working precision, on the device of the state."""
+    """The rows ``(N, D)``; as they came, until they are brought to the device and the precision of the state."""
     groups: Tensor | None = None
     """What each is dealt by, ``(N,)``; None where that is its content."""
     keys: Tensor | None = None
     """Keys of the row sample, where they are not those of each row's own content."""
     ids: Tensor | None = None
-    """Hash of each id."""
+    """Hash of each id, on the CPU: that it is noted beside its word waits for no device."""
     words: list[str] | None = None
     """The ids; where they have no hashes, those of the sampled rows are found."""
     grouped: bool = False
@@ -212,9 +212,12 @@ def name_sampled(sums: Sums, names: dict[int, str]) -> Sample | None:
         return sampled._replace(ids=torch.zeros_like(places) if ids is None else ids[places])
     every = len(places) == len(words)  # in order; a device is not asked for the places
     own = words if every else [words[place] for place in places.tolist()]
-    hashes = hash_labels(own, len(own), places.device, "ids") if ids is None else ids[places]
-    names.update(zip(hashes.tolist(), own, strict=True))
-    return sampled._replace(ids=hashes)
+    if ids is None:
+        ids = hash_labels(own, len(own), torch.device("cpu"), "ids")
+    elif not every:
+        ids = ids[places]
+    names.update(zip(ids.tolist(), own, strict=True))
+    return sampled._replace(ids=ids.to(places.device))
 
 
 def _select_directions(layout: Layout, rows_bucket: Tensor | None, device: torch.device) -> Tensor | None:

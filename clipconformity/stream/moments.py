@@ -153,14 +153,14 @@ class Moments:
         keys: Tensor | None,
         placed: bool,
     ) -> LabelledRows:
-        """Check and hash what rows come with, on the state's device."""
+        """Check and hash what rows come with."""
         device = self._sum("count").device
         own = None if groups is None else hash_labels(groups, len(embeddings), device)
         words = None if ids is None else _to_words(ids, len(embeddings))
         hashes = None
         if words is not None and not placed:  # places deal no rows: those alone are hashed that come into the sample
-            hashes = hash_labels(words, len(words), device, "ids")
-            own = hashes if own is None else own
+            hashes = hash_labels(words, len(words), torch.device("cpu"), "ids")
+            own = hashes.to(device) if own is None else own
         keys = None if keys is None else keys.to(device)
         return LabelledRows(embeddings.detach(), own, keys, hashes, words, groups is not None)
 

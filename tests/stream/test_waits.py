@@ -65,6 +65,17 @@ def test_an_update_on_a_device_neither_waits_for_it_nor_copies(layouts, name, si
     assert counted[1:] == [0, 0]
 
 
+@pytest.mark.parametrize("placed", [False, True])
+def test_an_update_with_ids_does_not_wait_either(layouts, placed):
+    """Their hashes go to the device, and do not come back."""
+    moments = Moments(layouts["everything"], layouts["everything"].zeros(EMPTY))
+    ids = [f"row {n}" for n in range(BATCH)]
+    moments.update(torch.empty(BATCH, DIM, device=EMPTY), ids=ids, placed=placed)
+    for start in range(0, 300, 100):
+        moments.update(torch.empty(100, DIM, device=EMPTY), ids=ids[start : start + 100], placed=placed)
+    assert sorted(moments.names.values()) == sorted(ids)
+
+
 def test_the_sample_is_cut_once_as_many_rows_came_as_it_keeps(layouts):
     """The one wait: of so many batches one."""
     layout = ReferenceSet.fit(ellipsoid_rows(300, DIM, torch.Generator().manual_seed(0))).view(max_samples=2 * BATCH)
